@@ -1,0 +1,66 @@
+"""Adaptive Matching Distillation (AMD) for the distillation toolkits people already use.
+
+The names below are the public ones. They load on first use, so that importing the package costs
+no torch: a host can discover plugins and print its help before any heavy import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from amd_plugin.hookspecs import hookimpl, hookspec
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from amd_plugin import operators
+    from amd_plugin.advantage import group_advantage
+    from amd_plugin.losses import fake_score_loss, matching_loss
+    from amd_plugin.objective import AMDObjective, DMDObjective
+    from amd_plugin.plugins import get_plugin_manager
+    from amd_plugin.prediction import NoiseLevel, to_x0
+    from amd_plugin.sharpening import sharpening_weights
+    from amd_plugin.signals import Direction, Signals
+
+_HOME = {
+    "AMDObjective": "objective",
+    "DMDObjective": "objective",
+    "Direction": "signals",
+    "NoiseLevel": "prediction",
+    "Signals": "signals",
+    "fake_score_loss": "losses",
+    "get_plugin_manager": "plugins",
+    "group_advantage": "advantage",
+    "matching_loss": "losses",
+    "sharpening_weights": "sharpening",
+    "to_x0": "prediction",
+}
+
+__all__ = [
+    "AMDObjective",
+    "DMDObjective",
+    "Direction",
+    "NoiseLevel",
+    "Signals",
+    "__version__",
+    "fake_score_loss",
+    "get_plugin_manager",
+    "group_advantage",
+    "hookimpl",
+    "hookspec",
+    "matching_loss",
+    "operators",
+    "sharpening_weights",
+    "to_x0",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "operators":
+        return import_module("amd_plugin.operators")
+    if name in _HOME:
+        return getattr(import_module(f"amd_plugin.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'amd_plugin' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,161 @@
+"""The operators H of METHOD: each makes or transforms a `Direction`, all compose with `chain`.
+
+A *maker* takes `Signals` and returns a `Direction`; a *transform* takes a `Direction` and returns one. So
+
+    amd = chain(dmd(guidance_scale), adapt(strength), normalize())
+
+reads as it computes. Pure functions on tensors; no gradient flows through any of them.
+"""
+
+from typing import Any, Callable, Literal
+
+from torch import Tensor
+
+from amd_plugin.prediction import widen
+from amd_plugin.signals import Direction, Signals
+
+Maker = Callable[[Signals], Direction]
+Transform = Callable[[Direction], Direction]
+Side = Literal["both", "negative"]
+Window = tuple[float, float]
+
+EVERYWHERE: Window = (float("-inf"), float("inf"))
+
+
+def chain(*operators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Applies `operators` from left to right: the first makes a direction, the others transform it. ``chain()`` is the identity."""
+
+    def composed(value: Any) -> Any:
+        for operator in operators:
+            value = operator(value)
+        return value
+
+    return composed
+
+
+def dmd(guidance_scale: float = 1.0) -> Maker:
+    """DMD / DMD2 (2311.18828, 2405.14867): match = d_real_cond - d_fake, guide = (w - 1) d_ca, before normalisation.
+
+    Args:
+        guidance_scale: w of the real teacher, standard form. At 1 the guidance term is exactly 0.
+    """
+
+    def make(signals: Signals) -> Direction:
+        match = widen(signals.real_cond.detach()) - widen(signals.fake.detach())
+        return Direction(match, (guidance_scale - 1) * signals.augmentation(), signals, guidance_scale)
+
+    return make
+
+
+def decoupled_dmd(
+    guidance_scale: float = 1.0, match_window: Window = EVERYWHERE, guide_window: Window = EVERYWHERE
+) -> Maker:
+    """Decoupled DMD: guidance ("spear") and matching ("shield") each on noise levels of their own.
+
+    Give `Signals.guide_cond` and `guide_uncond` from an independent draw of the noise level for the full method. The
+    windows need no further forward: a term counts only for samples whose `Signals.sigma` lies in its window.
+
+    Args:
+        guidance_scale: w, as in `dmd`.
+        match_window: (low, high), inclusive, in the units of `Signals.sigma`.
+        guide_window: likewise for the guidance term.
+    """
+    return chain(dmd(guidance_scale), window(match_window, guide_window))
+
+
+def amd(guidance_scale: float = 1.0, strength: float = 0.5, side: Side = "both") -> Maker:
+    """Adaptive Matching Distillation (2602.07345), Eq. 10: ``beta (d_real_cond - d_fake) + alpha (w - 1) d_ca``.
+
+    `adapt` says what alpha and beta are. Without advantages, or with equal rewards, this is `dmd` to the bit.
+    """
+    return chain(dmd(guidance_scale), adapt(strength, side))
+
+
+def adapt(strength: float, side: Side = "both") -> Transform:
+    """Dynamic Score Adaptation, Eq. 12-13: alpha = 1 + s a on the guidance term, beta = 1 - s a on the matching term.
+
+    Args:
+        strength: s in [0, 1).
+        side: ``both`` is the paper's form. ``negative`` uses min(a, 0): samples that do well keep plain DMD, only failing
+            ones get more matching and less guidance. With guidance, ``both`` also pushes good samples outward and loses modes.
+
+    Raises:
+        ValueError: for a strength outside [0, 1) or another side.
+    """
+    if not 0 <= strength < 1:
+        raise ValueError(f"strength: must be in [0, 1), got {strength}. At 1 the weight of matching reaches 0")
+    if side not in ("both", "negative"):
+        raise ValueError(f"side: must be 'both' or 'negative', got {side!r}")
+
+    def transform(direction: Direction) -> Direction:
+        if direction.signals.advantage is None:
+            return direction
+        alpha, beta = adaptation_weights(direction.signals.advantage, strength, side)
+        shaped = direction.signals.per_sample
+        return direction._replace(match=shaped(beta) * direction.match, guide=shaped(alpha) * direction.guide)
+
+    return transform
+
+
+def adaptation_weights(advantage: Tensor, strength: float, side: Side = "both") -> tuple[Tensor, Tensor]:
+    """(alpha, beta) of Eq. 13 for `advantage` [B] in [-1, 1]; both [B], fp32 or wider."""
+    a = widen(advantage.detach())
+    if side == "negative":
+        a = a.clamp(max=0)
+    return 1 + strength * a, 1 - strength * a
+
+
+def weigh(match: float = 1.0, guide: float = 1.0) -> Transform:
+    """Constant weights on the two terms: the static control to AMD's per-sample ones."""
+
+    def transform(direction: Direction) -> Direction:
+        return direction._replace(match=match * direction.match, guide=guide * direction.guide)
+
+    return transform
+
+
+def window(match: Window = EVERYWHERE, guide: Window = EVERYWHERE) -> Transform:
+    """Keeps each term only for samples whose `Signals.sigma` lies in its (low, high), inclusive.
+
+    Raises:
+        ValueError: when called on a direction whose signals have no sigma, unless both windows are open.
+    """
+
+    def transform(direction: Direction) -> Direction:
+        if match == EVERYWHERE and guide == EVERYWHERE:
+            return direction
+        sigma = direction.signals.sigma
+        if sigma is None:
+            raise ValueError("Signals.sigma: needed by a window over noise levels, got None")
+        shaped = direction.signals.per_sample
+        return direction._replace(
+            match=shaped((sigma >= match[0]) & (sigma <= match[1])) * direction.match,
+            guide=shaped((sigma >= guide[0]) & (sigma <= guide[1])) * direction.guide,
+        )
+
+    return transform
+
+
+def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float = 1e-6) -> Transform:
+    """DMD2's normaliser: divides by ``mean |x0 - d_real| + eps``, d_real the guided prediction at the plain guidance scale.
+
+    The divisor never depends on advantages or windows, so that objectives compared with each other differ in direction only.
+
+    Args:
+        kind: the mean over each sample (DMD2), or over the whole batch (FastVideo).
+        eps: added to the mean, in units of x0.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind not in ("per_sample", "global"):
+        raise ValueError(f"normalizer: must be 'per_sample' or 'global', got {kind!r}")
+
+    def transform(direction: Direction) -> Direction:
+        signals, w = direction.signals, direction.guidance_scale
+        guided = widen(signals.real_cond.detach()) + (w - 1) * signals.augmentation()
+        distance = (widen(signals.x0.detach()) - guided).abs()
+        scale = distance.mean() if kind == "global" else signals.per_sample(distance.flatten(1).mean(1))
+        return direction._replace(match=direction.match / (scale + eps), guide=direction.guide / (scale + eps))
+
+    return transform
