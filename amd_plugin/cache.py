@@ -1,0 +1,52 @@
+"""Things worth making once: teachers and classifiers, kept by a hash of everything that made them.
+
+They live under ``$AMD_PLUGIN_CACHE``, or ``amd-plugin`` in the user's cache folder. Deleting them costs time only.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+
+def root() -> Path:
+    """The folder everything is kept in."""
+    if "AMD_PLUGIN_CACHE" in os.environ:
+        return Path(os.environ["AMD_PLUGIN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amd-plugin"
+
+
+def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """The folder that `make` filled, now or in an earlier run; processes that ask at the same time wait for one of them.
+
+    Args:
+        kind: first part of the folder's name.
+        made_of: JSON-able; all that the result depends on beside `make`'s own module and torch's version, which are added.
+        make: fills the empty folder it is given.
+    """
+    recipe = json.dumps(dict(made_of), sort_keys=True)
+    code = inspect.getsource(sys.modules[make.__module__])
+    digest = hashlib.sha256("\0".join((recipe, code, torch.__version__)).encode()).hexdigest()[:16]
+    folder = root() / f"{kind}-{digest}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                make(draft)
+                (draft / "made_of.json").write_text(recipe)
+                draft.rename(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    return folder

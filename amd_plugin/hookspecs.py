@@ -1,0 +1,157 @@
+"""The contract between a distillation host and its plugins: hook names, their arguments, what None means.
+
+No logic and no torch at run time. A plugin is a module or object with functions marked `@amd_plugin.hookimpl`, named in the
+entry-point group ``distill_host`` or given to `get_plugin_manager().register(...)`. Each may take any subset of the
+arguments. Hooks are added and their arguments extended, never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+    from amd_plugin.objective import LossOutput
+    from amd_plugin.signals import Signals
+
+NAME = "distill_host"
+
+hookspec = pluggy.HookspecMarker(NAME)
+hookimpl = pluggy.HookimplMarker(NAME)
+
+
+class Objective(Protocol):
+    """What a host calls. `amd_plugin.DMDObjective` is the reference; B samples, then any dimensions.
+
+    Attributes:
+        guidance_scale: w of the teacher, standard form.
+        needs_reward: False: the host decodes and scores nothing, and gives no advantages.
+        needs_uncond: False: the host may leave `Signals.real_uncond` out.
+        min_group_size: fewest samples per prompt that make sense.
+        guidance_sigma, match_sigma: (low, high) noise levels of the two terms; None leaves them to the host, or shares one draw.
+        strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
+    """
+
+    guidance_scale: float
+    needs_reward: bool
+    min_group_size: int
+    guidance_sigma: tuple[float, float] | None
+    match_sigma: tuple[float, float] | None
+    strength_scale: float
+
+    @property
+    def needs_uncond(self) -> bool: ...
+    def advantage(self, reward: Tensor, groups: Tensor) -> Tensor:
+        """[B] from the rewards [B] and prompt ids [B] of the joined batch of all ranks; may update running statistics."""
+        ...
+
+    def sharpening_weights(self, advantage: Tensor) -> Tensor:
+        """[B], mean 1, for the fake score's loss, from the advantages of the joined batch."""
+        ...
+
+    def student_loss(self, signals: Signals) -> LossOutput:
+        """Loss on `signals.x0`."""
+        ...
+
+    def fake_score_loss(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> LossOutput:
+        """Denoising loss of the fake score on student samples."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores decoded samples. It may also take columns of the batch by name, `labels` [B] for one."""
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor | Sequence[float | None]:
+        """[B], higher is better, from media [B, C, H, W] or [B, C, T, H, W]; NaN or None where it could not be computed."""
+        ...
+
+
+class SigmaSampler(Protocol):
+    """Moves the noise levels at which a turn compares or trains its networks."""
+
+    def __call__(
+        self, sigma: Tensor, *, role: str, advantage: Tensor | None, step: int, generator: Generator
+    ) -> Tensor:
+        """New levels [B] from the levels `sigma` [B] drawn so far, as fractions in (0, 1) of the noise schedule.
+
+        Args:
+            sigma: the host's draw, or what an earlier sampler made of it, for the joined batch.
+            role: ``student`` (matching), ``guide`` (guidance at its own level) or ``fake_score``.
+            advantage: [B] of the joined batch, None where the objective listens to no reward.
+            step: student updates so far.
+            generator: the only source of randomness to use; the same on every rank.
+        """
+        ...
+
+
+@hookspec
+def distill_objectives() -> Mapping[str, Callable[..., Objective]] | None:  # type: ignore[empty-body]
+    """Objectives by name; each is built from keyword options. None or {} adds nothing.
+
+    The factory's annotated keyword parameters are the schema of a recipe's ``objective`` section: names, types and
+    defaults are read off its signature. A name that is taken already disables the later plugin.
+    """
+
+
+@hookspec(firstresult=True)
+def distill_make_objective(  # type: ignore[empty-body]
+    name: str, factory: Callable[..., Objective], options: Mapping[str, Any]
+) -> Objective | None:
+    """Builds objective `name`. Most plugins leave this alone; implement it to wrap or replace. None passes it on."""
+
+
+@hookspec
+def distill_rewards() -> Mapping[str, Callable[..., Reward]] | None:  # type: ignore[empty-body]
+    """Rewards by name; each factory is called with the recipe's options, and with ``task`` if it has such a parameter."""
+
+
+@hookspec
+def distill_sigma_sampler(options: Mapping[str, Any]) -> SigmaSampler | None:  # type: ignore[empty-body]
+    """Called once before training with the resolved recipe. Samplers of several plugins run one after the other."""
+
+
+@hookspec
+def distill_strength_schedule(  # type: ignore[empty-body]
+    step: int, max_steps: int, metrics: Mapping[str, float]
+) -> float | None:
+    """Factor >= 0 on the objective's strength at `step`; `metrics` are the last logged ones. Several multiply; None is 1."""
+
+
+@hookspec(firstresult=True)
+def distill_prepare_frozen(  # type: ignore[empty-body]
+    role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any]
+) -> nn.Module | None:
+    """Places a frozen network (`role` is ``teacher``): device, dtype, sharding. None passes it on; the host's own puts it whole."""
+
+
+@hookspec
+def distill_on_step(step: int, metrics: Mapping[str, float]) -> None:
+    """After student update `step` (from 1) that was logged, on the main process."""
+
+
+@hookspec
+def distill_state_dict() -> tuple[str, Mapping[str, Any]] | None:  # type: ignore[empty-body]
+    """(key, JSON-able state) a plugin wants in each checkpoint; called on the main process."""
+
+
+@hookspec
+def distill_load_state_dict(state: Mapping[str, Mapping[str, Any]]) -> None:
+    """All plugins' states by key, on every process, when a run is resumed. Take your own."""
+
+
+@hookspec
+def distill_export(path: Path, options: Mapping[str, Any]) -> None:
+    """After the student was written to `path`, on the main process: add files, never change those there."""
