@@ -26,10 +26,10 @@ def distill_make_objective(
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """``classifier`` (the task's own), ``random`` and ``inverted`` (controls)."""
+    """``classifier``, the tasks' own, and ``random``, a control."""
     from amd_plugin.rewards import classifier, controls
 
-    return {"classifier": classifier.ClassifierReward, "random": controls.RandomReward, "inverted": controls.InvertedReward}
+    return {"classifier": classifier.ClassifierReward, "random": controls.RandomReward}
 
 
 @hookimpl(trylast=True)

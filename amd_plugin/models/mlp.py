@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class PointMLP(ModelMixin, ConfigMixin):
-    """Predicts the flow at a point, given a timestep and a class.
+    """Predicts the flow at a point, given a timestep and a class; blocks are modulated by the condition (FiLM).
 
     Args:
         channels: dimension of a point.
@@ -20,21 +20,27 @@ class PointMLP(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, channels: int = 2, width: int = 64, depth: int = 2, num_classes: int = 8):
         super().__init__()
-        self.register_buffer("frequencies", 2.0 ** torch.arange(0, 6) * torch.pi / 2, persistent=False)
-        self.enter = nn.Linear(channels, width)
+        self.enter = nn.Linear(7 * channels, width)
         self.time = nn.Linear(12, width)
         self.label = nn.Embedding(num_classes + 1, width)
+        self.modulate = nn.Linear(width, 2 * width * depth)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)) for _ in range(depth)
         )
-        self.condition = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
+        self.leave = nn.Linear(width, channels)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Transformer2DModelOutput:
         """Output [B, channels] for points [B, channels], timesteps [B] in [0, 1000] and labels [B]."""
-        angle = timestep[:, None] / 1000 * self.frequencies
-        embedded = nn.functional.silu(self.time(torch.cat((angle.sin(), angle.cos()), 1)) + self.label(class_labels))
-        h = self.enter(hidden_states)
-        for block, condition in zip(self.blocks, self.condition, strict=True):
-            h = h + block(h + condition(embedded))
-        return Transformer2DModelOutput(sample=self.leave(h))
+        h = self.enter(torch.cat((hidden_states, _waves(hidden_states, 3, 1.0)), 1))
+        time = self.time(_waves(timestep[:, None] / 1000, 6, torch.pi / 2))
+        condition = self.modulate(nn.functional.silu(time + self.label(class_labels)))
+        for block, modulation in zip(self.blocks, condition.chunk(len(self.blocks), 1), strict=True):
+            scale, shift = modulation.chunk(2, 1)
+            h = h + block(h * (1 + scale) + shift)
+        return Transformer2DModelOutput(sample=self.leave(nn.functional.silu(h)))
+
+
+def _waves(x: Tensor, octaves: int, base: float) -> Tensor:
+    """Sines and cosines of x [B, D] at `octaves` frequencies from `base` up; [B, 2 * octaves * D]."""
+    angle = (x[:, :, None] * base * 2.0 ** torch.arange(octaves, device=x.device)).flatten(1)
+    return torch.cat((angle.sin(), angle.cos()), 1)

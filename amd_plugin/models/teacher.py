@@ -20,7 +20,7 @@ from amd_plugin.schedule import NoiseSchedule, sample
 if TYPE_CHECKING:
     from amd_plugin.tasks import Task
 
-SAMPLING_STEPS = 50
+SAMPLING_STEPS = 30
 
 
 def teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:

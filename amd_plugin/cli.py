@@ -1,0 +1,230 @@
+"""The `amd-plugin` command. Errors are printed without a traceback unless AMD_PLUGIN_DEBUG is set; exit codes are in `errors`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency
+
+app = typer.Typer(
+    name="amd-plugin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Adaptive Matching Distillation: reward-aware distillation of diffusion models into few-step generators.",
+)  # fmt: skip
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with the package, and checking one's own.")
+app.add_typer(recipes_app, name="recipes")
+
+out = Console()
+err = Console(stderr=True)
+
+RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. train.max_steps=100")
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    objective: Annotated[Optional[str], typer.Option(help="objective to use instead of the recipe's")] = None,
+    overrides: Overrides = None,
+    output: Annotated[Optional[Path], typer.Option(help="the run's folder [default: runs/RECIPE-OBJECTIVE]")] = None,
+    resume: Annotated[Optional[str], typer.Option(metavar="auto|PATH", help="go on from a checkpoint")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, say what would happen, stop")] = False,
+) -> None:
+    """Distil a student as a recipe says."""
+    from amd_plugin import recipe as recipes
+    from amd_plugin.host import run
+    from amd_plugin.plugins import get_plugin_manager
+
+    plugins = get_plugin_manager()
+    loaded = recipes.load(recipe, plugins, overrides or (), objective)
+    name = loaded.config.objective.name
+    folder = output or Path("runs") / f"{loaded.name}-{name}"
+    main = int(os.environ.get("RANK", 0)) == 0
+    if loaded.unused_options and main:
+        out.print(f"objective {name} does not take {', '.join(loaded.unused_options)}; not used", highlight=False)
+    if dry_run:
+        for what, value in run.dry_run(loaded, plugins, folder, resume).items():
+            out.print(f"{what}: {value}", highlight=False, soft_wrap=True)
+        return
+    evaluation = run.train(loaded, plugins, folder, resume, out if main else None)
+    if main:
+        from amd_plugin.evaluate.report import write_report
+
+        held_out = {name: evaluation[name] for name in loaded.config.evaluate.held_out}
+        out.print("held out: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()), highlight=False)
+        out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    recipe: RecipeName,
+    objectives: Annotated[str, typer.Option(help="comma-separated objectives or arms; the first is the baseline")] = "dmd,amd",
+    seeds: Annotated[str, typer.Option(help="how many seeds, or a comma-separated list of them")] = "4",
+    ablate: Annotated[bool, typer.Option("--ablate", help="add AMD's parts and its control arms")] = False,
+    tune: Annotated[
+        Optional[list[str]], typer.Option(metavar="KEY=V1,V2", help="also run the baseline with each value of a key")
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[Optional[Path], typer.Option(help="the comparison's folder [default: runs/compare-RECIPE]")] = None,
+    workers: Annotated[Optional[int], typer.Option(min=1, help="processes [default: one per core]")] = None,
+) -> None:
+    """Run objectives x seeds, pair the seeds, and write a table and a report."""
+    from amd_plugin.evaluate import compare as comparison
+    from amd_plugin.evaluate.report import write_report
+
+    arms = comparison.arms(objectives.split(","), ablate=ablate, tune=tune or ())
+    folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
+    result = comparison.compare(
+        recipe, arms, comparison.parse_seeds(seeds), overrides or (), folder, workers=workers, console=out
+    )
+    out.print(result)
+    out.print(f"table: {folder / 'compare.md'}", highlight=False, soft_wrap=True)
+    out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
+    output: Annotated[Optional[Path], typer.Option(help="the HTML file [default: report.html in the first folder]")] = None,
+) -> None:
+    """Write one self-contained HTML report on runs and comparisons."""
+    from amd_plugin.evaluate.report import write_report
+
+    path = write_report(runs, output or runs[0] / "report.html")
+    out.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+) -> None:
+    """List plugins: what they provide, and why those that failed did so."""
+    from amd_plugin.plugins import get_plugin_manager
+
+    manager = get_plugin_manager()
+    objectives, rewards = manager.objectives(), manager.rewards()
+    rows = [
+        {
+            "name": s.name, "distribution": s.distribution, "status": s.status, "hooks": s.hooks, "cause": s.cause,
+        }  # fmt: skip
+        for s in manager.statuses.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps({"plugins": rows, "objectives": sorted(objectives), "rewards": sorted(rewards)}, indent=1))
+        return
+    for row in rows:
+        origin = f" ({row['distribution']})" if row["distribution"] else ""
+        out.print(f"{row['name']}{origin}: {row['status']}", highlight=False, soft_wrap=True)
+        if row["hooks"]:
+            out.print(f"    hooks: {', '.join(row['hooks'])}", highlight=False, soft_wrap=True)
+        if row["cause"]:
+            out.print(f"    cause: {row['cause']}", highlight=False, soft_wrap=True, markup=False)
+    out.print(f"objectives: {', '.join(sorted(objectives))}", highlight=False, soft_wrap=True)
+    out.print(f"rewards: {', '.join(sorted(rewards))}", highlight=False, soft_wrap=True)
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """Names and purposes of the shipped recipes."""
+    from amd_plugin import recipe as recipes
+
+    for name, path in recipes.shipped().items():
+        purpose = path.read_text().splitlines()[0].lstrip("# ")
+        out.print(f"{name}: {purpose}", highlight=False, soft_wrap=True)
+
+
+@recipes_app.command()
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print a recipe with all its defaults, as a run would use it."""
+    from amd_plugin import recipe as recipes
+    from amd_plugin.plugins import get_plugin_manager
+
+    typer.echo(recipes.load(recipe, get_plugin_manager(), overrides or ()).as_yaml(), nl=False)
+
+
+@recipes_app.command()
+def copy(
+    recipe: RecipeName,
+    to: Annotated[Optional[Path], typer.Argument(help="file to write [default: RECIPE.yaml here]")] = None,
+) -> None:
+    """Copy a shipped recipe, to be edited."""
+    from amd_plugin import recipe as recipes
+
+    source = recipes.find(recipe)
+    target = to or Path(source.name)
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise InputError(f"{target}: exists already; it was not touched")
+    try:
+        target.write_text(source.read_text())
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error}") from error
+    out.print(f"{target}", highlight=False, soft_wrap=True)
+
+
+@recipes_app.command()
+def validate(
+    paths: Annotated[list[str], typer.Argument(help="names or YAML files")],
+    overrides: Overrides = None,
+) -> None:
+    """Check recipes; prints every problem with its line."""
+    from amd_plugin import recipe as recipes
+    from amd_plugin.plugins import get_plugin_manager
+
+    manager = get_plugin_manager()
+    problems = []
+    for path in paths:
+        try:
+            recipes.load(path, manager, overrides or ())
+            out.print(f"{path}: ok", highlight=False, soft_wrap=True)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+@recipes_app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from amd_plugin.config import RecipeConfig
+
+    typer.echo(json.dumps(RecipeConfig.model_json_schema(), indent=1))
+
+
+def main() -> None:
+    """Runs the command line; turns the package's own errors into a message and an exit code."""
+    # deepspeed and torch announce missing accelerators at import; nobody running on a CPU needs to hear it twice.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    try:
+        app()
+    except AmdPluginError as error:
+        if os.environ.get("AMD_PLUGIN_DEBUG"):
+            raise
+        err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, AmdPluginError):
+            err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)", highlight=False)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if os.environ.get("AMD_PLUGIN_DEBUG"):
+            raise
+        err.print(f"error: {error}. Install it, or the extra of amd-plugin that brings it", style="red", soft_wrap=True)
+        sys.exit(MissingDependency.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted", style="red")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Judging students by what they were not trained on: metrics, paired comparisons, reports."""

@@ -1,0 +1,136 @@
+"""Checkpoints without pickle: safetensors and JSON, complete or not there at all.
+
+A checkpoint is a folder ``step-NNNNNN`` that is written under another name and renamed when its manifest, written last,
+lists every file with its size. Random numbers need no state: they are keyed by seed and step (`amd_plugin.randomness`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from amd_plugin.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int) -> Path:
+    """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
+
+    Args:
+        folder: holds the run's checkpoints.
+        step: student updates done.
+        tensors: file stem -> state dict of a module or an optimizer.
+        state: JSON-able rest.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = folder / f"step-{step:06d}"
+    draft = folder / f".{final.name}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    rest = {}
+    for name, state_dict in tensors.items():
+        flat, rest[name] = _split(state_dict)
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, draft / f"{name}.safetensors")
+    _write(draft / "state.json", {"step": step, "rest": rest, **state})
+    sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+    _write(draft / "manifest.json", {"format": FORMAT, "files": sizes})
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(draft, final)
+    for old in available(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """(tensors, state) as they were given to `save`.
+
+    Raises:
+        InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
+    """
+    check(path)
+    state = json.loads((path / "state.json").read_text())
+    rest = state.pop("rest")
+    return {name: _join(load_file(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
+
+
+def check(path: Path) -> None:
+    """Raises InputError, saying what is wrong, unless `path` is a complete checkpoint this version can read."""
+    if not path.is_dir():
+        raise InputError(f"checkpoint {path}: there is no such folder")
+    manifest = path / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. Use an earlier one")
+    try:
+        written = json.loads(manifest.read_text())
+        version, files = written["format"], written["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint {path}: its manifest.json cannot be read: {error}. Use an earlier one") from error
+    if version > FORMAT:
+        raise InputError(f"checkpoint {path}: has format {version}, this version reads up to {FORMAT}. Upgrade amd-plugin")
+    for name, size in files.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found != size:
+            raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {found}. Use an earlier one")
+
+
+def available(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    found = []
+    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+        try:
+            check(path)
+            found.append(path)
+        except InputError as error:
+            log.warning("%s", error)
+    return found
+
+
+def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Nested dicts and lists as (tensors by path, the rest with a mark where a tensor was)."""
+    if isinstance(state, Tensor):
+        return {prefix: state}, {"tensor": prefix}
+    if isinstance(state, dict):
+        parts = [(key, *_split(value, f"{prefix}.{key}")) for key, value in state.items()]
+        # JSON has only text keys; an optimizer counts its parameters.
+        return {k: v for _, flat, _ in parts for k, v in flat.items()}, {"dict": [[key, rest] for key, _, rest in parts]}
+    if isinstance(state, (list, tuple)):
+        split = [_split(value, f"{prefix}.{index}") for index, value in enumerate(state)]
+        return {k: v for flat, _ in split for k, v in flat.items()}, {"list": [rest for _, rest in split]}
+    return {}, {"plain": state}
+
+
+def _join(flat: dict[str, Tensor], rest: Any) -> Any:
+    kind, value = next(iter(rest.items()))
+    if kind == "tensor":
+        return flat[value]
+    if kind == "dict":
+        return {key: _join(flat, inner) for key, inner in value}
+    if kind == "list":
+        return [_join(flat, inner) for inner in value]
+    return value
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """`state` with its tensors on `device`; optimizers load theirs where they are given them."""
+    flat, rest = _split(state)
+    return _join({key: value.to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]

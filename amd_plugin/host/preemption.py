@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM end a run at a step boundary, with a checkpoint; a second one ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+import torch
+from accelerate import Accelerator
+
+from amd_plugin.errors import AmdPluginError
+
+
+class Preempted(AmdPluginError):
+    """The run was asked to stop and did, with a checkpoint. Exit code 143 for SIGTERM, 130 for Ctrl-C."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Preemption:
+    """Context manager that turns the two signals into a request all processes agree on."""
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Preemption:
+        # Python delivers signals to the main thread only; elsewhere the host program keeps its own handlers.
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+
+    def requested(self, accelerator: Accelerator) -> int:
+        """The signal that any process was sent, 0 if none. Call on every process, at the same step."""
+        if accelerator.num_processes == 1:
+            return self._signum
+        flags = accelerator.gather(torch.tensor([self._signum], device=accelerator.device))
+        return int(flags.max())
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum:
+            raise KeyboardInterrupt
+        self._signum = signum

@@ -1,0 +1,273 @@
+"""A whole run: folder, loop, checkpoints, evaluation, export. `Trainer` knows how to train; this knows when to do what.
+
+The folder holds `config.yaml` (resolved), `run.json`, `metrics.jsonl`, `checkpoints/`, `samples/`, `student/`, and
+`evaluation.json` once the run is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from rich.console import Console
+from safetensors.torch import save_file
+
+import amd_plugin
+from amd_plugin.errors import AmdPluginError, InputError, RunError
+from amd_plugin.host import checkpoint
+from amd_plugin.host.export import export
+from amd_plugin.host.figures import save_samples
+from amd_plugin.host.preemption import Preempted, Preemption
+from amd_plugin.host.run_log import RunLog
+from amd_plugin.host.trainer import Trainer
+from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+# What may differ between a run and its continuation, since no weight depends on it.
+MAY_CHANGE = {
+    "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
+    "evaluate": ("samples", "held_out"),
+    "distributed": ("mixed_precision", "device"),
+}
+
+
+def train(
+    recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None, console: Console | None = None
+) -> dict[str, float]:
+    """Trains, evaluates and exports; or continues a run that was stopped.
+
+    Args:
+        recipe: what to do.
+        plugins: where objectives, rewards and hooks come from.
+        output: the run's folder; must be new, unless `resume` is given.
+        resume: ``auto`` (the newest complete checkpoint, or from the start), a checkpoint's folder, or None.
+        console: for progress; quiet where None.
+
+    Returns:
+        Held-out metrics of the averaged student.
+
+    Raises:
+        InputError: for a folder or checkpoint that does not fit; nothing was changed.
+        RunError: when training had to stop; a checkpoint was written first.
+        Preempted: after Ctrl-C or SIGTERM, likewise.
+    """
+    accelerator = _accelerator(recipe, output)
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = _open_folder(output, recipe, resume)
+        except InputError as error:
+            found[1] = str(error)
+    # Every process learns what the main one found, so that all of them stop for the same reason.
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise InputError(found[1])
+
+    trainer = Trainer(recipe, plugins, accelerator)
+    if found[0] is not None:
+        _restore(trainer, Path(found[0]))
+    if recipe.config.train.trackers:
+        accelerator.init_trackers("tracker")
+    run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console)
+    try:
+        evaluation = _loop(trainer, run_log, output)
+    finally:
+        run_log.close()
+        accelerator.end_training()
+    return evaluation
+
+
+def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None) -> dict[str, Any]:
+    """Builds everything a run needs, the teacher excepted where it is not cached yet, and says what would happen.
+
+    Raises:
+        InputError: for whatever would stop the run before its first step.
+    """
+    from amd_plugin.models import build_network
+    from amd_plugin.schedule import NoiseSchedule, few_step_scheduler
+    from amd_plugin.tasks import TASKS
+
+    config = recipe.config
+    start = _find_checkpoint(output, recipe, resume)
+    task = TASKS[config.data.task](**config.data.options)
+    network = build_network(config.model, task, config.train.seed)
+    steps = config.model.student_steps
+    objective = plugins.make_objective(config.objective.name, recipe.objective_options)
+    return {
+        "recipe": recipe.name,
+        "objective": config.objective.name,
+        "options": recipe.objective_options,
+        "listens to rewards": objective.needs_reward,
+        "network": f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters",
+        "visited timesteps": NoiseSchedule(few_step_scheduler(steps)).rungs(steps).tolist(),
+        "student updates": config.train.max_steps,
+        "fake-score updates": config.train.max_steps * config.train.fake_updates,
+        "starts from": str(start) if start else "the teacher",
+        "output": str(output),
+    }
+
+
+def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
+    train, hook = trainer.train, trainer.plugins.hook
+    evaluation: dict[str, float] = {}
+    with Preemption() as preemption:
+        try:
+            while trainer.step < train.max_steps:
+                factors = hook.distill_strength_schedule(
+                    step=trainer.step, max_steps=train.max_steps, metrics=run_log.last
+                )
+                run_log.add(trainer.cycle(math.prod(factors)))
+                step, last = trainer.step, trainer.step == train.max_steps
+                if step % train.log_every == 0 or last:
+                    metrics = run_log.write(step)
+                    if trainer.accelerator.is_main_process:
+                        hook.distill_on_step(step=step, metrics=metrics)
+                if last or (train.evaluate_every and step % train.evaluate_every == 0):
+                    evaluation = _evaluate(trainer, run_log, output)
+                if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
+                    _save(trainer, output)
+                if signum := preemption.requested(trainer.accelerator):
+                    where = _save(trainer, output)
+                    again = "run the same command with --resume auto to go on"
+                    raise Preempted(f"stopped after step {step}; saved {where}; {again}", signum)
+        except Preempted:
+            raise
+        except Exception as error:
+            where = _save(trainer, output)
+            kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
+            raise RunError(f"{kind}{error}\nStopped in step {trainer.step + 1}; saved {where}") from error
+    evaluation = evaluation or _evaluate(trainer, run_log, output)
+    if trainer.accelerator.is_main_process:
+        recipe = trainer.recipe
+        student = trainer.ema.module
+        export(output / "student", student, trainer.scheduler, trainer.task.sample_shape, recipe, evaluation)
+        hook.distill_export(path=output / "student", options=recipe.as_dict())
+        _write_json(output / "evaluation.json", evaluation)
+    trainer.accelerator.wait_for_everyone()
+    return evaluation
+
+
+def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
+    """Held-out metrics and a picture of the averaged student; the main process works, the others get the result."""
+    result: list[dict[str, float]] = [{}]
+    if trainer.accelerator.is_main_process:
+        labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
+        samples = trainer.sample(labels, "evaluation")
+        result[0] = trainer.task.evaluate(samples, labels)
+        run_log.record(trainer.step, {f"held_out/{name}": value for name, value in result[0].items()})
+        save_samples(output / "samples" / f"step-{trainer.step:06d}.png", trainer.task, samples, labels)
+        save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
+    broadcast_object_list(result)
+    return result[0]
+
+
+def _save(trainer: Trainer, output: Path) -> Path:
+    folder = output / "checkpoints"
+    if trainer.accelerator.is_main_process:
+        tensors = {name: network.state_dict() for name, network in trainer.networks().items()}
+        tensors |= {f"optimizer_{name}": optimizer.state_dict() for name, optimizer in trainer.optimizers().items()}
+        state = {
+            "objective": trainer.objective.state_dict(),
+            "plugins": dict(trainer.plugins.hook.distill_state_dict()),
+        }
+        checkpoint.save(folder, trainer.step, tensors, state, trainer.train.keep_checkpoints)
+    return folder / f"step-{trainer.step:06d}"
+
+
+def _restore(trainer: Trainer, path: Path) -> None:
+    tensors, state = checkpoint.load(path)
+    for name, network in trainer.networks().items():
+        network.load_state_dict(tensors[name])
+    for name, optimizer in trainer.optimizers().items():
+        optimizer.load_state_dict(checkpoint.tensors_on(tensors[f"optimizer_{name}"], trainer.accelerator.device))
+    trainer.objective.load_state_dict(state["objective"])
+    trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
+    trainer.step = state["step"]
+
+
+def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    distributed, trackers = recipe.config.distributed, recipe.config.train.trackers
+    cpu = distributed.device == "cpu" or not torch.cuda.is_available()
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if cpu and launched > 1 else []
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=distributed.mixed_precision,
+        log_with=trackers or None,
+        project_dir=str(output),
+        kwargs_handlers=handlers,
+    )
+    if accelerator.num_processes != launched:
+        raise RunError(f"accelerate sees {accelerator.num_processes} processes where the launcher started {launched}")
+    return accelerator
+
+
+def _open_folder(output: Path, recipe: Recipe, resume: str | None) -> str | None:
+    """Checks and creates the run's folder; returns the checkpoint to start from, if any."""
+    start = _find_checkpoint(output, recipe, resume)
+    try:
+        (output / "samples").mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(recipe.as_yaml())
+        _write_json(
+            output / "run.json",
+            {
+                "recipe": recipe.name,
+                "objective": recipe.config.objective.name,
+                "objective_options": recipe.objective_options,
+                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "versions": {"amd-plugin": amd_plugin.__version__, "torch": torch.__version__},
+            },
+        )
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error}") from error
+    return None if start is None else str(start)
+
+
+def _find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output}: is a file")
+    config = output / "config.yaml"
+    if config.is_file():
+        changed = _differences(yaml.safe_load(config.read_text()), recipe.as_dict())
+        if changed:
+            raise InputError(
+                f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
+            )
+        if resume is None:
+            raise InputError(f"--output {output}: holds a run already. Pass --resume auto to go on, or choose another folder")
+    elif output.is_dir() and any(output.iterdir()):
+        raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
+    if resume is None:
+        return None
+    if resume != "auto":
+        checkpoint.check(Path(resume))
+        return Path(resume)
+    usable = checkpoint.available(output / "checkpoints")
+    return usable[-1] if usable else None
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for all that may not change between a run and its continuation."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        section = path.rstrip(".")
+        keys = [key for key in sorted({*old, *new}) if key not in MAY_CHANGE.get(section, ())]
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}{key}.")]
+    return [] if old == new else [f"{path.rstrip('.')}: {old} -> {new}"]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1))

@@ -1,0 +1,1 @@
+"""Rewards: the sensors that tell an objective which samples fail. See `amd_plugin.hookspecs.Reward` for the protocol."""

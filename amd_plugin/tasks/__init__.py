@@ -1,0 +1,66 @@
+"""The embedded tasks: small real problems with a truth to measure against, for CPUs and minutes.
+
+A task brings its data (as a teacher gets to see it, and as it really is), a classifier for the training reward, and
+held-out metrics that have nothing in common with that classifier.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from amd_plugin.tasks.digits import Digits
+from amd_plugin.tasks.modes2d import Modes2D
+
+TASKS: dict[str, type[Task]] = {"modes2d": Modes2D, "digits": Digits}
+
+
+class Task(Protocol):
+    """What the host, the rewards and the report ask of a task. B samples of `sample_shape`.
+
+    Attributes:
+        name: its key in `TASKS`.
+        metrics: held-out metric -> which way is better: ``up``, ``down``, or ``one`` for ratios that should be 1.
+        num_classes: labels run from 0.
+        sample_shape: of one sample.
+        made_of: JSON-able; everything its data depends on, for caches.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[dict[str, str]]
+    num_classes: int
+    sample_shape: tuple[int, ...]
+    made_of: dict[str, Any]
+
+    def training_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
+        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included."""
+        ...
+
+    def real_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
+        """(samples [B, ...], labels [B]) as they really are."""
+        ...
+
+    def balanced_labels(self, count: int) -> Tensor:
+        """Labels [count // num_classes * num_classes], each equally often, in order."""
+        ...
+
+    def prompts(self, labels: Tensor) -> list[str]:
+        """What to ask for, in words."""
+        ...
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Media for rewards: images in [0, 1]; points as they are."""
+        ...
+
+    def classifier(self) -> nn.Module:
+        """Maps media [B, ...] to logits [B, num_classes + 1], the last for "none of them". Trained here, cached."""
+        ...
+
+    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
+        """All held-out metrics of samples [B, ...] made for `labels` [B], as `balanced_labels` orders them."""
+        ...
+
+    def draw(self, axes: Any, samples: Tensor, labels: Tensor) -> None:
+        """Shows samples on matplotlib `axes`."""
+        ...

@@ -1,0 +1,52 @@
+"""Training the small classifiers of the embedded tasks, and keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from amd_plugin.cache import cached
+from amd_plugin.randomness import generator
+
+
+def trained_classifier(
+    kind: str,
+    made_of: Mapping[str, Any],
+    build: Callable[[], nn.Module],
+    batch: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    steps: int,
+    learning_rate: float = 2e-3,
+) -> nn.Module:
+    """A network trained with cross-entropy on ``batch(generator) -> (inputs, classes)``; cached; frozen, in eval mode.
+
+    Args:
+        kind: names the cache entry.
+        made_of: JSON-able; what the result depends on beside `steps` and `learning_rate`.
+        build: makes the untrained network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(0, kind).initial_seed())
+        network = build()
+
+    def make(folder: Path) -> None:
+        draws = generator(0, kind, "training")
+        optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
+        one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+        network.train()
+        for _ in range(steps):
+            inputs, classes = batch(draws)
+            loss = nn.functional.cross_entropy(network(inputs), classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            one_cycle.step()
+        save_file(network.state_dict(), folder / "classifier.safetensors")
+
+    folder = cached(kind, {**made_of, "steps": steps, "learning_rate": learning_rate}, make)
+    network.load_state_dict(load_file(folder / "classifier.safetensors"))
+    return network.eval().requires_grad_(False)
