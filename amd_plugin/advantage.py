@@ -53,49 +53,40 @@ def group_advantage(
     if limit <= 0:
         raise ValueError(f"limit: must be above 0, got {limit}")
 
-    reward = widen(reward.detach())
-    valid = torch.isfinite(reward)
-    centred = _centre(reward, groups, valid)
-    if scale == "group":
-        spread = group_std(reward, groups)
-    else:
-        kept = reward[valid]
-        spread = kept.std() if scale == "batch" and len(kept) > 1 else torch.zeros_like(reward)
+    centred, spread, valid = _statistics(reward, groups)
+    if scale == "batch":
+        kept = widen(reward.detach())[valid]
+        spread = kept.std() if len(kept) > 1 else torch.zeros_like(spread)
     a = centred
     if scale != "none":
-        floor = torch.as_tensor(std_floor, dtype=reward.dtype, device=reward.device)
+        floor = torch.as_tensor(std_floor, dtype=centred.dtype, device=centred.device)
         a = centred / (torch.maximum(spread, floor) + EPS)
     if squash == "clip":
         a = a.clamp(-limit, limit)
     elif squash == "tanh":
         a = limit * torch.tanh(a / limit)
-    return torch.where(valid, a, torch.zeros_like(a))
+    return torch.where(valid, a, 0.0)
 
 
 def group_std(reward: Tensor, groups: Tensor) -> Tensor:
     """Spread of each sample's group [B], with Bessel's correction; 0 for groups with fewer than two finite rewards."""
+    return _statistics(reward, groups)[1]
+
+
+def _statistics(reward: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each sample, all [B]: reward - mean of its group, the group's spread, and whether its reward is finite.
+
+    The first is exactly 0 where the group's finite rewards are all equal, and where the reward is not finite.
+    """
     reward = widen(reward.detach())
     valid = torch.isfinite(reward)
-    squares, count = _group_sum(_centre(reward, groups, valid) ** 2, groups, valid)
-    return (squares / (count - 1).clamp(min=1)).sqrt()
-
-
-def _centre(reward: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """reward - mean of its group; exactly 0 where the group's finite rewards are all equal, and where not valid."""
-    _, index = torch.unique(groups, return_inverse=True)
+    members, index = torch.unique(groups, return_inverse=True)
+    empty = torch.zeros(len(members), dtype=reward.dtype, device=reward.device)
+    count = empty.index_add(0, index, valid.to(reward.dtype))
     # Rounding in the mean of equal rewards would be blown up by the division: count from the group's minimum instead.
-    high = torch.where(valid, reward, torch.inf)
-    low = torch.full((int(index.max()) + 1,), torch.inf, dtype=reward.dtype, device=reward.device)
-    low = low.scatter_reduce(0, index, high, "amin")[index]
-    above = torch.where(valid, reward - low, torch.zeros_like(reward))
-    total, count = _group_sum(above, groups, valid)
-    return torch.where(valid, above - total / count.clamp(min=1), torch.zeros_like(reward))
-
-
-def _group_sum(values: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the valid `values` and their count, over each sample's group; both [B]."""
-    _, index = torch.unique(groups, return_inverse=True)
-    zeros = torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device)
-    total = zeros.index_add(0, index, torch.where(valid, values, torch.zeros_like(values)))
-    count = zeros.index_add(0, index, valid.to(values.dtype))
-    return total[index], count[index]
+    low = (empty + torch.inf).scatter_reduce(0, index, torch.where(valid, reward, torch.inf), "amin")
+    above = torch.where(valid, reward - low[index], 0.0)
+    mean = empty.index_add(0, index, above) / count.clamp(min=1)
+    centred = torch.where(valid, above - mean[index], 0.0)
+    variance = empty.index_add(0, index, centred.square()) / (count - 1).clamp(min=1)
+    return centred, variance.sqrt()[index], valid

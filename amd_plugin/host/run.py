@@ -90,6 +90,20 @@ def train(
     return evaluation
 
 
+def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
+    """The held-out metrics of the complete run in `output`; None if there is none yet.
+
+    Raises:
+        InputError: if the folder holds a run of another recipe.
+    """
+    evaluation = output / "evaluation.json"
+    if not evaluation.is_file():
+        return None
+    _find_checkpoint(output, recipe, "auto")
+    values: dict[str, float] = json.loads(evaluation.read_text())
+    return values
+
+
 def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None) -> dict[str, Any]:
     """Builds everything a run needs, the teacher excepted where it is not cached yet, and says what would happen.
 

@@ -37,7 +37,8 @@ class Trainer:
 
     Attributes:
         step: student updates done.
-        student, fake_score: as prepared by accelerate; `ema` averages the student.
+        student, fake_score: the plain networks, for all calls without gradient; `ema` averages the student. Calls with
+            gradient go through their wrapped twins, which join gradients over processes.
         scheduler: the few-step scheduler that is trained for and exported.
     """
 
@@ -68,8 +69,9 @@ class Trainer:
         self.teacher: nn.Module = plugins.hook.distill_prepare_frozen(
             role="teacher", module=network, accelerator=accelerator, options=recipe.as_dict()
         )
-        self.student, self.student_optimizer = self._prepare(student, self.train.student_lr)
-        self.fake_score, self.fake_optimizer = self._prepare(fake, self.train.fake_lr)
+        self.student, self.fake_score = student.to(accelerator.device), fake.to(accelerator.device)
+        self._student_with_grad, self.student_optimizer = self._prepare(student, self.train.student_lr)
+        self._fake_with_grad, self.fake_optimizer = self._prepare(fake, self.train.fake_lr)
 
     def cycle(self, strength_scale: float = 1.0) -> Metrics:
         """`fake_updates` turns of the fake score and one of the student; advances `step`.
@@ -86,7 +88,7 @@ class Trainer:
             metrics = self._fake_score_turn(update)
         metrics |= self._student_turn()
         self.step += 1
-        self.ema.update_parameters(self.accelerator.unwrap_model(self.student))
+        self.ema.update_parameters(self.student)
         return metrics
 
     @torch.no_grad()
@@ -101,8 +103,7 @@ class Trainer:
 
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint must hold, unwrapped, by name."""
-        unwrap = self.accelerator.unwrap_model
-        return {"student": unwrap(self.student), "fake_score": unwrap(self.fake_score), "ema": self.ema}
+        return {"student": self.student, "fake_score": self.fake_score, "ema": self.ema}
 
     def optimizers(self) -> dict[str, Any]:
         """Likewise."""
@@ -142,7 +143,7 @@ class Trainer:
         for rows, x0 in zip(parts, rollouts, strict=True):
             t, labels = timestep[rows], batch.labels[rows]
             x_t = self.schedule.level(t).add_noise(x0, noise[rows])
-            prediction = self.call(self.fake_score, x_t, t, labels)
+            prediction = self.call(self._fake_with_grad, x_t, t, labels)
             target = self.schedule.target(x0, noise[rows], t)
             loss = self.objective.fake_score_loss(prediction, target, None if weight is None else weight[rows]).loss
             self.accelerator.backward(loss / len(parts))
@@ -158,7 +159,7 @@ class Trainer:
         for rung in range(batch.exit_rung + 1):
             timestep = self.rungs[rung].expand(len(labels))
             last = rung == batch.exit_rung
-            network = self.student if last and grad else self.accelerator.unwrap_model(self.student)
+            network = self._student_with_grad if last and grad else self.student
             with torch.set_grad_enabled(last and grad):
                 x0 = self.schedule.to_x0(self.call(network, x, timestep, labels), x, timestep)
             if not last:
@@ -183,7 +184,7 @@ class Trainer:
             real_cond, real_uncond = (predict(output, x_t, t) for output in pair)
         else:
             real_cond = predict(self.call(self.teacher, x_t, t, labels), x_t, t)
-        fake = predict(self.call(self.accelerator.unwrap_model(self.fake_score), x_t, t, labels), x_t, t)
+        fake = predict(self.call(self.fake_score, x_t, t, labels), x_t, t)
         mine = None if advantage is None else advantage[rows]
         return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond)
 
@@ -235,7 +236,7 @@ class Trainer:
         return warm_up * decay
 
     def _prepare(self, network: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=self.train.betas)
+        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=self.train.betas, foreach=True)
         prepared = self.accelerator.prepare(network, optimizer)
         return prepared[0], prepared[1]
 

@@ -167,7 +167,7 @@ def _polar(radius: Tensor, angle: Tensor) -> Tensor:
 def _pinwheel(classes: int, modes: int) -> Tensor:
     step = torch.arange(modes)
     angle = 2 * math.pi * torch.arange(classes)[:, None] / classes + 0.3 * step
-    return _polar((0.8 + 0.7 * step).expand_as(angle), angle)
+    return _polar((1.2 + 0.5 * step).expand_as(angle), angle)
 
 
 def _ring(classes: int, modes: int) -> Tensor:

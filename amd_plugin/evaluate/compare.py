@@ -1,0 +1,274 @@
+"""Objectives x seeds on one recipe, paired by seed: same teacher, same noise, same labels, different objective.
+
+Every run is an ordinary run folder under ``arms/ARM/seed-N``; finished ones are kept and not run again, so a comparison can
+be stopped, continued and extended. Writes `compare.json` and `compare.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from amd_plugin.errors import AmdPluginError, InputError, RunError
+
+# AMD's parts, the paper's form, and the controls an effect must beat.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "amd_adaptation_only": ("objective.sharpening=0",),
+    "amd_sharpening_only": ("objective.strength=0",),
+    "amd_paper": ("objective.side=both", "objective.sharpening_kind=linear", "objective.std_floor=0"),
+    "amd_random_reward": ("rewards=[{name: random}]",),
+    "amd_inverted_reward": ("rewards=[{name: classifier, flip_sign: true}]",),
+}
+ABLATION = ("amd_adaptation_only", "amd_sharpening_only", "amd_paper", "amd_random_reward")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table: an objective and what differs from the recipe."""
+
+    name: str
+    objective: str
+    overrides: tuple[str, ...] = ()
+
+
+def arms(names: Sequence[str], *, ablate: bool = False, tune: Sequence[str] = ()) -> list[Arm]:
+    """The arms to run; the first is the baseline.
+
+    Args:
+        names: objectives, or keys of `VARIANTS`.
+        ablate: add AMD's parts, the paper's form and the random-reward control.
+        tune: ``key=v1,v2`` each: the baseline again with every value, as arms ``dmd@key=v1``.
+
+    Raises:
+        InputError: for a malformed `tune`.
+    """
+    wanted = [name.strip() for name in names if name.strip()] + (list(ABLATION) if ablate else [])
+    if not wanted:
+        raise InputError("--objectives: must name at least one objective, got none")
+    chosen = [Arm(name, "amd" if name in VARIANTS else name, VARIANTS.get(name, ())) for name in dict.fromkeys(wanted)]
+    baseline = chosen[0]
+    for text in tune:
+        key, equals, values = text.partition("=")
+        if not equals or not key or not all(values.split(",")):
+            raise InputError(f"--tune {text}: must read key.key=value,value")
+        for value in values.split(","):
+            name = f"{baseline.name}@{key.rpartition('.')[2]}={value}"
+            chosen.append(Arm(name, baseline.objective, (*baseline.overrides, f"{key}={value}")))
+    return chosen
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``8`` means 0 to 7, ``3,5,9`` those; raises InputError for anything else."""
+    try:
+        listed = [int(part) for part in text.split(",")]
+    except ValueError:
+        listed = [-1]
+    seeds = listed if "," in text else list(range(listed[0]))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise InputError(f"--seeds: must be a number of seeds, or different seeds separated by commas, got '{text}'")
+    return seeds
+
+
+def compare(
+    recipe: str,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    output: Path,
+    workers: int | None = None,
+    console: Console | None = None,
+) -> Table:
+    """Runs what is not there yet, and writes the table.
+
+    Args:
+        recipe: a recipe's name or file.
+        arms: from `arms()`.
+        seeds: each trains its own teacher.
+        overrides: ``a.b=value``, for all arms.
+        output: the comparison's folder.
+        workers: processes; default one per core.
+        console: for a line per finished run; quiet where None.
+
+    Returns:
+        The table, for a terminal.
+
+    Raises:
+        InputError: before anything runs, if any arm's recipe is wrong.
+        RunError: if any run failed; finished ones are kept.
+    """
+    from amd_plugin.plugins import get_plugin_manager
+    from amd_plugin.recipe import load
+
+    plugins = get_plugin_manager()
+    loaded = [load(recipe, plugins, (*overrides, *arm.overrides), arm.objective) for arm in arms]
+    cores = len(os.sched_getaffinity(0))
+    workers = min(workers or cores, len(arms) * len(seeds))
+    jobs = [(recipe, arm, seed, tuple(overrides), output) for seed in seeds for arm in arms]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (max(1, cores // workers),)) as pool:
+        # Teachers first: arms of one seed would only wait for each other.
+        teachers = _run_all(pool, _teacher, [(recipe, None, seed, tuple(overrides), output) for seed in seeds], console)
+        results = _run_all(pool, _run, jobs, console)
+
+    config = loaded[0].config
+    metrics = list(results[arms[0].name, seeds[0]])
+    content = {
+        "task": config.data.task,
+        "recipe": loaded[0].name,
+        "seeds": list(seeds),
+        "arms": {a.name: {m: [results[a.name, seed][m] for seed in seeds] for m in metrics} for a in arms},
+        "baseline": arms[0].name,
+        "better": _directions(config.data.task),
+        "teacher": {m: [teachers["teacher", seed][m] for seed in seeds] for m in metrics},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    (output / "compare.json").write_text(json.dumps(content, indent=1))
+    (output / "compare.md").write_text(markdown(content))
+    return _table(content)
+
+
+def paired(content: Mapping[str, Any], arm: str, against: str, metric: str) -> tuple[float, float, int]:
+    """Mean and standard deviation over seeds of arm - against, and in how many seeds the arm is better."""
+    better = content["better"][metric]
+    pairs = list(zip(content["arms"][arm][metric], content["arms"][against][metric], strict=True))
+    differences = [a - b for a, b in pairs]
+    closer = {"up": lambda a, b: a > b, "down": lambda a, b: a < b, "one": lambda a, b: abs(a - 1) < abs(b - 1)}[better]
+    return statistics.fmean(differences), _sd(differences), sum(closer(a, b) for a, b in pairs)
+
+
+def best_tuned(content: Mapping[str, Any], metric: str) -> str:
+    """The baseline arm, tuned or not, with the best mean of `metric`."""
+    base, better = content["baseline"], content["better"][metric]
+    family = [arm for arm in content["arms"] if arm == base or arm.startswith(f"{base}@")]
+    mean = lambda arm: statistics.fmean(content["arms"][arm][metric])  # noqa: E731
+    rank = {"up": lambda arm: -mean(arm), "down": mean, "one": lambda arm: abs(mean(arm) - 1)}[better]
+    return min(family, key=rank)
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The comparison as Markdown: values, then differences to the baseline and to its best tuning."""
+    arms, base, seeds = content["arms"], content["baseline"], content["seeds"]
+    metrics = list(arms[base])
+    arrow = {"up": "higher is better", "down": "lower is better", "one": "1 is right"}
+    head = "| arm | " + " | ".join(metrics) + " |\n|---|" + "---|" * len(metrics)
+    value = lambda values: f"{statistics.fmean(values):.3f} ± {_sd(values):.3f}"  # noqa: E731
+    lines = [
+        f"# {content['recipe']}: {len(seeds)} seeds, paired",
+        "",
+        f"`{content['command']}`",
+        "",
+        "Mean ± standard deviation over seeds; each seed has its own teacher, shared by all arms. "
+        + ", ".join(f"{m}: {arrow[content['better'][m]]}" for m in metrics) + ".",
+        "", head,
+        "| *teacher, many steps* | " + " | ".join(value(content["teacher"][m]) for m in metrics) + " |",
+        *(f"| {arm} | " + " | ".join(value(arms[arm][m]) for m in metrics) + " |" for arm in arms),
+        "", f"Difference to {base}, in brackets the seeds that are better.", "", head,
+    ]  # fmt: skip
+    lines += [_difference_row(content, arm, metrics, lambda metric: base) for arm in arms if arm != base]
+    if any(arm.startswith(f"{base}@") for arm in arms):
+        best = {metric: best_tuned(content, metric) for metric in metrics}
+        lines += ["", f"Difference to the {base} tuned best for each metric.", "", head]
+        lines.append(f"| *best {base}* | " + " | ".join(best[metric] for metric in metrics) + " |")
+        rest = [arm for arm in arms if arm != base and not arm.startswith(f"{base}@")]
+        lines += [_difference_row(content, arm, metrics, best.__getitem__) for arm in rest]
+    return "\n".join(lines) + "\n"
+
+
+def _difference_row(content: Mapping[str, Any], arm: str, metrics: Iterable[str], against: Any) -> str:
+    cells = []
+    for metric in metrics:
+        mean, sd, wins = paired(content, arm, against(metric), metric)
+        cells.append(f"{mean:+.3f} ± {sd:.3f} ({wins}/{len(content['seeds'])})")
+    return f"| {arm} | " + " | ".join(cells) + " |"
+
+
+def _table(content: Mapping[str, Any]) -> Table:
+    base = content["baseline"]
+    table = Table(title=f"{content['recipe']}: mean over {len(content['seeds'])} seeds (seeds better than {base})")
+    metrics = list(content["arms"][base])
+    for column in ("arm", *metrics):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, values in content["arms"].items():
+        cells = [f"{statistics.fmean(values[m]):.3f}" for m in metrics]
+        if arm != base:
+            cells = [f"{c} ({paired(content, arm, base, m)[2]}/{len(content['seeds'])})" for c, m in zip(cells, metrics, strict=True)]
+        table.add_row(arm, *cells)
+    return table
+
+
+def _run_all(pool: ProcessPoolExecutor, function: Any, jobs: list[tuple[Any, ...]], console: Console | None) -> dict[tuple[str, int], dict[str, float]]:
+    """{(arm, seed): metrics}; lets every job finish before reporting those that failed."""
+    results, failed = {}, []
+    futures = {pool.submit(function, *job): ("teacher" if job[1] is None else job[1].name, job[2]) for job in jobs}
+    try:
+        for done, future in enumerate(as_completed(futures), 1):
+            arm, seed = futures[future]
+            try:
+                results[arm, seed] = future.result()
+                note = "  ".join(f"{name} {value:.3f}" for name, value in list(results[arm, seed].items())[:3])
+            except AmdPluginError as error:
+                failed.append(f"{arm}, seed {seed}: {error}")
+                note = f"failed: {error}"
+            if console is not None:
+                console.print(f"[{done}/{len(jobs)}] {arm}, seed {seed}: {note}", highlight=False, markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    if failed:
+        raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."]))
+    return results
+
+
+def _run(recipe: str, arm: Arm, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
+    """In a worker: one run, or its result if it is there already."""
+    from amd_plugin.host import run
+    from amd_plugin.plugins import get_plugin_manager
+    from amd_plugin.recipe import load
+
+    plugins = get_plugin_manager()
+    own = (f"train.seed={seed}", "train.trackers=[]")
+    loaded = load(recipe, plugins, (*overrides, *arm.overrides, *own), arm.objective)
+    folder = output / "arms" / arm.name / f"seed-{seed}"
+    evaluation = run.finished(folder, loaded)
+    return evaluation if evaluation is not None else run.train(loaded, plugins, folder, resume="auto")
+
+
+def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
+    """In a worker: makes the seed's teacher, and says how good it is itself."""
+    from amd_plugin.models import teacher
+    from amd_plugin.plugins import get_plugin_manager
+    from amd_plugin.recipe import load
+    from amd_plugin.tasks import TASKS
+
+    config = load(recipe, get_plugin_manager(), overrides).config
+    task = TASKS[config.data.task](**config.data.options)
+    task.classifier()
+    network = teacher.teacher(config.model, task, seed)
+    return teacher.teacher_samples(network, config.model, task, seed, config.evaluate.samples, 1.0)[2]
+
+
+def _start_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _directions(task: str) -> dict[str, str]:
+    from amd_plugin.tasks import TASKS
+
+    return dict(TASKS[task].metrics)
+
+
+def _sd(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
