@@ -1,3 +1,169 @@
+"""One self-contained HTML file about runs and comparisons: pictures, tables, and the commands that made them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
-def write_report(runs, output):
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader
+from safetensors.torch import load_file
+from torch import Tensor
+
+import amd_plugin
+from amd_plugin.config import RecipeConfig
+from amd_plugin.errors import InputError
+from amd_plugin.evaluate import figures
+from amd_plugin.evaluate.compare import best_tuned, paired
+from amd_plugin.host import run_log
+from amd_plugin.models import teacher
+from amd_plugin.randomness import generator
+from amd_plugin.tasks import TASKS
+
+_TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=True)
+
+SENSOR = {
+    "objective/zone_share": "share of samples in the zone",
+    "objective/advantage_std": "spread of advantages",
+    "reward/classifier": "training reward (not held out)",
+}
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Writes the report on run folders and comparison folders to `output`.
+
+    Raises:
+        InputError: for a folder that is neither, or an `output` that cannot be written.
+    """
+    sections = [_comparison(folder) if (folder / "compare.json").is_file() else _run(folder) for folder in folders]
+    html = _TEMPLATES.get_template("report.html.j2").render(sections=sections, version=amd_plugin.__version__)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(html)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error}") from error
     return output
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "compare.json").read_text())
+    base, seeds = content["baseline"], content["seeds"]
+    runs = {arm: [folder / "arms" / arm / f"seed-{seed}" for seed in seeds] for arm in content["arms"]}
+    config = _config(runs[base][0])
+    task = TASKS[config.data.task](**config.data.options)
+    shown = [arm for arm in runs if "@" not in arm][:4]
+    held_out = config.evaluate.held_out
+    titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
+    curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in shown}
+    sensing = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
+    return {
+        "title": content["recipe"],
+        "lead": f"The same student, distilled from the same teachers with {len(content['arms'])} objectives or settings, "
+        f"{len(seeds)} seeds each. Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
+        "caveat": _caveat(config),
+        "tiles": [_tile(content, metric) for metric in held_out] if len(runs) > 1 else [],
+        "samples": figures.sample_panels(task, _panels(config, task, {arm: runs[arm][0] for arm in shown}, seeds[0])),
+        "samples_note": f"Seed {seeds[0]}, chosen before looking: the first. Samples are drawn from the exported students with their exported scheduler.",
+        "curves": figures.learning_curves(curves, {f"held_out/{metric}": title for metric, title in titles.items()}),
+        "sensor": figures.learning_curves(sensing, _present(SENSOR, sensing)) if sensing else None,
+        "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles),
+        "table": _table(content),
+        "commands": [content["command"]],
+    }  # fmt: skip
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    config = _config(folder)
+    about = json.loads((folder / "run.json").read_text())
+    task = TASKS[config.data.task](**config.data.options)
+    curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
+    evaluation = json.loads((folder / "evaluation.json").read_text()) if (folder / "evaluation.json").is_file() else {}
+    losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
+    return {
+        "title": f"{about['recipe']}, objective {about['objective']}",
+        "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
+        f"amd-plugin compare {about['recipe']}.",
+        "caveat": _caveat(config),
+        "samples": figures.sample_panels(task, _panels(config, task, {about["objective"]: folder}, config.train.seed)),
+        "samples_note": "Samples are drawn from the averaged student with the exported scheduler.",
+        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in config.evaluate.held_out}),
+        "sensor": figures.learning_curves(curves, {**_present(SENSOR, curves), **losses}),
+        "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
+        "commands": [about["command"]],
+    }  # fmt: skip
+
+
+def _panels(config: RecipeConfig, task: Any, runs: dict[str, Path], seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Title -> samples of the data, the teacher, and each run's student."""
+    count = config.evaluate.samples
+    network = teacher.teacher(config.model, task, seed)
+    made, labels, _ = teacher.teacher_samples(network, config.model, task, seed, count, 1.0)
+    panels = {"data": task.real_data(count, generator(0, "report")), f"teacher, {teacher.SAMPLING_STEPS} steps": (made, labels)}
+    steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
+    for name, run in runs.items():
+        latest = load_file(run / "samples" / "latest.safetensors")
+        panels[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
+    return panels
+
+
+def _tile(content: dict[str, Any], metric: str) -> dict[str, Any]:
+    """The first arm beside the baseline on one metric, and against the best tuned baseline if there is one."""
+    base = content["baseline"]
+    arm = next(a for a in content["arms"] if a != base and not a.startswith(f"{base}@"))
+    mean, sd, wins = paired(content, arm, base, metric)
+    tile = {
+        "metric": metric,
+        "direction": _ARROWS[content["better"][metric]],
+        "base": f"{base} {statistics.fmean(content['arms'][base][metric]):.3f}",
+        "arm": f"{arm} {statistics.fmean(content['arms'][arm][metric]):.3f}",
+        "difference": f"{mean:+.3f} ± {sd:.3f}",
+        "wins": f"better in {wins} of {len(content['seeds'])} seeds",
+    }
+    best = best_tuned(content, metric)
+    if best != base:
+        mean, sd, wins = paired(content, arm, best, metric)
+        tile["tuned"] = f"against {best}: {mean:+.3f} ± {sd:.3f}, better in {wins} of {len(content['seeds'])}"
+    return tile
+
+
+def _table(content: dict[str, Any]) -> dict[str, Any]:
+    base, metrics, count = content["baseline"], list(content["teacher"]), len(content["seeds"])
+    cell = lambda values: f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) if count > 1 else 0:.3f}"  # noqa: E731
+    rows = [("teacher, many steps", [cell(content["teacher"][m]) for m in metrics])]
+    rows += [(arm, [cell(values[m]) for m in metrics]) for arm, values in content["arms"].items()]
+    pairs = []
+    for arm in content["arms"]:
+        if arm != base:
+            differences = [paired(content, arm, base, m) for m in metrics]
+            pairs.append((arm, [f"{mean:+.3f} ± {sd:.3f} ({wins}/{count})" for mean, sd, wins in differences]))
+    heads = [f"{metric} {_ARROWS[content['better'][metric]]}" for metric in metrics]
+    return {"metrics": heads, "rows": rows, "pairs": pairs, "base": base}
+
+
+def _caveat(config: RecipeConfig) -> str:
+    noise = config.data.options.get("label_noise", 0.2)
+    if noise == 0:
+        return "The teacher is reliable: it saw no wrong labels. AMD is expected to gain little over DMD here."
+    return (
+        f"The teacher is deliberately unreliable: {noise:.0%} of its training labels are random. Here a reward knows something "
+        "that the teacher does not, which is where AMD helps; it does not show how often that happens in practice. With "
+        "--set data.label_noise=0 the teacher is reliable, and AMD's gain is small."
+    )
+
+
+def _config(folder: Path) -> RecipeConfig:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder}: neither a run (no config.yaml) nor a comparison (no compare.json)")
+    return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
+
+
+def _present(metrics: dict[str, str], curves: figures.Curves) -> dict[str, str]:
+    lines = [line for seeds in curves.values() for seed in seeds for line in seed]
+    return {key: title for key, title in metrics.items() if any(key in line for line in lines)}
+
+
+_ARROWS = {"up": "↑", "down": "↓", "one": "→ 1"}

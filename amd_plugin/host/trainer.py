@@ -236,7 +236,7 @@ class Trainer:
         return warm_up * decay
 
     def _prepare(self, network: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=self.train.betas, foreach=True)
+        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=self.train.betas, fused=True)
         prepared = self.accelerator.prepare(network, optimizer)
         return prepared[0], prepared[1]
 

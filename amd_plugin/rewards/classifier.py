@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -21,10 +22,13 @@ class ClassifierReward:
 
     def __init__(self, task: Any, floor: Annotated[float, Field(ge=0, lt=1)] = 0.01, flip_sign: bool = False):
         self._classifier = task.classifier()
+        self._device = torch.device("cpu")
         self._floor = floor
         self._sign = -1.0 if flip_sign else 1.0
 
     def __call__(self, media: Tensor, prompts: Sequence[str], labels: Tensor) -> Tensor:
         """[B] in [log(floor), log(1 + floor)], or its negative."""
-        p = self._classifier.to(media.device)(media.float()).softmax(1).gather(1, labels[:, None])[:, 0]
+        if media.device != self._device:
+            self._classifier, self._device = self._classifier.to(media.device), media.device
+        p = self._classifier(media.float()).softmax(1).gather(1, labels[:, None])[:, 0]
         return self._sign * (p + self._floor).log()

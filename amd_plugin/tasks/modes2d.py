@@ -45,7 +45,7 @@ class Modes2D:
         geometry: Literal["pinwheel", "ring", "grid"] = "pinwheel",
         classes: Annotated[int, Field(ge=2, le=64)] = 8,
         modes: Annotated[int, Field(ge=1, le=16)] = 3,
-        std: Annotated[float, Field(gt=0)] = 0.09,
+        std: Annotated[float, Field(gt=0)] = 0.1,
         weights: list[Annotated[float, Field(gt=0)]] | None = None,
         means: Points | None = None,
         label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2,

@@ -1,0 +1,88 @@
+"""What all tests share: a cache of their own, no autoloaded plugins, and a recipe that trains in a second."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("suite")
+
+TINY = (
+    "model.width=16", "model.teacher.steps=30", "train.max_steps=4", "train.batch_size=16", "train.group_size=4",
+    "train.log_every=1", "train.evaluate_every=0", "train.trackers=[]", "evaluate.samples=160",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(tmp_path_factory):
+    """Teachers of earlier runs must not be found, and plugins that happen to be installed must not interfere."""
+    os.environ["AMD_PLUGIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["AMD_PLUGIN_LOAD"] = "amd"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def plugins():
+    from amd_plugin import get_plugin_manager
+
+    return get_plugin_manager()
+
+
+@pytest.fixture
+def tiny(plugins):
+    """``tiny("a.b=c", ..., objective="amd")`` loads a recipe of four student updates."""
+    from amd_plugin import recipe
+
+    def load(*overrides, name="modes2d", objective=None, manager=None):
+        return recipe.load(name, manager or plugins, (*TINY, *overrides), objective)
+
+    return load
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    """Runs the command line in this process; returns (exit code, what it printed)."""
+
+    def run(*arguments):
+        from amd_plugin import cli as module
+
+        for console in (module.out, module.err):
+            monkeypatch.setattr(console, "width", 200)
+        monkeypatch.setattr(sys, "argv", ["amd-plugin", *map(str, arguments)])
+        try:
+            module.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A virtual environment of its own that sees this one's packages behind its own; returns its python and an installer."""
+    folder = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    import torch
+
+    packages = os.path.dirname(os.path.dirname(torch.__file__))
+    with open(os.path.join(site, "zz_host.pth"), "w") as file:
+        file.write(f"import site; site.addsitedir({packages!r})\n")
+
+    def install(source):
+        command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*command, "--no-index", source], check=True)
+
+    return python, install
