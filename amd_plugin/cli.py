@@ -72,7 +72,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="how many seeds, or a comma-separated list of them")] = "4",
     ablate: Annotated[bool, typer.Option("--ablate", help="add AMD's parts and its control arms")] = False,
     tune: Annotated[
-        Optional[list[str]], typer.Option(metavar="KEY=V1,V2", help="also run the baseline with each value of a key")
+        Optional[list[str]], typer.Option(metavar="KEY=V1,V2", help="also run every objective named with each value of a key")
     ] = None,
     overrides: Overrides = None,
     output: Annotated[Optional[Path], typer.Option(help="the comparison's folder [default: runs/compare-RECIPE]")] = None,

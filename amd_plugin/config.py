@@ -57,7 +57,7 @@ class TeacherConfig(Strict):
 
     steps: int = Field(description="updates", ge=1)
     batch_size: int = Field(256, description="samples per update", ge=1)
-    learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of a cosine schedule with warm-up")
     drop_label: float = Field(0.1, ge=0, lt=1, description="share of samples shown without label, for guidance")
 
 

@@ -49,7 +49,8 @@ def arms(names: Sequence[str], *, ablate: bool = False, tune: Sequence[str] = ()
     Args:
         names: objectives, or keys of `VARIANTS`.
         ablate: add AMD's parts, the paper's form and the random-reward control.
-        tune: ``key=v1,v2`` each: the baseline again with every value, as arms ``dmd@key=v1``.
+        tune: ``key=v1,v2`` each: everything in `names` again with every value, as arms ``dmd@key=v1``: an objective that was
+            tuned must not be compared with one that was not.
 
     Raises:
         InputError: for a malformed `tune`.
@@ -58,14 +59,15 @@ def arms(names: Sequence[str], *, ablate: bool = False, tune: Sequence[str] = ()
     if not wanted:
         raise InputError("--objectives: must name at least one objective, got none")
     chosen = [Arm(name, "amd" if name in VARIANTS else name, VARIANTS.get(name, ())) for name in dict.fromkeys(wanted)]
-    baseline = chosen[0]
+    tuned = chosen[: len(dict.fromkeys(name.strip() for name in names if name.strip()))]
     for text in tune:
         key, equals, values = text.partition("=")
         if not equals or not key or not all(values.split(",")):
             raise InputError(f"--tune {text}: must read key.key=value,value")
-        for value in values.split(","):
-            name = f"{baseline.name}@{key.rpartition('.')[2]}={value}"
-            chosen.append(Arm(name, baseline.objective, (*baseline.overrides, f"{key}={value}")))
+        for arm in tuned:
+            for value in values.split(","):
+                name = f"{arm.name}@{key.rpartition('.')[2]}={value}"
+                chosen.append(Arm(name, arm.objective, (*arm.overrides, f"{key}={value}")))
     return chosen
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -59,13 +60,13 @@ def teacher_samples(network: nn.Module, config: ModelConfig, task: Task, seed: i
 
 
 def _train(network: nn.Module, config: ModelConfig, task: Task, seed: int) -> None:
-    """Flow matching on the task's training data, labels dropped for guidance, one-cycle learning rate."""
+    """Flow matching on the task's training data, labels dropped for guidance, cosine learning rate."""
     how = config.teacher
     schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler())
     call = ClassConditional(task.num_classes)
     draws = generator(seed, "teacher training")
     optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate, weight_decay=0.0)
-    one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.learning_rate, total_steps=how.steps, pct_start=0.1)
+    learning_rate = get_cosine_schedule_with_warmup(optimizer, how.steps // 10, how.steps)
     for _ in range(how.steps):
         x0, labels = task.training_data(how.batch_size, draws)
         dropped = torch.rand(how.batch_size, generator=draws) < how.drop_label
@@ -77,4 +78,4 @@ def _train(network: nn.Module, config: ModelConfig, task: Task, seed: int) -> No
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        one_cycle.step()
+        learning_rate.step()

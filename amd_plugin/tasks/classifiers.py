@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def trained_classifier(
     def make(folder: Path) -> None:
         draws = generator(0, kind, "training")
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
-        one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+        decay = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
         network.train()
         for _ in range(steps):
             inputs, classes = batch(draws)
@@ -44,7 +45,7 @@ def trained_classifier(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            one_cycle.step()
+            decay.step()
         save_file(network.state_dict(), folder / "classifier.safetensors")
 
     folder = cached(kind, {**made_of, "steps": steps, "learning_rate": learning_rate}, make)

@@ -1,0 +1,75 @@
+"""Checkpoints: complete or not there, and never a pickle."""
+
+import json
+
+import pytest
+import torch
+
+from amd_plugin.errors import InputError
+from amd_plugin.host import checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    tensors = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    return checkpoint.save(tmp_path, 7, tensors, {"objective": {"updates": 3}}, keep=2), tensors
+
+
+def test_round_trip(saved):
+    path, tensors = saved
+    got, state = checkpoint.load(path)
+    assert path.name == "step-000007" and state == {"step": 7, "objective": {"updates": 3}}
+    assert torch.equal(got["network"]["weight"], tensors["network"]["weight"])
+    torch.optim.Adam(torch.nn.Linear(3, 2).parameters()).load_state_dict(got["optimizer"])
+    assert got["optimizer"]["state"].keys() == tensors["optimizer"]["state"].keys()
+    assert torch.equal(got["optimizer"]["state"][0]["exp_avg"], tensors["optimizer"]["state"][0]["exp_avg"])
+    assert got["optimizer"]["param_groups"][0]["lr"] == 1e-3
+    assert {p.suffix for p in path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said(saved, tmp_path):
+    path, _ = saved
+    with pytest.raises(InputError, match="no such folder"):
+        checkpoint.load(tmp_path / "step-000009")
+    weights = path / "network.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-5])
+    with pytest.raises(InputError, match=r"network.safetensors should have \d+ bytes"):
+        checkpoint.load(path)
+    weights.write_bytes(whole)
+    manifest = path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "format": 99}))
+    with pytest.raises(InputError, match="Upgrade"):
+        checkpoint.load(path)
+    manifest.write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.load(path)
+    manifest.unlink()
+    with pytest.raises(InputError, match="not written to its end"):
+        checkpoint.load(path)
+    assert checkpoint.available(tmp_path) == []
+
+
+def test_only_the_newest_are_kept_and_broken_ones_do_not_count(saved, tmp_path):
+    path, tensors = saved
+    (path / "manifest.json").unlink()
+    for step in (8, 9, 10):
+        checkpoint.save(tmp_path, step, tensors, {}, keep=2)
+    assert [p.name for p in checkpoint.available(tmp_path)] == ["step-000009", "step-000010"]
+
+
+def test_a_crash_while_writing_leaves_the_old_one(saved, tmp_path, monkeypatch):
+    path, tensors = saved
+
+    def full(*arguments, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 8, tensors, {}, keep=2)
+    assert [p.name for p in checkpoint.available(tmp_path)] == ["step-000007"]

@@ -1,0 +1,115 @@
+"""The run's folder: what it holds, and what happens when it is not what the run expects."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
+
+from amd_plugin.errors import InputError
+from amd_plugin.host import checkpoint, run
+from amd_plugin.host.preemption import Preempted
+from amd_plugin.hookspecs import hookimpl
+
+
+def test_what_a_run_leaves(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    evaluation = run.train(tiny("train.evaluate_every=2", "train.trackers=[tensorboard]"), plugins, folder)
+    assert json.loads((folder / "evaluation.json").read_text()) == evaluation
+    assert set(evaluation) == {"precision", "coverage", "tv", "sliced_wasserstein", "mmd", "diversity"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/student" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "held_out/tv" in line] == [2, 4]
+    assert all("objective/zone_share" in line for line in lines if "loss/student" in line)
+    assert list(folder.glob("tracker/**/events*")), "TensorBoard wrote nothing"
+    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "run.json", "checkpoints", "samples", "student"}
+    assert (folder / "samples" / "step-000004.png").stat().st_size > 1000
+    card = (folder / "student" / "README.md").read_text()
+    assert "precision" in card and "set_timesteps(1)" in card
+
+
+def test_the_exported_digits_student_is_plain_diffusers_and_is_what_was_evaluated(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    overrides = ("model.heads=1", "model.student_steps=2", "train.max_steps=2", "model.teacher.steps=5")
+    run.train(tiny(*overrides, name="digits"), plugins, folder)
+    network = DiTTransformer2DModel.from_pretrained(folder / "student" / "transformer")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "student" / "scheduler")
+    evaluated = load_file(folder / "samples" / "latest.safetensors")
+
+    from amd_plugin.randomness import generator
+
+    draws = generator(0, "evaluation")
+    x = torch.randn(evaluated["samples"].shape, generator=draws)
+    scheduler.set_timesteps(2)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            output = network(x, timestep=t.expand(len(x)), class_labels=evaluated["labels"]).sample
+        x = scheduler.step(output, t, x, generator=draws).prev_sample
+    torch.testing.assert_close(x, evaluated["samples"])
+
+
+def test_folders_that_do_not_fit(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    run.train(tiny(), plugins, folder)
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(InputError, match="Pass --resume auto"):
+        run.train(tiny(), plugins, folder)
+    with pytest.raises(InputError, match=r"another recipe(.|\n)*train.student_lr: 0.001 -> 0.5"):
+        run.train(tiny("train.student_lr=0.5"), plugins, folder, resume="auto")
+    assert (folder / "config.yaml").read_text() == before
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_text("")
+    with pytest.raises(InputError, match="holds no run"):
+        run.train(tiny(), plugins, other)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        run.train(tiny(), plugins, tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be written"):
+        run.train(tiny(), plugins, tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="no such folder"):
+        run.train(tiny(), plugins, tmp_path / "new", resume=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_resume_skips_a_broken_checkpoint(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    run.train(tiny("train.checkpoint_every=2"), plugins, folder)
+    (folder / "checkpoints" / "step-000004" / "student.safetensors").write_bytes(b"")
+    run.train(tiny("train.max_steps=5"), plugins, folder, resume="auto")
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "loss/student" in line]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_at_a_step_boundary_with_a_checkpoint(tiny, plugins, tmp_path, signum, code):
+    class Interrupt:
+        @hookimpl
+        def distill_on_step(self, step):
+            if step == 2:
+                os.kill(os.getpid(), signum)
+
+    interrupt = Interrupt()
+    plugins.register(interrupt)
+    folder = tmp_path / "run"
+    with pytest.raises(Preempted, match="--resume auto") as caught:
+        run.train(tiny(), plugins, folder)
+    assert caught.value.exit_code == code
+    assert [p.name for p in checkpoint.available(folder / "checkpoints")] == ["step-000002"]
+    plugins.unregister(interrupt)
+    straight = run.train(tiny(), plugins, tmp_path / "straight")
+    assert run.train(tiny(), plugins, folder, resume="auto") == straight
+    assert signal.getsignal(signum) not in (None, signal.SIG_IGN)
+
+
+def test_dry_run_writes_nothing(tiny, plugins, tmp_path):
+    said = run.dry_run(tiny("model.student_steps=4"), plugins, tmp_path / "run")
+    assert said["visited timesteps"] == [1000.0, 750.0, 500.0, 250.0] and said["fake-score updates"] == 12
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="width must be a multiple of heads"):
+        run.dry_run(tiny("model.heads=3", name="digits"), plugins, tmp_path / "run")
+    with pytest.raises(InputError, match="need 'mlp', got 'dit'"):
+        run.dry_run(tiny("model.network=dit"), plugins, tmp_path / "run")

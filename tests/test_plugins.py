@@ -1,0 +1,202 @@
+"""The hook contract, with plugins that work and plugins that do not."""
+
+import importlib.metadata
+import types
+
+import pluggy
+import pytest
+import torch
+
+import amd_plugin
+from amd_plugin import hookimpl, hookspecs
+from amd_plugin.errors import InputError
+from amd_plugin.objective import AMDObjective, DMDObjective
+from amd_plugin.plugins import PluginManager
+
+
+def plugin(**hooks):
+    """An object with the given hooks."""
+    return types.SimpleNamespace(**{name: hookimpl(function) for name, function in hooks.items()})
+
+
+class EntryPoint:
+    """An installed entry point whose load does what the test says."""
+
+    def __init__(self, name, load, value="third_party"):
+        self.name, self.load, self.value, self.dist = name, load, value, None
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretends that entry points are installed, all allowed."""
+
+    def install(*points):
+        monkeypatch.delenv("AMD_PLUGIN_LOAD", raising=False)
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: list(points))
+        return amd_plugin.get_plugin_manager()
+
+    return install
+
+
+def test_amd_comes_in_through_its_entry_point(plugins):
+    assert plugins.objectives()["amd"] is AMDObjective
+    assert plugins.statuses["amd"].status == "active"
+    assert plugins.statuses["amd"].distribution.startswith("amd-plugin")
+    assert isinstance(plugins.make_objective("dmd", {"guidance_scale": 2.0}), DMDObjective)
+
+
+def test_a_plugin_registered_by_hand(plugins):
+    class Louder(DMDObjective):
+        pass
+
+    plugins.register(plugin(distill_objectives=lambda: {"louder": Louder}), "mine")
+    assert isinstance(plugins.make_objective("louder", {"guidance_scale": 2.0}), Louder)
+
+
+def test_an_import_error_is_isolated(installed):
+    def broken():
+        raise ImportError("No module named 'nowhere'")
+
+    fine = plugin(distill_objectives=lambda: {"fine": DMDObjective})
+    manager = installed(EntryPoint("bad", broken), EntryPoint("good", lambda: fine))
+    assert "fine" in manager.objectives()
+    assert manager.statuses["bad"].status == "failed"
+    with pytest.raises(InputError, match="No module named 'nowhere'") as caught:
+        manager.make_objective("whatever")
+    assert isinstance(caught.value.__cause__, ImportError)
+
+
+def test_wrong_hook_arguments_are_isolated(plugins):
+    assert plugins.register(plugin(distill_on_step=lambda stepp, metrics: None), "wrong") is None
+    assert "stepp" in plugins.statuses["wrong"].cause
+    assert not plugins.has_plugin("wrong")
+    plugins.hook.distill_on_step(step=1, metrics={})
+
+
+def test_an_exception_in_a_hook_is_isolated(plugins):
+    seen = []
+    plugins.register(plugin(distill_on_step=lambda step: seen.append(step)), "watcher")
+    plugins.register(plugin(distill_on_step=lambda step: 1 / 0), "breaks")
+    for step in (1, 2):
+        plugins.hook.distill_on_step(step=step, metrics={})
+    assert seen == [1, 2]
+    assert plugins.statuses["breaks"].status == "failed"
+    assert "distill_on_step: ZeroDivisionError" in plugins.statuses["breaks"].cause
+
+
+def test_a_name_that_is_taken_disables_the_later_plugin(plugins):
+    plugins.register(plugin(distill_objectives=lambda: {"amd": DMDObjective, "extra": DMDObjective}), "thief")
+    assert plugins.objectives()["amd"] is AMDObjective
+    assert "extra" not in plugins.objectives()
+    assert "'amd' is provided by plugin amd already" in plugins.statuses["thief"].cause
+
+
+def test_a_hook_that_returns_nonsense_is_isolated(plugins):
+    plugins.register(plugin(distill_objectives=lambda: 3), "odd")
+    assert "amd" in plugins.objectives()
+    assert "mapping" in plugins.statuses["odd"].cause
+
+
+def test_unknown_hooks_are_reported_with_the_nearest_real_one(plugins):
+    plugins.register(plugin(distill_rewardz=lambda: {}), "typo")
+    assert "Did you mean 'distill_rewards'?" in plugins.statuses["typo"].cause
+    assert plugins.statuses["typo"].status == "active"
+
+
+def test_unknown_objectives_name_the_nearest(plugins):
+    with pytest.raises(InputError, match="Did you mean 'amd'"):
+        plugins.make_objective("amdd")
+
+
+def test_an_objective_that_cannot_be_built_says_why(plugins):
+    plugins.register(plugin(distill_objectives=lambda: {"picky": lambda: 1 / 0}), "mine")
+    with pytest.raises(InputError, match="picky.*ZeroDivisionError"):
+        plugins.make_objective("picky")
+
+
+def test_construction_can_be_intercepted(plugins):
+    def make(name, factory, options):
+        return factory(**{**options, "guidance_scale": 7.0}) if name == "dmd" else None
+
+    plugins.register(plugin(distill_make_objective=make), "wrapper")
+    assert plugins.make_objective("dmd").guidance_scale == 7.0
+    assert plugins.make_objective("amd").guidance_scale == 1.0
+
+
+def test_two_entry_points_of_one_name(installed):
+    manager = installed(EntryPoint("same", lambda: plugin()), EntryPoint("same", lambda: plugin()))
+    assert [s.status for s in manager.statuses.values()] == ["active", "active", "failed"]
+
+
+def test_allow_and_deny_lists(monkeypatch):
+    monkeypatch.setenv("AMD_PLUGIN_LOAD", "")
+    assert sorted(amd_plugin.get_plugin_manager().objectives()) == ["decoupled_dmd", "dmd"]
+    monkeypatch.delenv("AMD_PLUGIN_LOAD")
+    monkeypatch.setenv("AMD_PLUGIN_DISABLE", "amd")
+    manager = amd_plugin.get_plugin_manager()
+    assert manager.statuses["amd"].cause == "by AMD_PLUGIN_DISABLE"
+    with pytest.raises(InputError, match="Plugin amd disabled"):
+        manager.make_objective("amd")
+
+
+def test_registering_twice_is_the_callers_mistake(plugins):
+    mine = plugin()
+    plugins.register(mine, "mine")
+    with pytest.raises(ValueError, match="already"):
+        plugins.register(mine, "mine")
+    assert plugins.statuses["mine"].status == "active"
+
+
+def test_the_manager_is_pluggys(plugins):
+    assert isinstance(plugins, PluginManager) and isinstance(plugins, pluggy.PluginManager)
+    assert {name for name in vars(plugins.hook) if name.startswith("distill_")} == {
+        name for name in vars(hookspecs) if name.startswith("distill_")
+    }
+
+
+def test_every_hook_is_documented_with_its_exact_signature():
+    import inspect
+    import pathlib
+    import re
+
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "hooks.md").read_text()
+    for name, function in vars(hookspecs).items():
+        if name.startswith("distill_"):
+            documented = re.search(rf"^### `{name}\((.*?)\)`$", text, re.MULTILINE)
+            assert documented, f"docs/hooks.md has no heading for {name}"
+            assert [p.strip() for p in documented[1].split(",") if p.strip()] == list(inspect.signature(function).parameters)
+
+
+def test_a_sampler_registered_by_hand_is_used(plugins, tiny, tmp_path):
+    from amd_plugin.host import run
+
+    roles = []
+
+    def sampler(sigma, *, role, advantage, step, generator):
+        roles.append((role, step, advantage is not None))
+        assert sigma.shape == (16,) and torch.rand(1, generator=generator).shape == (1,)
+        return sigma.clamp(0.4, 0.6)
+
+    plugins.register(plugin(distill_sigma_sampler=lambda options: sampler), "levels")
+    run.train(tiny("train.max_steps=2"), plugins, tmp_path / "run")
+    assert set(roles) == {("fake_score", 0, True), ("fake_score", 1, True), ("student", 0, True), ("student", 1, True)}
+
+
+def test_strength_schedules_multiply_and_plugin_state_is_kept(plugins, tiny, tmp_path):
+    from amd_plugin.host import run
+
+    steps, restored = [], []
+    plugins.register(
+        plugin(
+            distill_strength_schedule=lambda step, max_steps: steps.append((step, max_steps)) or 0.5,
+            distill_state_dict=lambda: ("mine", {"seen": len(steps)}),
+            distill_load_state_dict=lambda state: restored.append(state["mine"]["seen"]),
+            distill_export=lambda path: (path / "extra.txt").write_text("hello"),
+        ),
+        "mine",
+    )
+    run.train(tiny("train.max_steps=2"), plugins, tmp_path / "run")
+    assert steps == [(0, 2), (1, 2)]
+    assert (tmp_path / "run" / "student" / "extra.txt").read_text() == "hello"
+    run.train(tiny("train.max_steps=3"), plugins, tmp_path / "run", resume="auto")
+    assert restored == [2]

@@ -1,0 +1,129 @@
+"""Recipes: what is right passes, what is wrong is said with its place, all at once."""
+
+import re
+
+import pytest
+import yaml
+
+from amd_plugin import recipe
+from amd_plugin.errors import InputError
+
+GOOD = recipe.shipped()["modes2d"].read_text()
+
+
+@pytest.fixture
+def problems(tmp_path, plugins):
+    """The error lines of a recipe made from the shipped one by replacing text."""
+
+    def check(*replacements, text=None, overrides=()):
+        text = GOOD if text is None else text
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "my.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(InputError) as caught:
+            recipe.load(str(path), plugins, overrides)
+        return [line.replace(str(path), "my.yaml") for line in str(caught.value).splitlines()]
+
+    return check
+
+
+@pytest.mark.parametrize("name", sorted(recipe.shipped()))
+def test_shipped_recipes_are_valid_and_reproduce_themselves(name, plugins, tmp_path):
+    loaded = recipe.load(name, plugins)
+    again = tmp_path / f"{name}.yaml"
+    again.write_text(loaded.as_yaml())
+    assert recipe.load(str(again), plugins).as_dict() == loaded.as_dict()
+    assert loaded.config.evaluate.held_out
+
+
+def test_all_problems_at_once_with_their_lines(problems):
+    found = problems(
+        ("  group_size: 8", "  gruop_size: 8"), ("  network: mlp", "  network: cnn"), ("  fake_updates: 3", "  fake_updates: three"),
+    )  # fmt: skip
+    assert len(found) == 3
+    lines = GOOD.splitlines()
+    at = lines.index("  group_size: 8") + 1
+    assert f"my.yaml:{at}:3: train.gruop_size: unknown key. Did you mean 'group_size'?" in found
+    assert any(re.match(r"my.yaml:\d+:3: model.network: .*'mlp' or 'dit', got 'cnn'", line) for line in found)
+    assert any("train.fake_updates" in line and "got 'three'" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  max_steps: 400", "  max_steps: 400\n  max_steps: 500", "stands twice"),
+        ("  group_size: 8", "  group_size: 7", "must divide train.batch_size 192, got 7"),
+        ("  group_size: 8", "  group_size: 1", "needs at least 2, got 1"),
+        ("  group_size: 8", "  group_size: true", "got True"),
+        ("  group_size: 8", '  group_size: "8"', "got '8'"),
+        ("  student_lr: 1e-3", "  student_lr: .nan", "finite"),
+        ("  student_lr: 1e-3", "  student_lr: .inf", "finite"),
+        ("  student_lr: 1e-3", "  student_lr: -1e-3", "greater than 0"),
+        ("  student_lr: 1e-3", "  student_lr: '1e-3'", "got '1e-3'"),
+        ("  student_lr: 1e-3\n", "", "train.student_lr: required, but not given"),
+        ("  name: amd", "  name: amdd", "Did you mean 'amd'?"),
+        ("  name: amd", "  name: amd\n  strenght: 0.5", "Did you mean 'strength'?"),
+        ("  name: amd", "  name: amd\n  strength: 1.0", "objective.strength: must be in [0, 1)"),
+        ("  name: amd", "  name: amd\n  side: left", "got 'left'"),
+        ("  task: modes2d", "  task: modes3d", "Did you mean 'modes2d'?"),
+        ("  label_noise: 0.2", "  label_noise: 2", "data.label_noise"),
+        ("  label_noise: 0.2", "  lable_noise: 0.2", "Did you mean 'label_noise'?"),
+        ("  - name: classifier", "  - name: clasifier", "Did you mean 'classifier'?"),
+        ("  - name: classifier", "  - name: classifier\n    flor: 0.1", "Did you mean 'floor'?"),
+        ("rewards:\n  - name: classifier\n", "", "needs at least one entry under rewards"),
+        ("[precision, tv, sliced_wasserstein, coverage]", "[precision, tvv]", "Did you mean 'tv'?"),
+        ("[precision, tv, sliced_wasserstein, coverage]", "[]", "held_out"),
+        ("  fake_updates: 3", "\tfake_updates: 3", "tab"),
+        ("  fake_updates: 3", "  fake_updates: &three 3\n  warmup_steps: *three", "aliases are not allowed"),
+        ("  fake_updates: 3", "  fake_updates: !!python/object/apply:os.system [ls]", "tags are not allowed"),
+        ("  fake_updates: 3", "  sigma: [0.9, 0.1]", "train.sigma: must be [low, high]"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(problems, old, new, said):
+    found = problems((old, new))
+    assert len(found) == 1, found
+    assert said in found[0]
+    assert re.match(r"my\.yaml:\d+:\d+: ", found[0]), found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "an empty file"), ("# only a comment\n", "an empty file"), ("- a\n- b\n", "a sequence"), ("a: [1, 2\n", "my.yaml:"), (b"\xff\xfe", "cannot be read")],
+)
+def test_files_that_are_no_recipes(problems, text, said):
+    assert said in problems(text=text)[0]
+
+
+def test_yaml_12_scalars(plugins, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(GOOD.replace("fake_updates: 3", "fake_updates: 012").replace("student_lr: 1e-3", "student_lr: 1e-5"))
+    train = recipe.load(str(path), plugins).config.train
+    assert train.fake_updates == 12 and train.student_lr == 1e-5
+
+
+def test_overrides(plugins, problems):
+    loaded = recipe.load("modes2d", plugins, ["train.max_steps=7", "train.student_lr=2e-4", "rewards.0.floor=0.5"])
+    assert loaded.config.train.max_steps == 7 and loaded.config.train.student_lr == 2e-4
+    assert loaded.config.rewards[0].options["floor"] == 0.5
+    assert problems(overrides=["train.max_step=7"]) == ["--set train.max_step=7: train.max_step: unknown key. Did you mean 'max_steps'?"]
+    assert "there is no 'rewards.3'" in problems(overrides=["rewards.3.floor=1"])[0]
+    assert "must read key.key=value" in problems(overrides=["train.max_steps"])[0]
+    assert "not YAML" in problems(overrides=["train.max_steps=[1"])[0]
+
+
+def test_another_objective_sets_amds_options_aside(plugins):
+    loaded = recipe.load("modes2d", plugins, ["objective.strength=0.3"], objective="dmd")
+    assert loaded.unused_options == ["strength"] and loaded.objective_options == {"guidance_scale": 1.0}
+
+
+def test_unknown_recipes_name_the_nearest(plugins):
+    with pytest.raises(InputError, match="Did you mean 'digits'"):
+        recipe.load("digit", plugins)
+    with pytest.raises(InputError, match="no such file"):
+        recipe.load("nowhere/my.yaml", plugins)
+
+
+def test_the_resolved_recipe_is_plain_yaml(plugins):
+    assert yaml.safe_load(recipe.load("digits", plugins).as_yaml())["data"]["task"] == "digits"
