@@ -1,4 +1,4 @@
-"""The `amd-plugin` command. Errors are printed without a traceback unless AMD_PLUGIN_DEBUG is set; exit codes are in `errors`."""
+"""The `amd-plugin` command. Errors come without a traceback unless AMD_PLUGIN_DEBUG is set; exit codes are in `errors`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -27,17 +27,17 @@ err = Console(stderr=True)
 
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. train.max_steps=100")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. train.max_steps=100")
 ]
 
 
 @app.command()
 def train(
     recipe: RecipeName,
-    objective: Annotated[Optional[str], typer.Option(help="objective to use instead of the recipe's")] = None,
+    objective: Annotated[str | None, typer.Option(help="objective to use instead of the recipe's")] = None,
     overrides: Overrides = None,
-    output: Annotated[Optional[Path], typer.Option(help="the run's folder [default: runs/RECIPE-OBJECTIVE]")] = None,
-    resume: Annotated[Optional[str], typer.Option(metavar="auto|PATH", help="go on from a checkpoint")] = None,
+    output: Annotated[Path | None, typer.Option(help="the run's folder [default: runs/RECIPE-OBJECTIVE]")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="go on from a checkpoint")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, say what would happen, stop")] = False,
 ) -> None:
     """Distil a student as a recipe says."""
@@ -72,11 +72,11 @@ def compare(
     seeds: Annotated[str, typer.Option(help="how many seeds, or a comma-separated list of them")] = "4",
     ablate: Annotated[bool, typer.Option("--ablate", help="add AMD's parts and its control arms")] = False,
     tune: Annotated[
-        Optional[list[str]], typer.Option(metavar="KEY=V1,V2", help="also run every objective named with each value of a key")
+        list[str] | None, typer.Option(metavar="KEY=V1,V2", help="also run every objective named with each value of a key")
     ] = None,
     overrides: Overrides = None,
-    output: Annotated[Optional[Path], typer.Option(help="the comparison's folder [default: runs/compare-RECIPE]")] = None,
-    workers: Annotated[Optional[int], typer.Option(min=1, help="processes [default: one per core]")] = None,
+    output: Annotated[Path | None, typer.Option(help="the comparison's folder [default: runs/compare-RECIPE]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes [default: one per core]")] = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
     from amd_plugin.evaluate import compare as comparison
@@ -95,7 +95,7 @@ def compare(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
-    output: Annotated[Optional[Path], typer.Option(help="the HTML file [default: report.html in the first folder]")] = None,
+    output: Annotated[Path | None, typer.Option(help="the HTML file [default: report.html in the first folder]")] = None,
 ) -> None:
     """Write one self-contained HTML report on runs and comparisons."""
     from amd_plugin.evaluate.report import write_report
@@ -113,12 +113,8 @@ def plugins(
 
     manager = get_plugin_manager()
     objectives, rewards = manager.objectives(), manager.rewards()
-    rows = [
-        {
-            "name": s.name, "distribution": s.distribution, "status": s.status, "hooks": s.hooks, "cause": s.cause,
-        }  # fmt: skip
-        for s in manager.statuses.values()
-    ]
+    shown = ("name", "distribution", "status", "hooks", "cause")
+    rows = [{column: getattr(status, column) for column in shown} for status in manager.statuses.values()]
     if as_json:
         typer.echo(json.dumps({"plugins": rows, "objectives": sorted(objectives), "rewards": sorted(rewards)}, indent=1))
         return
@@ -155,7 +151,7 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipes_app.command()
 def copy(
     recipe: RecipeName,
-    to: Annotated[Optional[Path], typer.Argument(help="file to write [default: RECIPE.yaml here]")] = None,
+    to: Annotated[Path | None, typer.Argument(help="file to write [default: RECIPE.yaml here]")] = None,
 ) -> None:
     """Copy a shipped recipe, to be edited."""
     from amd_plugin import recipe as recipes
@@ -205,7 +201,9 @@ def schema() -> None:
 def main() -> None:
     """Runs the command line; turns the package's own errors into a message and an exit code."""
     # deepspeed and torch announce missing accelerators at import; nobody running on a CPU needs to hear it twice.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)]
+    )
     try:
         app()
     except AmdPluginError as error:

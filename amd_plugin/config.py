@@ -120,7 +120,7 @@ class RecipeConfig(Strict):
     rewards: list[RewardConfig] = Field([], description="training rewards; needed by objectives that listen to one")
     train: TrainConfig
     evaluate: EvaluateConfig
-    distributed: DistributedConfig = DistributedConfig()
+    distributed: DistributedConfig = Field(default_factory=lambda: DistributedConfig())
 
 
 def options_model(factory: Callable[..., Any], *, ignore: tuple[str, ...] = ()) -> type[BaseModel]:

@@ -1,7 +1,7 @@
 """Errors a person is meant to read: where, what, got what, what to do. The CLI prints them without a traceback."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class AmdPluginError(Exception):

@@ -33,7 +33,7 @@ class Objective(Protocol):
         needs_reward: False: the host decodes and scores nothing, and gives no advantages.
         needs_uncond: False: the host may leave `Signals.real_uncond` out.
         min_group_size: fewest samples per prompt that make sense.
-        guidance_sigma, match_sigma: (low, high) noise levels of the two terms; None leaves them to the host, or shares one draw.
+        guidance_sigma, match_sigma: (low, high) noise levels of the two terms; None: one draw for both, left to the host.
         strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
     """
 
@@ -45,7 +45,10 @@ class Objective(Protocol):
     strength_scale: float
 
     @property
-    def needs_uncond(self) -> bool: ...
+    def needs_uncond(self) -> bool:
+        """See above."""
+        ...
+
     def advantage(self, reward: Tensor, groups: Tensor) -> Tensor:
         """[B] from the rewards [B] and prompt ids [B] of the joined batch of all ranks; may update running statistics."""
         ...
@@ -82,9 +85,7 @@ class Reward(Protocol):
 class SigmaSampler(Protocol):
     """Moves the noise levels at which a turn compares or trains its networks."""
 
-    def __call__(
-        self, sigma: Tensor, *, role: str, advantage: Tensor | None, step: int, generator: Generator
-    ) -> Tensor:
+    def __call__(self, sigma: Tensor, *, role: str, advantage: Tensor | None, step: int, generator: Generator) -> Tensor:
         """New levels [B] from the levels `sigma` [B] drawn so far, as fractions in (0, 1) of the noise schedule.
 
         Args:
@@ -98,7 +99,7 @@ class SigmaSampler(Protocol):
 
 
 @hookspec
-def distill_objectives() -> Mapping[str, Callable[..., Objective]] | None:  # type: ignore[empty-body]
+def distill_objectives() -> Mapping[str, Callable[..., Objective]] | None:
     """Objectives by name; each is built from keyword options. None or {} adds nothing.
 
     The factory's annotated keyword parameters are the schema of a recipe's ``objective`` section: names, types and
@@ -107,34 +108,28 @@ def distill_objectives() -> Mapping[str, Callable[..., Objective]] | None:  # ty
 
 
 @hookspec(firstresult=True)
-def distill_make_objective(  # type: ignore[empty-body]
-    name: str, factory: Callable[..., Objective], options: Mapping[str, Any]
-) -> Objective | None:
+def distill_make_objective(name: str, factory: Callable[..., Objective], options: Mapping[str, Any]) -> Objective | None:
     """Builds objective `name`. Most plugins leave this alone; implement it to wrap or replace. None passes it on."""
 
 
 @hookspec
-def distill_rewards() -> Mapping[str, Callable[..., Reward]] | None:  # type: ignore[empty-body]
+def distill_rewards() -> Mapping[str, Callable[..., Reward]] | None:
     """Rewards by name; each factory is called with the recipe's options, and with ``task`` if it has such a parameter."""
 
 
 @hookspec
-def distill_sigma_sampler(options: Mapping[str, Any]) -> SigmaSampler | None:  # type: ignore[empty-body]
+def distill_sigma_sampler(options: Mapping[str, Any]) -> SigmaSampler | None:
     """Called once before training with the resolved recipe. Samplers of several plugins run one after the other."""
 
 
 @hookspec
-def distill_strength_schedule(  # type: ignore[empty-body]
-    step: int, max_steps: int, metrics: Mapping[str, float]
-) -> float | None:
+def distill_strength_schedule(step: int, max_steps: int, metrics: Mapping[str, float]) -> float | None:
     """Factor >= 0 on the objective's strength at `step`; `metrics` are the last logged ones. Several multiply; None is 1."""
 
 
 @hookspec(firstresult=True)
-def distill_prepare_frozen(  # type: ignore[empty-body]
-    role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any]
-) -> nn.Module | None:
-    """Places a frozen network (`role` is ``teacher``): device, dtype, sharding. None passes it on; the host's own puts it whole."""
+def distill_prepare_frozen(role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any]) -> nn.Module | None:
+    """Places a frozen network (`role` is ``teacher``): device, sharding. None passes it on; the host's own keeps it whole."""
 
 
 @hookspec
@@ -143,7 +138,7 @@ def distill_on_step(step: int, metrics: Mapping[str, float]) -> None:
 
 
 @hookspec
-def distill_state_dict() -> tuple[str, Mapping[str, Any]] | None:  # type: ignore[empty-body]
+def distill_state_dict() -> tuple[str, Mapping[str, Any]] | None:
     """(key, JSON-able state) a plugin wants in each checkpoint; called on the main process."""
 
 

@@ -144,9 +144,7 @@ def decoupled_dmd(
     match_sigma: Window | None = None,
 ) -> DMDObjective:
     """Decoupled DMD: guidance and matching draw their noise levels independently, each from a range of its own."""
-    return DMDObjective(
-        guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma
-    )
+    return DMDObjective(guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma)
 
 
 class AMDObjective(DMDObjective):
@@ -187,15 +185,15 @@ class AMDObjective(DMDObjective):
         std_floor: float = 0.1,
         zone: float = -0.5,
     ):
-        super().__init__(
-            guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma
-        )
+        super().__init__(guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma)
         if not 0 <= strength < 1:
             raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
         if not (math.isfinite(sharpening) and sharpening >= 0):
             raise OptionError("sharpening", f"must be a number of at least 0, got {sharpening}")
         if sharpening_kind == "linear" and sharpening > 1:
-            raise OptionError("sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}")
+            raise OptionError(
+                "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
+            )
         if not 0 < limit <= 1:
             raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
         if squash is None and strength > 0:
@@ -225,9 +223,7 @@ class AMDObjective(DMDObjective):
         momentum = min(self.MOMENTUM, 1 - 1 / self._updates)
         self._spread = momentum * self._spread.to(spread) + (1 - momentum) * spread
         self._failed = self._failed.to(reward.device) + (~finite).sum()
-        return group_advantage(
-            reward, groups, self.scale, self.squash, self.limit, std_floor=self.std_floor * self._spread
-        )
+        return group_advantage(reward, groups, self.scale, self.squash, self.limit, std_floor=self.std_floor * self._spread)
 
     def sharpening_weights(self, advantage: Tensor) -> Tensor:
         """Weights [B] of mean 1 for the fake score's loss; give it the advantages of the joined batch."""
@@ -272,4 +268,6 @@ def _rms(x: Tensor) -> Tensor:
 
 def _expect_keys(state: dict[str, Any], own: dict[str, Any], name: str) -> None:
     if set(state) != set(own):
-        raise InputError(f"state of {name}: must have the keys {sorted(own)}, got {sorted(state)}. It belongs to another objective")
+        raise InputError(
+            f"state of {name}: must have the keys {sorted(own)}, got {sorted(state)}. It belongs to another objective"
+        )

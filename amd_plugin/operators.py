@@ -7,7 +7,8 @@ A *maker* takes `Signals` and returns a `Direction`; a *transform* takes a `Dire
 reads as it computes. Pure functions on tensors; no gradient flows through any of them.
 """
 
-from typing import Any, Callable, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ EVERYWHERE: Window = (float("-inf"), float("inf"))
 
 
 def chain(*operators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Applies `operators` from left to right: the first makes a direction, the others transform it. ``chain()`` is the identity."""
+    """Applies `operators` from left to right: the first makes a direction, the others transform it. Empty: the identity."""
 
     def composed(value: Any) -> Any:
         for operator in operators:
@@ -47,9 +48,7 @@ def dmd(guidance_scale: float = 1.0) -> Maker:
     return make
 
 
-def decoupled_dmd(
-    guidance_scale: float = 1.0, match_window: Window = EVERYWHERE, guide_window: Window = EVERYWHERE
-) -> Maker:
+def decoupled_dmd(guidance_scale: float = 1.0, match_window: Window = EVERYWHERE, guide_window: Window = EVERYWHERE) -> Maker:
     """Decoupled DMD: guidance ("spear") and matching ("shield") each on noise levels of their own.
 
     Give `Signals.guide_cond` and `guide_uncond` from an independent draw of the noise level for the full method. The

@@ -90,9 +90,7 @@ class PluginManager(pluggy.PluginManager):
         for point in sorted(found, key=lambda p: (not p.value.startswith("amd_plugin."), _distribution(p), p.name)):
             if point.name in denied or (allowed is not None and point.name not in allowed):
                 variable = "AMD_PLUGIN_DISABLE" if point.name in denied else "AMD_PLUGIN_LOAD"
-                self.statuses[point.name] = PluginStatus(
-                    point.name, _distribution(point), "disabled", cause=f"by {variable}"
-                )
+                self.statuses[point.name] = PluginStatus(point.name, _distribution(point), "disabled", cause=f"by {variable}")
                 continue
             if point.name in self.statuses:
                 taken = PluginStatus(point.name, _distribution(point))
@@ -155,7 +153,9 @@ class PluginManager(pluggy.PluginManager):
                 wrapper = implementation.wrapper or implementation.hookwrapper
                 ours = getattr(plugin, "__name__", "").startswith("amd_plugin.")
                 if implementation.plugin is plugin and not wrapper and not ours:
-                    implementation.function = self._isolated(implementation.function, caller.name, status.name)
+                    guarded = self._isolated(implementation.function, caller.name, status.name)
+                    # pluggy has no hook around a single implementation; the attribute is what it calls.
+                    implementation.function = guarded  # type: ignore[misc]
         status.hooks.sort()
 
     def _isolated(self, function: Callable[..., Any], hook: str, name: str) -> Callable[..., Any]:

@@ -184,9 +184,11 @@ class _Source:
         except yaml.YAMLError as error:
             raise InputError(self._yaml_problem(error)) from error
         if not isinstance(node, yaml.MappingNode):
-            got = "an empty file" if node is None else f"a {node.id}"
-            raise InputError(f"{self.path}:1:1: a recipe is a mapping with the keys {', '.join(RecipeConfig.model_fields)}, got {got}")
-        data = self._plain(node, ())
+            got = {type(None): "an empty file", yaml.SequenceNode: "a list"}.get(type(node), "a single value")
+            raise InputError(
+                f"{self.path}:1:1: a recipe is a mapping with the keys {', '.join(RecipeConfig.model_fields)}, got {got}"
+            )
+        data: dict[str, Any] = self._plain(node, ())
         self.stop_on_problems()
         return data
 
@@ -201,18 +203,15 @@ class _Source:
         except yaml.YAMLError as error:
             raise InputError(f"--set {text}: the value is not YAML: {error}") from error
         holder: Any = data
-        for depth, key in enumerate(keys[:-1]):
+        for depth, key in enumerate(keys):
             if isinstance(holder, dict) and isinstance(key, str):
-                holder = holder.setdefault(key, {})
+                child = holder.setdefault(key, {})
             elif isinstance(holder, list) and isinstance(key, int) and key < len(holder):
-                holder = holder[key]
+                child = holder[key]
             else:
                 raise InputError(f"--set {text}: there is no '{'.'.join(map(str, keys[: depth + 1]))}'")
-        if not (isinstance(holder, dict) and isinstance(keys[-1], str)) and not (
-            isinstance(holder, list) and isinstance(keys[-1], int) and keys[-1] < len(holder)
-        ):
-            raise InputError(f"--set {text}: there is no '{path}'")
-        holder[keys[-1]] = None if node is None else self._plain(node, tuple(keys), origin=f"--set {text}")
+            holder, parent = child, holder
+        parent[keys[-1]] = None if node is None else self._plain(node, tuple(keys), origin=f"--set {text}")
         self.marks[tuple(keys)] = f"--set {text}"
         self.stop_on_problems()
 
@@ -277,11 +276,11 @@ class _Source:
 class _CoreLoader(yaml.SafeLoader):
     """YAML 1.2's core schema on PyYAML's safe loader; no aliases, no tags."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed in recipes", event.start_mark)
         if getattr(event, "tag", None):
             raise yaml.composer.ComposerError(None, None, "tags are not allowed in recipes", event.start_mark)
@@ -295,7 +294,11 @@ for _tag, _pattern, _first in (
     ("null", r"(?:null|Null|NULL|~|)", ["n", "N", "~", ""]),
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 ):
     _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_decimal)

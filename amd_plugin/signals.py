@@ -79,5 +79,5 @@ class Direction(NamedTuple):
     guidance_scale: float
 
     def total(self) -> Tensor:
-        """match + guide [B, ...]."""
+        """Match + guide [B, ...]."""
         return self.match + self.guide

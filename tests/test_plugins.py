@@ -110,7 +110,7 @@ def test_unknown_objectives_name_the_nearest(plugins):
 
 def test_an_objective_that_cannot_be_built_says_why(plugins):
     plugins.register(plugin(distill_objectives=lambda: {"picky": lambda: 1 / 0}), "mine")
-    with pytest.raises(InputError, match="picky.*ZeroDivisionError"):
+    with pytest.raises(InputError, match=r"picky.*ZeroDivisionError"):
         plugins.make_objective("picky")
 
 

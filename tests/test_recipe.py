@@ -90,7 +90,13 @@ def test_what_is_wrong_is_said(problems, old, new, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "an empty file"), ("# only a comment\n", "an empty file"), ("- a\n- b\n", "a sequence"), ("a: [1, 2\n", "my.yaml:"), (b"\xff\xfe", "cannot be read")],
+    [
+        ("", "an empty file"),
+        ("# only a comment\n", "an empty file"),
+        ("- a\n- b\n", "a list"),
+        ("a: [1, 2\n", "my.yaml:"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
 )
 def test_files_that_are_no_recipes(problems, text, said):
     assert said in problems(text=text)[0]
@@ -107,7 +113,9 @@ def test_overrides(plugins, problems):
     loaded = recipe.load("modes2d", plugins, ["train.max_steps=7", "train.student_lr=2e-4", "rewards.0.floor=0.5"])
     assert loaded.config.train.max_steps == 7 and loaded.config.train.student_lr == 2e-4
     assert loaded.config.rewards[0].options["floor"] == 0.5
-    assert problems(overrides=["train.max_step=7"]) == ["--set train.max_step=7: train.max_step: unknown key. Did you mean 'max_steps'?"]
+    assert problems(overrides=["train.max_step=7"]) == [
+        "--set train.max_step=7: train.max_step: unknown key. Did you mean 'max_steps'?"
+    ]
     assert "there is no 'rewards.3'" in problems(overrides=["rewards.3.floor=1"])[0]
     assert "must read key.key=value" in problems(overrides=["train.max_steps"])[0]
     assert "not YAML" in problems(overrides=["train.max_steps=[1"])[0]

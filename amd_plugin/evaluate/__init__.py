@@ -1,1 +1,1 @@
-"""Judging students by what they were not trained on: metrics, paired comparisons, reports."""
+"""Judging students by what they were not trained on: paired comparisons and reports."""

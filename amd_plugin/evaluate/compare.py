@@ -204,12 +204,16 @@ def _table(content: Mapping[str, Any]) -> Table:
     for arm, values in content["arms"].items():
         cells = [f"{statistics.fmean(values[m]):.3f}" for m in metrics]
         if arm != base:
-            cells = [f"{c} ({paired(content, arm, base, m)[2]}/{len(content['seeds'])})" for c, m in zip(cells, metrics, strict=True)]
+            cells = [
+                f"{c} ({paired(content, arm, base, m)[2]}/{len(content['seeds'])})" for c, m in zip(cells, metrics, strict=True)
+            ]
         table.add_row(arm, *cells)
     return table
 
 
-def _run_all(pool: ProcessPoolExecutor, function: Any, jobs: list[tuple[Any, ...]], console: Console | None) -> dict[tuple[str, int], dict[str, float]]:
+def _run_all(
+    pool: ProcessPoolExecutor, function: Any, jobs: list[tuple[Any, ...]], console: Console | None
+) -> dict[tuple[str, int], dict[str, float]]:
     """{(arm, seed): metrics}; lets every job finish before reporting those that failed."""
     results, failed = {}, []
     futures = {pool.submit(function, *job): ("teacher" if job[1] is None else job[1].name, job[2]) for job in jobs}

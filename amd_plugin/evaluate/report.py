@@ -61,12 +61,12 @@ def _comparison(folder: Path) -> dict[str, Any]:
     sensing = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
     return {
         "title": content["recipe"],
-        "lead": f"The same student, distilled from the same teachers with {len(content['arms'])} objectives or settings, "
-        f"{len(seeds)} seeds each. Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
+        "lead": f"The same student, distilled with {len(content['arms'])} objectives or settings, {len(seeds)} seeds each. "
+        "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
         "tiles": [_tile(content, metric) for metric in held_out] if len(runs) > 1 else [],
         "samples": figures.sample_panels(task, _panels(config, task, {arm: runs[arm][0] for arm in shown}, seeds[0])),
-        "samples_note": f"Seed {seeds[0]}, chosen before looking: the first. Samples are drawn from the exported students with their exported scheduler.",
+        "samples_note": f"Seed {seeds[0]}, the first. Drawn from the exported students with their exported scheduler.",
         "curves": figures.learning_curves(curves, {f"held_out/{metric}": title for metric, title in titles.items()}),
         "sensor": figures.learning_curves(sensing, _present(SENSOR, sensing)) if sensing else None,
         "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles),

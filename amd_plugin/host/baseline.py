@@ -17,9 +17,7 @@ def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
 
 
 @hookimpl(trylast=True)
-def distill_make_objective(
-    name: str, factory: Callable[..., Objective], options: Mapping[str, Any]
-) -> Objective:
+def distill_make_objective(name: str, factory: Callable[..., Objective], options: Mapping[str, Any]) -> Objective:
     """The factory itself."""
     return factory(**options)
 

@@ -43,7 +43,9 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dic
     rest = {}
     for name, state_dict in tensors.items():
         flat, rest[name] = _split(state_dict)
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, draft / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, draft / f"{name}.safetensors"
+        )
     _write(draft / "state.json", {"step": step, "rest": rest, **state})
     sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
     _write(draft / "manifest.json", {"format": FORMAT, "files": sizes})

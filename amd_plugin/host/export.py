@@ -25,7 +25,7 @@ def export(
     recipe: Recipe,
     evaluation: dict[str, float],
 ) -> None:
-    """Writes `student` and `scheduler` to ``path/transformer`` and ``path/scheduler``, with a README.md; replaces what was there."""
+    """Writes ``path/transformer``, ``path/scheduler`` and ``path/README.md``; replaces what was there."""
     draft = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     student.save_pretrained(draft / "transformer")

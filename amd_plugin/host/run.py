@@ -140,9 +140,7 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
     with Preemption() as preemption:
         try:
             while trainer.step < train.max_steps:
-                factors = hook.distill_strength_schedule(
-                    step=trainer.step, max_steps=train.max_steps, metrics=run_log.last
-                )
+                factors = hook.distill_strength_schedule(step=trainer.step, max_steps=train.max_steps, metrics=run_log.last)
                 run_log.add(trainer.cycle(math.prod(factors)))
                 step, last = trainer.step, trainer.step == train.max_steps
                 if step % train.log_every == 0 or last:

@@ -56,7 +56,8 @@ class RunLog:
         self._window.clear()
         self.last = dict(zip(names, means.tolist(), strict=True))
         self.record(step, self.last)
-        note = f"student {self.last.get('loss/student', float('nan')):.4f}  fake {self.last.get('loss/fake_score', float('nan')):.4f}"
+        student, fake = (self.last.get(f"loss/{role}", float("nan")) for role in ("student", "fake_score"))
+        note = f"student {student:.4f}  fake {fake:.4f}"
         if self._bar is not None:
             self._bar.update(self._row, completed=step, note=note)
         elif self._console is not None and self._accelerator.is_main_process:

@@ -208,9 +208,7 @@ class Trainer:
         metrics = {f"reward/{name}": values.nanmean() for name, values in scores.each.items()}
         return self.objective.advantage(reward, batch.labels), metrics
 
-    def _sigma(
-        self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None
-    ) -> Tensor:
+    def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
         """Noise levels [B] as fractions of the schedule: the host's uniform draw, then every plugin's sampler in turn."""
         sigma = batch.uniform(f"sigma {role}", window or self.train.sigma)
         for index, sampler in enumerate(self._samplers):
@@ -242,9 +240,7 @@ class Trainer:
 
     def _batch(self, turn: str, update: int = 0) -> Batch:
         key = (self.step, turn, update)
-        return Batch(
-            self.train, self.task.sample_shape, self.task.num_classes, len(self.rungs), key, self.accelerator.device
-        )
+        return Batch(self.train, self.task.sample_shape, self.task.num_classes, len(self.rungs), key, self.accelerator.device)
 
     def _rows(self) -> slice:
         """This process's rows of the joined batch."""

@@ -28,7 +28,9 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     shape = task.sample_shape
     if (config.network == "mlp") != (len(shape) == 1):
         wanted = "mlp" if len(shape) == 1 else "dit"
-        raise InputError(f"model.network: samples of {task.name} have shape {shape} and need '{wanted}', got '{config.network}'")
+        raise InputError(
+            f"model.network: samples of {task.name} have shape {shape} and need '{wanted}', got '{config.network}'"
+        )
     # diffusers' constructors draw from the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "network").initial_seed())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -27,7 +27,7 @@ SAMPLING_STEPS = 30
 def teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     """The trained teacher of `task` and `seed`, on the CPU, in eval mode; from the cache where it was made before."""
     network = build_network(config, task, seed)
-    made_of = {"task": task.made_of, "model": config.model_dump(exclude={"student_steps"}), "seed": seed}
+    made_of = _made_of(config, task, seed)
 
     def make(folder: Path) -> None:
         _train(network, config, task, seed)
@@ -38,11 +38,11 @@ def teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def teacher_samples(network: nn.Module, config: ModelConfig, task: Task, seed: int, count: int, scale: float) -> tuple[Tensor, Tensor, dict[str, float]]:
+def teacher_samples(
+    network: nn.Module, config: ModelConfig, task: Task, seed: int, count: int, scale: float
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """What the teacher itself makes in many steps at guidance `scale`: samples [count, ...], labels, held-out metrics."""
-    made_of = {
-        "task": task.made_of, "model": config.model_dump(exclude={"student_steps"}), "seed": seed, "count": count, "scale": scale,
-    }  # fmt: skip
+    made_of = {**_made_of(config, task, seed), "count": count, "scale": scale}
     labels = task.balanced_labels(count)
 
     def make(folder: Path) -> None:
@@ -57,6 +57,10 @@ def teacher_samples(network: nn.Module, config: ModelConfig, task: Task, seed: i
     folder = cached(f"teacher-samples-{task.name}", made_of, make)
     samples = load_file(folder / "samples.safetensors")["samples"]
     return samples, labels, json.loads((folder / "evaluation.json").read_text())
+
+
+def _made_of(config: ModelConfig, task: Task, seed: int) -> dict[str, Any]:
+    return {"task": task.made_of, "model": config.model_dump(exclude={"student_steps"}), "seed": seed}
 
 
 def _train(network: nn.Module, config: ModelConfig, task: Task, seed: int) -> None:

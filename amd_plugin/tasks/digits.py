@@ -14,7 +14,7 @@ from pydantic import Field
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from amd_plugin.evaluate import metrics as measure
+from amd_plugin import metrics as measure
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 

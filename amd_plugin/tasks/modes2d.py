@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from amd_plugin import metrics as measure
 from amd_plugin.errors import OptionError
-from amd_plugin.evaluate import metrics as measure
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 
@@ -45,7 +45,7 @@ class Modes2D:
         geometry: Literal["pinwheel", "ring", "grid"] = "pinwheel",
         classes: Annotated[int, Field(ge=2, le=64)] = 8,
         modes: Annotated[int, Field(ge=1, le=16)] = 3,
-        std: Annotated[float, Field(gt=0)] = 0.1,
+        std: Annotated[float, Field(gt=0)] = 0.12,
         weights: list[Annotated[float, Field(gt=0)]] | None = None,
         means: Points | None = None,
         label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2,
@@ -101,9 +101,7 @@ class Modes2D:
         width, none = 64, self.num_classes
 
         def build() -> nn.Module:
-            return nn.Sequential(
-                nn.Linear(2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, none + 1)
-            )
+            return nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, none + 1))
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
             points, labels = self.real_data(384, draws)
@@ -149,7 +147,8 @@ class Modes2D:
         """A scatter plot coloured by class, over faint rings where the modes are."""
         for mean in self.means.flatten(0, 1).tolist():
             axes.add_patch(_circle(mean, 2.5 * self.std))
-        axes.scatter(samples[:, 0], samples[:, 1], c=labels, s=2.5, cmap="tab10" if self.num_classes <= 10 else "hsv", linewidths=0)
+        colours = "tab10" if self.num_classes <= 10 else "hsv"
+        axes.scatter(samples[:, 0], samples[:, 1], c=labels, s=2.5, cmap=colours, linewidths=0)
         axes.set(xlim=(-self.reach, self.reach), ylim=(-self.reach, self.reach), xticks=[], yticks=[], aspect="equal")
 
     def _points(self, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -64,7 +64,7 @@ def test_only_the_newest_are_kept_and_broken_ones_do_not_count(saved, tmp_path):
 
 
 def test_a_crash_while_writing_leaves_the_old_one(saved, tmp_path, monkeypatch):
-    path, tensors = saved
+    _, tensors = saved
 
     def full(*arguments, **options):
         raise OSError("No space left on device")

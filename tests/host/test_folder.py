@@ -10,9 +10,9 @@ from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.preemption import Preempted
-from amd_plugin.hookspecs import hookimpl
 
 
 def test_what_a_run_leaves(tiny, plugins, tmp_path):

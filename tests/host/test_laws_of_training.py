@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.trainer import Trainer
-from amd_plugin.hookspecs import hookimpl
 
 
 def weights(trainer):
@@ -33,7 +33,15 @@ def assert_close(one, two, tolerance):
         torch.testing.assert_close(one[name], two[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("overrides", [(), ("model.student_steps=3",), ("objective.guidance_scale=2.0",), ("objective.guidance_sigma=[0.02, 0.5]", "objective.guidance_scale=2.0")])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.student_steps=3",),
+        ("objective.guidance_scale=2.0",),
+        ("objective.guidance_sigma=[0.02, 0.5]", "objective.guidance_scale=2.0"),
+    ],
+)
 def test_each_loss_moves_only_its_own_role(tiny, plugins, overrides):
     trainer = trained(tiny, plugins, *overrides, cycles=1)
     teacher = [p.clone() for p in trainer.teacher.parameters()]
@@ -85,7 +93,13 @@ def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, objective):
 
 @pytest.mark.parametrize("objective", ["dmd", "amd", "decoupled_dmd"])
 def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, objective):
-    recipe = tiny("model.student_steps=2", "train.max_steps=5", "train.checkpoint_every=2", "train.keep_checkpoints=9", objective=objective)
+    recipe = tiny(
+        "model.student_steps=2",
+        "train.max_steps=5",
+        "train.checkpoint_every=2",
+        "train.keep_checkpoints=9",
+        objective=objective,
+    )
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     once = run.train(recipe, plugins, straight)
     again = run.train(recipe, plugins, resumed, resume=str(straight / "checkpoints" / "step-000002"))
@@ -194,6 +208,8 @@ def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny, plugins,
 
 def test_processes_that_cannot_share_the_batch(tiny, plugins):
     recipe = tiny()
-    recipe = dataclasses.replace(recipe, config=recipe.config.model_copy(update={"train": recipe.config.train.model_copy(update={"accumulation": 5})}))
+    recipe = dataclasses.replace(
+        recipe, config=recipe.config.model_copy(update={"train": recipe.config.train.model_copy(update={"accumulation": 5})})
+    )
     with pytest.raises(InputError, match="multiple of processes x accumulation"):
         Trainer(recipe, plugins, Accelerator(cpu=True))

@@ -92,7 +92,9 @@ def test_shapes_are_checked():
         group_advantage(torch.zeros(3), torch.zeros(2))
 
 
-@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=24), st.floats(0, 1), st.sampled_from(["linear", "exponential"]))
+@given(
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=24), st.floats(0, 1), st.sampled_from(["linear", "exponential"])
+)
 def test_weights_have_mean_one_and_favour_failures(values, sharpening, kind):
     a = torch.tensor(values)
     w = sharpening_weights(a, sharpening, kind)

@@ -1,0 +1,102 @@
+"""The command line: what a user types, and what comes back."""
+
+import json
+
+import pytest
+
+TINY = [
+    "--set=model.width=16", "--set=model.teacher.steps=30", "--set=train.max_steps=3", "--set=train.batch_size=16",
+    "--set=train.group_size=4", "--set=train.trackers=[]", "--set=evaluate.samples=160", "--set=train.evaluate_every=1",
+]  # fmt: skip
+
+
+def test_train_and_its_report(cli, tmp_path):
+    folder = tmp_path / "run"
+    code, printed = cli("train", "modes2d", *TINY, "--output", folder)
+    assert code == 0, printed
+    assert "held out: precision" in printed and "step 3/3" in printed
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 3 and "deliberately unreliable" in html and "<script" not in html
+
+    code, printed = cli("train", "modes2d", *TINY, "--output", folder)
+    assert code == 2 and "Pass --resume auto" in printed and "Traceback" not in printed
+    assert cli("train", "modes2d", *TINY, "--output", folder, "--resume", "auto")[0] == 0
+
+
+def test_dmd_sets_amds_options_aside_and_says_so(cli, tmp_path):
+    code, printed = cli("train", "modes2d", *TINY, "--set=objective.strength=0.2", "--objective", "dmd", "--dry-run")
+    assert code == 0 and "objective dmd does not take strength; not used" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "modes2d", "--objective", "amdd"], "Did you mean 'amd'?"),
+        (["train", "modes3d"], "Did you mean 'modes2d'?"),
+        (["train", "modes2d", "--set=train.seed=x"], "train.seed"),
+        (["train", "modes2d", "--set=rewards=[{name: randm}]"], "Did you mean 'random'?"),
+        (["compare", "modes2d", "--seeds", "none"], "--seeds"),
+        (["compare", "modes2d", "--objectives", "dmd,amdd"], "Did you mean 'amd'?"),
+        (["compare", "modes2d", "--tune", "objective.guidance_scale"], "--tune"),
+        (["report", "nowhere"], "neither a run"),
+        (["recipes", "show", "digitz"], "Did you mean 'digits'?"),
+    ],
+)
+def test_bad_input_ends_with_two_and_a_hint(cli, arguments, said):
+    code, printed = cli(*arguments)
+    assert code == 2 and said in printed and "Traceback" not in printed
+
+
+def test_recipes(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = cli("recipes", "list")
+    assert code == 0 and "modes2d: A class-conditional mixture" in printed and "digits: " in printed
+    assert cli("recipes", "copy", "modes2d")[0] == 0
+    code, printed = cli("recipes", "copy", "modes2d")
+    assert code == 2 and "exists already" in printed
+    assert cli("recipes", "validate", "modes2d.yaml", "digits")[0] == 0
+    (tmp_path / "modes2d.yaml").write_text("model: 3\ntrian: {}\n")
+    code, printed = cli("recipes", "validate", "modes2d.yaml")
+    assert code == 2 and "modes2d.yaml:2:1: trian: unknown key. Did you mean 'train'?" in printed
+    assert "model_teacher" not in cli("recipes", "show", "modes2d", "--set=train.seed=5")[1]
+    assert json.loads(cli("recipes", "schema")[1])["title"] == "RecipeConfig"
+
+
+def test_plugins(cli):
+    code, printed = cli("plugins")
+    assert code == 0 and "amd (amd-plugin" in printed and "objectives: amd, decoupled_dmd, dmd" in printed
+
+
+def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
+    folder = tmp_path / "comparison"
+    arguments = ["compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--seeds", "0,3", "--output", folder]
+    code, printed = cli(*arguments, "--tune", "objective.guidance_scale=1.5")
+    assert code == 0, printed
+    content = json.loads((folder / "compare.json").read_text())
+    assert content["task"] == "modes2d" and content["seeds"] == [0, 3]
+    assert list(content["arms"]) == ["dmd", "amd", "dmd@guidance_scale=1.5", "amd@guidance_scale=1.5"]
+    assert all(len(values) == 2 for arm in content["arms"].values() for values in arm.values())
+    table = (folder / "compare.md").read_text()
+    assert "Difference to dmd, in brackets" in table and "tuned best for each metric" in table
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 4
+
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/*/evaluation.json")}
+    assert len(stamps) == 8
+    code, printed = cli(*arguments, "--ablate")
+    assert code == 0, printed
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    more = json.loads((folder / "compare.json").read_text())["arms"]
+    assert {"amd_adaptation_only", "amd_sharpening_only", "amd_random_reward", "amd_paper"} < set(more)
+    assert more["dmd"] == content["arms"]["dmd"]
+    code, printed = cli("report", folder, "--output", tmp_path / "all.html")
+    assert code == 0 and (tmp_path / "all.html").exists()
+
+
+def test_a_comparison_with_a_run_that_fails_keeps_the_others(cli, tmp_path):
+    folder = tmp_path / "comparison"
+    blocked = folder / "arms" / "amd" / "seed-0"
+    blocked.mkdir(parents=True)
+    (blocked / "cat.jpg").write_text("")
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--seeds", "1", "--output", folder)
+    assert code == 1 and "amd, seed 0" in printed and "holds no run" in printed
+    assert (folder / "arms" / "dmd" / "seed-0" / "evaluation.json").exists()
