@@ -17,7 +17,7 @@ LAYERS = [
     {"signals"},
     {"operators", "advantage", "sharpening", "losses"},
     {"objective"},
-    {"plugins", "builtin", "cache", "config", "metrics"},
+    {"plugins", "builtin", "cache", "config", "metrics", "source"},
     {"schedule", "rewards", "tasks", "models", "recipe"},
     {"host"},
     {"evaluate"},

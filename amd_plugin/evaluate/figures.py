@@ -34,18 +34,18 @@ def sample_panels(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str
     return _inline(figure)
 
 
-def learning_curves(curves: Curves, metrics: Mapping[str, str]) -> str:
+def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str:
     """Mean over seeds of every metric against student updates, with a band of one standard deviation.
 
     Args:
         curves: arm -> per seed, the lines of its metrics.jsonl.
         metrics: key in those lines -> title.
+        palette: arm -> colour, see `colours`.
     """
-    columns = min(3, len(metrics))
+    columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(max(3.0 * columns, 7), 2.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    palette = colours(list(curves))
     for axes, (key, title) in zip(grid, metrics.items(), strict=False):
         for arm, seeds in curves.items():
             _band(axes, [[(line["step"], line[key]) for line in lines if key in line] for lines in seeds], arm, palette[arm])
@@ -59,10 +59,11 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str]) -> str:
     return _inline(figure)
 
 
-def paired_seeds(arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str]) -> str:
+def paired_seeds(
+    arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str], palette: Mapping[str, str]
+) -> str:
     """One line per seed across the arms, for every metric: what a change of objective does to the same teacher and noise."""
     figure = Figure(figsize=(2.6 * len(metrics), 2.8), layout="constrained")
-    palette = colours(list(arms))
     for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
         values = np.array([arms[arm][metric] for arm in arms])
         axes.plot(range(len(arms)), values, color="0.8", linewidth=0.9, zorder=1)

@@ -17,7 +17,7 @@ import amd_plugin
 from amd_plugin.config import RecipeConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate import figures
-from amd_plugin.evaluate.compare import best_tuned, paired
+from amd_plugin.evaluate.tables import best_tuned, deviation, paired
 from amd_plugin.host import run_log
 from amd_plugin.models import teacher
 from amd_plugin.randomness import generator
@@ -58,6 +58,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
     held_out = config.evaluate.held_out
     titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
     curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in shown}
+    palette = figures.colours(shown)
     sensing = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
     return {
         "title": content["recipe"],
@@ -67,9 +68,9 @@ def _comparison(folder: Path) -> dict[str, Any]:
         "tiles": [_tile(content, metric) for metric in held_out] if len(runs) > 1 else [],
         "samples": figures.sample_panels(task, _panels(config, task, {arm: runs[arm][0] for arm in shown}, seeds[0])),
         "samples_note": f"Seed {seeds[0]}, the first. Drawn from the exported students with their exported scheduler.",
-        "curves": figures.learning_curves(curves, {f"held_out/{metric}": title for metric, title in titles.items()}),
-        "sensor": figures.learning_curves(sensing, _present(SENSOR, sensing)) if sensing else None,
-        "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles),
+        "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
+        "sensor": figures.learning_curves(sensing, _present(SENSOR, sensing), palette) if sensing else None,
+        "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles, palette),
         "table": _table(content),
         "commands": [content["command"]],
     }  # fmt: skip
@@ -80,7 +81,10 @@ def _run(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "run.json").read_text())
     task = TASKS[config.data.task](**config.data.options)
     curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
-    evaluation = json.loads((folder / "evaluation.json").read_text()) if (folder / "evaluation.json").is_file() else {}
+    if not (folder / "evaluation.json").is_file():
+        raise InputError(f"{folder}: the run is not finished. Go on with --resume auto first")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
     return {
         "title": f"{about['recipe']}, objective {about['objective']}",
@@ -89,8 +93,8 @@ def _run(folder: Path) -> dict[str, Any]:
         "caveat": _caveat(config),
         "samples": figures.sample_panels(task, _panels(config, task, {about["objective"]: folder}, config.train.seed)),
         "samples_note": "Samples are drawn from the averaged student with the exported scheduler.",
-        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in config.evaluate.held_out}),
-        "sensor": figures.learning_curves(curves, {**_present(SENSOR, curves), **losses}),
+        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in config.evaluate.held_out}, palette),
+        "sensor": figures.learning_curves(curves, {**_present(SENSOR, curves), **losses}, palette),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
         "commands": [about["command"]],
     }  # fmt: skip
@@ -131,7 +135,7 @@ def _tile(content: dict[str, Any], metric: str) -> dict[str, Any]:
 
 def _table(content: dict[str, Any]) -> dict[str, Any]:
     base, metrics, count = content["baseline"], list(content["teacher"]), len(content["seeds"])
-    cell = lambda values: f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) if count > 1 else 0:.3f}"  # noqa: E731
+    cell = lambda values: f"{statistics.fmean(values):.3f} ± {deviation(values):.3f}"  # noqa: E731
     rows = [("teacher, many steps", [cell(content["teacher"][m]) for m in metrics])]
     rows += [(arm, [cell(values[m]) for m in metrics]) for arm, values in content["arms"].items()]
     pairs = []

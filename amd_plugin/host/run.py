@@ -6,28 +6,23 @@ The folder holds `config.yaml` (resolved), `run.json`, `metrics.jsonl`, `checkpo
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import shlex
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from rich.console import Console
 from safetensors.torch import save_file
 
-import amd_plugin
 from amd_plugin.errors import AmdPluginError, InputError, RunError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.export import export
 from amd_plugin.host.figures import save_samples
+from amd_plugin.host.folder import find_checkpoint, open_folder, write_json
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.run_log import RunLog
 from amd_plugin.host.trainer import Trainer
@@ -35,13 +30,6 @@ from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-# What may differ between a run and its continuation, since no weight depends on it.
-MAY_CHANGE = {
-    "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
-    "evaluate": ("samples", "held_out"),
-    "distributed": ("mixed_precision", "device"),
-}
 
 
 def train(
@@ -68,7 +56,7 @@ def train(
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            found[0] = _open_folder(output, recipe, resume)
+            found[0] = open_folder(output, recipe, resume)
         except InputError as error:
             found[1] = str(error)
     # Every process learns what the main one found, so that all of them stop for the same reason.
@@ -90,20 +78,6 @@ def train(
     return evaluation
 
 
-def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
-    """The held-out metrics of the complete run in `output`; None if there is none yet.
-
-    Raises:
-        InputError: if the folder holds a run of another recipe.
-    """
-    evaluation = output / "evaluation.json"
-    if not evaluation.is_file():
-        return None
-    _find_checkpoint(output, recipe, "auto")
-    values: dict[str, float] = json.loads(evaluation.read_text())
-    return values
-
-
 def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None) -> dict[str, Any]:
     """Builds everything a run needs, the teacher excepted where it is not cached yet, and says what would happen.
 
@@ -115,7 +89,7 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     from amd_plugin.tasks import TASKS
 
     config = recipe.config
-    start = _find_checkpoint(output, recipe, resume)
+    start = find_checkpoint(output, recipe, resume)
     task = TASKS[config.data.task](**config.data.options)
     network = build_network(config.model, task, config.train.seed)
     steps = config.model.student_steps
@@ -167,7 +141,7 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
         student = trainer.ema.module
         export(output / "student", student, trainer.scheduler, trainer.task.sample_shape, recipe, evaluation)
         hook.distill_export(path=output / "student", options=recipe.as_dict())
-        _write_json(output / "evaluation.json", evaluation)
+        write_json(output / "evaluation.json", evaluation)
     trainer.accelerator.wait_for_everyone()
     return evaluation
 
@@ -225,61 +199,3 @@ def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
     if accelerator.num_processes != launched:
         raise RunError(f"accelerate sees {accelerator.num_processes} processes where the launcher started {launched}")
     return accelerator
-
-
-def _open_folder(output: Path, recipe: Recipe, resume: str | None) -> str | None:
-    """Checks and creates the run's folder; returns the checkpoint to start from, if any."""
-    start = _find_checkpoint(output, recipe, resume)
-    try:
-        (output / "samples").mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(recipe.as_yaml())
-        _write_json(
-            output / "run.json",
-            {
-                "recipe": recipe.name,
-                "objective": recipe.config.objective.name,
-                "objective_options": recipe.objective_options,
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "versions": {"amd-plugin": amd_plugin.__version__, "torch": torch.__version__},
-            },
-        )
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written: {error}") from error
-    return None if start is None else str(start)
-
-
-def _find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output}: is a file")
-    config = output / "config.yaml"
-    if config.is_file():
-        changed = _differences(yaml.safe_load(config.read_text()), recipe.as_dict())
-        if changed:
-            raise InputError(
-                f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
-            )
-        if resume is None:
-            raise InputError(f"--output {output}: holds a run already. Pass --resume auto to go on, or choose another folder")
-    elif output.is_dir() and any(output.iterdir()):
-        raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
-    if resume is None:
-        return None
-    if resume != "auto":
-        checkpoint.check(Path(resume))
-        return Path(resume)
-    usable = checkpoint.available(output / "checkpoints")
-    return usable[-1] if usable else None
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for all that may not change between a run and its continuation."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        section = path.rstrip(".")
-        keys = [key for key in sorted({*old, *new}) if key not in MAY_CHANGE.get(section, ())]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}{key}.")]
-    return [] if old == new else [f"{path.rstrip('.')}: {old} -> {new}"]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1))

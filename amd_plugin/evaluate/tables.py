@@ -1,0 +1,90 @@
+"""A comparison in numbers: paired differences, the best tuning, tables for Markdown and terminals.
+
+`content` is what `compare.json` holds: ``{"task", "recipe", "seeds", "arms": {arm: {metric: [one float per seed]}}, "baseline",
+"better": {metric: "up" | "down" | "one"}, "teacher", "command"}``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def paired(content: Mapping[str, Any], arm: str, against: str, metric: str) -> tuple[float, float, int]:
+    """Mean and standard deviation over seeds of arm - against, and in how many seeds the arm is better."""
+    better = content["better"][metric]
+    pairs = list(zip(content["arms"][arm][metric], content["arms"][against][metric], strict=True))
+    differences = [a - b for a, b in pairs]
+    closer = {"up": lambda a, b: a > b, "down": lambda a, b: a < b, "one": lambda a, b: abs(a - 1) < abs(b - 1)}[better]
+    return statistics.fmean(differences), deviation(differences), sum(closer(a, b) for a, b in pairs)
+
+
+def best_tuned(content: Mapping[str, Any], metric: str) -> str:
+    """The baseline arm, tuned or not, with the best mean of `metric`."""
+    base, better = content["baseline"], content["better"][metric]
+    family = [arm for arm in content["arms"] if arm == base or arm.startswith(f"{base}@")]
+    mean = lambda arm: statistics.fmean(content["arms"][arm][metric])  # noqa: E731
+    rank = {"up": lambda arm: -mean(arm), "down": mean, "one": lambda arm: abs(mean(arm) - 1)}[better]
+    return min(family, key=rank)
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The comparison as Markdown: values, then differences to the baseline and to its best tuning."""
+    arms, base, seeds = content["arms"], content["baseline"], content["seeds"]
+    metrics = list(arms[base])
+    arrow = {"up": "higher is better", "down": "lower is better", "one": "1 is right"}
+    head = "| arm | " + " | ".join(metrics) + " |\n|---|" + "---|" * len(metrics)
+    value = lambda values: f"{statistics.fmean(values):.3f} ± {deviation(values):.3f}"  # noqa: E731
+    lines = [
+        f"# {content['recipe']}: {len(seeds)} seeds, paired",
+        "",
+        f"`{content['command']}`",
+        "",
+        "Mean ± standard deviation over seeds; each seed has its own teacher, shared by all arms. "
+        + ", ".join(f"{m}: {arrow[content['better'][m]]}" for m in metrics) + ".",
+        "", head,
+        "| *teacher, many steps* | " + " | ".join(value(content["teacher"][m]) for m in metrics) + " |",
+        *(f"| {arm} | " + " | ".join(value(arms[arm][m]) for m in metrics) + " |" for arm in arms),
+        "", f"Difference to {base}, in brackets the seeds that are better.", "", head,
+    ]  # fmt: skip
+    lines += [_difference_row(content, arm, metrics, lambda metric: base) for arm in arms if arm != base]
+    if any(arm.startswith(f"{base}@") for arm in arms):
+        best = {metric: best_tuned(content, metric) for metric in metrics}
+        lines += ["", f"Difference to the {base} tuned best for each metric.", "", head]
+        lines.append(f"| *best {base}* | " + " | ".join(best[metric] for metric in metrics) + " |")
+        rest = [arm for arm in arms if arm != base and not arm.startswith(f"{base}@")]
+        lines += [_difference_row(content, arm, metrics, best.__getitem__) for arm in rest]
+    return "\n".join(lines) + "\n"
+
+
+def _difference_row(content: Mapping[str, Any], arm: str, metrics: Iterable[str], against: Any) -> str:
+    cells = []
+    for metric in metrics:
+        mean, sd, wins = paired(content, arm, against(metric), metric)
+        cells.append(f"{mean:+.3f} ± {sd:.3f} ({wins}/{len(content['seeds'])})")
+    return f"| {arm} | " + " | ".join(cells) + " |"
+
+
+def terminal_table(content: Mapping[str, Any]) -> Table:
+    """Means, and in how many seeds each arm is better than the baseline."""
+    base = content["baseline"]
+    table = Table(title=f"{content['recipe']}: mean over {len(content['seeds'])} seeds (seeds better than {base})")
+    metrics = list(content["arms"][base])
+    for column in ("arm", *metrics):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, values in content["arms"].items():
+        cells = [f"{statistics.fmean(values[m]):.3f}" for m in metrics]
+        if arm != base:
+            cells = [
+                f"{c} ({paired(content, arm, base, m)[2]}/{len(content['seeds'])})" for c, m in zip(cells, metrics, strict=True)
+            ]
+        table.add_row(arm, *cells)
+    return table
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 for a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0

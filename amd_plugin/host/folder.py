@@ -1,0 +1,103 @@
+"""A run's folder: whether a run may use it, and where it goes on from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import amd_plugin
+from amd_plugin.errors import InputError
+from amd_plugin.host import checkpoint
+from amd_plugin.recipe import Recipe
+
+# What may differ between a run and its continuation, since no weight depends on it.
+MAY_CHANGE = {
+    "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
+    "evaluate": ("samples", "held_out"),
+    "distributed": ("mixed_precision", "device"),
+}
+
+
+def open_folder(output: Path, recipe: Recipe, resume: str | None) -> str | None:
+    """Checks and creates the run's folder; returns the checkpoint to start from, if any. Raises InputError if it cannot be used."""
+    start = find_checkpoint(output, recipe, resume)
+    try:
+        (output / "samples").mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(recipe.as_yaml())
+        write_json(
+            output / "run.json",
+            {
+                "recipe": recipe.name,
+                "objective": recipe.config.objective.name,
+                "objective_options": recipe.objective_options,
+                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "versions": {"amd-plugin": amd_plugin.__version__, "torch": torch.__version__},
+            },
+        )
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error}") from error
+    return None if start is None else str(start)
+
+
+def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:
+    """The checkpoint that a run of `recipe` in `output` would start from; None for the start. Touches nothing.
+
+    Raises:
+        InputError: if the folder holds something else, or `resume` cannot be used.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output}: is a file")
+    config = output / "config.yaml"
+    if config.is_file():
+        changed = _differences(yaml.safe_load(config.read_text()), recipe.as_dict())
+        if changed:
+            raise InputError(
+                f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
+            )
+        if resume is None:
+            raise InputError(f"--output {output}: holds a run already. Pass --resume auto to go on, or choose another folder")
+    elif output.is_dir() and any(output.iterdir()):
+        raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
+    if resume is None:
+        return None
+    if resume != "auto":
+        checkpoint.check(Path(resume))
+        return Path(resume)
+    usable = checkpoint.available(output / "checkpoints")
+    return usable[-1] if usable else None
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for all that may not change between a run and its continuation."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        section = path.rstrip(".")
+        keys = [key for key in sorted({*old, *new}) if key not in MAY_CHANGE.get(section, ())]
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}{key}.")]
+    return [] if old == new else [f"{path.rstrip('.')}: {old} -> {new}"]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` for people and programs to read."""
+    path.write_text(json.dumps(content, indent=1))
+
+
+def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
+    """The held-out metrics of the complete run in `output`; None if there is none yet.
+
+    Raises:
+        InputError: if the folder holds a run of another recipe.
+    """
+    evaluation = output / "evaluation.json"
+    if not evaluation.is_file():
+        return None
+    find_checkpoint(output, recipe, "auto")
+    values: dict[str, float] = json.loads(evaluation.read_text())
+    return values

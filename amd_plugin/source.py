@@ -1,0 +1,170 @@
+"""A YAML file that knows where each of its keys stands, so that whatever is wrong can be said with file, line and column.
+
+YAML is read by its 1.2 rules (`1e-5` is a number, `no` is text, `012` is twelve); duplicate keys, aliases and tags are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from amd_plugin.errors import InputError, did_you_mean
+
+Place = tuple[str | int, ...]
+
+
+class Source:
+    """One file: where each key stands, and what is wrong so far.
+
+    Attributes:
+        problems: one line each, ``file:line:col: path: what``; or ``--set a.b=c: path: what``.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.marks: dict[Place, str] = {}
+        self.problems: list[str] = []
+
+    def read(self, expected: Iterable[str]) -> dict[str, Any]:
+        """The file's mapping, plain; raises InputError where it is none. `expected` are the keys to name then."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            node = yaml.compose(text, Loader=_CoreLoader)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path}: cannot be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise InputError(self._yaml_problem(error)) from error
+        if not isinstance(node, yaml.MappingNode):
+            got = {type(None): "an empty file", yaml.SequenceNode: "a list"}.get(type(node), "a single value")
+            raise InputError(f"{self.path}:1:1: a recipe is a mapping with the keys {', '.join(expected)}, got {got}")
+        data: dict[str, Any] = self._plain(node, ())
+        self.stop_on_problems()
+        return data
+
+    def override(self, data: dict[str, Any], text: str) -> None:
+        """Applies ``a.b=value``; keys that do not exist are left to validation, which names the nearest."""
+        path, equals, value = text.partition("=")
+        keys: list[str | int] = [int(k) if k.isdigit() else k for k in path.strip().split(".")]
+        if not equals or "" in keys:
+            raise InputError(f"--set {text}: must read key.key=value")
+        try:
+            node = yaml.compose(value, Loader=_CoreLoader)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text}: the value is not YAML: {error}") from error
+        holder: Any = data
+        for depth, key in enumerate(keys):
+            if isinstance(holder, dict) and isinstance(key, str):
+                child = holder.setdefault(key, {})
+            elif isinstance(holder, list) and isinstance(key, int) and key < len(holder):
+                child = holder[key]
+            else:
+                raise InputError(f"--set {text}: there is no '{'.'.join(map(str, keys[: depth + 1]))}'")
+            holder, parent = child, holder
+        parent[keys[-1]] = None if node is None else self._plain(node, tuple(keys), origin=f"--set {text}")
+        self.marks[tuple(keys)] = f"--set {text}"
+        self.stop_on_problems()
+
+    def validate(self, model: type[BaseModel], data: Mapping[str, Any], prefix: Place, also_known: Iterable[str] = ()) -> Any:
+        """The model of `data`, or None after noting what is wrong with it."""
+        try:
+            # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
+            return model.model_validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            for detail in error.errors():
+                place: Place = (*prefix, *detail["loc"])
+                if detail["type"] == "extra_forbidden":
+                    known = {*_keys(model, detail["loc"][:-1]), *also_known}
+                    self.problem(place, f"unknown key.{did_you_mean(str(place[-1]), known)}")
+                elif detail["type"] == "missing":
+                    self.problem(place, "required, but not given")
+                else:
+                    self.problem(place, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}")
+            return None
+
+    def problem(self, place: Place, what: str) -> None:
+        """Notes a problem at `place`, or at the nearest key above it that stands in the file."""
+        at = place
+        while at and at not in self.marks:
+            at = at[:-1]
+        self.problems.append(f"{self.marks.get(at, f'{self.path}:1:1')}: {'.'.join(map(str, place))}: {what}")
+
+    def stop_on_problems(self) -> None:
+        """Raises InputError with all problems so far, if there are any."""
+        if self.problems:
+            raise InputError("\n".join(self.problems))
+
+    def _plain(self, node: yaml.Node, place: Place, origin: str = "") -> Any:
+        """Python values of a node, noting where each key stands and which keys stand twice."""
+        here = origin or f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        self.marks.setdefault(place, here)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(child, (*place, index), origin) for index, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            plain: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = str(key_node.value)
+                self.marks[(*place, key)] = origin or (
+                    f"{self.path}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
+                )
+                if key in plain:
+                    self.problem((*place, key), "this key stands twice; the first would be lost")
+                plain[key] = self._plain(value_node, (*place, key), origin)
+            return plain
+        return _CoreLoader("").construct_object(node)
+
+    def _yaml_problem(self, error: yaml.YAMLError) -> str:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f"{self.path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{self.path}:1:1"
+        problem = getattr(error, "problem", None) or str(error)
+        if "\\t" in problem:
+            problem = "a tab stands where YAML allows only spaces; indent with spaces"
+        return f"{place}: {problem}"
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """YAML 1.2's core schema on PyYAML's safe loader; no aliases, no tags."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed in recipes", event.start_mark)
+        if getattr(event, "tag", None):
+            raise yaml.composer.ComposerError(None, None, "tags are not allowed in recipes", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_decimal(self, node: Any) -> int:
+        return int(self.construct_scalar(node))
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:null|Null|NULL|~|)", ["n", "N", "~", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_decimal)
+
+
+def _keys(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the model that stands at `place` inside `model`."""
+    for step in place:
+        if isinstance(step, int):
+            continue
+        annotation: Any = model.model_fields[step].annotation
+        inner = [annotation, *typing.get_args(annotation)]
+        model = next(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,57 @@
+"""What the documentation shows runs as shown."""
+
+import re
+import types
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
+def test_the_readmes_trainer():
+    (code,) = blocks("README.md", "python")
+    tensors = {name: torch.randn(8, 3) for name in ("x0", "real_cond", "real_uncond", "fake", "prediction", "target")}
+    for objective in ("dmd", "amd"):
+        names = {
+            **tensors, "x0": tensors["x0"].clone().requires_grad_(), "args": types.SimpleNamespace(objective=objective),
+            "prompts": ["a"] * 8, "prompt_ids": torch.arange(8) // 4, "sigma": torch.rand(8),
+            "reward": lambda x0, prompts: x0.detach().sum(1),
+        }  # fmt: skip
+        exec(code, names)
+        names["student_loss"].backward()
+        assert torch.isfinite(names["x0"].grad).all() and torch.isfinite(names["fake_score_loss"])
+
+
+def test_the_hooks_pages_plugins(plugins):
+    code = "\n".join(block for block in blocks("docs/hooks.md", "python") if "hookimpl" in block)
+    module = types.ModuleType("documented")
+    exec("import amd_plugin\n" + code, module.__dict__)
+    plugins.register(module, "documented")
+    assert plugins.make_objective("half_guidance", {"guidance_scale": 2.0}).guide_weight == 0.5
+    assert plugins.rewards()["brightness"](power=2.0)(torch.ones(3, 4), [""] * 3).tolist() == [1.0] * 3
+
+
+def test_every_command_of_the_readme_is_understood():
+    from amd_plugin.cli import app
+
+    known = {command.callback.__name__ for command in app.registered_commands} | {"recipes"}
+    text = "\n".join(blocks("README.md", ""))
+    for line in re.findall(r"^amd-plugin (\w+)", text, re.MULTILINE):
+        assert line in known
+
+
+def test_numbers_in_the_readme_are_those_of_the_committed_tables():
+    """Each row of README's results stands in docs/results, which `make evidence` writes."""
+    text = (ROOT / "README.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| (dmd|amd)", line)]
+    assert rows
+    tables = "".join(path.read_text() for path in (ROOT / "docs" / "results").glob("*.md"))
+    for row in rows:
+        name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        found = [line for line in tables.splitlines() if line.startswith(f"| {name} |")]
+        assert any(all(cell in line for cell in cells) for line in found), row
