@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10+ and nothing else: both install first, into .venv.
+# `make demo` and `make test` need Python 3.11 (constraints.txt pins for it) and nothing else: both install first, into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

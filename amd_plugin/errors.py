@@ -25,7 +25,11 @@ class OptionError(InputError, ValueError):
 
     def __init__(self, option: str, problem: str):
         super().__init__(f"{option}: {problem}")
-        self.option = option
+        self.option, self._problem = option, problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # A worker process hands its errors to the one that started it.
+        return type(self), (self.option, self._problem)
 
 
 class MissingDependency(AmdPluginError):

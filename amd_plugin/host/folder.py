@@ -17,7 +17,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.recipe import Recipe
 
-# What may differ between a run and its continuation, since no weight depends on it.
+# What a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
     "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
     "evaluate": ("samples", "held_out"),
@@ -26,7 +26,7 @@ MAY_CHANGE = {
 
 
 def open_folder(output: Path, recipe: Recipe, resume: str | None) -> str | None:
-    """Checks and creates the run's folder; returns the checkpoint to start from, if any. Raises InputError if it cannot be used."""
+    """Creates the run's folder; returns the checkpoint to start from, if any. Raises InputError where it cannot be used."""
     start = find_checkpoint(output, recipe, resume)
     try:
         (output / "samples").mkdir(parents=True, exist_ok=True)

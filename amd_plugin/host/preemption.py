@@ -19,6 +19,10 @@ class Preempted(AmdPluginError):
         super().__init__(message)
         self.exit_code = 128 + signum
 
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        # A worker process hands its errors to the one that started it.
+        return type(self), (str(self), self.exit_code - 128)
+
 
 class Preemption:
     """Context manager that turns the two signals into a request all processes agree on."""

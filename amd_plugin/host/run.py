@@ -64,6 +64,8 @@ def train(
     if found[1] is not None:
         raise InputError(found[1])
 
+    if console is not None:
+        console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
     trainer = Trainer(recipe, plugins, accelerator)
     if found[0] is not None:
         _restore(trainer, Path(found[0]))

@@ -105,6 +105,17 @@ def test_signals_stop_at_a_step_boundary_with_a_checkpoint(tiny, plugins, tmp_pa
     assert signal.getsignal(signum) not in (None, signal.SIG_IGN)
 
 
+def test_errors_survive_the_way_back_from_a_worker():
+    import pickle
+
+    from amd_plugin.errors import OptionError
+
+    back = pickle.loads(pickle.dumps(Preempted("stopped", signal.SIGTERM)))
+    assert str(back) == "stopped" and back.exit_code == 143
+    back = pickle.loads(pickle.dumps(OptionError("strength", "too much")))
+    assert str(back) == "strength: too much" and back.option == "strength"
+
+
 def test_dry_run_writes_nothing(tiny, plugins, tmp_path):
     said = run.dry_run(tiny("model.student_steps=4"), plugins, tmp_path / "run")
     assert said["visited timesteps"] == [1000.0, 750.0, 500.0, 250.0] and said["fake-score updates"] == 12
