@@ -25,11 +25,12 @@ evidence: install
 	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd --ablate --tune objective.guidance_scale=1.1,1.25,1.4,1.6 --seeds 8 --output runs/evidence/modes2d
 	$(BIN)/amd-plugin compare digits --objectives dmd,amd --ablate --tune objective.guidance_scale=1.1,1.25,1.4 --seeds 4 --output runs/evidence/digits
 	$(BIN)/amd-plugin report runs/evidence/modes2d runs/evidence/digits --output runs/evidence/report.html
+	mkdir -p docs/results
 	cp runs/evidence/modes2d/compare.md docs/results/modes2d.md
 	cp runs/evidence/digits/compare.md docs/results/digits.md
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group lint

@@ -50,7 +50,7 @@ def group_advantage(
         raise ValueError(f"scale: must be 'group', 'batch' or 'none', got {scale!r}")
     if squash not in ("clip", "tanh", None):
         raise ValueError(f"squash: must be 'clip', 'tanh' or None, got {squash!r}")
-    if limit <= 0:
+    if not limit > 0:
         raise ValueError(f"limit: must be above 0, got {limit}")
 
     centred, spread, valid = _statistics(reward, groups)
@@ -59,6 +59,8 @@ def group_advantage(
         spread = kept.std() if len(kept) > 1 else torch.zeros_like(spread)
     a = centred
     if scale != "none":
+        if not torch.is_tensor(std_floor) and not std_floor >= 0:
+            raise ValueError(f"std_floor: must be 0 or above, got {std_floor}")
         floor = torch.as_tensor(std_floor, dtype=centred.dtype, device=centred.device)
         a = centred / (torch.maximum(spread, floor) + EPS)
     if squash == "clip":

@@ -4,18 +4,20 @@ They live under ``$AMD_PLUGIN_CACHE``, or ``amd-plugin`` in the user's cache fol
 """
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from filelock import FileLock
+
+from amd_plugin.errors import InputError
 
 
 def root() -> Path:
@@ -30,16 +32,18 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
 
     Args:
         kind: first part of the folder's name.
-        made_of: JSON-able; all that the result depends on beside `make`'s own module and torch's version, which are added.
+        made_of: JSON-able; all that the result depends on beside our own code and the libraries' versions, which are added.
         make: fills the empty folder it is given.
     """
     recipe = json.dumps(dict(made_of), sort_keys=True)
-    code = inspect.getsource(sys.modules[make.__module__])
-    digest = hashlib.sha256("\0".join((recipe, code, torch.__version__)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join((recipe, _code(), torch.__version__, diffusers.__version__)).encode()).hexdigest()[:16]
     folder = root() / f"{kind}-{digest}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cache folder {folder.parent}: cannot be made: {error}. Set AMD_PLUGIN_CACHE") from error
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -50,3 +54,12 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+@lru_cache
+def _code() -> str:
+    """The source of everything that makes or measures what is kept."""
+    package = Path(__file__).parent
+    files = [package / f"{name}.py" for name in ("metrics", "prediction", "randomness")]
+    files += sorted(path for folder in ("models", "schedule", "tasks") for path in (package / folder).glob("*.py"))
+    return "".join(path.read_text() for path in files)

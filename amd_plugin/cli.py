@@ -54,7 +54,7 @@ def train(
         out.print(f"objective {name} does not take {', '.join(loaded.unused_options)}; not used", highlight=False)
     if dry_run:
         for what, value in run.dry_run(loaded, plugins, folder, resume).items():
-            out.print(f"{what}: {value}", highlight=False, soft_wrap=True)
+            out.print(f"{what}: {value}", highlight=False, markup=False, soft_wrap=True)
         return
     evaluation = run.train(loaded, plugins, folder, resume, out if main else None)
     if main:
@@ -62,7 +62,7 @@ def train(
 
         held_out = {name: evaluation[name] for name in loaded.config.evaluate.held_out}
         out.print("held out: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()), highlight=False)
-        out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, soft_wrap=True)
+        out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -88,8 +88,8 @@ def compare(
         recipe, arms, comparison.parse_seeds(seeds), overrides or (), folder, workers=workers, console=out
     )
     out.print(result)
-    out.print(f"table: {folder / 'compare.md'}", highlight=False, soft_wrap=True)
-    out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, soft_wrap=True)
+    out.print(f"table: {folder / 'compare.md'}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -101,7 +101,7 @@ def report(
     from amd_plugin.evaluate.report import write_report
 
     path = write_report(runs, output or runs[0] / "report.html")
-    out.print(f"report: {path}", highlight=False, soft_wrap=True)
+    out.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -120,13 +120,13 @@ def plugins(
         return
     for row in rows:
         origin = f" ({row['distribution']})" if row["distribution"] else ""
-        out.print(f"{row['name']}{origin}: {row['status']}", highlight=False, soft_wrap=True)
+        out.print(f"{row['name']}{origin}: {row['status']}", highlight=False, markup=False, soft_wrap=True)
         if row["hooks"]:
-            out.print(f"    hooks: {', '.join(row['hooks'])}", highlight=False, soft_wrap=True)
+            out.print(f"    hooks: {', '.join(row['hooks'])}", highlight=False, markup=False, soft_wrap=True)
         if row["cause"]:
-            out.print(f"    cause: {row['cause']}", highlight=False, soft_wrap=True, markup=False)
-    out.print(f"objectives: {', '.join(sorted(objectives))}", highlight=False, soft_wrap=True)
-    out.print(f"rewards: {', '.join(sorted(rewards))}", highlight=False, soft_wrap=True)
+            out.print(f"    cause: {row['cause']}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"objectives: {', '.join(sorted(objectives))}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"rewards: {', '.join(sorted(rewards))}", highlight=False, markup=False, soft_wrap=True)
 
 
 @recipes_app.command("list")
@@ -136,7 +136,7 @@ def list_recipes() -> None:
 
     for name, path in recipes.shipped().items():
         purpose = path.read_text().splitlines()[0].lstrip("# ")
-        out.print(f"{name}: {purpose}", highlight=False, soft_wrap=True)
+        out.print(f"{name}: {purpose}", highlight=False, markup=False, soft_wrap=True)
 
 
 @recipes_app.command()
@@ -166,7 +166,7 @@ def copy(
         target.write_text(source.read_text())
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error}") from error
-    out.print(f"{target}", highlight=False, soft_wrap=True)
+    out.print(f"{target}", highlight=False, markup=False, soft_wrap=True)
 
 
 @recipes_app.command()
@@ -183,7 +183,7 @@ def validate(
     for path in paths:
         try:
             recipes.load(path, manager, overrides or ())
-            out.print(f"{path}: ok", highlight=False, soft_wrap=True)
+            out.print(f"{path}: ok", highlight=False, markup=False, soft_wrap=True)
         except InputError as error:
             problems.append(str(error))
     if problems:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from typing_extensions import Self
 
 from amd_plugin.errors import InputError
 
@@ -17,6 +18,12 @@ class Strict(BaseModel):
     """No unknown keys, no NaN, no conversion between text, numbers and booleans."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _Open(Strict):
+    """Any further key too: what a factory with ``**options`` takes."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class Choice(BaseModel):
@@ -28,6 +35,11 @@ class Choice(BaseModel):
     def options(self) -> dict[str, Any]:
         """Everything beside the fields of the section itself."""
         return dict(self.model_extra or {})
+
+    def resolved(self, options: BaseModel | None) -> Self:
+        """The same with all of `options`, defaults included, except those that no recipe can hold."""
+        plain = {k: v for k, v in (options or ()) if isinstance(v, str | int | float | list | tuple | None)}
+        return self.model_copy(update=plain)
 
 
 class DataConfig(Choice):
@@ -73,6 +85,9 @@ class ModelConfig(Strict):
     teacher: TeacherConfig
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(Strict):
     """The distillation run. One cycle is `fake_updates` updates of the fake score and one of the student."""
 
@@ -84,7 +99,7 @@ class TrainConfig(Strict):
     fake_updates: int = Field(3, ge=1, description="fake-score updates per student update")
     student_lr: float = Field(gt=0, description="Adam's peak learning rate")
     fake_lr: float = Field(gt=0, description="Adam's peak learning rate")
-    betas: Annotated[tuple[float, float], Field(description="Adam's betas")] = (0.0, 0.99)
+    betas: Annotated[tuple[Share, Share], Field(description="Adam's betas")] = (0.0, 0.99)
     warmup_steps: int = Field(0, ge=0, description="student updates of linear warm-up")
     decay: Literal["constant", "linear"] = Field("constant", description="after warm-up; linear ends at a tenth")
     clip_norm: float = Field(10.0, gt=0, description="largest gradient norm")
@@ -143,4 +158,8 @@ def options_model(factory: Callable[..., Any], *, ignore: tuple[str, ...] = ()) 
             continue
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
         fields[parameter.name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
-    return create_model("Options", __base__=Strict, **fields)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    try:
+        return create_model("Options", __base__=_Open if open_ended else Strict, **fields)
+    except Exception as error:
+        raise InputError(f"the parameters of {factory!r} cannot be checked: {error}") from error

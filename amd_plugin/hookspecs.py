@@ -124,7 +124,7 @@ def distill_sigma_sampler(options: Mapping[str, Any]) -> SigmaSampler | None:
 
 @hookspec
 def distill_strength_schedule(step: int, max_steps: int, metrics: Mapping[str, float]) -> float | None:
-    """Factor >= 0 on the objective's strength at `step`; `metrics` are the last logged ones. Several multiply; None is 1."""
+    """Factor in [0, 1] on the objective's strength at `step`; `metrics` are those last logged. Several multiply; None is 1."""
 
 
 @hookspec(firstresult=True)

@@ -20,9 +20,11 @@ def matching_loss(x0: Tensor, direction: Tensor) -> Tensor:
 
 def matching_loss_per_sample(x0: Tensor, direction: Tensor) -> Tensor:
     """`matching_loss` of each sample [B]; their mean is the loss."""
+    if direction.shape != x0.shape:
+        raise ValueError(f"direction: must have x0's shape {tuple(x0.shape)}, got {tuple(direction.shape)}")
     x0 = widen(x0)
     target = (x0 + widen(direction)).detach()
-    return 0.5 * ((x0 - target) ** 2).flatten(1).mean(1)
+    return 0.5 * ((x0 - target) ** 2).reshape(len(x0), -1).mean(1)
 
 
 def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -41,5 +43,5 @@ def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = 
 
 def fake_score_loss_per_sample(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """`fake_score_loss` of each sample [B], weight included; their mean is the loss."""
-    error = ((widen(prediction) - widen(target.detach())) ** 2).flatten(1).mean(1)
+    error = ((widen(prediction) - widen(target.detach())) ** 2).reshape(len(prediction), -1).mean(1)
     return error if weight is None else weight.detach().to(error) * error

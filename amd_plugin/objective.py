@@ -21,7 +21,7 @@ from amd_plugin.advantage import Scale, Squash, group_advantage, group_std
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.losses import fake_score_loss_per_sample, matching_loss_per_sample
 from amd_plugin.operators import Maker, Side, Window, adaptation_weights, normalize
-from amd_plugin.sharpening import Kind, sharpening_weights
+from amd_plugin.sharpening import LARGEST, Kind, sharpening_weights
 from amd_plugin.signals import Signals
 
 
@@ -44,7 +44,7 @@ class DMDObjective:
 
     Args:
         guidance_scale: w of the real teacher in the standard form ``uncond + w (cond - uncond)``; 1 needs no uncond.
-        normalizer: ``per_sample`` (DMD2) or ``global`` (FastVideo), see `operators.normalize`.
+        normalizer: ``per_sample`` (DMD2) or ``global`` (FastVideo; depends on how a batch is split), see `operators.normalize`.
         guidance_sigma: (low, high) noise levels at which the host evaluates the guidance term in a draw and a teacher call
             of its own; None evaluates it where matching is evaluated.
         match_sigma: (low, high) noise levels of the matching term; None leaves them to the host.
@@ -155,7 +155,8 @@ class AMDObjective(DMDObjective):
     Args:
         guidance_scale, normalizer, guidance_sigma, match_sigma: as for `DMDObjective`.
         strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off.
-        side: ``negative`` weighs failing samples only; ``both`` is the paper's form (see `operators.adapt`).
+        side: ``negative`` weighs failing samples only; ``both`` is the paper's form, which loses modes once there is
+            guidance (see `operators.adapt`); ``auto`` is ``negative`` above guidance scale 1, ``both`` otherwise.
         sharpening: lambda >= 0 of Repulsive Landscape Sharpening, at most 1 for the linear kind; 0 turns it off.
         sharpening_kind: ``exponential`` (the exact reward tilt) or ``linear`` (the paper's), see `amd_plugin.sharpening`.
         scale, squash, limit: of `group_advantage`.
@@ -176,7 +177,7 @@ class AMDObjective(DMDObjective):
         guidance_sigma: Window | None = None,
         match_sigma: Window | None = None,
         strength: float = 0.5,
-        side: Side = "negative",
+        side: Literal["both", "negative", "auto"] = "auto",
         sharpening: float = 1.0,
         sharpening_kind: Kind = "exponential",
         scale: Scale = "group",
@@ -188,19 +189,20 @@ class AMDObjective(DMDObjective):
         super().__init__(guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma)
         if not 0 <= strength < 1:
             raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
-        if not (math.isfinite(sharpening) and sharpening >= 0):
-            raise OptionError("sharpening", f"must be a number of at least 0, got {sharpening}")
+        if not 0 <= sharpening <= LARGEST:
+            raise OptionError("sharpening", f"must be in [0, {LARGEST}], got {sharpening}")
         if sharpening_kind == "linear" and sharpening > 1:
             raise OptionError(
                 "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
             )
         if not 0 < limit <= 1:
             raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
-        if squash is None and strength > 0:
-            raise OptionError("squash", "must be 'clip' or 'tanh' while strength is above 0, got None")
+        if squash is None and (strength > 0 or sharpening > 0):
+            raise OptionError("squash", "must be 'clip' or 'tanh' while advantages are used, got None")
         if not (math.isfinite(std_floor) and std_floor >= 0):
             raise OptionError("std_floor", f"must be a number of at least 0, got {std_floor}")
-        self.strength, self.side = strength, side
+        self.strength = strength
+        self.side: Side = ("negative" if guidance_scale > 1 else "both") if side == "auto" else side
         self.sharpening, self.sharpening_kind = sharpening, sharpening_kind
         self.scale, self.squash, self.limit, self.std_floor, self.zone = scale, squash, limit, std_floor, zone
         self.needs_reward = strength > 0 or sharpening > 0
@@ -208,6 +210,7 @@ class AMDObjective(DMDObjective):
         self._updates = 0
         self._spread: Tensor = torch.zeros(())
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
+        self._failed_share: Tensor = torch.zeros(())
 
     def advantage(self, reward: Tensor, groups: Tensor) -> Tensor:
         """Group advantage [B] of the joined batch, Eq. 12, and an update of the running spread of rewards.
@@ -219,10 +222,12 @@ class AMDObjective(DMDObjective):
         reward = reward.detach().float()
         finite = torch.isfinite(reward)
         spread = torch.where(finite, group_std(reward, groups), 0.0).sum() / finite.sum().clamp(min=1)
-        self._updates += 1
-        momentum = min(self.MOMENTUM, 1 - 1 / self._updates)
-        self._spread = momentum * self._spread.to(spread) + (1 - momentum) * spread
         self._failed = self._failed.to(reward.device) + (~finite).sum()
+        self._failed_share = 1 - finite.float().mean()
+        if finite.any():  # a batch without any reward says nothing about their spread
+            self._updates += 1
+            momentum = min(self.MOMENTUM, 1 - 1 / self._updates)
+            self._spread = momentum * self._spread.to(spread) + (1 - momentum) * spread
         return group_advantage(reward, groups, self.scale, self.squash, self.limit, std_floor=self.std_floor * self._spread)
 
     def sharpening_weights(self, advantage: Tensor) -> Tensor:
@@ -242,12 +247,11 @@ class AMDObjective(DMDObjective):
         return {
             "zone_share": (a <= self.zone).float().mean(),
             "clip_share": (a.abs() >= self.limit).float().mean(),
-            "advantage_min": a.min(),
             "advantage_std": a.std(correction=0),
             "alpha": alpha.mean(),
             "beta": beta.mean(),
             "reward_spread": self._spread.clone(),
-            "failed_rewards": self._failed.clone(),
+            "failed_rewards": self._failed_share,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -141,7 +141,8 @@ def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float =
     The divisor never depends on advantages or windows, so that objectives compared with each other differ in direction only.
 
     Args:
-        kind: the mean over each sample (DMD2), or over the whole batch (FastVideo).
+        kind: the mean over each sample (DMD2), or over all samples of this call (FastVideo). The second makes a step depend
+            on how the batch is split over micro-batches and processes.
         eps: added to the mean, in units of x0.
 
     Raises:
@@ -154,7 +155,7 @@ def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float =
         signals, w = direction.signals, direction.guidance_scale
         guided = widen(signals.real_cond.detach()) + (w - 1) * signals.augmentation()
         distance = (widen(signals.x0.detach()) - guided).abs()
-        scale = distance.mean() if kind == "global" else signals.per_sample(distance.flatten(1).mean(1))
+        scale = distance.mean() if kind == "global" else signals.per_sample(distance.reshape(len(distance), -1).mean(1))
         return direction._replace(match=direction.match / (scale + eps), guide=direction.guide / (scale + eps))
 
     return transform

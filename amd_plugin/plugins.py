@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import inspect
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -70,16 +71,16 @@ class PluginManager(pluggy.PluginManager):
         status = self.statuses[name] = PluginStatus(name, distribution)
         try:
             registered = super().register(plugin, name)
+            if registered is None:
+                status.status, status.cause = "disabled", "blocked"
+            else:
+                self._watch(plugin, status)
         except Exception as error:
             # pluggy leaves a plugin it rejected registered, without its hooks.
             if self.get_name(plugin):
                 self.unregister(plugin)
             self._fail(name, error)
             return None
-        if registered is None:
-            status.status, status.cause = "disabled", "blocked"
-            return None
-        self._watch(plugin, status)
         return registered
 
     def load_entry_points(self) -> None:
@@ -87,6 +88,8 @@ class PluginManager(pluggy.PluginManager):
         allowed, denied = _names("AMD_PLUGIN_LOAD"), _names("AMD_PLUGIN_DISABLE") or set()
         found = importlib.metadata.entry_points(group=NAME)
         # Ours first: whoever comes later cannot take the names we document.
+        for name in sorted((allowed or set()) - {point.name for point in found}):
+            log.warning("AMD_PLUGIN_LOAD: no plugin is called '%s'.%s", name, did_you_mean(name, (p.name for p in found)))
         for point in sorted(found, key=lambda p: (not p.value.startswith("amd_plugin."), _distribution(p), p.name)):
             if point.name in denied or (allowed is not None and point.name not in allowed):
                 variable = "AMD_PLUGIN_DISABLE" if point.name in denied else "AMD_PLUGIN_LOAD"
@@ -98,20 +101,20 @@ class PluginManager(pluggy.PluginManager):
                 self._fail(f"{point.name} ({taken.distribution})", InputError(f"another plugin is called '{point.name}'"))
                 continue
             try:
-                plugin = point.load()
-            except (Exception, SystemExit) as error:
+                self.register(point.load(), point.name, _distribution(point))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self.statuses[point.name] = PluginStatus(point.name, _distribution(point))
                 self._fail(point.name, error)
-                continue
-            self.register(plugin, point.name, _distribution(point))
 
     def objectives(self) -> dict[str, Callable[..., Objective]]:
         """Every objective by name, from all plugins, with its factory."""
-        return self._collect("distill_objectives", "objective")
+        return self._catalogue()["distill_objectives"]
 
     def rewards(self) -> dict[str, Callable[..., Any]]:
         """Every reward by name, from all plugins, with its factory."""
-        return self._collect("distill_rewards", "reward")
+        return self._catalogue()["distill_rewards"]
 
     def objective_factory(self, name: str) -> Callable[..., Objective]:
         """The factory of objective `name`.
@@ -138,6 +141,9 @@ class PluginManager(pluggy.PluginManager):
             raise
         except Exception as error:
             raise InputError(f"objective '{name}' could not be built: {type(error).__name__}: {error}") from error
+        lacking = [part for part in _OBJECTIVE if not hasattr(made, part)]
+        if lacking:
+            raise InputError(f"objective '{name}' is a {type(made).__name__} without {', '.join(lacking)}: not an Objective")
         return made
 
     def _watch(self, plugin: object, status: PluginStatus) -> None:
@@ -149,10 +155,11 @@ class PluginManager(pluggy.PluginManager):
                 status.cause = f"unknown hook '{caller.name}'.{hint}"
                 log.warning("plugin %s: %s It is never called", status.name, status.cause)
             for implementation in caller.get_hookimpls():
-                # A wrapper is a generator: what it raises belongs to the call that it wraps. Ours may raise InputError.
-                wrapper = implementation.wrapper or implementation.hookwrapper
-                ours = getattr(plugin, "__name__", "").startswith("amd_plugin.")
-                if implementation.plugin is plugin and not wrapper and not ours:
+                if implementation.plugin is not plugin:
+                    continue
+                if implementation.wrapper or implementation.hookwrapper:
+                    raise InputError(f"{caller.name} is a hook wrapper; these cannot be isolated and are not accepted")
+                if not str(getattr(plugin, "__name__", "")).startswith("amd_plugin."):  # ours may raise InputError
                     guarded = self._isolated(implementation.function, caller.name, status.name)
                     # pluggy has no hook around a single implementation; the attribute is what it calls.
                     implementation.function = guarded  # type: ignore[misc]
@@ -164,8 +171,13 @@ class PluginManager(pluggy.PluginManager):
             if self.statuses[name].status == "failed":
                 return None
             try:
-                return function(*args)
-            except Exception as error:
+                result = function(*args)
+                if result is not None and hook in _CHECKS:
+                    _CHECKS[hook](result)
+                return result
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self._fail(name, error, where=f"in {hook}: ")
                 return None
 
@@ -177,23 +189,27 @@ class PluginManager(pluggy.PluginManager):
         status.cause = f"{where}{type(error).__name__}: {error}"
         log.warning("plugin %s is set aside: %s", name, status.cause)
 
-    def _collect(self, hook: str, kind: str) -> dict[str, Callable[..., Any]]:
-        collected: dict[str, Callable[..., Any]] = {}
-        owners: dict[str, str] = {}
-        # pluggy calls the last registered first; the name goes to the first registered.
-        for implementation in getattr(self.hook, hook).get_hookimpls():
-            plugin = implementation.plugin_name
-            provided = implementation.function() or {}
-            if not isinstance(provided, Mapping):
-                self._fail(plugin, InputError(f"{hook} must return a mapping of names to factories, got {provided!r}"))
+    def _catalogue(self) -> dict[str, dict[str, Callable[..., Any]]]:
+        """Objectives and rewards by name. A plugin that claims a taken name loses all of its own, whichever is asked for."""
+        catalogue: dict[str, dict[str, Callable[..., Any]]] = {"distill_objectives": {}, "distill_rewards": {}}
+        owners: dict[tuple[str, str], str] = {}
+        # pluggy calls the last registered first; a name goes to the first registered.
+        for plugin, _ in self.list_name_plugin():
+            provided: dict[str, Mapping[str, Any]] = {}
+            for hook in catalogue:
+                for implementation in getattr(self.hook, hook).get_hookimpls():
+                    if implementation.plugin_name == plugin:
+                        provided[hook] = implementation.function() or {}
+            taken = next(((h, n) for h, names in provided.items() for n in names if n in catalogue[h]), None)
+            if taken is not None and self.statuses[plugin].status == "active":
+                kind = taken[0].removeprefix("distill_").removesuffix("s")
+                self._fail(plugin, InputError(f"{kind} '{taken[1]}' is provided by plugin {owners[taken]} already"))
+            if self.statuses[plugin].status != "active":
                 continue
-            taken = next((name for name in provided if name in collected), None)
-            if taken is not None:
-                self._fail(plugin, InputError(f"{kind} '{taken}' is provided by plugin {owners[taken]} already"))
-            elif self.statuses[plugin].status == "active":
-                collected.update(provided)
-                owners.update(dict.fromkeys(provided, plugin))
-        return collected
+            for hook, names in provided.items():
+                catalogue[hook].update(names)
+                owners.update({(hook, name): plugin for name in names})
+        return catalogue
 
     def _find(self, kind: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
         if name in known:
@@ -209,6 +225,46 @@ class PluginManager(pluggy.PluginManager):
         raise error
 
 
+_OBJECTIVE = (
+    "guidance_scale", "needs_reward", "needs_uncond", "min_group_size", "guidance_sigma", "match_sigma", "strength_scale",
+    "advantage", "sharpening_weights", "student_loss", "fake_score_loss", "state_dict", "load_state_dict",
+)  # fmt: skip
+
+
+def _check_factories(result: Any) -> None:
+    if not isinstance(result, Mapping):
+        raise TypeError(f"must return a mapping of names to factories, got {result!r}")
+    for name, factory in result.items():
+        if not isinstance(name, str) or not callable(factory):
+            raise TypeError(f"must map names to callables, got {name!r}: {factory!r}")
+        inspect.signature(factory)
+
+
+def _check_factor(result: Any) -> None:
+    if isinstance(result, bool) or not isinstance(result, int | float) or not 0 <= result <= 1:
+        raise ValueError(f"must return a factor in [0, 1] or None, got {result!r}")
+
+
+def _check_sampler(result: Any) -> None:
+    if not callable(result):
+        raise TypeError(f"must return a callable or None, got {result!r}")
+
+
+def _check_state(result: Any) -> None:
+    key, state = result
+    json.dumps({key: dict(state)})
+
+
+# What a plugin may answer, so that a wrong answer is its failure and not the host's.
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "distill_objectives": _check_factories,
+    "distill_rewards": _check_factories,
+    "distill_strength_schedule": _check_factor,
+    "distill_sigma_sampler": _check_sampler,
+    "distill_state_dict": _check_state,
+}
+
+
 def get_plugin_manager() -> PluginManager:
     """A new manager with the host's baseline and all installed plugins in it."""
     from amd_plugin.host import baseline
@@ -220,8 +276,8 @@ def get_plugin_manager() -> PluginManager:
 
 
 def accepted(function: Callable[..., Any]) -> set[str] | None:
-    """Names of the keyword parameters `function` takes; None where it takes any."""
-    parameters = inspect.signature(function).parameters.values()
+    """Names of the keyword parameters `function` takes, of `forward` for a torch module; None where it takes any."""
+    parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -14,6 +14,7 @@ import yaml
 
 from amd_plugin.config import RecipeConfig, options_model
 from amd_plugin.errors import InputError, OptionError, did_you_mean
+from amd_plugin.models import check_network
 from amd_plugin.plugins import PluginManager, accepted
 from amd_plugin.source import Place, Source
 from amd_plugin.tasks import TASKS
@@ -91,25 +92,31 @@ def load(
         source.override(data, f"objective.name={objective}")
     config = source.validate(RecipeConfig, data, ())
     source.stop_on_problems()
-    options, unused = _check_choices(config, plugins, source)
+    config, options, unused = _resolve(config, plugins, source)
     _check_relations(config, plugins, options, source)
     source.stop_on_problems()
     return Recipe(path.stem, config, options, unused)
 
 
-def _check_choices(config: RecipeConfig, plugins: PluginManager, source: Source) -> tuple[dict[str, Any], list[str]]:
-    """Checks data, objective and rewards against the signatures of what they name; returns the objective's options."""
+def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tuple[RecipeConfig, dict[str, Any], list[str]]:
+    """Checks data, rewards and objective against the signatures of what they name, and fills in their defaults.
+
+    Returns:
+        The config with all options in it, what the objective is built with, and the options only other objectives know.
+    """
+    data = None
     task = TASKS.get(config.data.task)
     if task is None:
         hint = did_you_mean(config.data.task, TASKS)
         source.problem(("data", "task"), f"unknown task, got '{config.data.task}'.{hint} There are: {', '.join(TASKS)}")
     else:
-        source.validate(options_model(task), config.data.options, ("data",))
+        data = source.validate(options_model(task), config.data.options, ("data",))
         for index, metric in enumerate(config.evaluate.held_out):
             if metric not in task.metrics:
                 what = f"not a metric of {config.data.task}, got '{metric}'.{did_you_mean(metric, task.metrics)}"
                 source.problem(("evaluate", "held_out", index), f"{what} There are: {', '.join(task.metrics)}")
 
+    rewards = []
     for index, reward in enumerate(config.rewards):
         place: Place = ("rewards", index)
         try:
@@ -117,21 +124,22 @@ def _check_choices(config: RecipeConfig, plugins: PluginManager, source: Source)
         except InputError as error:
             source.problem((*place, "name"), str(error))
             continue
-        source.validate(model, reward.options, place)
+        rewards.append(reward.resolved(source.validate(model, reward.options, place)))
 
     name = config.objective.name
     try:
         factory = plugins.objective_factory(name)
+        model = options_model(factory)
     except InputError as error:
         source.problem(("objective", "name"), str(error))
-        return {}, []
+        return config, {}, []
     mine = accepted(factory)
     known = {option for other in plugins.objectives().values() for option in accepted(other) or ()}
     unused = sorted(o for o in config.objective.options if mine is not None and o not in mine and o in known)
-    options = {o: v for o, v in config.objective.options.items() if o not in unused}
-    model = options_model(factory)
-    checked = source.validate(model, options, ("objective",), also_known=known)
-    return ({o: getattr(checked, o) for o in options if hasattr(checked, o)} if checked else {}), unused
+    given = {o: v for o, v in config.objective.options.items() if o not in unused}
+    options = source.validate(model, given, ("objective",), also_known=known)
+    resolved = {"data": config.data.resolved(data), "rewards": rewards, "objective": config.objective.resolved(options)}
+    return config.model_copy(update=resolved), dict(options or ()), unused
 
 
 def _check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
@@ -146,6 +154,15 @@ def _check_relations(config: RecipeConfig, plugins: PluginManager, options: dict
     if source.problems:
         return
     try:
+        task = TASKS[config.data.task](**config.data.options)
+        check_network(config.model, task)
+        if config.evaluate.samples < 5 * task.num_classes:
+            what = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
+            source.problem(("evaluate", "samples"), what)
+    except OptionError as error:
+        section = "model" if error.option in type(config.model).model_fields else "data"
+        source.problem((section, error.option), str(error).partition(": ")[2])
+    try:
         objective = plugins.make_objective(config.objective.name, options)
     except OptionError as error:
         source.problem(("objective", error.option), str(error).partition(": ")[2])
@@ -154,6 +171,10 @@ def _check_relations(config: RecipeConfig, plugins: PluginManager, options: dict
         source.problem(("objective",), str(error))
         return
     name = config.objective.name
+    for option in ("match_sigma", "guidance_sigma"):
+        if (window := getattr(objective, option)) is not None and not 0 <= window[0] < window[1] <= 1:
+            what = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
+            source.problem(("objective", option), what)
     if objective.needs_reward and not config.rewards:
         source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
     if train.group_size < objective.min_group_size:

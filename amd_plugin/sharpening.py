@@ -14,13 +14,15 @@ from amd_plugin.prediction import widen
 
 Kind = Literal["linear", "exponential"]
 
+LARGEST = 40  # exp(40) still leaves room for a mean over any batch in fp32
+
 
 def sharpening_weights(advantage: Tensor, sharpening: float, kind: Kind = "linear") -> Tensor:
     """Weights of the fake score's loss, larger for worse samples, mean 1.
 
     Args:
         advantage: [B]; the joined batch where there are several ranks, so that the mean is taken over all of it.
-        sharpening: lambda >= 0; 0 gives exactly 1 everywhere.
+        sharpening: lambda in [0, 40]; 0 gives exactly 1 everywhere.
         kind: ``linear`` is 1 - lambda a (the paper's, as we read it), ``exponential`` is exp(-lambda a). A linear weight
             below 0, possible where lambda a > 1, would teach the fake score to be wrong there and counts as 0.
 
@@ -28,10 +30,10 @@ def sharpening_weights(advantage: Tensor, sharpening: float, kind: Kind = "linea
         [B], fp32 or wider, >= 0, mean 1, no grad.
 
     Raises:
-        ValueError: for a negative sharpening or another kind.
+        ValueError: for a sharpening out of range or another kind.
     """
-    if not sharpening >= 0:
-        raise ValueError(f"sharpening: must be 0 or above, got {sharpening}")
+    if not 0 <= sharpening <= LARGEST:
+        raise ValueError(f"sharpening: must be in [0, {LARGEST}], got {sharpening}")
     if kind not in ("linear", "exponential"):
         raise ValueError(f"kind: must be 'linear' or 'exponential', got {kind!r}")
     a = widen(advantage.detach())

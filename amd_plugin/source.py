@@ -51,7 +51,7 @@ class Source:
     def override(self, data: dict[str, Any], text: str) -> None:
         """Applies ``a.b=value``; keys that do not exist are left to validation, which names the nearest."""
         path, equals, value = text.partition("=")
-        keys: list[str | int] = [int(k) if k.isdigit() else k for k in path.strip().split(".")]
+        keys: list[str | int] = [int(k) if k.isdecimal() and k.isascii() else k for k in path.strip().split(".")]
         if not equals or "" in keys:
             raise InputError(f"--set {text}: must read key.key=value")
         try:

@@ -35,8 +35,13 @@ def test_loss_is_the_mean_of_per_sample():
         assert all(value.shape == () for value in output.metrics.values())
 
 
+def test_the_side_follows_guidance_unless_it_is_named():
+    assert AMDObjective(1.0).side == "both" and AMDObjective(1.5).side == "negative"
+    assert AMDObjective(1.5, side="both").side == "both"
+
+
 def test_failing_samples_pull_harder_and_the_fake_learns_them_more():
-    objective = AMDObjective(1.0)
+    objective = AMDObjective(1.0, side="negative")
     a = torch.tensor([-1.0, 0, 0, 0, 0, 0, 0, 1.0])
     plain, moved = DMDObjective(1.0).student_loss(signals()).per_sample, objective.student_loss(signals(a)).per_sample
     assert moved[0] > plain[0]
@@ -46,7 +51,11 @@ def test_failing_samples_pull_harder_and_the_fake_learns_them_more():
 
 
 def test_the_zone_is_measured():
-    metrics = AMDObjective(1.0, zone=-0.5).student_loss(signals(torch.tensor([-1.0, -0.6, -0.4, 0, 0, 0.2, 0.4, 1.0]))).metrics
+    metrics = (
+        AMDObjective(1.0, side="negative", zone=-0.5)
+        .student_loss(signals(torch.tensor([-1.0, -0.6, -0.4, 0, 0, 0.2, 0.4, 1.0])))
+        .metrics
+    )
     assert metrics["zone_share"] == 0.25
     assert metrics["beta"] > 1 > metrics["alpha"]
 
@@ -58,7 +67,7 @@ def test_failed_rewards_are_neutral_and_counted():
     assert a[1] == 0 == a[3] and torch.isfinite(a).all()
     assert objective.state_dict()["failed"] == 2
     output = objective.student_loss(signals(a.repeat(2)))
-    assert torch.isfinite(output.loss) and output.metrics["failed_rewards"] == 2
+    assert torch.isfinite(output.loss) and output.metrics["failed_rewards"] == 0.5
 
 
 def test_the_floor_follows_the_usual_spread():

@@ -147,6 +147,85 @@ def test_registering_twice_is_the_callers_mistake(plugins):
     assert plugins.statuses["mine"].status == "active"
 
 
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        ({"distill_objectives": lambda: {"x": 3}}, "must map names to callables"),
+        ({"distill_objectives": lambda: {1: DMDObjective}}, "must map names to callables"),
+        ({"distill_rewards": lambda: torch.ones(2)}, "mapping"),
+        ({"distill_objectives": lambda: exit(0)}, "SystemExit"),
+    ],
+)
+def test_answers_that_make_no_sense_are_the_plugins_failure(plugins, hooks, said):
+    plugins.register(plugin(**hooks), "odd")
+    assert "amd" in plugins.objectives() and "classifier" in plugins.rewards()
+    assert plugins.statuses["odd"].status == "failed" and said in plugins.statuses["odd"].cause
+    assert plugins.make_objective("dmd").guidance_scale == 1.0
+
+
+def test_schedules_states_and_samplers_are_checked(plugins):
+    hooks = {
+        "distill_strength_schedule": lambda: 2.0, "distill_state_dict": lambda: {"a": 1}, "distill_sigma_sampler": lambda: 5
+    }  # fmt: skip
+    for name, function in hooks.items():
+        plugins.register(plugin(**{name: function}), name)
+    assert plugins.hook.distill_strength_schedule(step=0, max_steps=1, metrics={}) == []
+    assert plugins.hook.distill_state_dict() == [] == plugins.hook.distill_sigma_sampler(options={})
+    assert all(plugins.statuses[name].status == "failed" for name in hooks)
+
+
+def test_hook_wrappers_are_refused(plugins):
+    @hookimpl(wrapper=True)
+    def distill_on_step(step):
+        return (yield)
+
+    plugins.register(types.SimpleNamespace(distill_on_step=distill_on_step), "wrapping")
+    assert "hook wrapper" in plugins.statuses["wrapping"].cause
+    plugins.hook.distill_on_step(step=1, metrics={})
+
+
+def test_one_module_behind_two_entry_points(installed):
+    module = plugin(distill_objectives=lambda: {"fine": DMDObjective})
+    manager = installed(EntryPoint("a", lambda: module), EntryPoint("b", lambda: module))
+    assert "fine" in manager.objectives() and manager.statuses["b"].status == "failed"
+
+
+def test_a_name_that_is_taken_costs_the_rewards_too(plugins):
+    plugins.register(
+        plugin(distill_objectives=lambda: {"amd": DMDObjective}, distill_rewards=lambda: {"acme": lambda: None}), "thief"
+    )
+    assert "acme" not in plugins.rewards() and "amd" in plugins.objectives()
+
+
+def test_subclasses_that_pass_options_through(plugins):
+    class Mine(DMDObjective):
+        def __init__(self, **options):
+            super().__init__(**options)
+
+    plugins.register(plugin(distill_objectives=lambda: {"mine": Mine, "none": lambda: None}), "mine")
+    from amd_plugin import recipe
+
+    loaded = recipe.load("modes2d", plugins, ["objective.guidance_scale=2.0"], objective="mine")
+    assert loaded.objective_options["guidance_scale"] == 2.0
+    with pytest.raises(InputError, match="not an Objective"):
+        plugins.make_objective("none")
+
+
+def test_torch_modules_are_rewards_too(plugins):
+    from amd_plugin.config import RewardConfig
+    from amd_plugin.rewards.reward_set import RewardSet
+
+    class Sum(torch.nn.Module):
+        def forward(self, media, prompts):
+            return media.sum(1)
+
+    plugins.register(plugin(distill_rewards=lambda: {"sum": Sum, "broken": lambda: 1 / 0}), "mine")
+    scores = RewardSet([RewardConfig(name="sum", weight=2.0)], plugins, None)(torch.ones(3, 2), [""] * 3, labels=torch.zeros(3))
+    assert scores.total.tolist() == [4.0] * 3
+    with pytest.raises(InputError, match="'broken' could not be built: ZeroDivisionError"):
+        RewardSet([RewardConfig(name="broken")], plugins, None)
+
+
 def test_the_manager_is_pluggys(plugins):
     assert isinstance(plugins, PluginManager) and isinstance(plugins, pluggy.PluginManager)
     assert {name for name in vars(plugins.hook) if name.startswith("distill_")} == {

@@ -69,6 +69,8 @@ def test_all_problems_at_once_with_their_lines(problems):
         ("  name: amd", "  name: amd\n  side: left", "got 'left'"),
         ("  task: modes2d", "  task: modes3d", "Did you mean 'modes2d'?"),
         ("  label_noise: 0.2", "  label_noise: 2", "data.label_noise"),
+        ("  label_noise: 0.2", "  means: [[[0, 0]], [[1]]]", "data.means: must be [classes][modes][x, y]"),
+        ("  label_noise: 0.2", "  weights: [1, 2]", "data.weights: must be one per mode, 3 of them, got 2"),
         ("  label_noise: 0.2", "  lable_noise: 0.2", "Did you mean 'label_noise'?"),
         ("  - name: classifier", "  - name: clasifier", "Did you mean 'classifier'?"),
         ("  - name: classifier", "  - name: classifier\n    flor: 0.1", "Did you mean 'floor'?"),
@@ -123,7 +125,15 @@ def test_overrides(plugins, problems):
 
 def test_another_objective_sets_amds_options_aside(plugins):
     loaded = recipe.load("modes2d", plugins, ["objective.strength=0.3"], objective="dmd")
-    assert loaded.unused_options == ["strength"] and loaded.objective_options == {"guidance_scale": 1.0}
+    assert loaded.unused_options == ["strength"] and "strength" not in loaded.objective_options
+    assert loaded.objective_options["normalizer"] == "per_sample"
+    assert loaded.config.objective.options["strength"] == 0.3
+
+
+def test_the_resolved_recipe_holds_every_default(plugins):
+    resolved = yaml.safe_load(recipe.load("modes2d", plugins).as_yaml())
+    assert resolved["objective"]["sharpening_kind"] == "exponential" and resolved["objective"]["side"] == "auto"
+    assert resolved["data"]["std"] == 0.12 and resolved["rewards"][0]["floor"] == 0.01
 
 
 def test_unknown_recipes_name_the_nearest(plugins):

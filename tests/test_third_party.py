@@ -85,7 +85,7 @@ def test_it_is_found_listed_and_used(acme, tmp_path):
     own = ["--set=rewards=[{name: acme_radius, radius: 2.0}]", "--set=objective.guide_weight=0.25"]
     code, _, complaint = acme("train", "modes2d", "--objective", "acme_half", *tiny, *own, "--output", "run")
     assert code == 0, complaint
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["objective_options"]["guide_weight"] == 0.25
+    assert "guide_weight: 0.25" in (tmp_path / "run" / "config.yaml").read_text()
 
     code, _, complaint = acme("train", "modes2d", "--objective", "acme_broken", "--dry-run")
     assert code == 2 and "a_module_that_nobody_has" in complaint

@@ -68,6 +68,10 @@ def arms(names: Sequence[str], *, ablate: bool = False, tune: Sequence[str] = ()
             for value in values.split(","):
                 name = f"{arm.name}@{key.rpartition('.')[2]}={value}"
                 chosen.append(Arm(name, arm.objective, (*arm.overrides, f"{key}={value}")))
+    names = [arm.name for arm in chosen]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--tune: two arms would be called '{twice}'; give each value and each last part of a key once")
     return chosen
 
 
@@ -115,7 +119,7 @@ def compare(
 
     plugins = get_plugin_manager()
     loaded = [load(recipe, plugins, (*overrides, *arm.overrides), arm.objective) for arm in arms]
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(arms) * len(seeds))
     jobs = [(recipe, arm, seed, tuple(overrides), output) for seed in seeds for arm in arms]
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (max(1, cores // workers),)) as pool:

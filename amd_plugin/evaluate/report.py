@@ -65,7 +65,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
         "lead": f"The same student, distilled with {len(content['arms'])} objectives or settings, {len(seeds)} seeds each. "
         "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
-        "tiles": [_tile(content, metric) for metric in held_out] if len(runs) > 1 else [],
+        "tiles": [_tile(content, metric) for metric in held_out] if len(shown) > 1 else [],
         "samples": figures.sample_panels(task, _panels(config, task, {arm: runs[arm][0] for arm in shown}, seeds[0])),
         "samples_note": f"Seed {seeds[0]}, the first. Drawn from the exported students with their exported scheduler.",
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
@@ -148,13 +148,15 @@ def _table(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _caveat(config: RecipeConfig) -> str:
-    noise = config.data.options.get("label_noise", 0.2)
-    if noise == 0:
-        return "The teacher is reliable: it saw no wrong labels. AMD is expected to gain little over DMD here."
+    noise, outliers = (config.data.options.get(name, 0.0) for name in ("label_noise", "outliers"))
+    if not noise and not outliers:
+        return "The teacher is reliable: it saw no wrong labels and no outliers. AMD is expected to gain little over DMD here."
+    flaws = [f"{noise:.0%} of its training labels are random"] * (noise > 0)
+    flaws += [f"{outliers:.0%} of its training samples are outliers"] * (outliers > 0)
     return (
-        f"The teacher is deliberately unreliable: {noise:.0%} of its training labels are random. Here a reward knows something "
-        "that the teacher does not, which is where AMD helps; it does not show how often that happens in practice. With "
-        "--set data.label_noise=0 the teacher is reliable, and AMD's gain is small."
+        f"The teacher is deliberately unreliable: {' and '.join(flaws)}. Here a reward knows something that the teacher does "
+        "not, which is where AMD helps; it does not show how often that happens in practice. With --set data.label_noise=0 "
+        "(and data.outliers=0) the teacher is reliable, and AMD's gain is small."
     )
 
 

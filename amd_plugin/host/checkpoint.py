@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,25 +64,32 @@ def load(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
     """
     check(path)
-    state = json.loads((path / "state.json").read_text())
-    rest = state.pop("rest")
-    return {name: _join(load_file(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
+    try:
+        state = json.loads((path / "state.json").read_text())
+        rest = state.pop("rest")
+        return {name: _join(load_file(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"checkpoint {path}: cannot be read: {type(error).__name__}: {error}. Use an earlier one") from error
 
 
 def check(path: Path) -> None:
     """Raises InputError, saying what is wrong, unless `path` is a complete checkpoint this version can read."""
     if not path.is_dir():
         raise InputError(f"checkpoint {path}: there is no such folder")
+    if (path / "checkpoints").is_dir():
+        raise InputError(f"checkpoint {path}: is a run's folder. Name one of {path / 'checkpoints'}, or pass --resume auto")
     manifest = path / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. Use an earlier one")
     try:
         written = json.loads(manifest.read_text())
-        version, files = written["format"], written["files"]
+        version, files = int(written["format"]), dict(written["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path}: its manifest.json cannot be read: {error}. Use an earlier one") from error
     if version > FORMAT:
         raise InputError(f"checkpoint {path}: has format {version}, this version reads up to {FORMAT}. Upgrade amd-plugin")
+    if "state.json" not in files:
+        raise InputError(f"checkpoint {path}: its manifest.json names no state.json. Use an earlier one")
     for name, size in files.items():
         found = (path / name).stat().st_size if (path / name).is_file() else 0
         if found != size:

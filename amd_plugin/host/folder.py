@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,21 @@ MAY_CHANGE = {
 }
 
 
-def open_folder(output: Path, recipe: Recipe, resume: str | None) -> str | None:
-    """Creates the run's folder; returns the checkpoint to start from, if any. Raises InputError where it cannot be used."""
-    start = find_checkpoint(output, recipe, resume)
+NO_RESULT_DEPENDS_ON = {"train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers")}
+
+
+def open_folder(output: Path, recipe: Recipe) -> None:
+    """Creates the run's folder, or prepares it to be gone on with; raises InputError where it cannot be written."""
     try:
         (output / "samples").mkdir(parents=True, exist_ok=True)
+        # Results of an earlier end are not those of what runs now.
+        (output / "evaluation.json").unlink(missing_ok=True)
         (output / "config.yaml").write_text(recipe.as_yaml())
         write_json(
             output / "run.json",
             {
                 "recipe": recipe.name,
                 "objective": recipe.config.objective.name,
-                "objective_options": recipe.objective_options,
                 "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": {"amd-plugin": amd_plugin.__version__, "torch": torch.__version__},
@@ -44,7 +49,6 @@ def open_folder(output: Path, recipe: Recipe, resume: str | None) -> str | None:
         )
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written: {error}") from error
-    return None if start is None else str(start)
 
 
 def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:
@@ -55,9 +59,12 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output}: is a file")
+    standing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise InputError(f"--output {output}: cannot be written: {standing} is no folder that may be written to")
     config = output / "config.yaml"
     if config.is_file():
-        changed = _differences(yaml.safe_load(config.read_text()), recipe.as_dict())
+        changed = differences(_saved(config), recipe.as_dict())
         if changed:
             raise InputError(
                 f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
@@ -72,15 +79,19 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         checkpoint.check(Path(resume))
         return Path(resume)
     usable = checkpoint.available(output / "checkpoints")
+    if not usable and any((output / "checkpoints").glob("step-*")):
+        raise InputError(
+            f"--resume auto: none of the checkpoints in {output / 'checkpoints'} can be used; see the warnings above"
+        )
     return usable[-1] if usable else None
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for all that may not change between a run and its continuation."""
+def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = MAY_CHANGE, path: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for all of two recipes that differs and is not in `may_change`."""
     if isinstance(old, dict) and isinstance(new, dict):
         section = path.rstrip(".")
-        keys = [key for key in sorted({*old, *new}) if key not in MAY_CHANGE.get(section, ())]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}{key}.")]
+        keys = [key for key in sorted({*old, *new}) if key not in may_change.get(section, ())]
+        return [line for key in keys for line in differences(old.get(key), new.get(key), may_change, f"{path}{key}.")]
     return [] if old == new else [f"{path.rstrip('.')}: {old} -> {new}"]
 
 
@@ -93,11 +104,21 @@ def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
     """The held-out metrics of the complete run in `output`; None if there is none yet.
 
     Raises:
-        InputError: if the folder holds a run of another recipe.
+        InputError: if the folder holds a run with other settings, its length included.
     """
     evaluation = output / "evaluation.json"
     if not evaluation.is_file():
         return None
-    find_checkpoint(output, recipe, "auto")
+    changed = differences(_saved(output / "config.yaml"), recipe.as_dict(), NO_RESULT_DEPENDS_ON)
+    if changed:
+        what = "holds a run with other settings. Choose another folder, or undo:"
+        raise InputError(f"{output}: {what}\n  " + "\n  ".join(changed))
     values: dict[str, float] = json.loads(evaluation.read_text())
     return values
+
+
+def _saved(config: Path) -> Any:
+    try:
+        return yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{config}: cannot be read: {error}") from error

@@ -9,20 +9,22 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 from rich.console import Console
 from safetensors.torch import save_file
 
-from amd_plugin.errors import AmdPluginError, InputError, RunError
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
 from amd_plugin.host import checkpoint
 from amd_plugin.host.export import export
-from amd_plugin.host.figures import save_samples
-from amd_plugin.host.folder import find_checkpoint, open_folder, write_json
+from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
+from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.run_log import RunLog
 from amd_plugin.host.trainer import Trainer
@@ -53,25 +55,17 @@ def train(
         Preempted: after Ctrl-C or SIGTERM, likewise.
     """
     accelerator = _accelerator(recipe, output)
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            found[0] = open_folder(output, recipe, resume)
-        except InputError as error:
-            found[1] = str(error)
-    # Every process learns what the main one found, so that all of them stop for the same reason.
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise InputError(found[1])
-
+    start = _on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
         console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
     trainer = Trainer(recipe, plugins, accelerator)
-    if found[0] is not None:
-        _restore(trainer, Path(found[0]))
+    last_metrics = {} if start is None else _restore(trainer, start)
+    # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
+    _on_main(accelerator, lambda: open_folder(output, recipe))
     if recipe.config.train.trackers:
         accelerator.init_trackers("tracker")
     run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console)
+    run_log.last = last_metrics
     try:
         evaluation = _loop(trainer, run_log, output)
     finally:
@@ -126,17 +120,16 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
                 if last or (train.evaluate_every and step % train.evaluate_every == 0):
                     evaluation = _evaluate(trainer, run_log, output)
                 if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                    _save(trainer, output)
+                    _save(trainer, run_log, output)
                 if signum := preemption.requested(trainer.accelerator):
-                    where = _save(trainer, output)
+                    where = _save(trainer, run_log, output)
                     again = "run the same command with --resume auto to go on"
                     raise Preempted(f"stopped after step {step}; saved {where}; {again}", signum)
         except Preempted:
             raise
         except Exception as error:
-            where = _save(trainer, output)
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
-            raise RunError(f"{kind}{error}\nStopped in step {trainer.step + 1}; saved {where}") from error
+            raise RunError(f"{kind}{error}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
@@ -162,7 +155,7 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
     return result[0]
 
 
-def _save(trainer: Trainer, output: Path) -> Path:
+def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
     folder = output / "checkpoints"
     if trainer.accelerator.is_main_process:
         tensors = {name: network.state_dict() for name, network in trainer.networks().items()}
@@ -170,13 +163,32 @@ def _save(trainer: Trainer, output: Path) -> Path:
         state = {
             "objective": trainer.objective.state_dict(),
             "plugins": dict(trainer.plugins.hook.distill_state_dict()),
+            "recipe": trainer.recipe.as_dict(),
+            "last_metrics": run_log.last,
         }
         checkpoint.save(folder, trainer.step, tensors, state, trainer.train.keep_checkpoints)
     return folder / f"step-{trainer.step:06d}"
 
 
-def _restore(trainer: Trainer, path: Path) -> None:
+def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
+    """Saves what an interrupted cycle left, unless the checkpoint of its beginning, which is exact, is there already."""
+    where = output / "checkpoints" / f"step-{trainer.step:06d}"
+    try:
+        if not where.exists():
+            _save(trainer, run_log, output)
+        return f"saved {where}; --resume auto repeats the step"
+    except Exception as error:
+        return f"it could not be saved: {type(error).__name__}: {error}"
+
+
+def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
+    """Brings `trainer` to where the checkpoint was written; returns the metrics last logged then."""
     tensors, state = checkpoint.load(path)
+    changed = differences(state["recipe"], trainer.recipe.as_dict())
+    if changed:
+        raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
+    if state["step"] > trainer.train.max_steps:
+        raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
     for name, network in trainer.networks().items():
         network.load_state_dict(tensors[name])
     for name, optimizer in trainer.optimizers().items():
@@ -184,6 +196,22 @@ def _restore(trainer: Trainer, path: Path) -> None:
     trainer.objective.load_state_dict(state["objective"])
     trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
     trainer.step = state["step"]
+    last_metrics: dict[str, float] = state["last_metrics"]
+    return last_metrics
+
+
+def _on_main(accelerator: Accelerator, what: Callable[[], Any]) -> Any:
+    """The result of `what` on the main process, for all of them; its InputError likewise, so that all stop for one reason."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = what()
+        except InputError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise InputError(found[1])
+    return found[0]
 
 
 def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
@@ -191,6 +219,13 @@ def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
     cpu = distributed.device == "cpu" or not torch.cuda.is_available()
     launched = int(os.environ.get("WORLD_SIZE", 1))
     handlers = [InitProcessGroupKwargs(backend="gloo")] if cpu and launched > 1 else []
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for index, tracker in enumerate(trackers):
+        if tracker not in LoggerType.list():
+            hint = did_you_mean(tracker, LoggerType.list())
+            raise InputError(f"train.trackers.{index}: unknown tracker, got '{tracker}'.{hint}")
+        if tracker not in available:
+            raise MissingDependency(f"train.trackers.{index}: the package of '{tracker}' is not installed")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=distributed.mixed_precision,

@@ -213,7 +213,10 @@ class Trainer:
         sigma = batch.uniform(f"sigma {role}", window or self.train.sigma)
         for index, sampler in enumerate(self._samplers):
             draws = batch.generator(f"sigma {role} sampler {index}")
-            sigma = sampler(sigma, role=role, advantage=advantage, step=self.step, generator=draws)
+            moved = sampler(sigma, role=role, advantage=advantage, step=self.step, generator=draws)
+            if moved.shape != sigma.shape or not ((moved >= 0) & (moved <= 1)).all():
+                raise RunError(f"sigma sampler {sampler!r}: must return {len(sigma)} levels in [0, 1], got {moved}")
+            sigma = moved
         return sigma
 
     def _update(self, network: nn.Module, optimizer: Any, peak: float, name: str, suspects: dict[str, Any]) -> Tensor:

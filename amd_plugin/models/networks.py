@@ -9,12 +9,24 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig
-from amd_plugin.errors import InputError
+from amd_plugin.errors import OptionError
 from amd_plugin.models.mlp import PointMLP
 from amd_plugin.randomness import generator
 
 if TYPE_CHECKING:
     from amd_plugin.tasks import Task
+
+
+def check_network(config: ModelConfig, task: Task) -> None:
+    """Raises OptionError, naming the key of the recipe's model section, where the network does not fit the task's samples."""
+    shape = task.sample_shape
+    wanted = "mlp" if len(shape) == 1 else "dit"
+    if config.network != wanted:
+        raise OptionError("network", f"samples of {task.name} have shape {shape} and need '{wanted}', got '{config.network}'")
+    if wanted == "dit" and config.width % (4 * config.heads):
+        raise OptionError("width", f"must be a multiple of four times heads, {4 * config.heads}, got {config.width}")
+    if wanted == "dit" and shape[-1] % config.patch_size:
+        raise OptionError("patch_size", f"must divide the {shape[-1]} pixels of an edge, got {config.patch_size}")
 
 
 def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
@@ -23,24 +35,15 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     Eval mode throughout: labels are dropped by the trainer's own keyed draws, not by dropout inside the network.
 
     Raises:
-        InputError: where the network does not fit the samples.
+        OptionError: where the network does not fit the samples.
     """
+    check_network(config, task)
     shape = task.sample_shape
-    if (config.network == "mlp") != (len(shape) == 1):
-        wanted = "mlp" if len(shape) == 1 else "dit"
-        raise InputError(
-            f"model.network: samples of {task.name} have shape {shape} and need '{wanted}', got '{config.network}'"
-        )
     # diffusers' constructors draw from the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "network").initial_seed())
         if config.network == "mlp":
             return PointMLP(shape[0], config.width, config.depth, task.num_classes).eval()
-        if config.width % config.heads or shape[-1] % config.patch_size:
-            raise InputError(
-                f"model: width must be a multiple of heads, and the {shape[-1]} pixels of an edge of patch_size, "
-                f"got width {config.width}, heads {config.heads}, patch_size {config.patch_size}"
-            )
         return DiTTransformer2DModel(
             num_attention_heads=config.heads,
             attention_head_dim=config.width // config.heads,

@@ -18,8 +18,6 @@ class ClassifierReward:
         flip_sign: reward failure instead: the control in which AMD must do harm.
     """
 
-    differentiable = True
-
     def __init__(self, task: Any, floor: Annotated[float, Field(ge=0, lt=1)] = 0.01, flip_sign: bool = False):
         self._classifier = task.classifier()
         self._device = torch.device("cpu")

@@ -11,8 +11,6 @@ from amd_plugin.randomness import generator
 class RandomReward:
     """A fixed, wildly oscillating function of the sample: noise in all but name, the same when a run is resumed."""
 
-    differentiable = False
-
     def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], roughly uniform in [0, 1)."""
         flat = media.flatten(1).double()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.config import RewardConfig
+from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.plugins import PluginManager, accepted
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ class RewardSet:
         configs: the recipe's rewards.
         plugins: where they are looked up.
         task: handed to the factories that ask for it.
+
+    Raises:
+        InputError: for a reward that is unknown or cannot be built.
     """
 
     def __init__(self, configs: Sequence[RewardConfig], plugins: PluginManager, task: Any):
@@ -43,10 +47,16 @@ class RewardSet:
         for config in configs:
             factory = plugins.reward_factory(config.name)
             takes = accepted(factory)
-            context = {"task": task} if takes is None or "task" in takes else {}
-            reward = factory(**context, **config.options)
+            context = {"task": task} if takes is not None and "task" in takes else {}
+            try:
+                reward = factory(**context, **config.options)
+                columns = accepted(reward)
+            except AmdPluginError:
+                raise
+            except Exception as error:
+                raise InputError(f"reward '{config.name}' could not be built: {type(error).__name__}: {error}") from error
             name = config.name if config.name not in self._rewards else f"{config.name}_{len(self._rewards)}"
-            self._rewards[name] = (config, reward, accepted(reward))
+            self._rewards[name] = (config, reward, columns)
 
     @torch.no_grad()
     def __call__(self, media: Tensor, prompts: Sequence[str], **columns: Any) -> Scores:

@@ -4,9 +4,6 @@ Half the images train the reward's classifier, the other half the one that evalu
 under random labels.
 """
 
-import hashlib
-import inspect
-import sys
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -44,7 +41,6 @@ class Digits:
         self.noisy_labels = torch.where(wrong, anything, self.labels)
         self.made_of: dict[str, Any] = {
             "task": self.name, "label_noise": label_noise,
-            "code": hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest(),
         }  # fmt: skip
 
     def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -106,7 +102,8 @@ class Digits:
     def draw(self, axes: Any, samples: Tensor, labels: Tensor) -> None:
         """Eight samples of each digit, a column per digit."""
         media = self.decode(samples)
-        columns = [torch.cat(list(media[labels == c][:8, 0]), 0) for c in range(10)]
+        blank = torch.zeros(8, *self.sample_shape)
+        columns = [torch.cat(list(torch.cat((media[labels == c], blank))[:8, 0]), 0) for c in range(10)]
         axes.imshow(torch.cat(columns, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
 

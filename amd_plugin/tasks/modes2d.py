@@ -3,10 +3,7 @@
 The teacher learns from data with wrong labels and outliers, so its guidance is unreliable in known places.
 """
 
-import hashlib
-import inspect
 import math
-import sys
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -52,10 +49,11 @@ class Modes2D:
         outliers: Annotated[float, Field(ge=0, le=1)] = 0.05,
     ):
         if means is not None:
-            shapes = {(len(of_class), len(point)) for of_class in means for point in of_class}
-            if len(shapes) != 1 or next(iter(shapes))[1] != 2:
-                raise OptionError("means", "must be [classes][modes][x, y], with as many modes in every class")
-            classes, modes = len(means), next(iter(shapes))[0]
+            sizes = {len(of_class) for of_class in means}
+            if len(means) < 2 or len(sizes) != 1 or {len(point) for of_class in means for point in of_class} != {2}:
+                what = "must be [classes][modes][x, y], at least two classes with as many modes in each"
+                raise OptionError("means", f"{what}, got {means}")
+            classes, modes = len(means), next(iter(sizes))
         if weights is None:
             weights = [0.25, 0.45, 0.30] if modes == 3 else [1.0] * modes
         if len(weights) != modes:
@@ -68,7 +66,6 @@ class Modes2D:
         self.made_of: dict[str, Any] = {
             "task": self.name, "means": self.means.tolist(), "weights": self.weights.tolist(), "std": std,
             "label_noise": label_noise, "outliers": outliers,
-            "code": hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest(),
         }  # fmt: skip
 
     def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -118,7 +115,7 @@ class Modes2D:
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Held-out metrics from the exact density.
 
-        precision: share with a density above the 0.5 % quantile of real samples of the class. coverage: share of modes
+        precision: share with a density above the 0.5 % quantile of real samples. coverage: share of modes
         with over a quarter of their mass. tv: total variation of mode occupancy, off-manifold mass counted as error, mean over
         classes. sliced_wasserstein, mmd: to real samples, per class. diversity: mean pair distance over that of real samples.
         """

@@ -120,7 +120,7 @@ def test_dry_run_writes_nothing(tiny, plugins, tmp_path):
     said = run.dry_run(tiny("model.student_steps=4"), plugins, tmp_path / "run")
     assert said["visited timesteps"] == [1000.0, 750.0, 500.0, 250.0] and said["fake-score updates"] == 12
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="width must be a multiple of heads"):
+    with pytest.raises(InputError, match="width: must be a multiple of four times heads"):
         run.dry_run(tiny("model.heads=3", name="digits"), plugins, tmp_path / "run")
     with pytest.raises(InputError, match="need 'mlp', got 'dit'"):
         run.dry_run(tiny("model.network=dit"), plugins, tmp_path / "run")

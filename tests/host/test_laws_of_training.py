@@ -193,7 +193,7 @@ def test_a_reward_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp
     neutral = tiny("rewards=[{name: broken, on_error: neutral}]")
     run.train(neutral, plugins, tmp_path / "neutral")
     last = [line for line in (tmp_path / "neutral" / "metrics.jsonl").read_text().splitlines() if "failed_rewards" in line][-1]
-    assert '"objective/failed_rewards": 1' in last
+    assert '"objective/failed_rewards": 1.0' in last
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny, plugins, tmp_path):
