@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
-from amd_plugin.config import RecipeConfig, options_model
+from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig, options_model
 from amd_plugin.errors import InputError, OptionError, did_you_mean
 from amd_plugin.models import check_network
 from amd_plugin.plugins import PluginManager, accepted
-from amd_plugin.source import Place, Source
+from amd_plugin.source import Source
 from amd_plugin.tasks import TASKS
 
 SHIPPED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]
@@ -91,7 +92,9 @@ def load(
     if objective is not None:
         source.override(data, f"objective.name={objective}")
     config = source.validate(RecipeConfig, data, ())
-    source.stop_on_problems()
+    if config is None:
+        _check_apart(data, plugins, source)
+        source.stop_on_problems()
     config, options, unused = _resolve(config, plugins, source)
     _check_relations(config, plugins, options, source)
     source.stop_on_problems()
@@ -104,42 +107,61 @@ def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tu
     Returns:
         The config with all options in it, what the objective is built with, and the options only other objectives know.
     """
-    data = None
-    task = TASKS.get(config.data.task)
-    if task is None:
-        hint = did_you_mean(config.data.task, TASKS)
-        source.problem(("data", "task"), f"unknown task, got '{config.data.task}'.{hint} There are: {', '.join(TASKS)}")
-    else:
-        data = source.validate(options_model(task), config.data.options, ("data",))
-        for index, metric in enumerate(config.evaluate.held_out):
-            if metric not in task.metrics:
-                what = f"not a metric of {config.data.task}, got '{metric}'.{did_you_mean(metric, task.metrics)}"
-                source.problem(("evaluate", "held_out", index), f"{what} There are: {', '.join(task.metrics)}")
+    data = _data_options(config.data, source)
+    held_out = TASKS[config.data.task].metrics if config.data.task in TASKS else config.evaluate.held_out
+    for index, metric in enumerate(config.evaluate.held_out):
+        if metric not in held_out:
+            what = f"not a metric of {config.data.task}, got '{metric}'.{did_you_mean(metric, held_out)}"
+            source.problem(("evaluate", "held_out", index), f"{what} There are: {', '.join(held_out)}")
+    rewards = [r.resolved(_reward_options(r, index, plugins, source)) for index, r in enumerate(config.rewards)]
+    options, unused = _objective_options(config.objective, plugins, source)
+    resolved = {"data": config.data.resolved(data), "rewards": rewards, "objective": config.objective.resolved(options)}
+    return config.model_copy(update=resolved), dict(options or ()), unused
 
-    rewards = []
-    for index, reward in enumerate(config.rewards):
-        place: Place = ("rewards", index)
-        try:
-            model = options_model(plugins.reward_factory(reward.name), ignore=("task",))
-        except InputError as error:
-            source.problem((*place, "name"), str(error))
-            continue
-        rewards.append(reward.resolved(source.validate(model, reward.options, place)))
 
-    name = config.objective.name
+def _check_apart(data: dict[str, Any], plugins: PluginManager, source: Source) -> None:
+    """Checks the sections that can be read of a recipe that cannot be read as a whole: all problems at once."""
+    if section := source.quietly(DataConfig, data.get("data")):
+        _data_options(section, source)
+    if section := source.quietly(ObjectiveConfig, data.get("objective")):
+        _objective_options(section, plugins, source)
+    rewards = data.get("rewards")
+    for index, reward in enumerate(rewards if isinstance(rewards, list) else []):
+        if section := source.quietly(RewardConfig, reward):
+            _reward_options(section, index, plugins, source)
+
+
+def _data_options(section: DataConfig, source: Source) -> BaseModel | None:
+    task = TASKS.get(section.task)
+    if task is not None:
+        return source.validate(options_model(task), section.options, ("data",))
+    hint = did_you_mean(section.task, TASKS)
+    source.problem(("data", "task"), f"unknown task, got '{section.task}'.{hint} There are: {', '.join(TASKS)}")
+    return None
+
+
+def _reward_options(section: RewardConfig, index: int, plugins: PluginManager, source: Source) -> BaseModel | None:
     try:
-        factory = plugins.objective_factory(name)
+        model = options_model(plugins.reward_factory(section.name), ignore=("task",))
+    except InputError as error:
+        source.problem(("rewards", index, "name"), str(error))
+        return None
+    return source.validate(model, section.options, ("rewards", index))
+
+
+def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source: Source) -> tuple[BaseModel | None, list[str]]:
+    """The objective's own options, and the names of those given that only other objectives know."""
+    try:
+        factory = plugins.objective_factory(section.name)
         model = options_model(factory)
     except InputError as error:
         source.problem(("objective", "name"), str(error))
-        return config, {}, []
+        return None, []
     mine = accepted(factory)
     known = {option for other in plugins.objectives().values() for option in accepted(other) or ()}
-    unused = sorted(o for o in config.objective.options if mine is not None and o not in mine and o in known)
-    given = {o: v for o, v in config.objective.options.items() if o not in unused}
-    options = source.validate(model, given, ("objective",), also_known=known)
-    resolved = {"data": config.data.resolved(data), "rewards": rewards, "objective": config.objective.resolved(options)}
-    return config.model_copy(update=resolved), dict(options or ()), unused
+    unused = sorted(o for o in section.options if mine is not None and o not in mine and o in known)
+    given = {o: v for o, v in section.options.items() if o not in unused}
+    return source.validate(model, given, ("objective",), also_known=known), unused
 
 
 def _check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:

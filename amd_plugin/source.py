@@ -88,6 +88,13 @@ class Source:
                     self.problem(place, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}")
             return None
 
+    def quietly(self, model: type[BaseModel], data: Any) -> Any:
+        """The model of `data`, or None without a word."""
+        try:
+            return model.model_validate_json(json.dumps(data), strict=True)
+        except ValidationError:
+            return None
+
     def problem(self, place: Place, what: str) -> None:
         """Notes a problem at `place`, or at the nearest key above it that stands in the file."""
         at = place

@@ -50,6 +50,16 @@ def test_all_problems_at_once_with_their_lines(problems):
     assert any("train.fake_updates" in line and "got 'three'" in line for line in found)
 
 
+def test_structure_options_and_names_are_checked_together(problems):
+    found = problems(
+        ("  fake_updates: 3", "  foo: 1\n  fake_updates: 3"), ("  name: amd", "  name: amd\n  strenght: 0.5"),
+        ("  label_noise: 0.2", "  lable_noise: 0.2"), ("  - name: classifier", "  - name: clasifier"),
+    )  # fmt: skip
+    for part in ("train.foo", "objective.strenght", "data.lable_noise", "rewards.0.name"):
+        assert any(part in line for line in found), part
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -81,6 +91,11 @@ def test_all_problems_at_once_with_their_lines(problems):
         ("  fake_updates: 3", "  fake_updates: &three 3\n  warmup_steps: *three", "aliases are not allowed"),
         ("  fake_updates: 3", "  fake_updates: !!python/object/apply:os.system [ls]", "tags are not allowed"),
         ("  fake_updates: 3", "  sigma: [0.9, 0.1]", "train.sigma: must be [low, high]"),
+        ("  fake_updates: 3", "  betas: [1.0, 0.9]", "train.betas.0"),
+        ("  network: mlp", "  network: dit", "model.network: samples of modes2d have shape (2,) and need 'mlp', got 'dit'"),
+        ("  samples: 2000", "  samples: 20", "evaluate.samples: must be at least five per class, 40, got 20"),
+        ("  name: amd", "  name: amd\n  match_sigma: [0.5, 30]", "objective.match_sigma: must be fractions"),
+        ("  name: amd", "  name: amd\n  sharpening: 100", "objective.sharpening: must be in [0, 40]"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(problems, old, new, said):

@@ -9,9 +9,10 @@ import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
+from amd_plugin.host.folder import finished
 from amd_plugin.host.preemption import Preempted
 
 
@@ -120,7 +121,84 @@ def test_dry_run_writes_nothing(tiny, plugins, tmp_path):
     said = run.dry_run(tiny("model.student_steps=4"), plugins, tmp_path / "run")
     assert said["visited timesteps"] == [1000.0, 750.0, 500.0, 250.0] and said["fake-score updates"] == 12
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="width: must be a multiple of four times heads"):
-        run.dry_run(tiny("model.heads=3", name="digits"), plugins, tmp_path / "run")
-    with pytest.raises(InputError, match="need 'mlp', got 'dit'"):
-        run.dry_run(tiny("model.network=dit"), plugins, tmp_path / "run")
+
+
+def test_nothing_is_left_behind_by_input_that_cannot_be_used(tiny, plugins, tmp_path):
+    class Needy:
+        @hookimpl
+        def distill_rewards(self):
+            return {"needy": lambda: open("/no/such/weights")}
+
+    plugins.register(Needy())
+    with pytest.raises(InputError, match="'needy' could not be built"):
+        run.train(tiny("rewards=[{name: needy}]"), plugins, tmp_path / "run")
+    with pytest.raises(InputError, match=r"train.trackers.0: unknown tracker.*Did you mean 'tensorboard'"):
+        run.train(tiny("train.trackers=[tensorbord]"), plugins, tmp_path / "run")
+    with pytest.raises(MissingDependency, match="'comet_ml' is not installed"):
+        run.train(tiny("train.trackers=[comet_ml]"), plugins, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_know_their_recipe(tiny, plugins, tmp_path):
+    run.train(tiny(), plugins, tmp_path / "one")
+    path = tmp_path / "one" / "checkpoints" / "step-000004"
+    with pytest.raises(InputError, match=r"is of another recipe(.|\n)*train.seed: 0 -> 5"):
+        run.train(tiny("train.seed=5"), plugins, tmp_path / "two", resume=str(path))
+    with pytest.raises(InputError, match=r"beyond train.max_steps 2"):
+        run.train(tiny("train.max_steps=2"), plugins, tmp_path / "two", resume=str(path))
+    with pytest.raises(InputError, match="is a run's folder"):
+        run.train(tiny(), plugins, tmp_path / "two", resume=str(tmp_path / "one"))
+    assert not (tmp_path / "two").exists()
+    for step in path.parent.iterdir():
+        (step / "manifest.json").write_text('{"format": 99, "files": {}}')
+    before = (tmp_path / "one" / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="none of the checkpoints"):
+        run.train(tiny(), plugins, tmp_path / "one", resume="auto")
+    assert (tmp_path / "one" / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_counts_as_finished_only_with_the_same_settings_and_to_its_end(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    evaluation = run.train(tiny(), plugins, folder)
+    assert finished(folder, tiny()) == evaluation == finished(folder, tiny("train.log_every=3"))
+    with pytest.raises(InputError, match=r"train.max_steps: 4 -> 9"):
+        finished(folder, tiny("train.max_steps=9"))
+
+    class Stop:
+        @hookimpl
+        def distill_on_step(self, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    plugins.register(Stop())
+    with pytest.raises(Preempted):
+        run.train(tiny("train.max_steps=9"), plugins, folder, resume="auto")
+    assert finished(folder, tiny("train.max_steps=9")) is None
+
+
+def test_a_cycle_that_fails_leaves_the_exact_checkpoint_of_its_beginning(tiny, plugins, tmp_path):
+    class Late:
+        calls = 0
+
+        @hookimpl
+        def distill_rewards(self):
+            def reward(media, prompts):
+                Late.calls += 1
+                return media[:, 0] if Late.calls != 11 else 1 / 0
+
+            return {"late": lambda: reward}
+
+    class Careless:
+        @hookimpl
+        def distill_state_dict(self):
+            return "careless", {"not json": object()}
+
+    plugins.register(Late())
+    plugins.register(Careless(), "careless")
+    recipe = tiny("rewards=[{name: late}]", "train.checkpoint_every=1")
+    straight = run.train(tiny("rewards=[{name: late}]", "train.max_steps=2"), plugins, tmp_path / "short")
+    assert "not JSON serializable" in plugins.statuses["careless"].cause
+    Late.calls = 0
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        run.train(recipe, plugins, tmp_path / "run")
+    one, two = (load_file(tmp_path / r / "checkpoints" / "step-000002" / "fake_score.safetensors") for r in ("short", "run"))
+    assert straight and all(torch.equal(one[name], two[name]) for name in one)
