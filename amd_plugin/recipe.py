@@ -94,7 +94,7 @@ def load(
     config = source.validate(RecipeConfig, data, ())
     if config is None:
         _check_apart(data, plugins, source)
-        source.stop_on_problems()
+        raise source.error()
     config, options, unused = _resolve(config, plugins, source)
     _check_relations(config, plugins, options, source)
     source.stop_on_problems()
@@ -121,14 +121,14 @@ def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tu
 
 def _check_apart(data: dict[str, Any], plugins: PluginManager, source: Source) -> None:
     """Checks the sections that can be read of a recipe that cannot be read as a whole: all problems at once."""
-    if section := source.quietly(DataConfig, data.get("data")):
-        _data_options(section, source)
-    if section := source.quietly(ObjectiveConfig, data.get("objective")):
-        _objective_options(section, plugins, source)
+    if task := source.quietly(DataConfig, data.get("data")):
+        _data_options(task, source)
+    if objective := source.quietly(ObjectiveConfig, data.get("objective")):
+        _objective_options(objective, plugins, source)
     rewards = data.get("rewards")
-    for index, reward in enumerate(rewards if isinstance(rewards, list) else []):
-        if section := source.quietly(RewardConfig, reward):
-            _reward_options(section, index, plugins, source)
+    for index, entry in enumerate(rewards if isinstance(rewards, list) else []):
+        if reward := source.quietly(RewardConfig, entry):
+            _reward_options(reward, index, plugins, source)
 
 
 def _data_options(section: DataConfig, source: Source) -> BaseModel | None:

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from amd_plugin.errors import InputError, did_you_mean
 
 Place = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Source:
@@ -71,7 +72,9 @@ class Source:
         self.marks[tuple(keys)] = f"--set {text}"
         self.stop_on_problems()
 
-    def validate(self, model: type[BaseModel], data: Mapping[str, Any], prefix: Place, also_known: Iterable[str] = ()) -> Any:
+    def validate(
+        self, model: type[Model], data: Mapping[str, Any], prefix: Place, also_known: Iterable[str] = ()
+    ) -> Model | None:
         """The model of `data`, or None after noting what is wrong with it."""
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
@@ -88,7 +91,7 @@ class Source:
                     self.problem(place, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}")
             return None
 
-    def quietly(self, model: type[BaseModel], data: Any) -> Any:
+    def quietly(self, model: type[Model], data: Any) -> Model | None:
         """The model of `data`, or None without a word."""
         try:
             return model.model_validate_json(json.dumps(data), strict=True)
@@ -105,7 +108,11 @@ class Source:
     def stop_on_problems(self) -> None:
         """Raises InputError with all problems so far, if there are any."""
         if self.problems:
-            raise InputError("\n".join(self.problems))
+            raise self.error()
+
+    def error(self) -> InputError:
+        """All problems so far, a line each."""
+        return InputError("\n".join(self.problems))
 
     def _plain(self, node: yaml.Node, place: Place, origin: str = "") -> Any:
         """Python values of a node, noting where each key stands and which keys stand twice."""

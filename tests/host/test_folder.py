@@ -194,8 +194,10 @@ def test_a_cycle_that_fails_leaves_the_exact_checkpoint_of_its_beginning(tiny, p
 
     plugins.register(Late())
     plugins.register(Careless(), "careless")
-    recipe = tiny("rewards=[{name: late}]", "train.checkpoint_every=1")
-    straight = run.train(tiny("rewards=[{name: late}]", "train.max_steps=2"), plugins, tmp_path / "short")
+    recipe = tiny("rewards=[{name: late}]", "train.checkpoint_every=1", "train.decay=constant")
+    straight = run.train(
+        tiny("rewards=[{name: late}]", "train.max_steps=2", "train.decay=constant"), plugins, tmp_path / "short"
+    )
     assert "not JSON serializable" in plugins.statuses["careless"].cause
     Late.calls = 0
     with pytest.raises(RunError, match="ZeroDivisionError"):
