@@ -276,8 +276,12 @@ def get_plugin_manager() -> PluginManager:
 
 
 def accepted(function: Callable[..., Any]) -> set[str] | None:
-    """Names of the keyword parameters `function` takes, of `forward` for a torch module; None where it takes any."""
-    parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+    """Names of the keyword parameters `function` takes when called; None where it takes any.
+
+    A torch module's call is its `forward`; a class's is its constructor, that of a module class too.
+    """
+    called = function if isinstance(function, type) else getattr(function, "forward", function)
+    parameters = inspect.signature(called).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

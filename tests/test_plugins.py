@@ -216,11 +216,17 @@ def test_torch_modules_are_rewards_too(plugins):
     from amd_plugin.rewards.reward_set import RewardSet
 
     class Sum(torch.nn.Module):
+        def __init__(self, task):
+            super().__init__()
+            assert task == "the task"
+
         def forward(self, media, prompts):
             return media.sum(1)
 
     plugins.register(plugin(distill_rewards=lambda: {"sum": Sum, "broken": lambda: 1 / 0}), "mine")
-    scores = RewardSet([RewardConfig(name="sum", weight=2.0)], plugins, None)(torch.ones(3, 2), [""] * 3, labels=torch.zeros(3))
+    scores = RewardSet([RewardConfig(name="sum", weight=2.0)], plugins, "the task")(
+        torch.ones(3, 2), [""] * 3, labels=torch.zeros(3)
+    )
     assert scores.total.tolist() == [4.0] * 3
     with pytest.raises(InputError, match="'broken' could not be built: ZeroDivisionError"):
         RewardSet([RewardConfig(name="broken")], plugins, None)

@@ -26,7 +26,7 @@ MAY_CHANGE = {
     "distributed": ("mixed_precision", "device"),
 }
 
-
+# What no metric of a finished run depends on.
 NO_RESULT_DEPENDS_ON = {"train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers")}
 
 
