@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,21 @@ RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name or a YA
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. train.max_steps=100")
 ]
+
+
+class Weights(str, Enum):
+    """Which of the student's."""
+
+    EMA = "ema"
+    RAW = "raw"
+
+
+class Format(str, Enum):
+    """Of an exported student."""
+
+    AUTO = "auto"
+    FULL = "full"
+    LORA = "lora"
 
 
 @app.command()
@@ -105,6 +121,28 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    checkpoint: Annotated[str | None, typer.Option(metavar="STEP|PATH", help="which one [default: the newest]")] = None,
+    weights: Annotated[Weights, typer.Option(help="the student's average, or its weights as trained")] = Weights.EMA,
+    format: Annotated[  # noqa: A002 (the option's name)
+        Format, typer.Option(help="the whole pipeline, the adapter alone, or the pipeline with an adapter beside it if there is one")
+    ] = Format.AUTO,
+    output: Annotated[Path | None, typer.Option(help="the folder to write [default: RUN/student]")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="then upload it to the hub")] = None,
+    public: Annotated[bool, typer.Option("--public", help="make a new hub repository public, not private")] = False,
+) -> None:
+    """Write a checkpoint's student as a diffusers folder; can be repeated."""
+    from amd_plugin.host.export import export_run, push
+    from amd_plugin.plugins import get_plugin_manager
+
+    folder = export_run(run, get_plugin_manager(), output, at=checkpoint, weights=weights.value, how=format.value)
+    out.print(f"student: {folder}", highlight=False, markup=False, soft_wrap=True)
+    if push_to_hub is not None:
+        out.print(f"hub: {push(folder, push_to_hub, private=not public)}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
@@ -112,11 +150,11 @@ def plugins(
     from amd_plugin.plugins import get_plugin_manager
 
     manager = get_plugin_manager()
-    objectives, rewards = manager.objectives(), manager.rewards()
+    found = {"objectives": manager.objectives(), "rewards": manager.rewards(), "families": manager.families()}
     shown = ("name", "distribution", "status", "hooks", "cause")
     rows = [{column: getattr(status, column) for column in shown} for status in manager.statuses.values()]
     if as_json:
-        typer.echo(json.dumps({"plugins": rows, "objectives": sorted(objectives), "rewards": sorted(rewards)}, indent=1))
+        typer.echo(json.dumps({"plugins": rows, **{kind: sorted(names) for kind, names in found.items()}}, indent=1))
         return
     for row in rows:
         origin = f" ({row['distribution']})" if row["distribution"] else ""
@@ -125,8 +163,8 @@ def plugins(
             out.print(f"    hooks: {', '.join(row['hooks'])}", highlight=False, markup=False, soft_wrap=True)
         if row["cause"]:
             out.print(f"    cause: {row['cause']}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"objectives: {', '.join(sorted(objectives))}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"rewards: {', '.join(sorted(rewards))}", highlight=False, markup=False, soft_wrap=True)
+    for kind, names in found.items():
+        out.print(f"{kind}: {', '.join(sorted(names))}", highlight=False, markup=False, soft_wrap=True)
 
 
 @recipes_app.command("list")

@@ -45,7 +45,7 @@ class Choice(BaseModel):
 class DataConfig(Choice):
     """Which embedded task, with its options."""
 
-    task: str = Field(description="modes2d or digits")
+    task: str = Field(description="modes2d, digits, moving_digits, or prompts: one's own")
 
 
 class ObjectiveConfig(Choice):
@@ -73,16 +73,51 @@ class TeacherConfig(Strict):
     drop_label: float = Field(0.1, ge=0, lt=1, description="share of samples shown without label, for guidance")
 
 
-class ModelConfig(Strict):
-    """The network that teacher, student and fake score share."""
+class LoraConfig(Strict):
+    """Adapters of the roles that are no networks of their own; alpha equals the rank."""
 
-    network: Literal["mlp", "dit"] = Field(description="mlp for points, dit (diffusers DiTTransformer2DModel) for images")
-    width: int = Field(ge=1, description="hidden channels; dit: over all heads")
-    depth: int = Field(ge=1, description="blocks")
-    heads: int = Field(2, ge=1, description="dit: attention heads")
-    patch_size: int = Field(2, ge=1, description="dit: pixels per token, in each direction")
-    student_steps: int = Field(1, ge=1, le=8, description="steps of the distilled student; sets the exported scheduler")
-    teacher: TeacherConfig
+    rank: int = Field(64, ge=1, description="of each adapter")
+    target_modules: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"], min_length=1,
+        description="ends of the names of the layers that get one; by default attention and feed-forward",
+    )  # fmt: skip
+
+
+class ModelConfig(Strict):
+    """Teacher, student and fake score: from a diffusers pipeline (`path`), or made here for an embedded task (`network`)."""
+
+    path: str | None = Field(None, description="folder of a diffusers pipeline, or its hub id (owner/name)")
+    revision: str | None = Field(None, description="of the hub repository; a commit hash pins it")
+    variant: str | None = Field(None, description="of the weight files, e.g. fp16")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of frozen weights; trained ones are always fp32")
+    pipeline: str | None = Field(None, description="the pipeline class the recipe is for; another one is refused")
+    pixels: Annotated[tuple[int, int] | None, Field(description="[height, width]; by default what the pipeline was trained at")] = None
+    frames: int | None = Field(None, ge=1, description="of a video")
+    negative_prompt: str = Field("", description="of the teacher's unconditional branch")
+    text_length: int | None = Field(None, ge=1, description="tokens a prompt is padded to, where the pipeline lets one choose")
+    decoder: str | None = Field(None, description="faster autoencoder for rewards: folder or hub id of an AutoencoderTiny")
+    student_from: str | None = Field(None, description="pipeline whose network the student starts from, if not the teacher's")
+
+    network: Literal["mlp", "dit", "sdxl", "wan"] | None = Field(
+        None, description="made here: mlp for points, dit or sdxl (diffusers' classes) for images, wan for videos"
+    )
+    width: int = Field(64, ge=1, description="made here: hidden channels; dit and wan: over all heads; sdxl: at full resolution")
+    depth: int = Field(2, ge=1, description="made here: blocks")
+    heads: int = Field(2, ge=1, description="made here: attention heads")
+    patch_size: int = Field(2, ge=1, description="made here, dit and wan: pixels per token, in each direction")
+    teacher: TeacherConfig | None = Field(None, description="made here: how it is trained")
+
+    student_steps: int = Field(1, ge=1, description="steps of the distilled student; sets the exported scheduler")
+    transition: Literal["sde", "ode"] = Field("sde", description="between steps: noise x0 afresh, or follow the predicted noise")
+    shift: float | None = Field(None, gt=0, description="of a flow schedule; by default the teacher's own")
+
+    roles: Literal["separate", "shared_base"] = Field(
+        "separate", description="shared_base: one copy of the weights, student and fake score are adapters on it"
+    )
+    student: Literal["full", "lora"] = Field("full", description="what is trained of it, unless roles share a base")
+    fake_score: Literal["full", "lora"] = Field("full", description="likewise")
+    lora: LoraConfig = Field(default_factory=lambda: LoraConfig())
+    keep_embeddings: bool = Field(True, description="prompt embeddings on disk, so that text encoders can leave memory")
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -99,6 +134,17 @@ class TrainConfig(Strict):
     fake_updates: int = Field(3, ge=1, description="fake-score updates per student update")
     student_lr: float = Field(gt=0, description="Adam's peak learning rate")
     fake_lr: float = Field(gt=0, description="Adam's peak learning rate")
+    rollout: Literal["simulate", "data"] = Field(
+        "simulate", description="what the student sees at its exit step: what it made of noise itself, or real data noised"
+    )
+    real: Literal["data", "teacher"] = Field(
+        "data", description="where real samples come from, for `rollout: data` and adversarial losses: the task's data, or "
+        "samples of the teacher, made once"
+    )
+    teacher_samples: int = Field(512, ge=1, description="how many, with `real: teacher`")
+    discriminator_lr: float | None = Field(None, gt=0, description="Adam's peak learning rate; by default the fake score's")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    compile: bool = Field(False, description="torch.compile every network")
     betas: Annotated[tuple[Share, Share], Field(description="Adam's betas")] = (0.0, 0.99)
     warmup_steps: int = Field(0, ge=0, description="student updates of linear warm-up")
     decay: Literal["constant", "linear"] = Field("constant", description="after warm-up; linear ends at a tenth")
@@ -116,6 +162,7 @@ class EvaluateConfig(Strict):
     """Held-out evaluation: nothing here was trained on."""
 
     samples: int = Field(2000, ge=10, description="student samples, balanced over the classes")
+    batch_size: int | None = Field(None, ge=1, description="samples drawn at a time; by default all at once")
     held_out: list[str] = Field(min_length=1, description="metrics of the task that judge the run")
 
 

@@ -35,6 +35,9 @@ class Objective(Protocol):
         min_group_size: fewest samples per prompt that make sense.
         guidance_sigma, match_sigma: (low, high) noise levels of the two terms; None: one draw for both, left to the host.
         strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
+
+    An objective may also have an attribute ``adversarial``, an `amd_plugin.adversarial.Adversarial`: the host then trains a
+    discriminator and adds its loss to the student's.
     """
 
     guidance_scale: float
@@ -90,7 +93,7 @@ class SigmaSampler(Protocol):
 
         Args:
             sigma: the host's draw, or what an earlier sampler made of it, for the joined batch.
-            role: ``student`` (matching), ``guide`` (guidance at its own level) or ``fake_score``.
+            role: ``student`` (matching), ``guide`` (guidance at its own level), ``fake_score``, or ``discriminator``.
             advantage: [B] of the joined batch, None where the objective listens to no reward.
             step: student updates so far.
             generator: the only source of randomness to use; the same on every rank.
@@ -115,6 +118,11 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 @hookspec
 def distill_rewards() -> Mapping[str, Callable[..., Reward]] | None:
     """Rewards by name; each factory is called with the recipe's options, and with ``task`` if it has such a parameter."""
+
+
+@hookspec
+def distill_families() -> Mapping[str, type[Any]] | None:
+    """Pipelines that can be distilled: class name of the pipeline -> a class as `amd_plugin.models.family.Family` says."""
 
 
 @hookspec

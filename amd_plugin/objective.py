@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin import operators
+from amd_plugin.adversarial import Adversarial, adversarial
 from amd_plugin.advantage import Scale, Squash, group_advantage, group_std
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.losses import fake_score_loss_per_sample, matching_loss_per_sample
@@ -48,6 +49,11 @@ class DMDObjective:
         guidance_sigma: (low, high) noise levels at which the host evaluates the guidance term in a draw and a teacher call
             of its own; None evaluates it where matching is evaluated.
         match_sigma: (low, high) noise levels of the matching term; None leaves them to the host.
+        gan_weight: of DMD2's adversarial loss, which needs a host with a discriminator; 0 leaves it out.
+        gan_r1, gan_r1_sigma: weight and noise of its approximate R1 penalty, see `amd_plugin.adversarial`.
+
+    Attributes:
+        adversarial: the adversarial branch, None without one.
 
     Raises:
         OptionError: for a value out of range.
@@ -63,6 +69,9 @@ class DMDObjective:
         normalizer: Literal["per_sample", "global"] = "per_sample",
         guidance_sigma: Window | None = None,
         match_sigma: Window | None = None,
+        gan_weight: float = 0.0,
+        gan_r1: float = 0.0,
+        gan_r1_sigma: float = 0.01,
     ):
         if not math.isfinite(guidance_scale) or guidance_scale < 0:
             raise OptionError("guidance_scale", f"must be a number of at least 0, got {guidance_scale}")
@@ -73,6 +82,7 @@ class DMDObjective:
         self.guidance_sigma = guidance_sigma
         self.match_sigma = match_sigma
         self.strength_scale = 1.0
+        self.adversarial: Adversarial | None = adversarial(gan_weight, gan_r1, gan_r1_sigma)
         self._normalize = normalize(normalizer)
 
     @property
@@ -147,13 +157,29 @@ def decoupled_dmd(
     return DMDObjective(guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma)
 
 
+def dmd2(
+    guidance_scale: float = 1.0,
+    *,
+    normalizer: Literal["per_sample", "global"] = "per_sample",
+    guidance_sigma: Window | None = None,
+    match_sigma: Window | None = None,
+    gan_weight: float = 5e-3,
+    gan_r1: float = 0.0,
+    gan_r1_sigma: float = 0.01,
+) -> DMDObjective:
+    """DMD2: distribution matching and an adversarial loss, at the weight its authors use for SDXL."""
+    windows = {"guidance_sigma": guidance_sigma, "match_sigma": match_sigma}
+    gan = {"gan_weight": gan_weight, "gan_r1": gan_r1, "gan_r1_sigma": gan_r1_sigma}
+    return DMDObjective(guidance_scale, normalizer=normalizer, **windows, **gan)  # type: ignore[arg-type]
+
+
 class AMDObjective(DMDObjective):
     """Adaptive Matching Distillation (2602.07345); drops in for `DMDObjective`.
 
     With ``strength=0`` and ``sharpening=0`` it asks for no reward and equals `DMDObjective` to the bit.
 
     Args:
-        guidance_scale, normalizer, guidance_sigma, match_sigma: as for `DMDObjective`.
+        guidance_scale, normalizer, guidance_sigma, match_sigma, gan_weight, gan_r1, gan_r1_sigma: as for `DMDObjective`.
         strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off.
         side: ``negative`` weighs failing samples only; ``both`` is the paper's form, which loses modes once there is
             guidance (see `operators.adapt`); ``auto`` is ``negative`` above guidance scale 1, ``both`` otherwise.
@@ -185,8 +211,14 @@ class AMDObjective(DMDObjective):
         limit: float = 1.0,
         std_floor: float = 0.1,
         zone: float = -0.5,
+        gan_weight: float = 0.0,
+        gan_r1: float = 0.0,
+        gan_r1_sigma: float = 0.01,
     ):
-        super().__init__(guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma)
+        super().__init__(
+            guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma,
+            gan_weight=gan_weight, gan_r1=gan_r1, gan_r1_sigma=gan_r1_sigma,
+        )  # fmt: skip
         if not 0 <= strength < 1:
             raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
         if not 0 <= sharpening <= LARGEST:

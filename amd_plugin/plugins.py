@@ -116,6 +116,10 @@ class PluginManager(pluggy.PluginManager):
         """Every reward by name, from all plugins, with its factory."""
         return self._catalogue()["distill_rewards"]
 
+    def families(self) -> dict[str, type[Any]]:
+        """Every family of pipelines by the pipeline's class name, from all plugins."""
+        return self._catalogue()["distill_families"]
+
     def objective_factory(self, name: str) -> Callable[..., Objective]:
         """The factory of objective `name`.
 
@@ -190,8 +194,8 @@ class PluginManager(pluggy.PluginManager):
         log.warning("plugin %s is set aside: %s", name, status.cause)
 
     def _catalogue(self) -> dict[str, dict[str, Callable[..., Any]]]:
-        """Objectives and rewards by name. A plugin that claims a taken name loses all of its own, whichever is asked for."""
-        catalogue: dict[str, dict[str, Callable[..., Any]]] = {"distill_objectives": {}, "distill_rewards": {}}
+        """All that is found by name. A plugin that claims a taken name loses all of its own, whichever is asked for."""
+        catalogue: dict[str, dict[str, Any]] = {"distill_objectives": {}, "distill_rewards": {}, "distill_families": {}}
         owners: dict[tuple[str, str], str] = {}
         # pluggy calls the last registered first; a name goes to the first registered.
         for plugin, _ in self.list_name_plugin():
@@ -202,7 +206,7 @@ class PluginManager(pluggy.PluginManager):
                         provided[hook] = implementation.function() or {}
             taken = next(((h, n) for h, names in provided.items() for n in names if n in catalogue[h]), None)
             if taken is not None and self.statuses[plugin].status == "active":
-                kind = taken[0].removeprefix("distill_").removesuffix("s")
+                kind = {"distill_families": "family"}.get(taken[0], taken[0].removeprefix("distill_").removesuffix("s"))
                 self._fail(plugin, InputError(f"{kind} '{taken[1]}' is provided by plugin {owners[taken]} already"))
             if self.statuses[plugin].status != "active":
                 continue
@@ -259,6 +263,7 @@ def _check_state(result: Any) -> None:
 _CHECKS: dict[str, Callable[[Any], None]] = {
     "distill_objectives": _check_factories,
     "distill_rewards": _check_factories,
+    "distill_families": _check_factories,
     "distill_strength_schedule": _check_factor,
     "distill_sigma_sampler": _check_sampler,
     "distill_state_dict": _check_state,

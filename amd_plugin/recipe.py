@@ -14,12 +14,14 @@ import yaml
 from pydantic import BaseModel
 
 from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig, options_model
-from amd_plugin.errors import InputError, OptionError, did_you_mean
-from amd_plugin.models import check_network
+from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.plugins import PluginManager, accepted
+from amd_plugin.relations import check_relations
 from amd_plugin.source import Source
 from amd_plugin.tasks import TASKS
 
+# What may name files that lie beside the recipe.
+FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
 SHIPPED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]
 
 
@@ -91,14 +93,24 @@ def load(
         source.override(data, override)
     if objective is not None:
         source.override(data, f"objective.name={objective}")
+    _find_files(data, path.parent)
     config = source.validate(RecipeConfig, data, ())
     if config is None:
         _check_apart(data, plugins, source)
         raise source.error()
     config, options, unused = _resolve(config, plugins, source)
-    _check_relations(config, plugins, options, source)
+    check_relations(config, plugins, options, source)
     source.stop_on_problems()
     return Recipe(path.stem, config, options, unused)
+
+
+def _find_files(data: dict[str, Any], folder: Path) -> None:
+    """Relative paths are those of the current directory or, where nothing is there, of the recipe's folder."""
+    for section, key in FILES:
+        part = data.get(section)
+        value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            part[key] = str((folder / value).absolute())
 
 
 def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tuple[RecipeConfig, dict[str, Any], list[str]]:
@@ -162,43 +174,3 @@ def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source:
     unused = sorted(o for o in section.options if mine is not None and o not in mine and o in known)
     given = {o: v for o, v in section.options.items() if o not in unused}
     return source.validate(model, given, ("objective",), also_known=known), unused
-
-
-def _check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
-    """What no single key can say: sizes that must divide, rewards an objective needs."""
-    train = config.train
-    if train.batch_size % train.group_size:
-        source.problem(("train", "group_size"), f"must divide train.batch_size {train.batch_size}, got {train.group_size}")
-    if train.batch_size % train.accumulation:
-        source.problem(("train", "accumulation"), f"must divide train.batch_size {train.batch_size}, got {train.accumulation}")
-    if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
-        source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
-    if source.problems:
-        return
-    try:
-        task = TASKS[config.data.task](**config.data.options)
-        check_network(config.model, task)
-        if config.evaluate.samples < 5 * task.num_classes:
-            what = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
-            source.problem(("evaluate", "samples"), what)
-    except OptionError as error:
-        section = "model" if error.option in type(config.model).model_fields else "data"
-        source.problem((section, error.option), str(error).partition(": ")[2])
-    try:
-        objective = plugins.make_objective(config.objective.name, options)
-    except OptionError as error:
-        source.problem(("objective", error.option), str(error).partition(": ")[2])
-        return
-    except InputError as error:
-        source.problem(("objective",), str(error))
-        return
-    name = config.objective.name
-    for option in ("match_sigma", "guidance_sigma"):
-        if (window := getattr(objective, option)) is not None and not 0 <= window[0] < window[1] <= 1:
-            what = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
-            source.problem(("objective", option), what)
-    if objective.needs_reward and not config.rewards:
-        source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
-    if train.group_size < objective.min_group_size:
-        what = f"objective '{name}' compares samples of the same prompt and needs at least {objective.min_group_size}"
-        source.problem(("train", "group_size"), f"{what}, got {train.group_size}")

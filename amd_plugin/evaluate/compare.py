@@ -189,16 +189,23 @@ def _run(recipe: str, arm: Arm, seed: int, overrides: tuple[str, ...], output: P
 
 def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
     """In a worker: makes the seed's teacher, and says how good it is itself."""
-    from amd_plugin.models import teacher
+    import torch
+
+    from amd_plugin.models import backbone
+    from amd_plugin.models.teacher import teacher_samples
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.recipe import load
     from amd_plugin.tasks import TASKS
 
-    config = load(recipe, get_plugin_manager(), overrides).config
+    plugins = get_plugin_manager()
+    config = load(recipe, plugins, overrides).config
     task = TASKS[config.data.task](**config.data.options)
-    task.classifier()
-    network = teacher.teacher(config.model, task, seed)
-    return teacher.teacher_samples(network, config.model, task, seed, config.evaluate.samples, 1.0)[2]
+    if task.num_classes:
+        task.classifier()
+    found = backbone.load(config.model, task, seed, plugins.families())
+    found.use_on(task, torch.device("cpu"))
+    count, batch = config.evaluate.samples, config.evaluate.batch_size
+    return teacher_samples(found, config.model, task, seed, count, 1.0, batch)[2]
 
 
 def _start_worker(threads: int) -> None:

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from amd_plugin.host.pictures import picture
+
 # Okabe and Ito's colours, told apart by colour-blind readers too; an arm has one colour in all pictures.
 COLOURS = ["#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
@@ -24,14 +26,14 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
 
 
 def sample_panels(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """Panels title -> (samples, labels) in a row, as an inline PNG."""
-    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained")
-    for axes, (title, (samples, labels)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        task.draw(axes, samples, labels)
-        axes.set_title(title, fontsize=11)
-        for spine in axes.spines.values():
-            spine.set_color("0.85")
-    return _inline(figure)
+    """Panels title -> (samples, labels) in a row, as an inline PNG, or GIF where samples move."""
+    content, kind = picture(task, panels, dpi=150 if task.frames == 1 else 110)
+    return inline(content, kind)
+
+
+def inline(content: bytes, kind: str) -> str:
+    """A picture file's bytes as a data URI."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str:
@@ -99,4 +101,4 @@ def _plain(axes: Axes) -> None:
 def _inline(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return inline(buffer.getvalue(), "png")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file
-from torch import Tensor
 
 import amd_plugin
 from amd_plugin.config import RecipeConfig
@@ -19,7 +19,8 @@ from amd_plugin.errors import InputError
 from amd_plugin.evaluate import figures
 from amd_plugin.evaluate.tables import best_tuned, deviation, paired
 from amd_plugin.host import run_log
-from amd_plugin.models import teacher
+from amd_plugin.models import backbone, teacher
+from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import TASKS
 
@@ -53,7 +54,6 @@ def _comparison(folder: Path) -> dict[str, Any]:
     base, seeds = content["baseline"], content["seeds"]
     runs = {arm: [folder / "arms" / arm / f"seed-{seed}" for seed in seeds] for arm in content["arms"]}
     config = _config(runs[base][0])
-    task = TASKS[config.data.task](**config.data.options)
     shown = [arm for arm in runs if "@" not in arm][:4]
     held_out = config.evaluate.held_out
     titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
@@ -66,8 +66,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
         "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
         "tiles": [_tile(content, metric) for metric in held_out] if len(shown) > 1 else [],
-        "samples": figures.sample_panels(task, _panels(config, task, {arm: runs[arm][0] for arm in shown}, seeds[0])),
-        "samples_note": f"Seed {seeds[0]}, the first. Drawn from the exported students with their exported scheduler.",
+        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0]),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
         "sensor": figures.learning_curves(sensing, _present(SENSOR, sensing), palette) if sensing else None,
         "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles, palette),
@@ -79,7 +78,6 @@ def _comparison(folder: Path) -> dict[str, Any]:
 def _run(folder: Path) -> dict[str, Any]:
     config = _config(folder)
     about = json.loads((folder / "run.json").read_text())
-    task = TASKS[config.data.task](**config.data.options)
     curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
     if not (folder / "evaluation.json").is_file():
         raise InputError(f"{folder}: the run is not finished. Go on with --resume auto first")
@@ -91,8 +89,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
         f"amd-plugin compare {about['recipe']}.",
         "caveat": _caveat(config),
-        "samples": figures.sample_panels(task, _panels(config, task, {about["objective"]: folder}, config.train.seed)),
-        "samples_note": "Samples are drawn from the averaged student with the exported scheduler.",
+        **_samples(config, {about["objective"]: folder}, config.train.seed),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in config.evaluate.held_out}, palette),
         "sensor": figures.learning_curves(curves, {**_present(SENSOR, curves), **losses}, palette),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
@@ -100,17 +97,24 @@ def _run(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _panels(config: RecipeConfig, task: Any, runs: dict[str, Path], seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Title -> samples of the data, the teacher, and each run's student."""
+def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int) -> dict[str, Any]:
+    """Pictures of the data, the teacher and each run's student, drawn here; of a user's pipeline, those that its runs left."""
+    if config.model.path is not None:
+        pictures = [max((run / "samples").glob("step-*.*")) for run in runs.values()]
+        note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
+        return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
     count = config.evaluate.samples
-    network = teacher.teacher(config.model, task, seed)
-    made, labels, _ = teacher.teacher_samples(network, config.model, task, seed, count, 1.0)
+    task = TASKS[config.data.task](**config.data.options)
+    found = backbone.load(config.model, task, seed, get_plugin_manager().families())
+    found.use_on(task, torch.device("cpu"))
+    made, labels, _ = teacher.teacher_samples(found, config.model, task, seed, count, 1.0, config.evaluate.batch_size)
     panels = {"data": task.real_data(count, generator(0, "report")), f"teacher, {teacher.SAMPLING_STEPS} steps": (made, labels)}
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     for name, run in runs.items():
         latest = load_file(run / "samples" / "latest.safetensors")
         panels[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
-    return panels
+    note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
+    return {"pictures": [figures.sample_panels(task, panels)], "samples_note": note}
 
 
 def _tile(content: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -148,6 +152,11 @@ def _table(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _caveat(config: RecipeConfig) -> str:
+    if config.model.path is not None:
+        return (
+            "Nothing here knows what a right answer would be: the held-out metrics compare pixels, and rewards are models with "
+            "blind spots. Look at the samples, and judge by rewards that were not trained on."
+        )
     noise, outliers = (config.data.options.get(name, 0.0) for name in ("label_noise", "outliers"))
     if not noise and not outliers:
         return "The teacher is reliable: it saw no wrong labels and no outliers. AMD is expected to gain little over DMD here."

@@ -10,10 +10,10 @@ from amd_plugin.hookspecs import Objective, hookimpl
 
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
-    """``dmd`` and ``decoupled_dmd``."""
-    from amd_plugin.objective import DMDObjective, decoupled_dmd
+    """``dmd``, ``decoupled_dmd`` and ``dmd2``."""
+    from amd_plugin.objective import DMDObjective, decoupled_dmd, dmd2
 
-    return {"dmd": DMDObjective, "decoupled_dmd": decoupled_dmd}
+    return {"dmd": DMDObjective, "decoupled_dmd": decoupled_dmd, "dmd2": dmd2}
 
 
 @hookimpl(trylast=True)
@@ -28,6 +28,14 @@ def distill_rewards() -> Mapping[str, Callable[..., Any]]:
     from amd_plugin.rewards import classifier, controls
 
     return {"classifier": classifier.ClassifierReward, "random": controls.RandomReward}
+
+
+@hookimpl
+def distill_families() -> Mapping[str, type[Any]]:
+    """SDXL, SD3, Wan and DiT."""
+    from amd_plugin.models.families import dit, sd3, sdxl, wan
+
+    return {family.pipeline: family for family in (sdxl.SDXL, sd3.SD3, wan.Wan, dit.DiT)}
 
 
 @hookimpl(trylast=True)

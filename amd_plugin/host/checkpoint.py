@@ -108,6 +108,25 @@ def available(folder: Path) -> list[Path]:
     return found
 
 
+def find(folder: Path, at: str | None = None) -> Path:
+    """The checkpoint in `folder` of step `at`, or in the folder `at`; by default the newest one.
+
+    Raises:
+        InputError: if there is none.
+    """
+    usable = available(folder)
+    if at is None:
+        if not usable:
+            raise InputError(f"{folder}: holds no complete checkpoint")
+        return usable[-1]
+    path = folder / f"step-{int(at):06d}" if at.isdecimal() else Path(at)
+    if at.isdecimal() and path not in usable:
+        known = ", ".join(str(int(p.name.removeprefix("step-"))) for p in usable) or "none"
+        raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {known}")
+    check(path)
+    return path
+
+
 def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
     """Nested dicts and lists as (tensors by path, the rest with a mark where a tensor was)."""
     if isinstance(state, Tensor):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 import amd_plugin
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
-from amd_plugin.recipe import Recipe
+from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe import Recipe, load
 
 # What a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
@@ -25,6 +27,8 @@ MAY_CHANGE = {
     "evaluate": ("samples", "held_out"),
     "distributed": ("mixed_precision", "device"),
 }
+
+PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 # What no metric of a finished run depends on.
 NO_RESULT_DEPENDS_ON = {"train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers")}
@@ -44,7 +48,8 @@ def open_folder(output: Path, recipe: Recipe) -> None:
                 "objective": recipe.config.objective.name,
                 "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "versions": {"amd-plugin": amd_plugin.__version__, "torch": torch.__version__},
+                "versions": {name: version(name) for name in PACKAGES},
+                "commit": _commit(),
             },
         )
     except OSError as error:
@@ -86,6 +91,18 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     return usable[-1] if usable else None
 
 
+def find_run(output: Path, plugins: PluginManager) -> Recipe:
+    """The recipe of the run in `output`; raises InputError where there is none."""
+    if not (output / "config.yaml").is_file():
+        raise InputError(f"{output}: holds no run (no config.yaml)")
+    recipe = load(str(output / "config.yaml"), plugins)
+    try:
+        recipe.name = json.loads((output / "run.json").read_text())["recipe"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{output / 'run.json'}: cannot be read: {error}") from error
+    return recipe
+
+
 def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = MAY_CHANGE, path: str = "") -> list[str]:
     """Lines ``key: old -> new`` for all of two recipes that differs and is not in `may_change`."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -115,6 +132,18 @@ def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
         raise InputError(f"{output}: {what}\n  " + "\n  ".join(changed))
     values: dict[str, float] = json.loads(evaluation.read_text())
     return values
+
+
+def _commit() -> str:
+    """Of this package's source, where it is a checkout; empty where it is installed."""
+    source = Path(amd_plugin.__file__).parents[1]
+    if not (source / ".git").exists():
+        return ""
+    command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _saved(config: Path) -> Any:

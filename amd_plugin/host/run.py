@@ -80,15 +80,14 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     Raises:
         InputError: for whatever would stop the run before its first step.
     """
-    from amd_plugin.models import build_network
-    from amd_plugin.schedule import NoiseSchedule, few_step_scheduler
+    from amd_plugin.models import backbone
+    from amd_plugin.schedule import Ladder
     from amd_plugin.tasks import TASKS
 
     config = recipe.config
     start = find_checkpoint(output, recipe, resume)
     task = TASKS[config.data.task](**config.data.options)
-    network = build_network(config.model, task, config.train.seed)
-    steps = config.model.student_steps
+    network, scheduler = backbone.outline(config.model, task, config.train.seed, plugins.families())
     objective = plugins.make_objective(config.objective.name, recipe.objective_options)
     return {
         "recipe": recipe.name,
@@ -96,7 +95,7 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
         "options": recipe.objective_options,
         "listens to rewards": objective.needs_reward,
         "network": f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters",
-        "visited timesteps": NoiseSchedule(few_step_scheduler(steps)).rungs(steps).tolist(),
+        "visited timesteps": Ladder(scheduler, config.model.student_steps).timesteps.tolist(),
         "student updates": config.train.max_steps,
         "fake-score updates": config.train.max_steps * config.train.fake_updates,
         "starts from": str(start) if start else "the teacher",
@@ -133,8 +132,8 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
-        student = trainer.ema.module
-        export(output / "student", student, trainer.scheduler, trainer.task.sample_shape, recipe, evaluation)
+        with trainer.ema.applied():
+            export(output / "student", trainer.student, trainer.backbone, recipe, run=output, step=trainer.step)
         hook.distill_export(path=output / "student", options=recipe.as_dict())
         write_json(output / "evaluation.json", evaluation)
     trainer.accelerator.wait_for_everyone()
@@ -149,7 +148,8 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
         samples = trainer.sample(labels, "evaluation")
         result[0] = trainer.task.evaluate(samples, labels)
         run_log.record(trainer.step, {f"held_out/{name}": value for name, value in result[0].items()})
-        save_samples(output / "samples" / f"step-{trainer.step:06d}.png", trainer.task, samples, labels)
+        title = f"{trainer.recipe.config.objective.name}, step {trainer.step}"
+        save_samples(output / "samples" / f"step-{trainer.step:06d}", trainer.task, title, samples, labels)
         save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
     broadcast_object_list(result)
     return result[0]
@@ -158,8 +158,7 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
 def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
     folder = output / "checkpoints"
     if trainer.accelerator.is_main_process:
-        tensors = {name: network.state_dict() for name, network in trainer.networks().items()}
-        tensors |= {f"optimizer_{name}": optimizer.state_dict() for name, optimizer in trainer.optimizers().items()}
+        tensors = {name: part.state_dict() for name, part in trainer.state().items()}
         state = {
             "objective": trainer.objective.state_dict(),
             "plugins": dict(trainer.plugins.hook.distill_state_dict()),
@@ -189,10 +188,8 @@ def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
     if state["step"] > trainer.train.max_steps:
         raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
-    for name, network in trainer.networks().items():
-        network.load_state_dict(tensors[name])
-    for name, optimizer in trainer.optimizers().items():
-        optimizer.load_state_dict(checkpoint.tensors_on(tensors[f"optimizer_{name}"], trainer.accelerator.device))
+    for name, part in trainer.state().items():
+        part.load_state_dict(checkpoint.tensors_on(tensors[name], trainer.accelerator.device))
     trainer.objective.load_state_dict(state["objective"])
     trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
     trainer.step = state["step"]

@@ -1,31 +1,35 @@
 """One cycle of distribution matching distillation: some updates of the fake score, then one of the student.
 
-    fake-score turn: x0 = rollout (no grad) -> rewards -> weights -> denoising loss on x0
-    student turn:    x0 = rollout (grad on the exit rung) -> rewards -> advantages
-                     x_t = re-noised x0 -> teacher, fake score -> Signals -> objective -> loss on x0
+    fake-score turn:    x0 = rollout (no grad) -> rewards -> weights -> denoising loss on x0
+    discriminator turn: the same x0, and real samples (objectives with an adversarial branch)
+    student turn:       x0 = rollout (grad on the exit rung) -> rewards -> advantages
+                        x_t = re-noised x0 -> teacher, fake score -> Signals -> objective -> loss on x0
 
 What happens to signals, rewards and weights is the objective's business; nothing here knows which one it is.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.host.adversary import Adversary
 from amd_plugin.host.batch import Batch
-from amd_plugin.models import ClassConditional
-from amd_plugin.models.teacher import teacher as trained_teacher
+from amd_plugin.host.learner import Learner
+from amd_plugin.host.real import RealSamples
+from amd_plugin.models import backbone
+from amd_plugin.models.conditions import prompts_of
+from amd_plugin.models.family import Caller, Condition, pair
+from amd_plugin.models.roles import Average, Role, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.recipe import Recipe
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.schedule import NoiseSchedule, few_step_scheduler, sample
+from amd_plugin.schedule import Ladder, NoiseSchedule, sample
 from amd_plugin.signals import Signals
 from amd_plugin.tasks import TASKS
 
@@ -33,13 +37,14 @@ Metrics = dict[str, Tensor]
 
 
 class Trainer:
-    """Networks, optimizers and the two turns.
+    """Roles, those who learn, and the turns they take.
 
     Attributes:
         step: student updates done.
-        student, fake_score: the plain networks, for all calls without gradient; `ema` averages the student. Calls with
-            gradient go through their wrapped twins, which join gradients over processes.
-        scheduler: the few-step scheduler that is trained for and exported.
+        student, fake_score, teacher: the roles; `ema` averages the student.
+        learners: optimizers and updates, by the name of what they train.
+        backbone: the model everything starts from.
+        ladder: rungs of the few-step scheduler that is trained for and exported.
     """
 
     def __init__(self, recipe: Recipe, plugins: PluginManager, accelerator: Accelerator):
@@ -54,24 +59,26 @@ class Trainer:
             )
         self.task = TASKS[config.data.task](**config.data.options)
         self.objective = plugins.make_objective(config.objective.name, recipe.objective_options)
+        self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families())
+        self.backbone.use_on(self.task, accelerator.device)
         self.rewards = RewardSet(config.rewards, plugins, self.task) if self.objective.needs_reward else None
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         self._samplers = [*reversed(samplers)]  # pluggy answers in reverse order of registration
 
-        self.scheduler = few_step_scheduler(config.model.student_steps)
-        self.schedule = NoiseSchedule(self.scheduler)
-        self.rungs = self.schedule.rungs(config.model.student_steps).to(accelerator.device)
-        self.call = ClassConditional(self.task.num_classes)
-
-        network = trained_teacher(config.model, self.task, self.train.seed)
-        student, fake = (copy.deepcopy(network).requires_grad_(True) for _ in range(2))
-        self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.train.ema)).to(accelerator.device)
-        self.teacher: nn.Module = plugins.hook.distill_prepare_frozen(
-            role="teacher", module=network, accelerator=accelerator, options=recipe.as_dict()
-        )
-        self.student, self.fake_score = student.to(accelerator.device), fake.to(accelerator.device)
-        self._student_with_grad, self.student_optimizer = self._prepare(student, self.train.student_lr)
-        self._fake_with_grad, self.fake_optimizer = self._prepare(fake, self.train.fake_lr)
+        self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
+        self.ladder = Ladder(self.backbone.scheduler, config.model.student_steps, accelerator.device)
+        self.caller = Caller(self.backbone.family, accelerator.autocast)
+        self._make_roles()
+        adversarial = getattr(self.objective, "adversarial", None)
+        needs_real = adversarial is not None or self.train.rollout == "data"
+        self.real = RealSamples(recipe, self.backbone, self.task, accelerator.device) if needs_real else None
+        self.adversary: Adversary | None = None
+        if adversarial is not None:
+            where = self.backbone.family.features(self.fake_score.network)
+            parts = (self.fake_score, self.caller, self.schedule, self._condition, self.real)
+            self.adversary = Adversary(adversarial, where, *parts, self.train, accelerator)
+            self.learners["discriminator"] = self.adversary.learner
+        self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps), recipe.config, accelerator)
 
     def cycle(self, strength_scale: float = 1.0) -> Metrics:
         """`fake_updates` turns of the fake score and one of the student; advances `step`.
@@ -88,7 +95,7 @@ class Trainer:
             metrics = self._fake_score_turn(update)
         metrics |= self._student_turn()
         self.step += 1
-        self.ema.update_parameters(self.student)
+        self.ema.update()
         return metrics
 
     @torch.no_grad()
@@ -96,97 +103,110 @@ class Trainer:
         """Samples [B, ...] of the averaged student, drawn with the exported scheduler; on the CPU."""
         device = self.accelerator.device
         draws = generator(self.train.seed, purpose, device=device)
-        noise = torch.randn((len(labels), *self.task.sample_shape), generator=draws, device=device)
-        labels = labels.to(device)
-        network = lambda x, t: self.call(self.ema.module, x, t, labels)  # noqa: E731
-        return sample(network, self.scheduler, len(self.rungs), noise, draws).cpu()
+        noise = torch.randn((len(labels), *self.backbone.sample_shape), generator=draws, device=device)
+        made = []
+        with self.ema.applied():
+            for part, start in zip(labels.split(size := self.recipe.config.evaluate.batch_size or len(labels)), noise.split(size)):
+                condition = self._condition(part.to(device))
+                predict = lambda x, t, c=condition: self.caller.call(self.student, x, t, c)  # noqa: E731
+                made.append(sample(predict, self.backbone.scheduler, len(self.ladder), start, draws).cpu())
+        return torch.cat(made)
 
-    def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint must hold, unwrapped, by name."""
-        return {"student": self.student, "fake_score": self.fake_score, "ema": self.ema}
-
-    def optimizers(self) -> dict[str, Any]:
-        """Likewise."""
-        return {"student": self.student_optimizer, "fake_score": self.fake_optimizer}
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of weights and optimizers, by name: objects with a state dict."""
+        roles: dict[str, Any] = {"student": self.student, "fake_score": self.fake_score, "ema": self.ema}
+        if self.adversary is not None:
+            roles["discriminator"] = self.adversary.learner.role
+        return roles | {f"optimizer_{name}": learner.optimizer for name, learner in self.learners.items()}
 
     def _student_turn(self) -> Metrics:
-        batch = self._batch("student")
+        batch, learner = self._batch("student", self.train.fake_updates), self.learners["student"]
         parts = self._micro_batches()
         # With several micro-batches the graphs of all of them would not fit: score first, roll out again with grad.
         rollouts = [self._rollout(batch, rows, grad=len(parts) == 1) for rows in parts]
         advantage, metrics = self._advantage(batch, rollouts)
         sigma = self._sigma(batch, "student", self.objective.match_sigma, advantage)
-        outputs = []
+        outputs, suspects = [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
             x0 = x0 if x0.requires_grad else self._rollout(batch, rows, grad=True)
             signals = self._signals(x0, batch, rows, sigma, advantage)
             output = self.objective.student_loss(signals)
-            self.accelerator.backward(output.loss / len(parts))
+            loss = output.loss
+            if self.adversary is not None:
+                timestep = self.schedule.timestep(self._sigma(batch, "discriminator", None, None))
+                fooling = self.adversary.student_loss(x0, batch, rows, timestep)
+                metrics["loss/student_adversarial"] = fooling.detach()
+                loss = loss + fooling
+            learner.backward(loss / len(parts))
             outputs.append(output)
             suspects = signals._asdict()
         metrics |= {f"objective/{name}": _mean(o.metrics[name] for o in outputs) for name in outputs[0].metrics}
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
-        metrics["grad_norm/student"] = self._update(
-            self.student, self.student_optimizer, self.train.student_lr, "student", suspects
-        )
+        metrics["grad_norm/student"] = learner.update(self.step, suspects)
         return metrics
 
     def _fake_score_turn(self, update: int) -> Metrics:
-        batch = self._batch("fake score", update)
+        batch, learner = self._batch("fake score", update), self.learners["fake_score"]
         parts = self._micro_batches()
         rollouts = [self._rollout(batch, rows, grad=False) for rows in parts]
         advantage, _ = self._advantage(batch, rollouts)
         weight = None if advantage is None else self.objective.sharpening_weights(advantage)
         timestep = self.schedule.timestep(self._sigma(batch, "fake_score", None, advantage))
         noise = batch.normal("noise")
-        losses = []
+        losses, suspects = [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
-            t, labels = timestep[rows], batch.labels[rows]
+            t = timestep[rows]
             x_t = self.schedule.level(t).add_noise(x0, noise[rows])
-            prediction = self.call(self._fake_with_grad, x_t, t, labels)
+            prediction = self.caller.call(self.fake_score, x_t, t, self._condition(batch.labels[rows]))
             target = self.schedule.target(x0, noise[rows], t)
             loss = self.objective.fake_score_loss(prediction, target, None if weight is None else weight[rows]).loss
-            self.accelerator.backward(loss / len(parts))
+            learner.backward(loss / len(parts))
             losses.append(loss.detach())
             suspects = {"x0": x0, "prediction": prediction}
-        norm = self._update(self.fake_score, self.fake_optimizer, self.train.fake_lr, "fake score", suspects)
-        return {"loss/fake_score": _mean(losses), "grad_norm/fake_score": norm}
+        metrics = {"loss/fake_score": _mean(losses), "grad_norm/fake_score": learner.update(self.step, suspects)}
+        if self.adversary is not None:
+            timestep = self.schedule.timestep(self._sigma(batch, "discriminator", None, None))
+            metrics |= self.adversary.turn(batch, parts, rollouts, timestep, self.step)
+        return metrics
 
     def _rollout(self, batch: Batch, rows: slice, grad: bool) -> Tensor:
-        """Backward simulation over the exported scheduler's rungs down to the exit rung; only that one carries a graph."""
-        labels = batch.labels[rows]
+        """The student's x0 at the exit rung, reached as the exported scheduler would; only that rung carries a graph."""
+        condition, rung = self._condition(batch.labels[rows]), batch.exit_rung
+        timestep = self.ladder.timesteps[rung].expand(rows.stop - rows.start)
+        level = self.ladder.level(rung, len(timestep))
         x = batch.normal("rung 0")[rows]
-        for rung in range(batch.exit_rung + 1):
-            timestep = self.rungs[rung].expand(len(labels))
-            last = rung == batch.exit_rung
-            network = self._student_with_grad if last and grad else self.student
-            with torch.set_grad_enabled(last and grad):
-                x0 = self.schedule.to_x0(self.call(network, x, timestep, labels), x, timestep)
-            if not last:
-                level = self.schedule.level(self.rungs[rung + 1].expand(len(labels)))
-                x = level.add_noise(x0, batch.normal(f"rung {rung + 1}")[rows])
-        return x0
+        if self.train.rollout == "data":
+            x = level.add_noise(batch.real[rows], x)
+        else:
+            with torch.no_grad():
+                predict = lambda x_t, t: self.caller.call(self.student, x_t, t, condition)  # noqa: E731
+                x = self.ladder.descend(predict, x, batch.draws("rung", rows), rung)
+        with torch.set_grad_enabled(grad):
+            return self.schedule.to_x0(self.caller.call(self.student, x, timestep, condition), x, level)
 
     @torch.no_grad()
     def _signals(self, x0: Tensor, batch: Batch, rows: slice, sigma: Tensor, advantage: Tensor | None) -> Signals:
         """Teacher and fake score on the re-noised samples; guidance at its own noise level where the objective asks for it."""
         labels = batch.labels[rows]
+        condition = self._condition(labels)
         x_t, t = self._renoise(x0, batch.normal("noise")[rows], sigma[rows])
-        predict = lambda output, x, at: self.schedule.to_x0(output, x, at)  # noqa: E731
+        predict = lambda output, x, at: self.schedule.to_x0(output, x, self.schedule.level(at))  # noqa: E731
         guide_cond = guide_uncond = real_uncond = None
         own_level = self.objective.needs_uncond and self.objective.guidance_sigma is not None
         if own_level:
             guide_sigma = self._sigma(batch, "guide", self.objective.guidance_sigma, advantage)
             x_g, t_g = self._renoise(x0, batch.normal("guide noise")[rows], guide_sigma[rows])
-            guide_cond, guide_uncond = (predict(o, x_g, t_g) for o in self.call.pair(self.teacher, x_g, t_g, labels))
+            guide_cond, guide_uncond = (predict(o, x_g, t_g) for o in self._pair(x_g, t_g, condition, labels))
         if self.objective.needs_uncond and not own_level:
-            pair = self.call.pair(self.teacher, x_t, t, labels)
-            real_cond, real_uncond = (predict(output, x_t, t) for output in pair)
+            real_cond, real_uncond = (predict(output, x_t, t) for output in self._pair(x_t, t, condition, labels))
         else:
-            real_cond = predict(self.call(self.teacher, x_t, t, labels), x_t, t)
-        fake = predict(self.call(self.fake_score, x_t, t, labels), x_t, t)
+            real_cond = predict(self.caller.call(self.teacher, x_t, t, condition), x_t, t)
+        fake = predict(self.caller.call(self.fake_score, x_t, t, condition), x_t, t)
         mine = None if advantage is None else advantage[rows]
         return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond)
+
+    def _pair(self, x_t: Tensor, timestep: Tensor, condition: Condition, labels: Tensor) -> list[Tensor]:
+        return pair(self.caller, self.teacher, x_t, timestep, condition, self.backbone.conditions.uncond(labels))
 
     def _renoise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         timestep = self.schedule.timestep(sigma)
@@ -196,10 +216,11 @@ class Trainer:
         """Advantages [B] of the joined batch, the same on every process; None where the objective listens to no reward."""
         if self.rewards is None:
             return None, {}
-        x0 = torch.cat([rollout.detach() for rollout in rollouts])
         labels = batch.labels[self._rows()]
-        scores = self.rewards(self.task.decode(x0), self.task.prompts(labels), labels=labels)
-        failed = torch.tensor([float(bool(scores.failure))], device=x0.device)
+        with torch.no_grad():
+            media = torch.cat([self.task.decode(rollout.detach()) for rollout in rollouts])
+        scores = self.rewards(media, self.task.prompts(labels), **self.task.columns(labels))
+        failed = torch.tensor([float(bool(scores.failure))], device=media.device)
         # Every process learns of a failure before any of them raises: a lone exception would leave the rest waiting.
         if self.accelerator.gather(failed).any():
             where = scores.failure or "a reward failed on another process; its log says which"
@@ -219,31 +240,44 @@ class Trainer:
             sigma = moved
         return sigma
 
-    def _update(self, network: nn.Module, optimizer: Any, peak: float, name: str, suspects: dict[str, Any]) -> Tensor:
-        """Clips, checks and steps; returns the gradient norm."""
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.train.clip_norm)
-        # The norm is of gradients averaged over all processes, so all of them come to the same verdict here.
-        if not torch.isfinite(norm):
-            raise RunError(f"step {self.step + 1}, {name} update: the gradient is not finite; {_culprits(suspects)}")
-        for group in optimizer.param_groups:
-            group["lr"] = peak * self._learning_rate_factor()
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
+    def _condition(self, labels: Tensor) -> Condition:
+        return self.backbone.conditions(labels, prompts_of(self.task, labels))
 
-    def _learning_rate_factor(self) -> float:
-        warm_up = min(1.0, (self.step + 1) / (self.train.warmup_steps + 1))
-        decay = 1 - 0.9 * self.step / self.train.max_steps if self.train.decay == "linear" else 1.0
-        return warm_up * decay
+    def _make_roles(self) -> None:
+        """Places the networks and gives those that learn their optimizers."""
+        model, train, device = self.recipe.config.model, self.train, self.accelerator.device
+        roles = make_roles(model, self.backbone.network, self.backbone.student, train.seed)
+        if not roles["teacher"].shared:
+            placed = self.plugins.hook.distill_prepare_frozen(
+                role="teacher", module=self.backbone.network, accelerator=self.accelerator, options=self.recipe.as_dict()
+            )
+            roles["teacher"] = Role(placed, frozen=True)
+        for role in (roles["student"], roles["fake_score"]):
+            role.network.to(device)
+            if train.gradient_checkpointing:
+                _enable_checkpointing(role.network)
+        if train.compile:
+            for network in {id(role.network): role.network for role in roles.values()}.values():
+                network.compile()
+        self.student, self.fake_score, self.teacher = roles["student"], roles["fake_score"], roles["teacher"]
+        self.ema = Average(self.student, train.ema)
+        learning = {"student": (self.student, train.student_lr), "fake_score": (self.fake_score, train.fake_lr)}
+        self.learners = {
+            name: Learner(role, name.replace("_", " "), rate, train, self.accelerator) for name, (role, rate) in learning.items()
+        }
 
-    def _prepare(self, network: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=self.train.betas, fused=True)
-        prepared = self.accelerator.prepare(network, optimizer)
-        return prepared[0], prepared[1]
+    def _batches_of(self, steps: int) -> int:
+        return steps * (self.train.fake_updates + 1)
 
-    def _batch(self, turn: str, update: int = 0) -> Batch:
-        key = (self.step, turn, update)
-        return Batch(self.train, self.task.sample_shape, self.task.num_classes, len(self.rungs), key, self.accelerator.device)
+    def _batch(self, turn: str, update: int) -> Batch:
+        key, position = (self.step, turn, update % self.train.fake_updates), self._batches_of(self.step) + update
+        shape, device = self.backbone.sample_shape, self.accelerator.device
+        batch = Batch(self.train, shape, self.task, len(self.ladder), key, position, device)
+        if self.train.rollout == "data":
+            groups = self.train.batch_size // self.train.group_size
+            real, labels = self.real.draw(groups, batch.generator("real start"))
+            batch.take(real, labels)
+        return batch
 
     def _rows(self) -> slice:
         """This process's rows of the joined batch."""
@@ -256,17 +290,11 @@ class Trainer:
         return [slice(start, start + size) for start in range(rows.start, rows.stop, size)]
 
 
+def _enable_checkpointing(network: Any) -> None:
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        raise InputError(f"train.gradient_checkpointing: a {type(network).__name__} does not support it. Set it to false")
+    network.enable_gradient_checkpointing()
+
+
 def _mean(values: Any) -> Tensor:
     return torch.stack(list(values)).float().mean(0)
-
-
-def _culprits(suspects: dict[str, Any]) -> str:
-    """Which tensors hold non-finite values, in which samples of this process."""
-    found = []
-    for name, value in suspects.items():
-        if isinstance(value, Tensor):
-            rows = (~torch.isfinite(value.detach())).flatten(1 if value.dim() > 1 else 0)
-            bad = rows.any(1) if rows.dim() > 1 else rows
-            if bad.any():
-                found.append(f"{name} in samples {bad.nonzero().flatten().tolist()[:8]}")
-    return "; ".join(found) or "no tensor of this process is; look at the others, or lower the learning rate"

@@ -1,5 +1,5 @@
-"""The networks of the embedded tasks: one class serves as teacher, student and fake score."""
+"""Networks: the pipelines they come from, the roles they play, and how they are called."""
 
-from amd_plugin.models.networks import ClassConditional, build_network, check_network
+from amd_plugin.models.networks import build_network, check_network
 
-__all__ = ["ClassConditional", "build_network", "check_network"]
+__all__ = ["build_network", "check_network"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import OptionError
+from amd_plugin.models.family import Condition, Features, Network
 from amd_plugin.models.mlp import PointMLP
 from amd_plugin.randomness import generator
 
@@ -20,17 +21,20 @@ if TYPE_CHECKING:
 def check_network(config: ModelConfig, task: Task) -> None:
     """Raises OptionError, naming the key of the recipe's model section, where the network does not fit the task's samples."""
     shape = task.sample_shape
-    wanted = "mlp" if len(shape) == 1 else "dit"
-    if config.network != wanted:
-        raise OptionError("network", f"samples of {task.name} have shape {shape} and need '{wanted}', got '{config.network}'")
-    if wanted == "dit" and config.width % (4 * config.heads):
+    fitting = {1: ("mlp",), 3: ("dit", "sdxl"), 4: ("wan",)}[len(shape)]
+    if config.network not in fitting:
+        wanted = " or ".join(f"'{network}'" for network in fitting)
+        raise OptionError("network", f"samples of {task.name} have shape {shape} and need {wanted}, got '{config.network}'")
+    if config.network in ("dit", "wan") and config.width % (4 * config.heads):
         raise OptionError("width", f"must be a multiple of four times heads, {4 * config.heads}, got {config.width}")
-    if wanted == "dit" and shape[-1] % config.patch_size:
+    if config.network == "sdxl" and config.width % 32:
+        raise OptionError("width", f"must be a multiple of 32 for a UNet, got {config.width}")
+    if config.network in ("dit", "wan") and shape[-1] % config.patch_size:
         raise OptionError("patch_size", f"must divide the {shape[-1]} pixels of an edge, got {config.patch_size}")
 
 
 def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
-    """A freshly initialised network of the recipe's class for `task`'s samples, in eval mode.
+    """A freshly initialised ``mlp`` or ``dit`` for `task`'s samples, in eval mode.
 
     Eval mode throughout: labels are dropped by the trainer's own keyed draws, not by dropout inside the network.
 
@@ -58,32 +62,16 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
 
 
 class ClassConditional:
-    """Calls a class-conditional diffusers network: ``output = call(network, x_t, timestep, labels)``.
+    """The family of class-conditional networks that are no part of a pipeline; calls them as `amd_plugin.models.family` says."""
 
-    Args:
-        num_classes: the label that means "no label".
-    """
-
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
-
-    def __call__(self, network: nn.Module, x_t: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+    def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """The raw output [B, ...]."""
-        return network(x_t, timestep=timestep, class_labels=labels).sample
+        return network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample
 
-    def uncond(self, labels: Tensor) -> Tensor:
-        """Labels [B] that mean none."""
-        return torch.full_like(labels, self.num_classes)
-
-    def guided(self, network: nn.Module, x_t: Tensor, timestep: Tensor, labels: Tensor, scale: float) -> Tensor:
-        """Output with classifier-free guidance ``uncond + scale (cond - uncond)``, in one call of twice the batch."""
-        if scale == 1:
-            return self(network, x_t, timestep, labels)
-        cond, uncond = self.pair(network, x_t, timestep, labels)
-        return uncond + scale * (cond - uncond)
-
-    def pair(self, network: nn.Module, x_t: Tensor, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(conditional, unconditional) outputs from one call of twice the batch."""
-        labels = torch.cat((labels, self.uncond(labels)))
-        cond, uncond = self(network, x_t.repeat(2, *[1] * (x_t.dim() - 1)), timestep.repeat(2), labels).chunk(2)
-        return cond, uncond
+    def features(self, network: nn.Module) -> Features:
+        """The middle block's."""
+        blocks = network.blocks if isinstance(network, PointMLP) else network.transformer_blocks
+        width = getattr(network.config, "width", None) or (
+            network.config.num_attention_heads * network.config.attention_head_dim
+        )
+        return Features(blocks[len(blocks) // 2], width, -1)

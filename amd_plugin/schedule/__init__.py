@@ -1,6 +1,6 @@
 """Noise schedules and rungs, read off the very diffusers scheduler that is exported with the student."""
 
-from amd_plugin.schedule.few_step import few_step_scheduler, sample
+from amd_plugin.schedule.few_step import Ladder, few_step_scheduler, sample
 from amd_plugin.schedule.noise import NoiseSchedule
 
-__all__ = ["NoiseSchedule", "few_step_scheduler", "sample"]
+__all__ = ["Ladder", "NoiseSchedule", "few_step_scheduler", "sample"]

@@ -1,40 +1,146 @@
-"""The few-step scheduler that ships with a student, and sampling with it exactly as a user will."""
+"""The few-step scheduler that ships with a student, and the way down its rungs, in training exactly as at sampling.
+
+Rungs and transitions are never computed here: a `Ladder` asks a stock diffusers scheduler, the very one that is exported.
+"""
+
+from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
+from amd_plugin.errors import OptionError
+from amd_plugin.prediction import NoiseLevel, flow, variance_preserving, widen
+from amd_plugin.schedule.noise import flow_shift, is_flow, shifted
 
-def few_step_scheduler(num_steps: int) -> FlowMatchEulerDiscreteScheduler:
-    """A stock flow scheduler whose ``set_timesteps(num_steps)`` visits sigma = 1, (n-1)/n, ..., 1/n.
+Transition = Literal["sde", "ode"]
+Draws = torch.Generator | list[torch.Generator]
+Predict = Callable[[Tensor, Tensor], Tensor]
 
-    Between rungs it predicts x0 and re-noises, as the student was trained to expect. Stretching the schedule to end at 1/n
-    is what puts its last rung there; by default the last of few steps would land next to sigma 0 and do nothing.
+
+def few_step_scheduler(
+    num_steps: int, teacher: Any = None, *, transition: Transition = "sde", shift: float | None = None, scales_input: bool = False
+) -> SchedulerMixin:
+    """A stock diffusers scheduler whose ``set_timesteps(num_steps)`` visits the rungs of a few-step student.
+
+    Flow matching visits sigma = s u / (1 + (s - 1) u) at u = 1, (n-1)/n, ..., 1/n for shift s, e.g. the usual timesteps 1000,
+    960, 889, 727 at s = 8 and n = 4. Variance-preserving schedules keep the teacher's betas; at T = 1000 and n = 4 ``sde``
+    visits 999, 759, 499, 259 and ``ode`` 999, 749, 499, 249.
+
+    Args:
+        num_steps: n.
+        teacher: the teacher's scheduler; None for plain flow matching.
+        transition: between rungs, ``sde`` predicts x0 and noises it afresh, ``ode`` follows the predicted noise.
+        shift: s of a flow schedule; None takes the teacher's own.
+        scales_input: the pipeline calls ``scheduler.scale_model_input``, which the flow-matching Euler scheduler lacks.
+
+    Raises:
+        OptionError: if the teacher's schedule has no such rungs, naming ``student_steps`` or ``transition``.
     """
-    terminal = 1 / num_steps if num_steps > 1 else None
-    return FlowMatchEulerDiscreteScheduler(stochastic_sampling=True, shift_terminal=terminal)
+    if teacher is not None and num_steps > teacher.config.num_train_timesteps:
+        what = f"the teacher's scheduler has {teacher.config.num_train_timesteps} training timesteps"
+        raise OptionError("student_steps", f"must be at most that, {what}, got {num_steps}")
+    if teacher is None or is_flow(teacher):
+        shift = shift or (1.0 if teacher is None else flow_shift(teacher))
+        train_steps = 1000 if teacher is None else teacher.config.num_train_timesteps
+        if scales_input:
+            if transition == "sde":
+                raise OptionError("transition", "this pipeline has no stock flow scheduler with sde transitions, choose 'ode'")
+            return UniPCMultistepScheduler(
+                num_train_timesteps=train_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift,
+                solver_order=1, disable_corrector=list(range(num_steps)),
+            )  # fmt: skip
+        inner, terminal = _stretched(shift, num_steps, train_steps)
+        return FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=train_steps, shift=inner, shift_terminal=terminal, stochastic_sampling=transition == "sde"
+        )
+    if shift is not None:
+        raise OptionError("shift", f"is of flow-matching schedules, and the teacher's is {type(teacher).__name__}, got {shift}")
+    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    same = {name: teacher.config[name] for name in (*known, "rescale_betas_zero_snr") if name in teacher.config}
+    if transition == "ode":
+        return DDIMScheduler(**same, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    origins = min(max(50, num_steps), same["num_train_timesteps"])
+    return LCMScheduler(**same, original_inference_steps=origins, clip_sample=False)
+
+
+class Ladder:
+    """The rungs that `scheduler` visits in `num_steps`, and its own way from one to the next.
+
+    Args:
+        scheduler: of diffusers; taken as it is, and never changed.
+        num_steps: n.
+
+    Attributes:
+        timesteps: [n], descending, in the units the network takes.
+        levels: the noise level of every rung, alpha and sigma [n].
+
+    Raises:
+        OptionError: if the scheduler does not visit n distinct timesteps.
+    """
+
+    def __init__(self, scheduler: Any, num_steps: int, device: torch.device | str = "cpu"):
+        self._scheduler = copy.deepcopy(scheduler)
+        try:
+            self._scheduler.set_timesteps(num_steps, device=device)
+            timesteps = torch.as_tensor(self._scheduler.timesteps)
+        except ValueError as error:
+            raise OptionError("student_steps", f"{type(scheduler).__name__} refuses {num_steps} steps: {error}") from error
+        if len(timesteps) != num_steps or len(timesteps.unique()) != num_steps:
+            what = f"{type(scheduler).__name__} visits {timesteps.tolist()} in {num_steps} steps"
+            raise OptionError("student_steps", f"{what}, which are not {num_steps} distinct timesteps")
+        self.timesteps = timesteps
+        sigmas = self._scheduler.sigmas[:num_steps].to(device) if is_flow(scheduler) else None
+        self.levels = flow(sigmas) if sigmas is not None else variance_preserving(scheduler.alphas_cumprod, timesteps)
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def level(self, rung: int, count: int) -> NoiseLevel:
+        """The level of one rung for `count` samples."""
+        return NoiseLevel(*(part[rung].expand(count) for part in self.levels))
+
+    def descend(self, predict: Predict, noise: Tensor, draws: Draws, rungs: int) -> Tensor:
+        """What the scheduler makes of `noise` [B, ...] on its first `rungs` rungs: the input at the next one, [B, ...], fp32.
+
+        Args:
+            predict: ``predict(x_t [B, ...], timestep [B])`` -> the network's raw output [B, ...].
+            draws: of the noise between rungs; one per sample makes the result independent of how samples are batched.
+        """
+        scheduler = copy.deepcopy(self._scheduler)
+        extra = {"generator": draws} if self._takes_generator else {}
+        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        for timestep in self.timesteps[:rungs]:
+            output = predict(x, timestep.expand(len(x)))
+            x = scheduler.step(widen(output), timestep, x, **extra).prev_sample
+        return x
 
 
 @torch.no_grad()
-def sample(
-    network: Callable[[Tensor, Tensor], Tensor], scheduler: Any, num_steps: int, noise: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Runs `scheduler`'s own loop over `network(x_t [B, ...], timestep [B]) -> output [B, ...]`, starting from `noise`.
+def sample(predict: Predict, scheduler: Any, num_steps: int, noise: Tensor, draws: Draws) -> Tensor:
+    """Runs `scheduler`'s own loop from `noise` [B, ...] down to samples [B, ...]; arguments as of `Ladder.descend`."""
+    return Ladder(scheduler, num_steps, noise.device).descend(predict, noise, draws, num_steps)
 
-    Args:
-        generator: of the noise between rungs; on `noise`'s device.
 
-    Returns:
-        Samples [B, ...].
+def _stretched(shift: float, num_steps: int, train_steps: int) -> tuple[float, float | None]:
+    """Shift and terminal sigma with which the flow Euler scheduler visits u = 1, ..., 1/n under `shift`.
+
+    Its own spacing runs down to its smallest training sigma m, where the last of few steps would do nothing. Stretching the
+    shifted schedule to end at the wanted sigma puts the last rung right; a Moebius map of the spacing being one of the shifted
+    values again, the shift k + 1 below puts all others right too, m included, which itself depends on k.
     """
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_steps, device=noise.device)
-    x = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
-    for timestep in scheduler.timesteps:
-        output = network(x, timestep.expand(len(x)))
-        x = scheduler.step(output, timestep, x, generator=generator).prev_sample
-    return x
+    if num_steps == 1:
+        return shift, None
+    inner = shift
+    for _ in range(50):
+        smallest = inner / train_steps / (1 + (inner - 1) / train_steps)
+        start = (1 / num_steps - smallest) / (1 - smallest)
+        inner = 1 + (shift - 1) * (1 - start) / (1 + (shift - 1) * start)
+    return inner, float(shifted(torch.tensor(1 / num_steps, dtype=torch.float64), shift))
+

@@ -1,6 +1,5 @@
-"""The noise schedule of a diffusers scheduler: levels, training targets and the rungs its sampler visits."""
+"""The noise schedule of a diffusers scheduler: levels of any timestep, and training targets."""
 
-import copy
 from typing import Any
 
 import torch
@@ -15,20 +14,21 @@ class NoiseSchedule:
 
     Args:
         scheduler: a diffusers scheduler, flow matching or variance preserving.
+        shift: s of a flow schedule, by which `timestep` favours high noise; 1 spreads evenly.
 
     Raises:
         InputError: for a scheduler with neither kind of schedule.
     """
 
-    def __init__(self, scheduler: Any):
+    def __init__(self, scheduler: Any, shift: float = 1.0):
         config = scheduler.config
         self.num_train_timesteps: int = config.num_train_timesteps
-        self.is_flow = "FlowMatch" in type(scheduler).__name__ or bool(config.get("use_flow_sigmas"))
-        self.prediction_type: Prediction = config.get("prediction_type") or "flow_prediction"
+        self.is_flow = is_flow(scheduler)
+        self.prediction_type: Prediction = "flow_prediction" if self.is_flow else config.prediction_type
         if not self.is_flow and not hasattr(scheduler, "alphas_cumprod"):
             raise InputError(f"scheduler {type(scheduler).__name__}: has neither flow sigmas nor alphas_cumprod")
         self._alphas_cumprod = None if self.is_flow else scheduler.alphas_cumprod
-        self._scheduler = scheduler
+        self._shift = shift
 
     def level(self, timestep: Tensor) -> NoiseLevel:
         """The level at `timestep` [B], in the units the network takes, 0 to num_train_timesteps."""
@@ -39,29 +39,30 @@ class NoiseSchedule:
     def timestep(self, fraction: Tensor) -> Tensor:
         """The timestep at `fraction` [B] in [0, 1] of the schedule: continuous for flow, the nearest one below otherwise."""
         if self.is_flow:
-            return fraction * self.num_train_timesteps
+            return shifted(fraction, self._shift) * self.num_train_timesteps
         return (fraction * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
 
-    def to_x0(self, output: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
-        """Clean data [B, ...] from a network's `output` at `x_t`."""
-        return to_x0(self.prediction_type, output, x_t, self.level(timestep))
+    def to_x0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """Clean data [B, ...] from a network's `output` at `x_t` of `level`."""
+        return to_x0(self.prediction_type, output, x_t, level)
 
     def target(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """What a network should output for `x0` noised by `noise`, [B, ...]."""
         return training_target(self.prediction_type, x0, noise, self.level(timestep))
 
-    def rungs(self, num_steps: int) -> Tensor:
-        """The timesteps [num_steps], descending, that the scheduler's own sampler visits.
 
-        Raises:
-            InputError: if it has not that many distinct ones.
-        """
-        scheduler = copy.deepcopy(self._scheduler)
-        scheduler.set_timesteps(num_steps)
-        timesteps = torch.as_tensor(scheduler.timesteps)
-        if len(timesteps) != num_steps or len(timesteps.unique()) != num_steps:
-            raise InputError(
-                f"scheduler {type(scheduler).__name__}: visits {timesteps.tolist()} in {num_steps} steps, "
-                f"which are not {num_steps} distinct timesteps"
-            )
-        return timesteps
+def is_flow(scheduler: Any) -> bool:
+    """Whether `scheduler` is one of flow matching."""
+    config = scheduler.config
+    flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return "FlowMatch" in type(scheduler).__name__ or bool(flows)
+
+
+def flow_shift(scheduler: Any) -> float:
+    """The shift a flow scheduler was made with."""
+    return float(scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0)
+
+
+def shifted(fraction: Tensor, shift: float) -> Tensor:
+    """``s u / (1 + (s - 1) u)``: moves levels u in [0, 1] towards noise, as larger images and videos need (2403.03206, Eq. 23)."""
+    return fraction if shift == 1 else shift * fraction / (1 + (shift - 1) * fraction)

@@ -6,14 +6,19 @@ held-out metrics that have nothing in common with that classifier.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from amd_plugin.tasks.digits import Digits
 from amd_plugin.tasks.modes2d import Modes2D
+from amd_plugin.tasks.moving_digits import MovingDigits
+from amd_plugin.tasks.prompts import Prompts
 
-TASKS: dict[str, type[Task]] = {"modes2d": Modes2D, "digits": Digits}
+TASKS: dict[str, type[Task]] = {
+    "modes2d": Modes2D, "digits": Digits, "moving_digits": MovingDigits, "prompts": Prompts,
+}  # fmt: skip
 
 
 class Task(Protocol):
@@ -22,15 +27,21 @@ class Task(Protocol):
     Attributes:
         name: its key in `TASKS`.
         metrics: held-out metric -> which way is better: ``up``, ``down``, or ``one`` for ratios that should be 1.
-        num_classes: labels run from 0.
+        num_classes: labels run from 0; 0 where a label is a row of a prompt set.
+        in_pixels: whether `training_data` gives pictures that an autoencoder must encode.
+        has_samples: whether there are any for `training_data` to give.
         sample_shape: of one sample.
+        frames: of a sample that is decoded; 1 unless samples are videos.
         made_of: JSON-able; everything its data depends on, for caches.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[dict[str, str]]
+    in_pixels: ClassVar[bool]
+    has_samples: bool
     num_classes: int
     sample_shape: tuple[int, ...]
+    frames: int
     made_of: dict[str, Any]
 
     def training_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
@@ -41,12 +52,28 @@ class Task(Protocol):
         """(samples [B, ...], labels [B]) as they really are."""
         ...
 
+    def draw_labels(self, position: int, count: int, generator: Any) -> Tensor:
+        """What the `position`-th batch asks for: labels [count], one per group; `generator` is for this batch alone."""
+        ...
+
     def balanced_labels(self, count: int) -> Tensor:
         """Labels [count // num_classes * num_classes], each equally often, in order."""
         ...
 
     def prompts(self, labels: Tensor) -> list[str]:
         """What to ask for, in words."""
+        ...
+
+    def columns(self, labels: Tensor) -> dict[str, Any]:
+        """What rewards may ask for by name beside media and prompts."""
+        ...
+
+    def use(self, decode: Any, size: Any) -> None:
+        """Takes a pipeline's decoder and sample size, where samples are a pipeline's latents."""
+        ...
+
+    def asked_for(self, rows: int, evaluated: int) -> Iterable[str]:
+        """All prompts of so many groups and of an evaluation of so many samples."""
         ...
 
     def decode(self, samples: Tensor) -> Tensor:
@@ -61,6 +88,6 @@ class Task(Protocol):
         """All held-out metrics of samples [B, ...] made for `labels` [B], as `balanced_labels` orders them."""
         ...
 
-    def draw(self, axes: Any, samples: Tensor, labels: Tensor) -> None:
-        """Shows samples on matplotlib `axes`."""
+    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+        """What shows samples made for `labels` on matplotlib axes, given these and a frame's number."""
         ...

@@ -4,6 +4,7 @@ Half the images train the reward's classifier, the other half the one that evalu
 under random labels.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -28,20 +29,22 @@ class Digits:
         "frechet": "down", "accuracy": "up", "precision": "up", "recall": "up", "diversity": "one",
     }  # fmt: skip
 
+    in_pixels: ClassVar[bool] = False
+    has_samples = True
+
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
         raw = load_digits()
         self.images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
         self.labels = torch.tensor(raw.target, dtype=torch.long)
-        self.num_classes, self.sample_shape = 10, (1, 8, 8)
+        self.num_classes, self.sample_shape, self.frames = 10, (1, 8, 8), 1
+        self._decode: Callable[[Tensor], Tensor] = _to_unit
         draws = generator(0, "digits")
         order = torch.randperm(len(self.labels), generator=draws)
-        self._reward_half, self._evaluation_half = order.chunk(2)
+        self.reward_half, self.evaluation_half = order.chunk(2)
         wrong = torch.rand(len(self.labels), generator=draws) < label_noise
         anything = torch.randint(10, self.labels.shape, generator=draws)
         self.noisy_labels = torch.where(wrong, anything, self.labels)
-        self.made_of: dict[str, Any] = {
-            "task": self.name, "label_noise": label_noise,
-        }  # fmt: skip
+        self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
     def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images [B, 1, 8, 8] with the labels the teacher is told."""
@@ -53,6 +56,10 @@ class Digits:
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.labels[index]
 
+    def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform over the classes."""
+        return torch.randint(self.num_classes, (count,), generator=generator, device=generator.device)
+
     def balanced_labels(self, count: int) -> Tensor:
         """Labels in order, each count // 10 times."""
         return torch.arange(10).repeat_interleave(count // 10)
@@ -61,13 +68,25 @@ class Digits:
         """``a handwritten 3``."""
         return [f"a handwritten {label}" for label in labels.tolist()]
 
+    def columns(self, labels: Tensor) -> dict[str, Any]:
+        """``labels``."""
+        return {"labels": labels}
+
+    def use(self, decode: Any, size: Any) -> None:
+        """Samples are the latents of a pipeline, whose pictures are grey."""
+        self._decode = lambda latents: decode(latents)[:, :1]
+
+    def asked_for(self, rows: int, evaluated: int) -> list[str]:
+        """Every digit's prompt."""
+        return self.prompts(torch.arange(10))
+
     def decode(self, samples: Tensor) -> Tensor:
-        """Images in [0, 1]."""
-        return (samples / 2 + 0.5).clamp(0, 1)
+        """Images [B, 1, 8, 8] in [0, 1]."""
+        return self._decode(samples)
 
     def classifier(self) -> nn.Module:
         """A CNN over ten digits and "none", trained on the first half; "none" is noise, blends and scrambled digits."""
-        images, labels = self.decode(self.images[self._reward_half]), self.labels[self._reward_half]
+        images, labels = _to_unit(self.images[self.reward_half]), self.labels[self.reward_half]
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
             index = torch.randint(len(labels), (128,), generator=draws)
@@ -84,7 +103,7 @@ class Digits:
         """
         judge = self._judge()
         with torch.no_grad():
-            made, real = judge[:-1](self.decode(samples)), judge[:-1](self.decode(self.images))
+            made, real = judge[:-1](self.decode(samples).cpu()), judge[:-1](_to_unit(self.images))
             read = judge[-1](made).argmax(1)
         precision, recall = measure.precision_recall(real, made)
         ratios = [
@@ -99,16 +118,19 @@ class Digits:
             "diversity": sum(ratios) / 10,
         }
 
-    def draw(self, axes: Any, samples: Tensor, labels: Tensor) -> None:
+    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Eight samples of each digit, a column per digit."""
-        media = self.decode(samples)
-        blank = torch.zeros(8, *self.sample_shape)
+        media, blank = self.decode(samples).cpu(), torch.zeros(8, *self.sample_shape)
         columns = [torch.cat(list(torch.cat((media[labels == c], blank))[:8, 0]), 0) for c in range(10)]
-        axes.imshow(torch.cat(columns, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
+
+        def draw(axes: Any, frame: int) -> None:
+            axes.imshow(torch.cat(columns, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+
+        return draw
 
     def _judge(self) -> nn.Sequential:
-        images, labels = self.decode(self.images[self._evaluation_half]), self.labels[self._evaluation_half]
+        images, labels = _to_unit(self.images[self.evaluation_half]), self.labels[self.evaluation_half]
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
             index = torch.randint(len(labels), (128,), generator=draws)
@@ -117,6 +139,10 @@ class Digits:
         judge = trained_classifier("judge-digits", self.made_of, lambda: _cnn(10), batch, steps=400)
         assert isinstance(judge, nn.Sequential)  # noqa: S101 (for the type checker)
         return judge
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    return (pixels / 2 + 0.5).clamp(0, 1)
 
 
 def _cnn(outputs: int) -> nn.Sequential:

@@ -4,6 +4,7 @@ The teacher learns from data with wrong labels and outliers, so its guidance is 
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -36,6 +37,9 @@ class Modes2D:
         "precision": "up", "coverage": "up", "tv": "down", "sliced_wasserstein": "down", "mmd": "down", "diversity": "one",
     }  # fmt: skip
 
+    in_pixels: ClassVar[bool] = False
+    has_samples = True
+
     def __init__(
         self,
         *,
@@ -58,7 +62,7 @@ class Modes2D:
             weights = [0.25, 0.45, 0.30] if modes == 3 else [1.0] * modes
         if len(weights) != modes:
             raise OptionError("weights", f"must be one per mode, {modes} of them, got {len(weights)}")
-        self.num_classes, self.sample_shape = classes, (2,)
+        self.num_classes, self.sample_shape, self.frames = classes, (2,), 1
         self.label_noise, self.outliers, self.std = label_noise, outliers, std
         self.means = torch.tensor(means) if means is not None else _GEOMETRIES[geometry](classes, modes)
         self.weights = torch.tensor(weights) / sum(weights)
@@ -81,6 +85,10 @@ class Modes2D:
         away = torch.rand(count, 1, generator=generator) < self.outliers
         return torch.where(away, self._anywhere(count, generator), points), labels
 
+    def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform over the classes."""
+        return torch.randint(self.num_classes, (count,), generator=generator, device=generator.device)
+
     def balanced_labels(self, count: int) -> Tensor:
         """Labels in order, each count // classes times."""
         return torch.arange(self.num_classes).repeat_interleave(count // self.num_classes)
@@ -88,6 +96,18 @@ class Modes2D:
     def prompts(self, labels: Tensor) -> list[str]:
         """``class 3``."""
         return [f"class {label}" for label in labels.tolist()]
+
+    def columns(self, labels: Tensor) -> dict[str, Any]:
+        """``labels``."""
+        return {"labels": labels}
+
+    def use(self, decode: Any, size: Any) -> None:
+        """Points are no pipeline's latents."""
+        raise NotImplementedError
+
+    def asked_for(self, rows: int, evaluated: int) -> list[str]:
+        """Every class's prompt."""
+        return self.prompts(torch.arange(self.num_classes))
 
     def decode(self, samples: Tensor) -> Tensor:
         """Points are their own media."""
@@ -140,13 +160,17 @@ class Modes2D:
             "diversity": average(measure.diversity_ratio),
         }
 
-    def draw(self, axes: Any, samples: Tensor, labels: Tensor) -> None:
+    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """A scatter plot coloured by class, over faint rings where the modes are."""
-        for mean in self.means.flatten(0, 1).tolist():
-            axes.add_patch(_circle(mean, 2.5 * self.std))
         colours = "tab10" if self.num_classes <= 10 else "hsv"
-        axes.scatter(samples[:, 0], samples[:, 1], c=labels, s=2.5, cmap=colours, linewidths=0)
-        axes.set(xlim=(-self.reach, self.reach), ylim=(-self.reach, self.reach), xticks=[], yticks=[], aspect="equal")
+
+        def draw(axes: Any, frame: int) -> None:
+            for mean in self.means.flatten(0, 1).tolist():
+                axes.add_patch(_circle(mean, 2.5 * self.std))
+            axes.scatter(samples[:, 0], samples[:, 1], c=labels, s=2.5, cmap=colours, linewidths=0)
+            axes.set(xlim=(-self.reach, self.reach), ylim=(-self.reach, self.reach), xticks=[], yticks=[], aspect="equal")
+
+        return draw
 
     def _points(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         mode = torch.multinomial(self.weights, len(labels), replacement=True, generator=generator)

@@ -1,0 +1,68 @@
+"""Tiny pipelines of the real classes for embedded tasks with prompts: built and trained here, then read like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from amd_plugin.cache import cached
+from amd_plugin.config import ModelConfig
+from amd_plugin.errors import OptionError
+from amd_plugin.models.family import Condition, Family, Size
+from amd_plugin.models.teacher import made_of, train_teacher
+from amd_plugin.models.tiny import tiny_sdxl, tiny_wan
+from amd_plugin.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from amd_plugin.tasks import Task
+
+
+def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]]) -> Path:
+    """The folder of a diffusers pipeline, ``sdxl`` or ``wan``, whose network was trained on `task`; cached."""
+
+    def make(folder: Path) -> None:
+        pipeline, size = untrained(config, task, seed), _size(task)
+        kind = families[type(pipeline).__name__]
+        network = getattr(pipeline, kind.component)
+        family = kind(dict(pipeline.config), dict(network.config))
+        set_text_length(family, config)
+        with torch.no_grad():
+            prompts = task.prompts(torch.arange(task.num_classes))
+            cond = family.encode_prompts(pipeline, prompts, None, size)
+            uncond = family.encode_prompts(pipeline, [""], config.negative_prompt, size)
+        table = {name: torch.cat((cond[name], uncond[name])) for name in cond}
+
+        def condition(labels: Tensor) -> Condition:
+            return {name: values[labels] for name, values in table.items()}
+
+        train_teacher(network, family, NoiseSchedule(pipeline.scheduler), condition, task, config.teacher, seed)
+        pipeline.save_pretrained(folder)
+
+    more = {"negative_prompt": config.negative_prompt, "text_length": config.text_length}
+    return cached(f"pipeline-{task.name}", {**made_of(config, task, seed), **more}, make)
+
+
+def untrained(config: ModelConfig, task: Task, seed: int) -> Any:
+    """The pipeline before its network has learnt anything; its words are those of the task's prompts."""
+    words = sorted({word for prompt in task.prompts(torch.arange(task.num_classes)) for word in prompt.split()})
+    shape = {"width": config.width, "depth": config.depth, "heads": config.heads, "seed": seed}
+    if config.network == "wan":
+        return tiny_wan(words, patch_size=config.patch_size, **shape)
+    return tiny_sdxl(words, size=_size(task).height, **shape)
+
+
+def _size(task: Task) -> Size:
+    *_, height, width = task.sample_shape
+    return Size(height, width, task.sample_shape[1] if len(task.sample_shape) == 4 else 1)
+
+
+def set_text_length(family: Family, config: ModelConfig) -> None:
+    """Has `family` pad prompts as the recipe says; raises OptionError where its pipeline leaves no choice."""
+    if config.text_length is not None:
+        if family.text_length is None:
+            raise OptionError("text_length", f"a {family.pipeline} pads prompts to its tokenizer's length, got {config.text_length}")
+        family.text_length = config.text_length

@@ -1,0 +1,100 @@
+"""Wan2.1 text-to-video (1.3B, 14B) and Wan2.2-5B: a transformer over video latents that predicts the flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from amd_plugin.errors import InputError, OptionError
+from amd_plugin.models.family import Condition, Features, Network, Size
+
+
+class Wan:
+    """`WanPipeline` with one transformer. Latents are [C, T, h, w]."""
+
+    pipeline: ClassVar[str] = "WanPipeline"
+    component: ClassVar[str] = "transformer"
+    network: ClassVar[str] = "WanTransformer3DModel"
+    autoencoder: ClassVar[str] = "AutoencoderKLWan"
+    video: ClassVar[bool] = True
+    scales_input: ClassVar[bool] = False
+
+    def __init__(self, index: Mapping[str, Any], config: Mapping[str, Any]):
+        if (index.get("transformer_2") or [None])[0] is not None:
+            raise InputError(
+                "model.path: this Wan2.2 pipeline has two experts (transformer and transformer_2); only pipelines with one "
+                "transformer can be distilled: Wan2.1, or Wan2.2-TI2V-5B"
+            )
+        if config.get("image_dim") is not None:
+            raise InputError("model.path: this transformer is conditioned on images (image_dim is set); take a text-to-video one")
+        self._config = config
+        # The pipeline's default when it samples; its `encode_prompt` alone would pad to 226.
+        self.text_length: int | None = 512
+        # Wan2.2-5B gives every token a timestep of its own, all the same in text-to-video.
+        self._timestep_per_token = bool(index.get("expand_timesteps"))
+
+    def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """[B, C, T, h, w]."""
+        if self._timestep_per_token:
+            tokens = x_t[0, 0].numel() // math.prod(self._config["patch_size"])
+            timestep = timestep[:, None].expand(-1, tokens)
+        return network(x_t, timestep=timestep, encoder_hidden_states=condition["encoder_hidden_states"]).sample
+
+    def size(self, vae: nn.Module, pixels: tuple[int, int] | None, frames: int | None) -> Size:
+        """480 x 832 and 81 frames unless given, as the pipeline does."""
+        size = Size(*(pixels or (480, 832)), frames or 81)
+        spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
+        self._temporal = temporal
+        _, *patch = self._config["patch_size"]
+        # The pipeline itself refuses anything but multiples of 16, and rounds to whole patches.
+        edges = [math.lcm(16, spatial * edge) for edge in patch]
+        if size.height % edges[0] or size.width % edges[1]:
+            raise OptionError("pixels", f"must be multiples of {edges}, got {list(size[:2])}")
+        if (size.frames - 1) % temporal:
+            raise OptionError("frames", f"must be 1 more than a multiple of {temporal}, got {size.frames}")
+        return size
+
+    def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
+        """(16, 21, 60, 104) for Wan2.1 at its default size."""
+        spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
+        frames = (size.frames - 1) // temporal + 1
+        return (self._config["in_channels"], frames, size.height // spatial, size.width // spatial)
+
+    def encode_prompts(self, pipeline: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Condition:
+        """Embeddings [B, L, D], padded with zeros to the length the pipeline pads to when it samples."""
+        texts = list(prompts) if negative is None else [negative] * len(prompts)
+        text, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=self.text_length)
+        return {"encoder_hidden_states": text}
+
+    def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
+        """The posterior's mean, standardised."""
+        mean, std = _statistics(vae, media)
+        return (vae.encode(media).latent_dist.mean - mean) / std
+
+    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """[B, 3, T, H, W]."""
+        mean, std = _statistics(vae, latents)
+        return (vae.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
+
+    def features(self, network: nn.Module) -> Features:
+        """The middle block's."""
+        width = self._config["num_attention_heads"] * self._config["attention_head_dim"]
+        return Features(network.blocks[len(network.blocks) // 2], width, 2)
+
+    def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
+        """Without guidance, which the student has learnt."""
+        # An autoencoder that keeps all frames has factor 1, for which the pipeline rounds their number up by one.
+        rounded = self._temporal == 1
+        size_of = {"prompt": prompt, "height": size.height, "width": size.width, "num_frames": size.frames - rounded}
+        return {**size_of, "guidance_scale": 1.0, "max_sequence_length": self.text_length}
+
+
+def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [1, C, 1, 1, 1] of the autoencoder's latents."""
+    mean, std = (torch.tensor(vae.config[name]).reshape(1, -1, 1, 1, 1).to(like) for name in ("latents_mean", "latents_std"))
+    return mean, std
+

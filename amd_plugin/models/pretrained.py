@@ -1,0 +1,177 @@
+"""A diffusers pipeline on disk or on the hub, part by part; whatever is wrong with it is said before anything is trained.
+
+Weights are read from safetensors only, and no code that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from amd_plugin.errors import InputError
+from amd_plugin.models.family import Family
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where a pipeline is, and how to read it.
+
+    Attributes:
+        path: a folder with a ``model_index.json``, or a hub id.
+        revision: of the hub repository; a commit hash pins it.
+        variant: of the weight files, e.g. ``fp16``.
+        key: the recipe's key that named it, for messages.
+    """
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+    key: str = "model.path"
+
+    def index(self) -> dict[str, Any]:
+        """The pipeline's ``model_index.json``.
+
+        Raises:
+            InputError: if there is none to be had.
+        """
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            file = folder / "model_index.json"
+            if not file.is_file():
+                found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+                raise InputError(f"{self.key}: {folder} is no diffusers pipeline: it has no model_index.json, but {found}")
+            try:
+                index = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.key}: {file} cannot be read: {error}") from error
+            return dict(index)
+        if folder.exists() or folder.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
+            raise InputError(f"{self.key}: {self.path} is neither a folder nor a hub id (owner/name)")
+        with self._reading("model_index.json"):
+            return dict(diffusers.DiffusionPipeline.load_config(self.path, revision=self.revision))
+
+    def family(self, families: Mapping[str, type[Family]]) -> Family:
+        """The family of the pipeline's class, after a look at all of its parts.
+
+        Raises:
+            InputError: for a class no family is registered for, or a part that is missing or of another class.
+        """
+        index = self.index()
+        name = index.get("_class_name")
+        if name not in families:
+            known = ", ".join(sorted(families))
+            raise InputError(f"{self.key}: {self.path} is a {name}, which no installed family can distil. Known are {known}")
+        kind = families[name]
+        for part, wanted in ((kind.component, kind.network), ("vae", kind.autoencoder), ("scheduler", None)):
+            found = (index.get(part) or [None, None])[1]
+            if found is None or (wanted is not None and found != wanted):
+                what = f"a {wanted} as its {part}" if wanted else f"a {part}"
+                raise InputError(f"{self.key}: {self.path} needs {what} to be distilled, found {found or 'none'}")
+            folder = Path(self.path).expanduser() / part
+            if Path(self.path).expanduser().is_dir() and not folder.is_dir():
+                raise InputError(f"{self.key}: {folder} is missing, though model_index.json names it")
+        return kind(index, self.network_config(kind))
+
+    def network_config(self, kind: type[Family]) -> dict[str, Any]:
+        """The config of the network that is distilled."""
+        with self._reading(f"{kind.component}/config.json"):
+            config = _class(kind.network).load_config(self.path, subfolder=kind.component, revision=self.revision)
+        found = config.get("_class_name")
+        if found != kind.network:
+            raise InputError(f"{self.key}: {self.path}/{kind.component} is a {found}, needs a {kind.network}")
+        return dict(config)
+
+    def empty_network(self, family: Family) -> nn.Module:
+        """The network that is distilled, from its config alone."""
+        return _class(family.network).from_config(self.network_config(type(family)))
+
+    def network(self, family: Family, dtype: torch.dtype) -> nn.Module:
+        """The network that is distilled, frozen, on the CPU, in eval mode."""
+        with self._reading(family.component):
+            network = _class(family.network).from_pretrained(
+                self.path, subfolder=family.component, torch_dtype=dtype, **self._options()
+            )
+        return network.requires_grad_(False).eval()
+
+    def autoencoder(self, family: Family) -> nn.Module:
+        """The part ``vae`` in fp32: several of the released ones overflow in half precision."""
+        with self._reading("vae"):
+            vae = _class(family.autoencoder).from_pretrained(
+                self.path, subfolder="vae", torch_dtype=torch.float32, **self._options()
+            )
+        return vae.requires_grad_(False).eval()
+
+    def scheduler(self) -> Any:
+        """The teacher's scheduler."""
+        name = self.index()["scheduler"][1]
+        with self._reading("scheduler"):
+            return _class(name).from_pretrained(self.path, subfolder="scheduler", revision=self.revision)
+
+    def text_parts(self, family: Family, dtype: torch.dtype) -> Any:
+        """The pipeline with its tokenizers and text encoders only."""
+        without = {family.component: None, "vae": None}
+        with self._reading("text encoders"):
+            return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
+
+    def pipeline(self, family: Family, dtype: torch.dtype, **parts: Any) -> Any:
+        """The whole pipeline, with `parts` in place of its own."""
+        with self._reading("pipeline"):
+            return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **parts, **self._options())
+
+    def fingerprint(self) -> list[Any]:
+        """What identifies the text encoders: sizes and times of their files, or the hub's name and revision."""
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            return [self.path, self.revision]
+        files = sorted(f for part in folder.iterdir() if part.name.startswith(("text", "token")) for f in part.rglob("*.*"))
+        return [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+    def _options(self) -> dict[str, Any]:
+        return {"revision": self.revision, "variant": self.variant, "use_safetensors": True}
+
+    @contextmanager
+    def _reading(self, part: str) -> Any:
+        """Turns whatever the libraries raise into one line that says what could not be read, and why."""
+        try:
+            with _quiet():
+                yield
+        except InputError:
+            raise
+        except Exception as error:  # they raise OSError, ValueError, RuntimeError, hub and safetensors errors alike
+            cause = " ".join(str(error).split())[:400]
+            hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
+            what = f"{self.key}: {self.path}: {part} cannot be read: {type(error).__name__}: {cause}."
+            raise InputError(what + hint) from error
+
+
+def _class(name: str) -> Any:
+    return getattr(diffusers, name)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """The loaders' progress bars and notes stay out of the way of ours."""
+    bars = diffusers.utils.logging.is_progress_bar_enabled()
+    names = ("transformers", "diffusers")
+    levels = {name: logging.getLogger(name).level for name in names}
+    diffusers.utils.logging.disable_progress_bar()
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if bars:
+            diffusers.utils.logging.enable_progress_bar()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

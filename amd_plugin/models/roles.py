@@ -1,0 +1,212 @@
+"""Student, fake score and teacher as roles that networks play: networks of their own, or adapters on a base they share.
+
+With ``roles: shared_base`` one copy of the base weights serves all three: student and fake score are LoRA adapters on it, and
+the teacher is the base with all adapters off. A role switches the base to itself whenever it is called.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from amd_plugin.config import LoraConfig, ModelConfig
+from amd_plugin.errors import OptionError
+from amd_plugin.randomness import generator
+
+
+class Role:
+    """One of the three roles; calls its network as that role.
+
+    Args:
+        network: plain; shared with other roles or not.
+        adapter: name of the role's adapter on it; None for the network's own weights.
+        trainable: names of the parameters that are this role's to train; None for all, () for a frozen role.
+
+    Attributes:
+        network: as given.
+        wrapped: what calls with gradient go through, so that gradients are joined over processes; set by the host.
+        shared: other roles use the same network.
+    """
+
+    def __init__(self, network: nn.Module, adapter: str | None = None, *, frozen: bool = False, shared: bool = False):
+        self.network, self.adapter, self.shared, self.frozen = network, adapter, shared, frozen
+        self.wrapped: nn.Module = network
+        self._layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
+        mine = [] if frozen else [name for name, _ in network.named_parameters()]
+        self._names = mine if adapter is None else [name for name in mine if f".{adapter}." in name]
+        self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output as this role."""
+        self.activate()
+        return (self.wrapped if torch.is_grad_enabled() and not self.frozen else self.network)(*args, **kwargs)
+
+    def activate(self) -> None:
+        """Switches a shared base to this role, for a forward, or for the backward of one that recomputes activations."""
+        active = getattr(self.network, "_role", None)
+        if not self._layers or active == (self.adapter,):
+            return
+        for layer in self._layers:
+            layer.enable_adapters(self.adapter is not None)
+            if self.adapter is not None:
+                layer.set_adapter(self.adapter)
+        self.network._role = (self.adapter,)  # type: ignore[assignment]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are this role's to train."""
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Likewise, by name."""
+        own = dict(self.network.named_parameters())
+        return {name: own[name] for name in self._names}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of this role."""
+        return self.network.state_dict() if self.adapter is None else dict(self.named_parameters())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
+        if self.adapter is None:
+            self.network.load_state_dict(state)
+            return
+        own = self.named_parameters()
+        if own.keys() != state.keys():
+            raise ValueError(f"adapter '{self.adapter}' has other parameters than the state given")
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """The adapter's weights under the names that diffusers' ``save_lora_weights`` takes."""
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.network, adapter_name=self.adapter)
+        return state
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Takes gradients to its inputs but none to its parameters: another role's loss passes through."""
+        parameters = self.parameters()
+        self.activate()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        wrapped, self.wrapped = self.wrapped, self.network
+        try:
+            yield
+        finally:
+            self.wrapped = wrapped
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def merged(self) -> nn.Module:
+        """A copy of the network with the adapter's weights in its own, and no trace of adapters."""
+        self.activate()
+        network = copy.deepcopy(self.network)
+        for parent in list(network.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, BaseTunerLayer):
+                    if self.adapter is not None:
+                        child.merge(adapter_names=[self.adapter])
+                    setattr(parent, name, child.get_base_layer())
+        for trace in ("peft_config", "_role"):
+            network.__dict__.pop(trace, None)
+        return network
+
+
+class Average:
+    """The exponential moving average of a role's weights, which is what is evaluated and exported.
+
+    Args:
+        role: whose.
+        decay: share of the average that one update keeps.
+    """
+
+    def __init__(self, role: Role, decay: float):
+        self._role, self._updates = role, 0
+        self._blend = get_ema_multi_avg_fn(decay)
+        self._shadow = {name: p.detach().clone() for name, p in role.named_parameters().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the role's weights in; the first time, takes them over."""
+        current = [p.detach() for p in self._role.parameters()]
+        shadow = list(self._shadow.values())
+        if self._updates == 0:
+            torch._foreach_copy_(shadow, current)
+        else:
+            self._blend(shadow, current, self._updates)
+        self._updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The role plays with its averaged weights meanwhile."""
+        parameters = self._role.parameters()
+        kept = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, list(self._shadow.values()))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {"updates": self._updates, "weights": self._shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self._updates = int(state["updates"])
+        for name, value in self._shadow.items():
+            value.copy_(state["weights"][name])
+
+
+def make_roles(config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int) -> dict[str, Role]:
+    """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
+
+    Args:
+        config: which roles are adapters, and on what.
+        teacher: frozen; with a shared base it becomes the base.
+        student: what the student starts from, if not the teacher.
+        seed: of the adapters' initial weights.
+
+    Raises:
+        OptionError: for adapters on a network that has none of the wanted layers.
+    """
+    if config.roles == "shared_base":
+        for role in ("student", "fake_score"):
+            _add_adapter(teacher, role, config.lora, seed)
+        shared = {role: Role(teacher, role, shared=True) for role in ("student", "fake_score")}
+        return {**shared, "teacher": Role(teacher, frozen=True, shared=True)}
+    roles = {"teacher": Role(teacher, frozen=True)}
+    for name, how in (("student", config.student), ("fake_score", config.fake_score)):
+        network = copy.deepcopy(student if name == "student" and student is not None else teacher)
+        if how == "lora":
+            _add_adapter(network, name, config.lora, seed)
+            roles[name] = Role(network, name)
+        else:
+            roles[name] = Role(network.float().requires_grad_(True))
+    return roles
+
+
+def _add_adapter(network: nn.Module, name: str, config: LoraConfig, seed: int) -> None:
+    how = PeftConfig(r=config.rank, lora_alpha=config.rank, target_modules=list(config.target_modules))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, "adapter", name).initial_seed())
+            inject_adapter_in_model(how, network, name)
+    except ValueError as error:
+        kinds = sorted({n.rpartition(".")[2] for n, m in network.named_modules() if isinstance(m, nn.Linear)})
+        what = f"none of these layers is in a {type(network).__name__}, whose linear layers end in {', '.join(kinds)}"
+        raise OptionError("lora.target_modules", f"{what}; got {list(config.target_modules)}") from error
+    for parameter_name, parameter in network.named_parameters():
+        if f".{name}." in parameter_name:
+            parameter.data = parameter.data.float()

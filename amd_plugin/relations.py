@@ -1,0 +1,103 @@
+"""What no single key of a recipe can say: sizes that must divide, a model that fits its data, rewards an objective needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from amd_plugin.config import RecipeConfig
+from amd_plugin.errors import InputError, OptionError
+from amd_plugin.models import backbone, check_network
+from amd_plugin.plugins import PluginManager
+from amd_plugin.source import Source
+from amd_plugin.tasks import TASKS
+
+
+def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
+    """Notes in `source` every problem between keys of `config`; `options` are those of its objective.
+
+    A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
+    """
+    _check_sizes(config, source)
+    _check_model(config, source)
+    if source.problems:
+        return
+    try:
+        task = TASKS[config.data.task](**config.data.options)
+        _check_task(config, task, plugins, source)
+    except OptionError as error:
+        section = "model" if error.option in type(config.model).model_fields else "data"
+        source.problem((section, error.option), str(error).partition(": ")[2])
+        return
+    except InputError as error:
+        source.problem(("model" if str(error).startswith("model.") else "data",), str(error))
+        return
+    _check_objective(config, task, plugins, options, source)
+
+
+def _check_sizes(config: RecipeConfig, source: Source) -> None:
+    train = config.train
+    if train.batch_size % train.group_size:
+        source.problem(("train", "group_size"), f"must divide train.batch_size {train.batch_size}, got {train.group_size}")
+    if train.batch_size % train.accumulation:
+        source.problem(("train", "accumulation"), f"must divide train.batch_size {train.batch_size}, got {train.accumulation}")
+    if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
+        source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
+
+
+def _check_model(config: RecipeConfig, source: Source) -> None:
+    model = config.model
+    if (model.path is None) == (model.network is None):
+        got = "both" if model.path else "neither"
+        source.problem(("model",), f"needs either path, a pipeline to distil, or network, one made here; got {got}")
+    elif model.network is not None and model.teacher is None:
+        source.problem(("model", "teacher"), "required for a network that is made here, but not given")
+    if model.roles == "shared_base" and model.student_from is not None:
+        what = "a shared base is student and teacher at once; set model.roles to separate"
+        source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
+
+
+def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source: Source) -> None:
+    model = config.model
+    if model.path is not None:
+        if Path(model.path).expanduser().is_dir():
+            backbone.check(model, plugins.families())
+    elif not task.num_classes:
+        what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
+        source.problem(("data", "task"), what)
+    else:
+        check_network(model, task)
+    if config.evaluate.samples < 5 * task.num_classes:
+        what = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
+        source.problem(("evaluate", "samples"), what)
+
+
+def _check_objective(
+    config: RecipeConfig, task: Any, plugins: PluginManager, options: dict[str, Any], source: Source
+) -> None:
+    name, train = config.objective.name, config.train
+    try:
+        objective = plugins.make_objective(name, options)
+    except OptionError as error:
+        source.problem(("objective", error.option), str(error).partition(": ")[2])
+        return
+    except InputError as error:
+        source.problem(("objective",), str(error))
+        return
+    for option in ("match_sigma", "guidance_sigma"):
+        if (window := getattr(objective, option)) is not None and not 0 <= window[0] < window[1] <= 1:
+            what = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
+            source.problem(("objective", option), what)
+    if objective.needs_reward and not config.rewards:
+        source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
+    if train.group_size < objective.min_group_size:
+        what = f"objective '{name}' compares samples of the same prompt and needs at least {objective.min_group_size}"
+        source.problem(("train", "group_size"), f"{what}, got {train.group_size}")
+    adversarial = getattr(objective, "adversarial", None) is not None
+    if (adversarial or train.rollout == "data") and train.real == "data" and not task.has_samples:
+        who = f"objective '{name}'" if adversarial else "rollout 'data'"
+        what = f"{who} needs real samples; name data.image_column, or take the teacher's own with 'teacher'"
+        source.problem(("train", "real"), f"{what}, got 'data'")
+    if adversarial and train.gradient_checkpointing and config.model.roles == "shared_base":
+        what = "cannot tell roles of a shared base apart within one loss, as adversarial objectives need; set it to false"
+        source.problem(("train", "gradient_checkpointing"), f"{what}, got true")
