@@ -40,7 +40,7 @@ def write_card(
         for line in lines if line["step"] == step and weights == "ema"
         for key, value in line.items() if key.startswith("held_out/")
     }  # fmt: skip
-    first = task.prompts(task.balanced_labels(10)[:1])[0]
+    first = task.prompts(task.balanced_labels(config.evaluate.samples)[:1])[0]
     pictured = next((run / "samples").glob(f"step-{step:06d}.*"), None)
     if pictured is not None:
         shutil.copy(pictured, folder / f"samples{pictured.suffix}")

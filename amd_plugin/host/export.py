@@ -20,7 +20,7 @@ from amd_plugin.host.card import write_card
 from amd_plugin.host.folder import find_run
 from amd_plugin.models import backbone as models
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.pretrained import DTYPES, quiet
 from amd_plugin.models.roles import Average, Role, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
@@ -57,8 +57,9 @@ def export(
             network.save_pretrained(draft / "transformer")
         else:
             dtype = DTYPES[recipe.config.model.dtype]
-            parts = {family.component: network.to(dtype), "scheduler": backbone.scheduler}
-            where.pipeline(family, dtype, **parts).save_pretrained(draft, safe_serialization=True)
+            parts = {family.component: network if network.dtype == dtype else network.to(dtype), "scheduler": backbone.scheduler}
+            with quiet():
+                where.pipeline(family, dtype, **parts).save_pretrained(draft, safe_serialization=True)
     backbone.scheduler.save_pretrained(draft / "scheduler")
     if where is not None and has_adapter and (save := _lora_saver(family)):
         save(draft, **{f"{family.component}_lora_layers": student.adapter_state_dict()}, weight_name=LORA_FILE)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from amd_plugin.config import ModelConfig, RecipeConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models.conditions import Conditions, LabelConditions, PromptConditions
-from amd_plugin.models.embedded import pipeline_folder, set_text_length, untrained
+from amd_plugin.models.embedded import pipeline_folder, set_text_length, size_of, untrained
 from amd_plugin.models.family import Family, Size
 from amd_plugin.models.networks import ClassConditional, build_network
 from amd_plugin.models.pretrained import DTYPES, Pretrained
@@ -92,8 +92,11 @@ def load(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type
             ClassConditional(), network, _few_step(config), config.shift or 1.0, task.sample_shape,
             LabelConditions(task.num_classes), task.decode,
         )  # fmt: skip
-    where = pretrained(config) if config.path else Pretrained(str(pipeline_folder(config, task, seed, families)))
-    found = _of_pipeline(where, config, families)
+    if config.path is None:
+        height, width, frames = size_of(task)
+        made_here = config.model_copy(update={"pixels": (height, width), "frames": frames})
+        return _of_pipeline(Pretrained(str(pipeline_folder(config, task, seed, families))), made_here, families)
+    found = _of_pipeline(pretrained(config), config, families)
     if task.num_classes and found.sample_shape != task.sample_shape:
         what = f"samples of {task.name} have shape {task.sample_shape}, and this pipeline's latents {found.sample_shape}"
         raise OptionError("path", what)

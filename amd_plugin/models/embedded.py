@@ -13,8 +13,8 @@ from amd_plugin.cache import cached
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import OptionError
 from amd_plugin.models.family import Condition, Family, Size
+from amd_plugin.models.pretrained import quiet
 from amd_plugin.models.teacher import made_of, train_teacher
-from amd_plugin.models.tiny import tiny_sdxl, tiny_wan
 from amd_plugin.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
     """The folder of a diffusers pipeline, ``sdxl`` or ``wan``, whose network was trained on `task`; cached."""
 
     def make(folder: Path) -> None:
-        pipeline, size = untrained(config, task, seed), _size(task)
+        pipeline, size = untrained(config, task, seed), size_of(task)
         kind = families[type(pipeline).__name__]
         network = getattr(pipeline, kind.component)
         family = kind(dict(pipeline.config), dict(network.config))
@@ -40,7 +40,8 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
             return {name: values[labels] for name, values in table.items()}
 
         train_teacher(network, family, NoiseSchedule(pipeline.scheduler), condition, task, config.teacher, seed)
-        pipeline.save_pretrained(folder)
+        with quiet():
+            pipeline.save_pretrained(folder)
 
     more = {"negative_prompt": config.negative_prompt, "text_length": config.text_length}
     return cached(f"pipeline-{task.name}", {**made_of(config, task, seed), **more}, make)
@@ -48,14 +49,18 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
 
 def untrained(config: ModelConfig, task: Task, seed: int) -> Any:
     """The pipeline before its network has learnt anything; its words are those of the task's prompts."""
+    with quiet():
+        from amd_plugin.models.tiny import tiny_sdxl, tiny_wan
+
     words = sorted({word for prompt in task.prompts(torch.arange(task.num_classes)) for word in prompt.split()})
     shape = {"width": config.width, "depth": config.depth, "heads": config.heads, "seed": seed}
     if config.network == "wan":
         return tiny_wan(words, patch_size=config.patch_size, **shape)
-    return tiny_sdxl(words, size=_size(task).height, **shape)
+    return tiny_sdxl(words, size=size_of(task).height, **shape)
 
 
-def _size(task: Task) -> Size:
+def size_of(task: Task) -> Size:
+    """What a task's pipeline makes: one latent per pixel and frame."""
     *_, height, width = task.sample_shape
     return Size(height, width, task.sample_shape[1] if len(task.sample_shape) == 4 else 1)
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+import transformers
 from torch import nn
 
 from amd_plugin.errors import InputError
@@ -144,7 +146,7 @@ class Pretrained:
     def _reading(self, part: str) -> Any:
         """Turns whatever the libraries raise into one line that says what could not be read, and why."""
         try:
-            with _quiet():
+            with quiet():
                 yield
         except InputError:
             raise
@@ -160,18 +162,17 @@ def _class(name: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Any:
-    """The loaders' progress bars and notes stay out of the way of ours."""
-    bars = diffusers.utils.logging.is_progress_bar_enabled()
-    names = ("transformers", "diffusers")
-    levels = {name: logging.getLogger(name).level for name in names}
-    diffusers.utils.logging.disable_progress_bar()
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
+def quiet() -> Any:
+    """The libraries' progress bars and notes stay out of the way of ours."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    with ExitStack() as restore:
+        restore.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
+        for name in ("transformers", "diffusers"):
+            restore.callback(logging.getLogger(name).setLevel, logging.getLogger(name).level)
+            logging.getLogger(name).setLevel(logging.ERROR)
+        for library in libraries:
+            if library.is_progress_bar_enabled():
+                restore.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
         yield
-    finally:
-        if bars:
-            diffusers.utils.logging.enable_progress_bar()
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

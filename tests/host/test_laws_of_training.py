@@ -10,14 +10,13 @@ from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.trainer import Trainer
+from amd_plugin.models.family import pair
 
 
 def weights(trainer):
-    return {
-        f"{role}.{name}": value.detach().clone()
-        for role, network in trainer.networks().items()
-        for name, value in network.state_dict().items()
-    }
+    roles = {name: part.state_dict() for name, part in trainer.state().items() if not name.startswith("optimizer_")}
+    roles["ema"] = roles["ema"]["weights"]
+    return {f"{role}.{name}": v.detach().clone() for role, state in roles.items() for name, v in state.items()}
 
 
 def trained(tiny, plugins, *overrides, cycles=3, **options):
@@ -44,7 +43,7 @@ def assert_close(one, two, tolerance):
 )
 def test_each_loss_moves_only_its_own_role(tiny, plugins, overrides):
     trainer = trained(tiny, plugins, *overrides, cycles=1)
-    teacher = [p.clone() for p in trainer.teacher.parameters()]
+    teacher = [p.clone() for p in trainer.teacher.network.parameters()]
     before = weights(trainer)
     trainer._fake_score_turn(0)
     after = weights(trainer)
@@ -55,8 +54,8 @@ def test_each_loss_moves_only_its_own_role(tiny, plugins, overrides):
     final = weights(trainer)
     moved = {name.split(".")[0] for name in before if not torch.equal(after[name], final[name])}
     assert moved == {"student"}
-    assert all(p.grad is None for role in (trainer.fake_score, trainer.teacher) for p in role.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(teacher, trainer.teacher.parameters(), strict=True))
+    assert all(p.grad is None for role in (trainer.fake_score, trainer.teacher) for p in role.network.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(teacher, trainer.teacher.network.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -114,9 +113,10 @@ def test_a_fixed_batch_gives_the_same_signals_one_by_one(tiny, plugins):
     """Batched cond + uncond equals two calls."""
     trainer = trained(tiny, plugins, "objective.guidance_scale=2.0", cycles=0)
     x, t, labels = torch.randn(6, 2), torch.rand(6) * 1000, torch.arange(6) % trainer.task.num_classes
-    cond, uncond = trainer.call.pair(trainer.teacher, x, t, labels)
-    torch.testing.assert_close(cond, trainer.call(trainer.teacher, x, t, labels))
-    torch.testing.assert_close(uncond, trainer.call(trainer.teacher, x, t, trainer.call.uncond(labels)))
+    cond, uncond = trainer.backbone.conditions(labels, None), trainer.backbone.conditions.uncond(labels)
+    both = pair(trainer.caller, trainer.teacher, x, t, cond, uncond)
+    torch.testing.assert_close(both[0], trainer.caller.call(trainer.teacher, x, t, cond))
+    torch.testing.assert_close(both[1], trainer.caller.call(trainer.teacher, x, t, uncond))
 
 
 def test_training_does_not_touch_the_global_generator(tiny, plugins):
@@ -130,21 +130,12 @@ def test_training_does_not_touch_the_global_generator(tiny, plugins):
 def test_rollouts_visit_the_exported_rungs(tiny, plugins):
     trainer = trained(tiny, plugins, "model.student_steps=3", cycles=0)
     visited = set()
-    call = trainer.call
-
-    class Spy:
-        def __getattr__(self, name):
-            return getattr(call, name)
-
-        def __call__(self, network, x, t, labels):
-            if network in (trainer.student, trainer._student_with_grad):
-                visited.update(t.tolist())
-            return call(network, x, t, labels)
-
-    trainer.call = Spy()
+    trainer.student.network.register_forward_pre_hook(
+        lambda module, args, kwargs: visited.update(kwargs["timestep"].tolist()), with_kwargs=True
+    )
     for _ in range(6):
         trainer.cycle()
-    assert visited == set(trainer.rungs.tolist())
+    assert visited == set(trainer.ladder.timesteps.tolist())
 
 
 def test_a_reward_that_is_nan_for_some_is_counted(tiny, plugins, tmp_path):
@@ -199,7 +190,7 @@ def test_a_reward_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp
 def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny, plugins, tmp_path):
     trainer = trained(tiny, plugins, cycles=1)
     with torch.no_grad():
-        next(trainer.teacher.parameters()).fill_(float("nan"))
+        next(trainer.teacher.network.parameters()).fill_(float("nan"))
     before = weights(trainer)
     with pytest.raises(RunError, match="real_cond in samples"):
         trainer._student_turn()
