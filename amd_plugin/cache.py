@@ -61,5 +61,5 @@ def _code() -> str:
     """The source of everything that makes or measures what is kept."""
     package = Path(__file__).parent
     files = [package / f"{name}.py" for name in ("metrics", "prediction", "randomness")]
-    files += sorted(path for folder in ("models", "schedule", "tasks") for path in (package / folder).glob("*.py"))
+    files += sorted(path for folder in ("models", "schedule", "tasks") for path in (package / folder).rglob("*.py"))
     return "".join(path.read_text() for path in files)

@@ -46,7 +46,7 @@ def test_all_problems_at_once_with_their_lines(problems):
     lines = GOOD.splitlines()
     at = lines.index("  group_size: 8") + 1
     assert f"my.yaml:{at}:3: train.gruop_size: unknown key. Did you mean 'group_size'?" in found
-    assert any(re.match(r"my.yaml:\d+:3: model.network: .*'mlp' or 'dit', got 'cnn'", line) for line in found)
+    assert any(re.match(r"my.yaml:\d+:3: model.network: .*'mlp', 'dit', 'sdxl' or 'wan', got 'cnn'", line) for line in found)
     assert any("train.fake_updates" in line and "got 'three'" in line for line in found)
 
 

@@ -24,10 +24,10 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """``classifier``, the tasks' own, and ``random``, a control."""
-    from amd_plugin.rewards import classifier, controls
+    """``classifier``, the tasks' own; ``clip``, which covers PickScore; and ``random``, a control."""
+    from amd_plugin.rewards import classifier, clip, controls
 
-    return {"classifier": classifier.ClassifierReward, "random": controls.RandomReward}
+    return {"classifier": classifier.ClassifierReward, "clip": clip.ClipReward, "random": controls.RandomReward}
 
 
 @hookimpl

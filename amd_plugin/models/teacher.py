@@ -112,7 +112,7 @@ def train_teacher(
         noise = torch.randn(x0.shape, generator=draws)
         output = family.call(network, schedule.level(timestep).add_noise(x0, noise), timestep, condition(labels))
         loss = nn.functional.mse_loss(output, schedule.target(x0, noise, timestep))
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         learning_rate.step()
+        optimizer.zero_grad()

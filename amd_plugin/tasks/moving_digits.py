@@ -16,12 +16,12 @@ from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 from amd_plugin.tasks.digits import Digits
 
-EDGE, FRAMES, DIGIT = 16, 5, 8
+EDGE, FRAMES, DIGIT, SPEED = 16, 5, 8, 2
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
 class MovingDigits:
-    """Videos [1, 5, 16, 16] in [-1, 1] of a digit that moves one or two pixels per frame; 10 digits x 4 directions.
+    """Videos [1, 5, 16, 16] in [-1, 1] of a digit that crosses the canvas, two pixels per frame; 10 digits x 4 directions.
 
     Args:
         label_noise: share of the teacher's training videos under a uniformly random prompt.
@@ -132,12 +132,9 @@ class MovingDigits:
         """Videos and labels of digits drawn from the rows `images` of the data set."""
         chosen = images[torch.randint(len(images), (count,), generator=draws)]
         way = torch.randint(len(DIRECTIONS), (count,), generator=draws)
-        speed = 1 + torch.randint(2, (count,), generator=draws)
-        step = torch.tensor(list(DIRECTIONS.values()))[way] * speed[:, None]
-        # The path of a digit that moves back starts as far from the edge as it will go.
-        reach = step.abs() * (FRAMES - 1)
-        room = EDGE - DIGIT - reach + 1
-        start = (torch.rand(count, 2, generator=draws) * room).long() + torch.where(step < 0, reach, 0)
+        step = SPEED * torch.tensor(list(DIRECTIONS.values()))[way]
+        # The middle of the path is the middle of the canvas.
+        start = (EDGE - DIGIT - (FRAMES - 1) * step) // 2
         videos, inner, sample = torch.full((count, 1, FRAMES, EDGE, EDGE), -1.0), torch.arange(DIGIT), torch.arange(count)
         for frame in range(FRAMES):
             y, x = (start + frame * step).unbind(1)
