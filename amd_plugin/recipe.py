@@ -105,12 +105,13 @@ def load(
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:
-    """Relative paths are those of the current directory or, where nothing is there, of the recipe's folder."""
+    """Relative paths are those of the current directory or, where nothing is there, beside this recipe or the shipped ones."""
     for section, key in FILES:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
-            part[key] = str((folder / value).absolute())
+        if isinstance(value, str) and not Path(value).exists():
+            beside = next((f / value for f in (folder, *SHIPPED) if (f / value).is_file() or (f / value).is_dir()), None)
+            part[key] = value if beside is None else str(beside.absolute())
 
 
 def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tuple[RecipeConfig, dict[str, Any], list[str]]:

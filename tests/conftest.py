@@ -45,6 +45,55 @@ def tiny(plugins):
     return load
 
 
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """``pipeline_folder("sdxl")``: a tiny pipeline of that family on disk, see tests/pipelines.py."""
+    from tests.pipelines import BUILD
+
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            BUILD[name]().save_pretrained(made[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def piped(plugins, tmp_path, pipeline_folder):
+    """``piped("sdxl", "a.b=c", ..., objective="amd")`` loads a recipe of two student updates on a pipeline from disk."""
+    from amd_plugin import recipe
+    from amd_plugin.hookspecs import hookimpl
+    from tests.pipelines import PROMPTS
+
+    class Brightness:
+        @hookimpl
+        def distill_rewards(self):
+            return {"brightness": lambda: lambda media, prompts: media.flatten(1).mean(1)}
+
+    plugins.register(Brightness())
+
+    def load(family, *overrides, objective=None):
+        classes = family in ("dit", "sit")
+        prompts = tmp_path / f"{family}-prompts.txt"
+        prompts.write_text("\n".join(("1", "2", "0") if classes else PROMPTS))
+        name = "wan21_1_3b_4step" if family == "wan" else "sdxl_4step"
+        size = ("model.pixels=[16, 16]", "model.frames=5", "model.text_length=8") if family == "wan" else ()
+        transition = ("model.transition=ode",) if family == "sit" else ()
+        small = (
+            f"model.path={pipeline_folder(family)}", "model.pipeline=null", "model.dtype=fp32", f"data.source={prompts}",
+            "model.lora.target_modules=[to_q, to_v]", "rewards=[{name: brightness}]", "distributed.mixed_precision='no'",
+            "train.max_steps=2", "train.batch_size=8", "train.group_size=4", "train.accumulation=1", "train.fake_updates=2",
+            "train.log_every=1", "train.trackers=[]", "evaluate.samples=16", "evaluate.batch_size=4", "data.per_prompt=2",
+            "train.gradient_checkpointing=false", "train.student_lr=1e-3", "train.fake_lr=1e-3",
+        )  # fmt: skip
+        return recipe.load(name, plugins, (*small, *size, *transition, *overrides), objective)
+
+    return load
+
+
 @pytest.fixture
 def cli(monkeypatch, capfd):
     """Runs the command line in this process; returns (exit code, what it printed)."""

@@ -53,7 +53,7 @@ def tiny_sdxl(
         seed: of all random weights.
     """
     with _seeded(seed, "tiny sdxl"):
-        tokenizer = _clip_tokenizer(vocabulary)
+        tokenizer = clip_tokenizer(vocabulary)
         text = CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH, projection_dim=TEXT_WIDTH,
             num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TEXT_LENGTH,
@@ -73,7 +73,7 @@ def tiny_sdxl(
     )
     return StableDiffusionXLPipeline(
         vae=_frozen(_image_autoencoder(size)), unet=unet.eval(), scheduler=scheduler, tokenizer=tokenizer,
-        tokenizer_2=_clip_tokenizer(vocabulary), **encoders,
+        tokenizer_2=clip_tokenizer(vocabulary), **encoders,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def tiny_wan(
         seed: of all random weights.
     """
     with _seeded(seed, "tiny wan"):
-        tokenizer = _word_tokenizer(vocabulary)
+        tokenizer = word_tokenizer(vocabulary)
         text = UMT5Config(
             vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=16, d_ff=2 * TEXT_WIDTH, num_layers=2, num_heads=2,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -175,7 +175,7 @@ def _spread(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
-def _clip_tokenizer(vocabulary: Sequence[str]) -> CLIPTokenizer:
+def clip_tokenizer(vocabulary: Sequence[str]) -> CLIPTokenizer:
     """CLIP's, of bytes, and merges that put each word together from the left."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = []
@@ -188,7 +188,7 @@ def _clip_tokenizer(vocabulary: Sequence[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=TEXT_LENGTH)
 
 
-def _word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """A word, a token; sentences end as T5's do."""
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     vocab = {token: index for index, token in enumerate(dict.fromkeys((*special.values(), *vocabulary)))}

@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits moving over a small canvas, asked for as "a 3 moving left": video with a truth to judge by.
 
 As for still digits, half the images train the reward's network, the other half the judge that evaluates, which is of another
-kind; the teacher sees all of them, a share under random prompts.
+kind; the teacher sees all of them, a share under prompts for another digit.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class MovingDigits:
     """Videos [1, 5, 16, 16] in [-1, 1] of a digit that crosses the canvas, two pixels per frame; 10 digits x 4 directions.
 
     Args:
-        label_noise: share of the teacher's training videos under a uniformly random prompt.
+        label_noise: share of the teacher's training videos whose prompt names a uniformly random digit.
     """
 
     name: ClassVar[str] = "moving_digits"
@@ -43,8 +43,9 @@ class MovingDigits:
     def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Videos [B, 1, 5, 16, 16] with the labels the teacher is told."""
         videos, labels = self.real_data(count, generator)
-        wrong = torch.rand(count, generator=generator) < self._label_noise
-        return videos, torch.where(wrong, torch.randint(self.num_classes, (count,), generator=generator), labels)
+        wrong, ways = torch.rand(count, generator=generator) < self._label_noise, len(DIRECTIONS)
+        anything = ways * torch.randint(10, (count,), generator=generator) + labels % ways
+        return videos, torch.where(wrong, anything, labels)
 
     def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Videos with their true labels, digit * 4 + direction."""

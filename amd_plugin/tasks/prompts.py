@@ -6,7 +6,7 @@ Held-out metrics that need no other model are here; trained ones are rewards' bu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -55,12 +55,13 @@ class Prompts:
         options: dict[str, Any] = {"config": config, "split": split, "revision": revision, "streaming": streaming}
         self._rows = PromptRows(source, column=column, image_column=image_column, shuffle=shuffle, **options)
         self._held_out = PromptRows(held_out, column=column, shuffle=False) if held_out else None
-        self._has_images = image_column is not None
+        self.has_samples = image_column is not None
         self._per_prompt = per_prompt
         self._decode: Any = None
         self._size: Any = None
         self._seen: dict[int, Row] = {}
         self.sample_shape: tuple[int, ...] = ()
+        self.frames = 1
         self.made_of: dict[str, Any] = {"task": self.name, "source": source, "column": column, **options}
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
@@ -106,7 +107,7 @@ class Prompts:
 
     def use(self, decode: Any, size: Any) -> None:
         """Takes the pipeline's decoder and sample size, which this task does not know of itself."""
-        self._decode, self._size = decode, size
+        self._decode, self._size, self.frames = decode, size, size.frames
 
     def decode(self, samples: Tensor) -> Tensor:
         """Media in [0, 1]."""
@@ -131,15 +132,18 @@ class Prompts:
             "contrast": media.std(1).mean().item(),
         }
 
-    def draw(self, axes: Any, samples: Tensor, labels: Tensor) -> None:
-        """Up to eight prompts in rows, their samples in columns; of videos, the middle frame."""
+    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+        """Up to eight prompts in rows, their samples in columns."""
         shown = samples[: 8 * self._per_prompt]
         media = torch.cat([self.decode(part).cpu() for part in shown.split(self._per_prompt)]).float()
-        if media.dim() == 5:
-            media = media[:, :, media.shape[2] // 2]
-        grid = media.unflatten(0, (-1, self._per_prompt)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-        axes.imshow(grid.numpy(), interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
+        media = media.unsqueeze(2) if media.dim() == 4 else media
+        grid = media.unflatten(0, (-1, self._per_prompt)).permute(3, 0, 4, 1, 5, 2).flatten(3, 4).flatten(1, 2)
+
+        def draw(axes: Any, frame: int) -> None:
+            axes.imshow(grid[frame].numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+
+        return draw
 
     def _lookup(self, labels: Tensor) -> Sequence[Row]:
         wanted = labels.tolist()

@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models.tiny import _clip_tokenizer
+from amd_plugin.models.tiny import clip_tokenizer
 from amd_plugin.rewards.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
 
@@ -20,7 +20,7 @@ PROMPTS = ["a red apple", "two tall blue houses", "a red apple", "a house"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip")
-    tokenizer = _clip_tokenizer(["red", "apple", "two", "tall", "blue", "house", "houses"])
+    tokenizer = clip_tokenizer(["red", "apple", "two", "tall", "blue", "house", "houses"])
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
             "max_position_embeddings": 16, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": EDGE,

@@ -13,7 +13,7 @@ from amd_plugin.models.family import Condition, Features, Network, Size
 
 
 class SD3:
-    """`StableDiffusion3Pipeline`, with or without its T5 encoder."""
+    """`StableDiffusion3Pipeline` with its three text encoders."""
 
     pipeline: ClassVar[str] = "StableDiffusion3Pipeline"
     component: ClassVar[str] = "transformer"
