@@ -130,7 +130,7 @@ def test_two_entry_points_of_one_name(installed):
 
 def test_allow_and_deny_lists(monkeypatch):
     monkeypatch.setenv("AMD_PLUGIN_LOAD", "")
-    assert sorted(amd_plugin.get_plugin_manager().objectives()) == ["decoupled_dmd", "dmd"]
+    assert sorted(amd_plugin.get_plugin_manager().objectives()) == ["decoupled_dmd", "dmd", "dmd2"]
     monkeypatch.delenv("AMD_PLUGIN_LOAD")
     monkeypatch.setenv("AMD_PLUGIN_DISABLE", "amd")
     manager = amd_plugin.get_plugin_manager()
