@@ -125,8 +125,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="the run's folder")],
     checkpoint: Annotated[str | None, typer.Option(metavar="STEP|PATH", help="which one [default: the newest]")] = None,
     weights: Annotated[Weights, typer.Option(help="the student's average, or its weights as trained")] = Weights.EMA,
-    format: Annotated[  # noqa: A002 (the option's name)
-        Format, typer.Option(help="the whole pipeline, the adapter alone, or the pipeline with an adapter beside it if there is one")
+    format: Annotated[
+        Format,
+        typer.Option(help="the whole pipeline, the adapter alone, or the pipeline with an adapter beside it if there is one"),
     ] = Format.AUTO,
     output: Annotated[Path | None, typer.Option(help="the folder to write [default: RUN/student]")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="then upload it to the hub")] = None,

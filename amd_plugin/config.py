@@ -91,7 +91,9 @@ class ModelConfig(Strict):
     variant: str | None = Field(None, description="of the weight files, e.g. fp16")
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of frozen weights; trained ones are always fp32")
     pipeline: str | None = Field(None, description="the pipeline class the recipe is for; another one is refused")
-    pixels: Annotated[tuple[int, int] | None, Field(description="[height, width]; by default what the pipeline was trained at")] = None
+    pixels: Annotated[
+        tuple[int, int] | None, Field(description="[height, width]; by default what the pipeline was trained at")
+    ] = None
     frames: int | None = Field(None, ge=1, description="of a video")
     negative_prompt: str = Field("", description="of the teacher's unconditional branch")
     text_length: int | None = Field(None, ge=1, description="tokens a prompt is padded to, where the pipeline lets one choose")
@@ -101,14 +103,18 @@ class ModelConfig(Strict):
     network: Literal["mlp", "dit", "sdxl", "wan"] | None = Field(
         None, description="made here: mlp for points, dit or sdxl (diffusers' classes) for images, wan for videos"
     )
-    width: int = Field(64, ge=1, description="made here: hidden channels; dit and wan: over all heads; sdxl: at full resolution")
+    width: int = Field(
+        64, ge=1, description="made here: hidden channels; dit and wan: over all heads; sdxl: at full resolution"
+    )
     depth: int = Field(2, ge=1, description="made here: blocks")
     heads: int = Field(2, ge=1, description="made here: attention heads")
     patch_size: int = Field(2, ge=1, description="made here, dit and wan: pixels per token, in each direction")
     teacher: TeacherConfig | None = Field(None, description="made here: how it is trained")
 
     student_steps: int = Field(1, ge=1, description="steps of the distilled student; sets the exported scheduler")
-    transition: Literal["sde", "ode"] = Field("sde", description="between steps: noise x0 afresh, or follow the predicted noise")
+    transition: Literal["sde", "ode"] = Field(
+        "sde", description="between steps: noise x0 afresh, or follow the predicted noise"
+    )
     shift: float | None = Field(None, gt=0, description="of a flow schedule; by default the teacher's own")
 
     roles: Literal["separate", "shared_base"] = Field(
@@ -138,8 +144,9 @@ class TrainConfig(Strict):
         "simulate", description="what the student sees at its exit step: what it made of noise itself, or real data noised"
     )
     real: Literal["data", "teacher"] = Field(
-        "data", description="where real samples come from, for `rollout: data` and adversarial losses: the task's data, or "
-        "samples of the teacher, made once"
+        "data",
+        description="where real samples come from, for `rollout: data` and adversarial losses: the task's data, or "
+        "samples of the teacher, made once",
     )
     teacher_samples: int = Field(512, ge=1, description="how many, with `real: teacher`")
     discriminator_lr: float | None = Field(None, gt=0, description="Adam's peak learning rate; by default the fake score's")

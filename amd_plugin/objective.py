@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from amd_plugin import operators
-from amd_plugin.adversarial import Adversarial, adversarial
 from amd_plugin.advantage import Scale, Squash, group_advantage, group_std
+from amd_plugin.adversarial import Adversarial, adversarial
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.losses import fake_score_loss_per_sample, matching_loss_per_sample
 from amd_plugin.operators import Maker, Side, Window, adaptation_weights, normalize

@@ -118,7 +118,8 @@ class PluginManager(pluggy.PluginManager):
 
     def families(self) -> dict[str, type[Any]]:
         """Every family of pipelines by the pipeline's class name, from all plugins."""
-        return self._catalogue()["distill_families"]
+        families: dict[str, type[Any]] = self._catalogue()["distill_families"]  # type: ignore[assignment]
+        return families
 
     def objective_factory(self, name: str) -> Callable[..., Objective]:
         """The factory of objective `name`.

@@ -109,7 +109,7 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
     for section, key in FILES:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
-        if isinstance(value, str) and not Path(value).exists():
+        if part is not None and isinstance(value, str) and not Path(value).exists():
             beside = next((f / value for f in (folder, *SHIPPED) if (f / value).is_file() or (f / value).is_dir()), None)
             part[key] = value if beside is None else str(beside.absolute())
 

@@ -72,9 +72,7 @@ def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source:
         source.problem(("evaluate", "samples"), what)
 
 
-def _check_objective(
-    config: RecipeConfig, task: Any, plugins: PluginManager, options: dict[str, Any], source: Source
-) -> None:
+def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
     name, train = config.objective.name, config.train
     try:
         objective = plugins.make_objective(name, options)

@@ -48,9 +48,7 @@ class Adversary:
         rate = train.discriminator_lr or train.fake_lr
         self.learner = Learner(Role(head), "discriminator", rate, train, accelerator)
 
-    def turn(
-        self, batch: Batch, parts: list[slice], rollouts: list[Tensor], timestep: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def turn(self, batch: Batch, parts: list[slice], rollouts: list[Tensor], timestep: Tensor, step: int) -> dict[str, Tensor]:
         """One update of the head on `rollouts` and as many real samples, noised to `timestep` [B]; returns its metrics."""
         real, labels = self._real.draw(len(timestep), batch.generator("real"))
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")

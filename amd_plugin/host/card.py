@@ -44,7 +44,11 @@ def write_card(
     pictured = next((run / "samples").glob(f"step-{step:06d}.*"), None)
     if pictured is not None:
         shutil.copy(pictured, folder / f"samples{pictured.suffix}")
-    call = {} if backbone.size is None else family.sampling(first, backbone.size) | {"num_inference_steps": config.model.student_steps}
+    call = (
+        {}
+        if backbone.size is None
+        else family.sampling(first, backbone.size) | {"num_inference_steps": config.model.student_steps}
+    )
     card = _TEMPLATES.get_template("model_card.md.j2").render(
         recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
         samples=pictured and f"samples{pictured.suffix}",

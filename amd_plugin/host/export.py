@@ -39,8 +39,8 @@ def export(
     Args:
         run: folder of the run it comes from, for the model card's numbers, curves and samples.
         step: student updates it has had.
-        how: ``full``, the pipeline with the student as its network; ``lora``, its adapter alone; ``auto``, the pipeline, and the
-            adapter beside it where there is one.
+        how: ``full``, the pipeline with the student as its network; ``lora``, its adapter alone; ``auto``, the pipeline, and
+            the adapter beside it where there is one.
         weights: which of its weights these are, for the card.
 
     Raises:
@@ -57,7 +57,10 @@ def export(
             network.save_pretrained(draft / "transformer")
         else:
             dtype = DTYPES[recipe.config.model.dtype]
-            parts = {family.component: network if network.dtype == dtype else network.to(dtype), "scheduler": backbone.scheduler}
+            parts = {
+                family.component: network if network.dtype == dtype else network.to(dtype),
+                "scheduler": backbone.scheduler,
+            }
             with quiet():
                 where.pipeline(family, dtype, **parts).save_pretrained(draft, safe_serialization=True)
     backbone.scheduler.save_pretrained(draft / "scheduler")
@@ -113,7 +116,9 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Student distilled with amd-plugin")
     except Exception as error:  # network, access and naming errors alike, of several libraries
         cause = " ".join(str(error).split())[:300]
-        raise RunError(f"--push-to-hub {repository}: {type(error).__name__}: {cause}. {folder} is complete; try again") from error
+        raise RunError(
+            f"--push-to-hub {repository}: {type(error).__name__}: {cause}. {folder} is complete; try again"
+        ) from error
     return str(url)
 
 

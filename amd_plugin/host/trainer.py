@@ -106,7 +106,8 @@ class Trainer:
         noise = torch.randn((len(labels), *self.backbone.sample_shape), generator=draws, device=device)
         made = []
         with self.ema.applied():
-            for part, start in zip(labels.split(size := self.recipe.config.evaluate.batch_size or len(labels)), noise.split(size)):
+            size = self.recipe.config.evaluate.batch_size or len(labels)
+            for part, start in zip(labels.split(size), noise.split(size), strict=True):
                 condition = self._condition(part.to(device))
                 predict = lambda x, t, c=condition: self.caller.call(self.student, x, t, c)  # noqa: E731
                 made.append(sample(predict, self.backbone.scheduler, len(self.ladder), start, draws).cpu())
@@ -263,7 +264,8 @@ class Trainer:
         self.ema = Average(self.student, train.ema)
         learning = {"student": (self.student, train.student_lr), "fake_score": (self.fake_score, train.fake_lr)}
         self.learners = {
-            name: Learner(role, name.replace("_", " "), rate, train, self.accelerator) for name, (role, rate) in learning.items()
+            name: Learner(role, name.replace("_", " "), rate, train, self.accelerator)
+            for name, (role, rate) in learning.items()
         }
 
     def _batches_of(self, steps: int) -> int:

@@ -108,7 +108,9 @@ class PromptConditions:
     def uncond(self, labels: Tensor) -> Condition:
         """The negative prompt's, repeated."""
         if not self._uncond:
-            found = self._kept([self._negative], negative=True) if self._keep else self._encoded([self._negative], negative=True)
+            found = (
+                self._kept([self._negative], negative=True) if self._keep else self._encoded([self._negative], negative=True)
+            )
             self._uncond = {name: value.cpu() for name, value in found.items()}
         repeat = lambda x: x.to(labels.device).expand(len(labels), *x.shape[1:])  # noqa: E731
         return {name: repeat(value) for name, value in self._uncond.items()}

@@ -69,5 +69,7 @@ def set_text_length(family: Family, config: ModelConfig) -> None:
     """Has `family` pad prompts as the recipe says; raises OptionError where its pipeline leaves no choice."""
     if config.text_length is not None:
         if family.text_length is None:
-            raise OptionError("text_length", f"a {family.pipeline} pads prompts to its tokenizer's length, got {config.text_length}")
+            raise OptionError(
+                "text_length", f"a {family.pipeline} pads prompts to its tokenizer's length, got {config.text_length}"
+            )
         family.text_length = config.text_length

@@ -62,7 +62,7 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
 
 
 class ClassConditional:
-    """The family of class-conditional networks that are no part of a pipeline; calls them as `amd_plugin.models.family` says."""
+    """The family of class-conditional networks that are no part of a pipeline; called as `amd_plugin.models.family` says."""
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """The raw output [B, ...]."""

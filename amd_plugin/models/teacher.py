@@ -30,7 +30,7 @@ SAMPLING_STEPS = 30
 
 
 def teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
-    """The trained ``mlp`` or ``dit`` of `task` and `seed`, on the CPU, in eval mode; from the cache where it was made before."""
+    """The trained ``mlp`` or ``dit`` of `task` and `seed`, on the CPU, in eval mode; from the cache if it was made before."""
     network = build_network(config, task, seed)
 
     def make(folder: Path) -> None:

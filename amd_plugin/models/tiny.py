@@ -1,4 +1,4 @@
-"""Whole pipelines of the classes people distil, at sizes a CPU trains in minutes: real parts, untrained, saved and loaded as any.
+"""Whole pipelines of the classes people distil, at sizes a CPU trains in minutes: real parts, untrained, loaded as any.
 
 Text encoders keep the weights they are born with: they only have to tell a few dozen prompts apart. Autoencoders have weights
 set by hand that make them an exact map between grey pictures and one latent channel, so that what is learnt and measured is the

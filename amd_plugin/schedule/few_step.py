@@ -24,7 +24,12 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def few_step_scheduler(
-    num_steps: int, teacher: Any = None, *, transition: Transition = "sde", shift: float | None = None, scales_input: bool = False
+    num_steps: int,
+    teacher: Any = None,
+    *,
+    transition: Transition = "sde",
+    shift: float | None = None,
+    scales_input: bool = False,
 ) -> SchedulerMixin:
     """A stock diffusers scheduler whose ``set_timesteps(num_steps)`` visits the rungs of a few-step student.
 
@@ -143,4 +148,3 @@ def _stretched(shift: float, num_steps: int, train_steps: int) -> tuple[float, f
         start = (1 / num_steps - smallest) / (1 - smallest)
         inner = 1 + (shift - 1) * (1 - start) / (1 + (shift - 1) * start)
     return inner, float(shifted(torch.tensor(1 / num_steps, dtype=torch.float64), shift))
-

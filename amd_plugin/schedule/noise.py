@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from amd_plugin.errors import InputError
@@ -64,5 +63,5 @@ def flow_shift(scheduler: Any) -> float:
 
 
 def shifted(fraction: Tensor, shift: float) -> Tensor:
-    """``s u / (1 + (s - 1) u)``: moves levels u in [0, 1] towards noise, as larger images and videos need (2403.03206, Eq. 23)."""
+    """``s u / (1 + (s - 1) u)``: moves levels u in [0, 1] towards noise, as large images and videos need (2403.03206, Eq. 23)."""
     return fraction if shift == 1 else shift * fraction / (1 + (shift - 1) * fraction)

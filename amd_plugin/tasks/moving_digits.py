@@ -95,8 +95,8 @@ class MovingDigits:
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Held-out metrics by a network trained on the second half, which sees each video as a stack of frames.
 
-        digit_accuracy, motion_accuracy: share with the digit, and the direction, it was asked for. frechet: distance of Gaussian
-        fits in its 64 features. diversity: mean pair distance within a prompt over that of real videos.
+        digit_accuracy, motion_accuracy: share with the digit, and the direction, it was asked for. frechet: distance of
+        Gaussian fits in its 64 features. diversity: mean pair distance within a prompt over that of real videos.
         """
         judge, ways = self._judge(), len(DIRECTIONS)
         real, true = self.real_data(max(len(labels), 1000), generator(0, "moving digits evaluation"))

@@ -1,7 +1,7 @@
 """The prompts, and optionally images, that a student is asked for: from wherever people keep them, in an order without state.
 
-Everything is read by `datasets`: as memory-mapped Arrow files, or as a stream. The order is endless, shuffled anew in each epoch
-and keyed by the seed: a resumed run asks for its own row numbers and gets what the uninterrupted one would have got.
+Everything is read by `datasets`: as memory-mapped Arrow files, or as a stream. The order is endless, shuffled anew in each
+epoch and keyed by the seed: a resumed run asks for its own row numbers and gets what the uninterrupted one would have got.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class PromptRows:
             prepared = self._ask_hub(config, split, revision, where, near)
             return prepared or datasets.load_dataset(self.source, config, split=split, revision=revision, **where)
         if not kind:
-            raise self._error(f"must be a folder or one of {', '.join(_FILES)}, got '{path.suffix}'. Convert it, e.g. to .jsonl")
+            raise self._error(
+                f"must be a folder or one of {', '.join(_FILES)}, got '{path.suffix}'. Convert it, e.g. to .jsonl"
+            )
         if split != "train":
             raise self._error(f"must be read as split 'train', the only one of a file, got '{split}'. Leave data.split out")
         if not path.stat().st_size:
@@ -148,7 +150,9 @@ class PromptRows:
         for name in (column, self.image_column or column):
             if name not in features:
                 near = did_you_mean(name, features)
-                raise self._error(f"must have a column '{name}', got {', '.join(features)}.{near} Name another one in the recipe")
+                raise self._error(
+                    f"must have a column '{name}', got {', '.join(features)}.{near} Name another one in the recipe"
+                )
         if getattr(features[column], "dtype", None) not in ("string", "large_string"):
             raise self._error(f"column '{column}' must be text, got {features[column]}. Name another one in the recipe")
         if self.image_column and not isinstance(features[self.image_column], datasets.Image):
@@ -189,7 +193,9 @@ class PromptRows:
             image = table[self.image_column]
             path = pc.if_else(pc.is_valid(pc.struct_field(image, "bytes")), None, pc.struct_field(image, "path"))
             gone = [p is not None and "://" not in p and not os.path.exists(p) for p in path.to_pylist()]
-            bad["no image, or one that is not there. Add it, or remove the row"] = pc.or_(pc.is_null(image), pa.array(gone, pa.bool_()))
+            bad["no image, or one that is not there. Add it, or remove the row"] = pc.or_(
+                pc.is_null(image), pa.array(gone, pa.bool_())
+            )
         for what, where in bad.items():
             if (at := pc.index(where, True).as_py()) >= 0:
                 raise self._error(f"{'line' if self.source.endswith('.txt') else 'row'} {index[at] + 1} has {what}")
@@ -280,7 +286,11 @@ def _cause(error: BaseException) -> str:
 def _is_media(kind: Any) -> bool:
     if isinstance(kind, dict | list | tuple):
         return any(map(_is_media, kind.values() if isinstance(kind, dict) else kind))
-    return _is_media(kind.feature) if hasattr(kind, "feature") else hasattr(kind, "decode_example") and type(kind) is not datasets.Json
+    return (
+        _is_media(kind.feature)
+        if hasattr(kind, "feature")
+        else hasattr(kind, "decode_example") and type(kind) is not datasets.Json
+    )
 
 
 def _is_hub_id(source: str) -> bool:

@@ -96,7 +96,9 @@ class Prompts:
         images = []
         for row in self._lookup(labels):
             if row.image is None:
-                raise InputError("data.image_column: real pictures are needed (train.rollout, train.real), got no column for them")
+                raise InputError(
+                    "data.image_column: real pictures are needed (train.rollout, train.real), got no column for them"
+                )
             picture = ImageOps.fit(row.image.convert("RGB"), (self._size.width, self._size.height))
             images.append(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1)
         return torch.stack(images), labels
@@ -167,4 +169,3 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         if ends:
             yield numbers[start], numbers[index - 1]
             start = index
-

@@ -36,9 +36,7 @@ def spied(monkeypatch):
 
 
 @pytest.mark.parametrize("family", BUILD)
-def test_the_card_of_a_student_runs_without_us_and_visits_what_was_trained(
-    family, piped, plugins, tmp_path, monkeypatch
-):
+def test_the_card_of_a_student_runs_without_us_and_visits_what_was_trained(family, piped, plugins, tmp_path, monkeypatch):
     visited = spied(monkeypatch)
     evaluation = run.train(piped(family, *FULL, "train.max_steps=4"), plugins, tmp_path / "run")
     assert all(value == value for value in evaluation.values())

@@ -82,4 +82,3 @@ class SDXL:
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """Without guidance, which the student has learnt."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}
-

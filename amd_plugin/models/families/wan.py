@@ -30,7 +30,9 @@ class Wan:
                 "transformer can be distilled: Wan2.1, or Wan2.2-TI2V-5B"
             )
         if config.get("image_dim") is not None:
-            raise InputError("model.path: this transformer is conditioned on images (image_dim is set); take a text-to-video one")
+            raise InputError(
+                "model.path: this transformer is conditioned on images (image_dim is set); take a text-to-video one"
+            )
         self._config = config
         # The pipeline's default when it samples; its `encode_prompt` alone would pad to 226.
         self.text_length: int | None = 512
@@ -97,4 +99,3 @@ def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [1, C, 1, 1, 1] of the autoencoder's latents."""
     mean, std = (torch.tensor(vae.config[name]).reshape(1, -1, 1, 1, 1).to(like) for name in ("latents_mean", "latents_std"))
     return mean, std
-
