@@ -223,13 +223,14 @@ def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
             raise InputError(f"train.trackers.{index}: unknown tracker, got '{tracker}'.{hint}")
         if tracker not in available:
             raise MissingDependency(f"train.trackers.{index}: the package of '{tracker}' is not installed")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=distributed.mixed_precision,
-        log_with=trackers or None,
-        project_dir=str(output),
-        kwargs_handlers=handlers,
-    )
+    precision = distributed.mixed_precision
+    try:
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=str(output), kwargs_handlers=handlers
+        )
+    except ValueError as error:  # accelerate keeps the first settings of a process for all its life
+        what = f"distributed.mixed_precision: accelerate refuses '{precision}': {error}"
+        raise RunError(f"{what} Start runs with other settings in a process of their own") from error
     if accelerator.num_processes != launched:
         raise RunError(f"accelerate sees {accelerator.num_processes} processes where the launcher started {launched}")
     return accelerator

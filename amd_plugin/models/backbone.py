@@ -147,7 +147,7 @@ def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, 
     shape = family.sample_shape(vae, size)
     _check_channels(where, vae, shape[0])
     set_text_length(family, config)
-    decoder = vae if config.decoder is None else _decoder(config.decoder, where, family)
+    decoder = vae if config.decoder is None else _decoder(config.decoder, family)
     conditions = PromptConditions(
         lambda: where.text_parts(family, dtype),
         lambda pipeline, prompts, negative: family.encode_prompts(pipeline, prompts, negative, size),
@@ -181,12 +181,10 @@ def _check_channels(where: Pretrained, vae: nn.Module, channels: int) -> None:
         )
 
 
-def _decoder(path: str, where: Pretrained, family: Any) -> nn.Module:
+def _decoder(path: str, family: Any) -> nn.Module:
     """A faster autoencoder for rewards: an `AutoencoderTiny` folder or hub id; for videos, one of the family's own class."""
     kind = family.autoencoder if family.video else "AutoencoderTiny"
-    with Pretrained(path, key="model.decoder")._reading("decoder"):
-        decoder = getattr(diffusers, kind).from_pretrained(path, use_safetensors=True)
-    return decoder.requires_grad_(False).eval()
+    return Pretrained(path, key="model.decoder").part(kind, torch.float32)
 
 
 def _student_from(path: str, teacher: nn.Module, family: Any, families: Mapping[str, type[Family]]) -> nn.Module:

@@ -18,6 +18,7 @@ import diffusers
 import torch
 import transformers
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
@@ -100,19 +101,29 @@ class Pretrained:
 
     def network(self, family: Family, dtype: torch.dtype) -> nn.Module:
         """The network that is distilled, frozen, on the CPU, in eval mode."""
-        with self._reading(family.component):
-            network = _class(family.network).from_pretrained(
-                self.path, subfolder=family.component, torch_dtype=dtype, **self._options()
-            )
-        return network.requires_grad_(False).eval()
+        return self.part(family.network, dtype, family.component)
 
     def autoencoder(self, family: Family) -> nn.Module:
         """The part ``vae`` in fp32: several of the released ones overflow in half precision."""
-        with self._reading("vae"):
-            vae = _class(family.autoencoder).from_pretrained(
-                self.path, subfolder="vae", torch_dtype=torch.float32, **self._options()
+        return self.part(family.autoencoder, torch.float32, "vae")
+
+    def part(self, kind: str, dtype: torch.dtype, subfolder: str | None = None) -> nn.Module:
+        """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode; `subfolder` None where `path` holds nothing else.
+
+        Raises:
+            InputError: if it cannot be read, or weights of the class are missing: diffusers would leave those at random.
+        """
+        name = subfolder or kind
+        with self._reading(name):
+            model, found = _class(kind).from_pretrained(
+                self.path, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True, **self._options()
             )
-        return vae.requires_grad_(False).eval()
+        absent = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+        if absent:
+            what = f"{len(absent)} are missing or have another shape, the first is {absent[0]}"
+            raise InputError(f"{self.key}: {self.path}: the weights of {name} do not fit a {kind}: {what}. Fetch it again")
+        model = model.requires_grad_(False).eval()
+        return model  # type: ignore[no-any-return]
 
     def scheduler(self) -> Any:
         """The teacher's scheduler."""
@@ -124,7 +135,12 @@ class Pretrained:
         """The pipeline with its tokenizers and text encoders only."""
         without = {family.component: None, "vae": None}
         with self._reading("text encoders"):
-            return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
+            pipeline = _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
+        for name, part in pipeline.components.items():
+            if isinstance(part, PreTrainedTokenizerBase) and not knows_words(part):
+                what = f"{name} knows no words: files of its vocabulary are missing"
+                raise InputError(f"{self.key}: {self.path}: {what}. Fetch it again")
+        return pipeline
 
     def pipeline(self, family: Family, dtype: torch.dtype, **parts: Any) -> Any:
         """The whole pipeline, with `parts` in place of its own."""
@@ -155,6 +171,11 @@ class Pretrained:
             hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
             what = f"{self.key}: {self.path}: {part} cannot be read: {type(error).__name__}: {cause}."
             raise InputError(what + hint) from error
+
+
+def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has more than special tokens: where files are missing, transformers makes one that has not, and says nothing."""
+    return len(tokenizer) > len(set(tokenizer.all_special_ids))
 
 
 def _class(name: str) -> Any:
