@@ -108,7 +108,7 @@ class Pretrained:
         return self.part(family.autoencoder, torch.float32, "vae")
 
     def part(self, kind: str, dtype: torch.dtype, subfolder: str | None = None) -> nn.Module:
-        """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode; `subfolder` None where `path` holds nothing else.
+        """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode; `subfolder` None where there is but one.
 
         Raises:
             InputError: if it cannot be read, or weights of the class are missing: diffusers would leave those at random.
@@ -174,7 +174,7 @@ class Pretrained:
 
 
 def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it has more than special tokens: where files are missing, transformers makes one that has not, and says nothing."""
+    """Whether it has more than special tokens: where files are missing, transformers silently makes one that has not."""
     return len(tokenizer) > len(set(tokenizer.all_special_ids))
 
 
