@@ -6,6 +6,7 @@ epoch and keyed by the seed: a resumed run asks for its own row numbers and gets
 
 from __future__ import annotations
 
+import copy
 import glob
 import inspect
 import logging
@@ -98,16 +99,23 @@ class PromptRows:
             raise TypeError(f"{self.source} is a stream of unknown length")
         return self.num_rows
 
-    def rows(self, start: int, count: int) -> list[Row]:
+    def rows(self, start: int, count: int, images: bool = True) -> list[Row]:
         """Rows `start` to ``start + count`` of the endless order: a function of the data, the seed, `start` and `count` only.
 
-        A stream is cheap to follow; for a row it has passed, its epoch is read from the beginning again.
+        Without `images`, none is decoded. A stream is cheap to follow; for a row it has passed, its epoch is read from the
+        beginning again.
         """
         if start < 0 or count < 0:
             raise ValueError(f"start and count must be at least 0, got {start} and {count}")
         with self._readable():
             records = self._from_stream(start, count) if self.streaming else self._from_files(start, count)
-            return [self._row(record) for record in records]
+            return [self._row(record, images) for record in records]
+
+    def again(self) -> PromptRows:
+        """The same rows, with a place of their own in a stream."""
+        other = copy.copy(self)
+        other._stream = None
+        return other
 
     def _open(self, path: Path, config: str | None, split: str, revision: str | None) -> Any:
         where: dict[str, Any] = {"cache_dir": str(cache.root() / "datasets"), "streaming": self.streaming}
@@ -241,11 +249,12 @@ class PromptRows:
         stream = stream.skip(place)
         return iter((stream.take(self.num_rows - place) if self.num_rows else stream).iter(batch_size=1000))
 
-    def _row(self, record: dict[str, Any]) -> Row:
+    def _row(self, record: dict[str, Any], images: bool) -> Row:
         prompt, image = record.pop(self.column).strip(), None
         if self.image_column:
+            picture = record.pop(self.image_column)
             try:
-                image = datasets.Image().decode_example(record.pop(self.image_column))
+                image = datasets.Image().decode_example(picture) if images else None
             except Exception as error:
                 raise self._error(f"the image of {prompt!r} cannot be read: {_cause(error)}. Replace it") from error
         return Row(prompt, self._features.decode_example(record), image)
