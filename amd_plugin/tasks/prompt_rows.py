@@ -121,6 +121,8 @@ class PromptRows:
         where: dict[str, Any] = {"cache_dir": str(cache.root() / "datasets"), "streaming": self.streaming}
         kind, options = _FILES.get(path.suffix.lower(), ("", {}))
         if path.is_dir():
+            if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                raise self._error("was written by save_to_disk. Write it with to_parquet instead")
             return datasets.load_dataset(str(path.absolute()), config, split=split, **where)
         if not path.exists():
             near = did_you_mean(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
@@ -278,7 +280,9 @@ class PromptRows:
                     raise
                 if any(sign in _cause(error) for sign in _NO_ROWS):
                     raise self._error("has no rows. Put prompts into it") from error
-                raise self._error(f"cannot be read: {_cause(error)}. Mend it; text must be UTF-8") from error
+                ours = isinstance(error, OSError) and str(cache.root()) in str(error)
+                hint = "Set AMD_PLUGIN_CACHE to a folder that can be written" if ours else "Mend it; text must be UTF-8"
+                raise self._error(f"cannot be read: {_cause(error)}. {hint}") from error
 
     def _error(self, what: str) -> InputError:
         return InputError(f"data.source: {self.source}: {what}")

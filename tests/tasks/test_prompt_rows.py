@@ -273,11 +273,16 @@ def test_a_million_lines_are_read_with_flat_memory(streaming, tmp_path):
     assert grown[1] < 60, f"{grown[1]:.0f} MB more at the end than after the first 50 000 prompts"
 
 
-def test_a_folder_by_save_to_disk_is_told_apart(tmp_path):
+def test_a_folder_by_save_to_disk_says_what_to_write_instead(tmp_path):
     datasets.Dataset.from_list(RECORDS).save_to_disk(tmp_path / "saved")
-    try:
-        read = [row.prompt for row in PromptRows(str(tmp_path / "saved"), shuffle=False).rows(0, 7)]
-    except InputError as error:
-        assert "data.source" in str(error)
-    else:
-        assert read == PROMPTS
+    with pytest.raises(InputError, match="Write it with to_parquet"):
+        PromptRows(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("name", ["p.csv", "images"])
+def test_a_cache_that_cannot_be_written_names_the_variable(name, tmp_path, monkeypatch):
+    WRITE[name](tmp_path / name)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="Set AMD_PLUGIN_CACHE"):
+        PromptRows(str(tmp_path / name))
