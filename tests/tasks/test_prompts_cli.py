@@ -9,21 +9,20 @@ from amd_plugin.recipe import find
 
 @pytest.fixture
 def recipe(tmp_path, pipeline_folder):
-    """``recipe(source=...)`` writes a recipe of the shipped one with another data section, after which line 3 names it."""
+    """``recipe(source=...)`` writes the shipped recipe for a tiny pipeline, with a data section of its own."""
 
     def write(**section):
-        data = yaml.safe_load(find("sdxl_4step").read_text())
-        model = {"path": str(pipeline_folder("sdxl")), "dtype": "fp32"}
-        rest = {"objective": data["objective"] | {"name": "dmd"}, "model": model, "train": {"max_steps": 1}}
+        shipped = yaml.safe_load(find("sdxl_4step").read_text())
+        rest = shipped | {"model": {"path": str(pipeline_folder("sdxl"))}, "objective": {"name": "dmd"}, "rewards": []}
+        rest["data"] = {"task": "prompts", **section}
         path = tmp_path / "recipe.yaml"
-        path.write_text(
-            "# a user's\n" + yaml.safe_dump({"data": {"task": "prompts", **section}}, sort_keys=False) + yaml.safe_dump(rest)
-        )
+        path.write_text("# a user's\n" + yaml.safe_dump({"data": rest.pop("data")}, sort_keys=False) + yaml.safe_dump(rest))
         return path
 
     return write
 
 
+COMMANDS = {"train": ("train",), "validate": ("recipes", "validate")}
 BAD = {
     "empty.txt": (b"", {}, "is empty"),
     "blank.txt": (b"\n\n", {}, "only blank lines"),
@@ -36,7 +35,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("command", ["train", "validate"])
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", BAD)
 def test_bad_prompts_end_before_anything_is_made(command, name, recipe, cli, tmp_path, monkeypatch):
     content, options, said = BAD[name]
@@ -44,7 +43,7 @@ def test_bad_prompts_end_before_anything_is_made(command, name, recipe, cli, tmp
     _stops(command, recipe(source=name, **options), said, cli, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("command", ["train", "validate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_that_is_not_there_is_answered_with_the_nearest(command, recipe, cli, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a fox")
     _stops(command, recipe(source="promts.txt"), "Did you mean 'prompts.txt'", cli, tmp_path, monkeypatch)
@@ -60,7 +59,7 @@ def _stops(command, path, said, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("a trainer was made"))
     before = sorted(tmp_path.rglob("*"))
-    code, printed = cli(command, path, *(("--output", "run") if command == "train" else ()))
+    code, printed = cli(*COMMANDS[command], path, *(("--output", "run") if command == "train" else ()))
     assert code == 2, printed
     flat = " ".join(printed.split())
     assert said in flat and "recipe.yaml:" in flat and "Traceback" not in printed
