@@ -65,6 +65,7 @@ class PromptRows:
         streaming: read on the go and shuffle within a moving window; nothing is kept on disk.
         shuffle: False leaves the rows in the order of the source.
         seed: of the order.
+        key: the recipe's key that named it, for messages.
 
     Attributes:
         num_rows: rows of an epoch; None where a stream does not say.
@@ -78,8 +79,10 @@ class PromptRows:
     def __init__(
         self, source: str, *, column: str | None = None, image_column: str | None = None, config: str | None = None,
         split: str = "train", revision: str | None = None, streaming: bool = False, shuffle: bool = True, seed: int = 0,
+        key: str = "data.source",
     ):  # fmt: skip
         self.source, self.image_column, self.streaming, self.shuffle, self.seed = source, image_column, streaming, shuffle, seed
+        self._key = key
         self._order: tuple[int, torch.Tensor] | None = None
         self._stream: Iterator[dict[str, Any]] | None = None
         with self._readable():
@@ -285,7 +288,7 @@ class PromptRows:
                 raise self._error(f"cannot be read: {_cause(error)}. {hint}") from error
 
     def _error(self, what: str) -> InputError:
-        return InputError(f"data.source: {self.source}: {what}")
+        return InputError(f"{self._key}: {self.source}: {what}")
 
 
 def _cause(error: BaseException) -> str:

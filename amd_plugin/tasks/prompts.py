@@ -55,7 +55,11 @@ class Prompts:
     ):
         options: dict[str, Any] = {"config": config, "split": split, "revision": revision, "streaming": streaming}
         self._rows = PromptRows(source, column=column, image_column=image_column, shuffle=shuffle, **options)
-        self._held_out = PromptRows(held_out, column=column, shuffle=False) if held_out else None
+        self._held_out: PromptRows | None = None
+        if held_out:
+            # A text file has no columns to name.
+            named = None if held_out.lower().endswith(".txt") else column
+            self._held_out = PromptRows(held_out, column=named, shuffle=False, key="data.held_out")
         self.has_samples = image_column is not None
         self._per_prompt = per_prompt
         self._decode: Any = None

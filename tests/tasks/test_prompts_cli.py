@@ -49,10 +49,22 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest(command, recipe, 
     _stops(command, recipe(source="promts.txt"), "Did you mean 'prompts.txt'", cli, tmp_path, monkeypatch)
 
 
+def test_a_data_set_on_the_hub_without_a_network(recipe, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _stops("train", recipe(source="nobody/has-this"), "nor could it be read from the hub", cli, tmp_path, monkeypatch)
+
+
 def test_held_out_prompts_are_looked_at_too(recipe, cli, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a fox")
     (tmp_path / "held_out.txt").write_text("")
-    _stops("train", recipe(source="prompts.txt", held_out="held_out.txt"), "held_out.txt: is empty", cli, tmp_path, monkeypatch)
+    _stops(
+        "train",
+        recipe(source="prompts.txt", held_out="held_out.txt"),
+        "data.held_out: held_out.txt: is empty",
+        cli,
+        tmp_path,
+        monkeypatch,
+    )
 
 
 def _stops(command, path, said, cli, tmp_path, monkeypatch):
