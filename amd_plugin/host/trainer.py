@@ -78,7 +78,10 @@ class Trainer:
             parts = (self.fake_score, self.caller, self.schedule, self._condition, self.real)
             self.adversary = Adversary(adversarial, where, *parts, self.train, accelerator)
             self.learners["discriminator"] = self.adversary.learner
-        self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps), recipe.config, accelerator)
+        # A discriminator sees a real sample for each of the batch, and not one for each group.
+        shows_data = self.adversary is not None and self.train.real == "data"
+        rows = self.train.batch_size // (1 if shows_data else self.train.group_size)
+        self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps) * rows, recipe.config, accelerator)
 
     def cycle(self, strength_scale: float = 1.0) -> Metrics:
         """`fake_updates` turns of the fake score and one of the student; advances `step`.
@@ -277,7 +280,7 @@ class Trainer:
         batch = Batch(self.train, shape, self.task, len(self.ladder), key, position, device)
         if self.train.rollout == "data":
             groups = self.train.batch_size // self.train.group_size
-            real, labels = self.real.draw(groups, batch.generator("real start"))
+            real, labels = self.real.draw(groups, batch.generator("real start"), batch.position)
             batch.take(real, labels)
         return batch
 

@@ -40,7 +40,7 @@ class MovingDigits:
         self._decode: Callable[[Tensor], Tensor] = _to_unit
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
         """Videos [B, 1, 5, 16, 16] with the labels the teacher is told."""
         videos, labels = self.real_data(count, generator)
         wrong, ways = torch.rand(count, generator=generator) < self._label_noise, len(DIRECTIONS)

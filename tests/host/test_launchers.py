@@ -15,7 +15,10 @@ from tests.conftest import TINY
 RECIPE = (
     "train",
     "modes2d",
-    *(f"--set={s}" for s in (*TINY, "model.student_steps=2", "train.max_steps=3", "distributed.device=cpu")),
+    *(
+        f"--set={s}"
+        for s in (*TINY, "model.student_steps=2", "train.max_steps=3", "train.group_size=16", "distributed.device=cpu")
+    ),
 )
 BIN = Path(sys.executable).parent
 
