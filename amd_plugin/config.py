@@ -71,9 +71,6 @@ class TeacherConfig(Strict):
     batch_size: int = Field(256, description="samples per update", ge=1)
     learning_rate: float = Field(1e-3, gt=0, description="peak of a cosine schedule with warm-up")
     drop_label: float = Field(0.1, ge=0, lt=1, description="share of samples shown without label, for guidance")
-    seed: int | None = Field(
-        None, ge=0, description="of its training; by default the run's own, so seeds differ in it"
-    )
 
 
 class LoraConfig(Strict):

@@ -104,7 +104,7 @@ def compare(
     Args:
         recipe: a recipe's name or file.
         arms: from `arms()`.
-        seeds: each trains its own teacher, unless the recipe gives that one a seed.
+        seeds: each trains its own teacher.
         overrides: ``a.b=value``, for all arms.
         output: the comparison's folder.
         workers: processes; default one per core.
@@ -125,16 +125,12 @@ def compare(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(arms) * len(seeds))
     jobs = [(recipe, arm, seed, tuple(overrides), output) for seed in seeds for arm in arms]
-    config = loaded[0].config
-    shared = config.model.teacher is not None and config.model.teacher.seed is not None
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (max(1, cores // workers),)) as pool:
-        # Teachers first: arms of one seed, and seeds that share a teacher, would only wait for each other.
-        made = [(recipe, None, seed, tuple(overrides), cores if shared else None) for seed in seeds]
-        teachers = _run_all(pool, _teacher, made[:1] if shared else made, console)
-        if shared:
-            teachers |= _run_all(pool, _teacher, made[1:], None)
+        # Teachers first: arms of one seed would only wait for each other.
+        teachers = _run_all(pool, _teacher, [(recipe, None, seed, tuple(overrides), output) for seed in seeds], console)
         results = _run_all(pool, _run, jobs, console)
 
+    config = loaded[0].config
     metrics = list(results[arms[0].name, seeds[0]])
     content = {
         "task": config.data.task,
@@ -143,7 +139,6 @@ def compare(
         "arms": {a.name: {m: [results[a.name, seed][m] for seed in seeds] for m in metrics} for a in arms},
         "baseline": arms[0].name,
         "better": _directions(config.data.task),
-        "shared_teacher": shared,
         "teacher": {m: [teachers["teacher", seed][m] for seed in seeds] for m in metrics},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -192,8 +187,8 @@ def _run(recipe: str, arm: Arm, seed: int, overrides: tuple[str, ...], output: P
     return evaluation if evaluation is not None else run.train(loaded, plugins, folder, resume="auto")
 
 
-def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], threads: int | None) -> dict[str, float]:
-    """In a worker, with `threads` while the others have nothing to do: makes the seed's teacher, and judges it."""
+def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
+    """In a worker: makes the seed's teacher, and says how good it is itself."""
     import torch
 
     from amd_plugin.models import backbone
@@ -202,8 +197,6 @@ def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], thre
     from amd_plugin.recipe import load
     from amd_plugin.tasks import TASKS
 
-    usual = torch.get_num_threads()
-    torch.set_num_threads(threads or usual)
     plugins = get_plugin_manager()
     config = load(recipe, plugins, overrides).config
     task = TASKS[config.data.task](**config.data.options)
@@ -211,7 +204,6 @@ def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], thre
         task.classifier()
     found = backbone.load(config.model, task, seed, plugins.families())
     found.use_on(task, torch.device("cpu"))
-    torch.set_num_threads(usual)
     count, batch = config.evaluate.samples, config.evaluate.batch_size
     return teacher_samples(found, config.model, task, seed, count, 1.0, batch)[2]
 

@@ -17,7 +17,7 @@ import amd_plugin
 from amd_plugin.config import RecipeConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate import figures
-from amd_plugin.evaluate.tables import best_tuned, deviation, paired, whose_teacher
+from amd_plugin.evaluate.tables import best_tuned, deviation, paired
 from amd_plugin.host import run_log
 from amd_plugin.models import backbone, teacher
 from amd_plugin.plugins import get_plugin_manager
@@ -63,7 +63,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
     return {
         "title": content["recipe"],
         "lead": f"The same student, distilled with {len(content['arms'])} objectives or settings, {len(seeds)} seeds each. "
-        f"{whose_teacher(content).capitalize()}; all arms of a seed share their random numbers.",
+        "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
         "tiles": [_tile(content, metric) for metric in held_out] if len(shown) > 1 else [],
         **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0]),

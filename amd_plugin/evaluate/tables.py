@@ -1,7 +1,7 @@
 """A comparison in numbers: paired differences, the best tuning, tables for Markdown and terminals.
 
 `content` is what `compare.json` holds: ``{"task", "recipe", "seeds", "arms": {arm: {metric: [one float per seed]}}, "baseline",
-"better": {metric: "up" | "down" | "one"}, "teacher", "shared_teacher", "command"}``.
+"better": {metric: "up" | "down" | "one"}, "teacher", "command"}``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,6 @@ def paired(content: Mapping[str, Any], arm: str, against: str, metric: str) -> t
     differences = [a - b for a, b in pairs]
     closer = {"up": lambda a, b: a > b, "down": lambda a, b: a < b, "one": lambda a, b: abs(a - 1) < abs(b - 1)}[better]
     return statistics.fmean(differences), deviation(differences), sum(closer(a, b) for a, b in pairs)
-
-
-def whose_teacher(content: Mapping[str, Any]) -> str:
-    """What seeds have in common."""
-    shared = content.get("shared_teacher")
-    return "all seeds and arms share one teacher" if shared else "each seed has its own teacher, shared by all arms"
 
 
 def best_tuned(content: Mapping[str, Any], metric: str) -> str:
@@ -49,7 +43,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "",
         f"`{content['command']}`",
         "",
-        f"Mean ± standard deviation over seeds; {whose_teacher(content)}. "
+        "Mean ± standard deviation over seeds; each seed has its own teacher, shared by all arms. "
         + ", ".join(f"{m}: {arrow[content['better'][m]]}" for m in metrics) + ".",
         "", head,
         "| *teacher, many steps* | " + " | ".join(value(content["teacher"][m]) for m in metrics) + " |",

@@ -79,14 +79,12 @@ def load(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type
     Args:
         config: the recipe's model section.
         task: what it is for.
-        seed: of an embedded task's teacher, unless the recipe gives it one of its own.
+        seed: of an embedded task's teacher.
         families: by pipeline class.
 
     Raises:
         InputError: for whatever cannot be used; OptionError where one key of the section is to blame.
     """
-    if config.teacher is not None and config.teacher.seed is not None:
-        seed = config.teacher.seed
     if config.network in ("mlp", "dit"):
         network = trained_teacher(config, task, seed)
         return Backbone(
