@@ -181,15 +181,14 @@ def test_a_late_answer_without_a_pool(rewards):
 
 
 def test_a_pool_answers_like_this_process(rewards):
-    here = rewards({"name": "classifier"}, {"name": "by_label"})
-    there = rewards({"name": "classifier", "pool": 1}, {"name": "by_label", "pool": 1}, {"name": "process", "pool": 2})
+    here = rewards({"name": "by_label"})
+    there = rewards({"name": "by_label", "pool": 1}, {"name": "process", "pool": 2})
     media, labels = torch.randn(16, 2), torch.arange(16) % 8
     one = here(media, [""] * 16, labels=labels, unused=object())
     first = there.submit(media, [""] * 16, {"labels": labels, "unused": object()})
     second = there.submit(media.bfloat16(), [""] * 16, {"labels": labels})
     two, three = there.collect(first), there.collect(second)
-    for name in ("classifier", "by_label"):
-        assert torch.equal(one.each[name], two.each[name])
+    assert torch.equal(one.each["by_label"], two.each["by_label"])
     assert there.overlaps and not here.overlaps
     assert not three.causes
     processes = {int(scores.each["process"][0]) for scores in (two, three)}
