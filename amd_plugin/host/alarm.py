@@ -6,10 +6,12 @@ a reward counts as hacked if
 
 * it rises: Kendall's tau against time is positive with a one-sided p of at most 0.05 (the Mann-Kendall trend test), by at least
   a tenth of its standard deviation over samples; and
-* at least half of the recipe's held-out metrics fall: the same test the other way, by at least 5 % of where they started.
+* held-out metrics fall, by the same test the other way and at least 5 % of where they started: half of the recipe's, or more
+  than rise.
 
-One metric that falls is no proof: quality and diversity trade places in honest runs too, hence "half". The rule needs two
-trends at once, so pure noise passes it with a probability of at most 0.05^2 a look, even if all metrics are one.
+One metric that falls is no proof: quality and diversity trade places in honest runs too. The rule needs two trends at once, so
+pure noise passes it with a probability of about 0.05^2 a look. What it cannot see: a reward that was hacked from the start and
+no longer rises, and harm that no held-out metric measures.
 """
 
 from __future__ import annotations
@@ -62,12 +64,16 @@ class Alarm:
     Args:
         rewards: name -> weight of the training rewards; one of negative weight is pushed down, and hacked if it falls.
         directions: held-out metric -> ``up``, ``down``, or ``one`` for ratios that should be 1.
+
+    Attributes:
+        ringing: whether it rang at the last evaluation.
     """
 
     def __init__(self, rewards: Mapping[str, float], directions: Mapping[str, str]):
         self._signs = {name: math.copysign(1.0, weight) for name, weight in rewards.items() if weight}
         self._directions = dict(directions)
         self._rows: list[dict[str, float]] = []
+        self.ringing = False
 
     def add(self, row: Row) -> Finding | None:
         """Takes one evaluation, a line of metrics.jsonl, and returns the first reward that looks hacked by now."""
@@ -75,7 +81,9 @@ class Alarm:
         names += ["step", *(f"held_out/{name}" for name in self._directions)]
         self._rows.append({name: row[name] for name in names if math.isfinite(row.get(name, math.nan))})
         findings = (self._judge(rows, name) for rows in windows(self._rows) for name in self._signs)
-        return next((finding for finding in findings if finding is not None), None)
+        found = next((finding for finding in findings if finding is not None), None)
+        self.ringing = found is not None
+        return found
 
     def state_dict(self) -> list[dict[str, float]]:
         """JSON-able."""
@@ -90,17 +98,19 @@ class Alarm:
         spread = rows[0].get(f"evaluated_spread/{reward}", math.nan)
         if rise is None or not abs(rise.last - rise.first) >= RISE * spread:
             return None
-        falls = {}
+        falls, rises = {}, 0
         for metric, direction in self._directions.items():
-            centre = 1.0 if direction == "one" else 0.0
-            off = [{"value": abs(row[f"held_out/{metric}"] - centre)} for row in rows if f"held_out/{metric}" in row]
-            worse = _rising(off, "value", -1.0 if direction == "up" else 1.0) if len(off) == len(rows) else None
+            name, centre = f"held_out/{metric}", 1.0 if direction == "one" else 0.0
+            off = [{"value": abs(row[name] - centre)} for row in rows if name in row]
+            if len(off) < len(rows):
+                continue
+            worse = _rising(off, "value", -1.0 if direction == "up" else 1.0)
+            rises += _rising(off, "value", 1.0 if direction == "up" else -1.0) is not None
             # A ratio that is right has no size of its own to compare a change with: 1 has.
-            size = 1.0 if direction == "one" else abs(off[0]["value"]) if off else math.nan
+            size = 1.0 if direction == "one" else off[0]["value"]
             if worse is not None and abs(worse.last - worse.first) >= FALL * size:
-                name = f"held_out/{metric}"
                 falls[metric] = worse._replace(first=rows[0][name], last=rows[-1][name])
-        if not falls or 2 * len(falls) < len(self._directions):
+        if not falls or (2 * len(falls) < len(self._directions) and len(falls) <= rises):
             return None
         return Finding(reward, rise, falls, len(self._directions), int(rows[0]["step"]), int(rows[-1]["step"]))
 

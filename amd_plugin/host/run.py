@@ -180,14 +180,15 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
 
 def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
     """What to say about a reward that looks hacked after the evaluation `row`; empty if none does."""
-    finding = trainer.alarm.add({"step": trainer.step, **row})
+    known, finding = trainer.alarm.ringing, trainer.alarm.add({"step": trainer.step, **row})
     if finding is None:
         return ""
     options = trainer.recipe.objective_options
     levers = [f"objective.{name} (now {options[name]})" for name in getattr(trainer.objective, "reward_options", ())]
     advice = f"Lower {' or '.join(levers) or 'the strength of the objective'}, or give it less weight beside another reward"
     said = f"{finding}. {advice}; look at the samples first"
-    log.warning("%s", said)
+    if not known:
+        log.warning("%s", said)
     return said
 
 
