@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 
 import pytest
 from hypothesis import given
@@ -98,50 +97,40 @@ def test_windows_end_now_and_double(length):
     assert [len(window) for window in found] == ([length] if 4 <= length < 8 else [n for n in (8, 16, 32, 64) if n <= length])
 
 
-HACKED = (
-    "rewards=[{name: hackable}]", "train.max_steps=24", "train.batch_size=64", "train.group_size=8", "train.evaluate_every=4",
-    "train.student_lr=2e-2", "train.fake_lr=2e-2", "objective.sharpening=4", "model.width=16", "train.warmup_steps=0",
+SHORT = (
+    "model.teacher.steps=600", "model.width=32", "train.max_steps=96", "train.batch_size=96", "train.group_size=8",
+    "train.evaluate_every=12", "train.student_lr=2e-3", "train.fake_lr=4e-3", "train.ema=0.9", "evaluate.samples=800",
 )  # fmt: skip
 
 
-@pytest.fixture
-def restless(monkeypatch):
-    """Held-out metrics that fall as the reward rises: what a run this short cannot be trusted to do by itself."""
-    from amd_plugin.host.scoring import Scoring
-    from amd_plugin.tasks.modes2d import Modes2D
-
-    seen, judge = [0], Modes2D.evaluate
-
-    def evaluate(task, samples, labels):
-        seen[0] += 1
-        return {**judge(task, samples, labels), "precision": 1 / seen[0], "tv": float(seen[0])}
-
-    monkeypatch.setattr(Modes2D, "evaluate", evaluate)
-    monkeypatch.setattr(
-        Scoring,
-        "evaluate",
-        lambda self, media, labels: {"evaluated_reward/hackable": seen[0], "evaluated_spread/hackable": 1.0},
-    )
-    return seen
+def rang(folder):
+    return [line["step"] for line in map(json.loads, (folder / "metrics.jsonl").open()) if line.get("hacking_alarm")]
 
 
-def test_a_run_warns_once_says_what_to_change_and_the_report_shows_it(tiny, plugins, tmp_path, restless, caplog):
-    run.train(tiny(*HACKED), plugins, tmp_path / "run")
-    said = [record.message for record in caplog.records if "may be hacked" in record.message]
-    assert len(said) == 1
-    assert "Lower objective.sharpening (now 4.0) or objective.strength (now 0.5)" in said[0]
-    rang = [line["step"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if line.get("hacking_alarm")]
-    assert rang == [16, 20, 24]
-    html = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
-    assert "amd, seed 0: from step 16, at 3 evaluations" in html
+def test_an_honest_run_is_left_alone(tiny, plugins, tmp_path, caplog):
+    run.train(tiny(*SHORT), plugins, tmp_path / "run")
+    assert rang(tmp_path / "run") == [] and "hacked" not in caplog.text
 
 
-def test_a_run_may_stop_then_and_goes_on_from_there(tiny, plugins, tmp_path, restless):
-    stopping = tiny(*HACKED, "train.stop_on_hacking=true")
-    with pytest.raises(RunError, match=r"reward 'hackable' may be hacked(.|\n)*set train.stop_on_hacking to false(.|\n)*saved"):
-        run.train(stopping, plugins, tmp_path / "run")
-    assert [path.name for path in checkpoint.available(tmp_path / "run" / "checkpoints")] == ["step-000016"]
-    # The memory is in the checkpoint: four evaluations were before it, so the next one rings at once.
-    with pytest.raises(RunError, match=re.escape("from step 4 to 20")):
-        run.train(stopping, plugins, tmp_path / "elsewhere", resume=str(tmp_path / "run" / "checkpoints" / "step-000016"))
-    assert run.train(tiny(*HACKED), plugins, tmp_path / "run", resume="auto")
+def test_a_hacked_run_stops_if_it_may_and_goes_on_if_it_must(tiny, plugins, tmp_path, caplog):
+    hackable = (*SHORT, "rewards=[{name: hackable}]")
+    folder, stopping = tmp_path / "run", tiny(*hackable, "train.stop_on_hacking=true")
+    with pytest.raises(
+        RunError, match=r"'hackable' may be hacked(.|\n)*set train.stop_on_hacking to false(.|\n)*saved"
+    ) as stop:
+        run.train(stopping, plugins, folder)
+    assert "Lower objective.sharpening (now 1.0) or objective.strength (now 0.5)" in str(stop.value)
+    (first,) = rang(folder)
+    (saved,) = checkpoint.available(folder / "checkpoints")
+    assert saved.name == f"step-{first:06d}"
+    # The memory is in the checkpoint: the next evaluation rings at once, though four are needed.
+    with pytest.raises(RunError, match="may be hacked: from step 12"):
+        run.train(stopping, plugins, tmp_path / "elsewhere", resume=str(saved))
+    assert rang(tmp_path / "elsewhere") == [first + 12]
+
+    caplog.clear()
+    run.train(tiny(*hackable), plugins, folder, resume="auto")
+    assert rang(folder)[:2] == [first, first + 12]
+    assert len([record for record in caplog.records if "may be hacked" in record.message]) == 1
+    html = write_report([folder], tmp_path / "report.html").read_text()
+    assert f"amd, seed 0: from step {first}, at {len(rang(folder))} evaluations" in html
