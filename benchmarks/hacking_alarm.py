@@ -2,8 +2,8 @@
 
     python benchmarks/hacking_alarm.py --seeds 3
 
-Runs the shipped recipes as they are (every seed trains its own teacher) through `amd-plugin compare`'s machinery, so that finished runs
-are kept and not run again, then reads each run's metrics.jsonl. About 20 minutes on two cores.
+Runs the shipped recipes as they are (every seed trains its own teacher) through `amd-plugin compare`'s machinery, so that
+finished runs are kept and not run again, then reads each run's metrics.jsonl. About 20 minutes on two cores.
 """
 
 import argparse

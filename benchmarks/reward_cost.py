@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/reward_cost.py
 
-A cycle is one student update with its fake-score updates. All variants of a recipe take turns within one run, on one machine; numbers
-are medians over cycles, and ratios to plain DMD's cycle, which decodes and scores nothing. "waits" is the share of a cycle that the
-training process spends in decoding, in scoring, and in waiting for scores. The tasks' own reward takes no time worth hiding, so there is
-one beside it that sleeps, as a model on another device or a server would have this process do.
+A cycle is one student update with its fake-score updates. All variants of a recipe take turns within one run, on one machine;
+numbers are medians over cycles, and ratios to plain DMD's cycle, which decodes and scores nothing. "waits" is the share of a
+cycle that the training process spends in decoding, in scoring, and in waiting for scores. The tasks' own reward takes no time
+worth hiding, so there is one beside it that sleeps, as a model on another device or a server would have this process do.
 """
 
 import argparse
@@ -48,7 +48,8 @@ class Timed:
     """A trainer whose decoding and scoring is clocked."""
 
     def __init__(self, name, objective, rewards, plugins):
-        overrides = ["train.trackers=[]", *([f"rewards={rewards}"] if rewards else [])]
+        # A teacher costs as much time trained as untrained.
+        overrides = ["train.trackers=[]", "model.teacher.steps=20", *([f"rewards={rewards}"] if rewards else [])]
         self.trainer = Trainer(recipe.load(name, plugins, overrides, objective), plugins, Accelerator(cpu=True))
         self.cycles, self.waits, self._spent = [], [], 0.0
         if self.trainer.scoring is not None:

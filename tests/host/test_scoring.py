@@ -2,6 +2,11 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.decode_once import decoded_once
 from amd_plugin.host.trainer import Trainer
+from tests.conftest import TINY
 from tests.host.test_laws_of_training import weights
 from tests.rewards import sample_rewards
 
@@ -120,9 +126,7 @@ def test_only_slices_of_the_samples_are_looked_up():
     assert torch.equal(task.decode(samples), 2 * samples)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "overrides"), [("modes2d", 2, ("rewards=[{name: by_label}]",)), ("digits", 1, ("train.accumulation=2",))]
-)
+@pytest.mark.parametrize(("name", "size", "overrides"), [("modes2d", 2, ("rewards=[{name: by_label}]",)), ("digits", 1, ())])
 def test_a_pool_changes_no_bit_of_a_run(tiny, with_rewards, name, size, overrides):
     here, there = (
         trained(tiny("model.width=16", *overrides, f"rewards.0.pool={pool}", name=name), with_rewards) for pool in (0, size)
@@ -235,3 +239,26 @@ def test_what_a_recipe_cannot_say(tiny, override, said):
 def test_every_new_key_is_described():
     for name, field in RewardConfig.model_fields.items():
         assert field.description, name
+
+
+def test_ctrl_c_ends_a_run_and_its_workers_with_a_checkpoint(tmp_path):
+    """Sent to the whole group, as a terminal does."""
+    options = (*TINY, "train.max_steps=100000", "train.checkpoint_every=0", "rewards=[{name: random, pool: 1}]")
+    command = [sys.executable, "-m", "amd_plugin.cli", "train", "modes2d", "--output", "run", *(f"--set={o}" for o in options)]
+    log, metrics = tmp_path / "log.txt", tmp_path / "run" / "metrics.jsonl"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=file, stdout=file)
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    assert "with --resume auto to go on" in log.read_text() and "Traceback" not in log.read_text()
+    assert checkpoint.available(tmp_path / "run" / "checkpoints")
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a worker outlived the run by ten seconds")
