@@ -94,6 +94,8 @@ def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, op
             source.problem(("objective", option), what)
     if objective.needs_reward and not config.rewards:
         source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
+    elif objective.needs_reward and not any(reward.weight for reward in config.rewards):
+        source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
     if train.group_size < objective.min_group_size:
         what = f"objective '{name}' compares samples of the same prompt and needs at least {objective.min_group_size}"
         source.problem(("train", "group_size"), f"{what}, got {train.group_size}")

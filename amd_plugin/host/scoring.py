@@ -124,6 +124,8 @@ class Scoring:
             scores = self.rewards(part, self._task.prompts(asked), **self._task.columns(asked))
             for name, values in scores.each.items():
                 found.setdefault(name, []).append(values[torch.isfinite(values)])
+            for name, cause in scores.causes.items():
+                self._warn(name, cause, "on samples of an evaluation, which are left out")
         row = {}
         for name, parts in found.items():
             if len(values := torch.cat(parts)) > 1:
@@ -189,11 +191,15 @@ class Scoring:
             cause = causes.get(name, "")
             if not cause and failed and not broke and self._accelerator.is_main_process:
                 cause = NOT_FINITE
-            kind = (name, cause.partition(":")[0])
-            if cause and kind not in self._told:
-                self._told.add(kind)
-                what = f"{failed:.0%} of a batch's samples, which get advantage 0"
-                log.warning("reward '%s': %s: on %s; said once, counted as reward_failed/%s", name, cause, what, name)
+            if cause:
+                what = f"on {failed:.0%} of a batch's samples, which get advantage 0; counted as reward_failed/{name}"
+                self._warn(name, cause, what)
+
+    def _warn(self, name: str, cause: str, what: str) -> None:
+        kind = (name, cause.partition(":")[0])
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("reward '%s': %s: %s; said once", name, cause, what)
 
 
 def _shrunk_size(pixels: tuple[int, int] | None, size: Size | None, latents: tuple[int, ...]) -> tuple[int, int] | None:

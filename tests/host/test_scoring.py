@@ -147,8 +147,8 @@ def test_samples_without_a_number_are_counted_and_told_once(tiny, with_rewards, 
     assert last["reward_failed/failing"] == last["objective/failed_rewards"] == 0.25
     assert torch.isfinite(torch.tensor(last["reward/failing"]))
     assert [record.message for record in caplog.records if "failing" in record.message] == [
-        "reward 'failing': NaN, infinite or None: on 25% of a batch's samples, which get advantage 0; said once, counted as "
-        "reward_failed/failing"
+        "reward 'failing': NaN, infinite or None: on 25% of a batch's samples, which get advantage 0; counted as "
+        "reward_failed/failing; said once"
     ]
 
 
@@ -224,6 +224,7 @@ def test_rewards_may_see_fewer_pixels(piped, plugins):
         ("rewards.0.device=gpu", "rewards.0.device: string should match pattern"),
         ("rewards.0.timeuot=3", "rewards.0.timeuot: unknown key. Did you mean 'timeout'?"),
         ("rewards.0.on_error=ignore", "rewards.0.on_error: input should be 'raise' or 'neutral'"),
+        ("rewards.0.weight=0", "rewards.0.weight: objective 'amd' needs a reward that counts"),
         ("train.aggregation=mean", "train.aggregation: input should be 'sum_then_normalize' or 'normalize_then_sum'"),
         ("train.max_failed_rewards=0", "train.max_failed_rewards: input should be greater than 0"),
         ("train.stop_on_hacking=true", "train.stop_on_hacking: needs at least four held-out evaluations"),
