@@ -126,7 +126,7 @@ class Scoring:
                 found.setdefault(name, []).append(values[torch.isfinite(values)])
             for name, cause in scores.causes.items():
                 self._warn(name, cause, "on samples of an evaluation, which are left out")
-        row = {}
+        row: dict[str, float] = {}
         for name, parts in found.items():
             if len(values := torch.cat(parts)) > 1:
                 row |= {f"evaluated_reward/{name}": values.mean().item(), f"evaluated_spread/{name}": values.std().item()}

@@ -253,7 +253,8 @@ class Trainer:
             return self._ahead.pop((turn, update))
         batch = self._batch(turn, update)
         rollouts = [self._rollout(batch, rows, grad) for rows in self._micro_batches()]
-        return Start(batch, rollouts, self.scoring and self.scoring.submit(batch, self._rows(), rollouts))
+        pending = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
+        return Start(batch, rollouts, pending)
 
     def _advantage(self, batch: Batch, pending: Pending | None) -> Tensor | None:
         """Advantages [B] of the joined batch; None where the objective listens to no reward."""

@@ -38,7 +38,7 @@ class Pending(NamedTuple):
     """A batch handed to the rewards: answers that are there, and calls that workers have."""
 
     answers: dict[str, Answer | Call]
-    count: int
+    size: int
     device: torch.device
 
 
@@ -119,11 +119,11 @@ class RewardSet:
                     answer = str(error)
             if isinstance(answer, str):
                 causes[name] = answer
-            failed = torch.full((pending.count,), torch.nan, device=pending.device)
+            failed = torch.full((pending.size,), torch.nan, device=pending.device)
             each[name] = answer.to(pending.device) if isinstance(answer, Tensor) else failed
         weights = torch.tensor([*self.weights.values()], device=pending.device)
-        columns = torch.stack([*each.values()], 1) if each else torch.zeros(pending.count, 0, device=pending.device)
-        total, _ = aggregate(columns, torch.zeros(pending.count, device=pending.device), weights)
+        columns = torch.stack([*each.values()], 1) if each else torch.zeros(pending.size, 0, device=pending.device)
+        total, _ = aggregate(columns, torch.zeros(pending.size, device=pending.device), weights)
         fatal = [f"reward '{name}': {cause}" for name, cause in causes.items() if self.configs[name].on_error == "raise"]
         return Scores(total, each, fatal[0] if fatal else "", causes)
 

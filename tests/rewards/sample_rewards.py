@@ -49,7 +49,7 @@ def deadly(only: int):
 
 
 class Network(torch.nn.Module):
-    """Where its weights are when it is called, as 0 (here) or 1."""
+    """A torch module as it is."""
 
     def __init__(self):
         super().__init__()
