@@ -30,7 +30,7 @@ SENSOR = {
     "objective/zone_share": "share of samples in the zone",
     "objective/advantage_std": "spread of advantages",
 }
-REWARDS = {"reward/": "training reward {}", "evaluated_reward/": "training reward {}, evaluation samples"}
+REWARDS = {"reward/": "{} (training reward)", "evaluated_reward/": "{}, evaluation samples"}
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
