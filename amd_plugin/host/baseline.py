@@ -24,10 +24,11 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """``classifier``, the tasks' own; ``clip``, which covers PickScore; and ``random``, a control."""
+    """``classifier``, the tasks' own; ``clip``, which covers PickScore; ``random`` and ``hackable``, controls."""
     from amd_plugin.rewards import classifier, clip, controls
 
-    return {"classifier": classifier.ClassifierReward, "clip": clip.ClipReward, "random": controls.RandomReward}
+    known = {"random": controls.RandomReward, "hackable": controls.HackableReward}
+    return {**known, "classifier": classifier.ClassifierReward, "clip": clip.ClipReward}
 
 
 @hookimpl
