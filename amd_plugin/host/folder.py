@@ -24,14 +24,17 @@ from amd_plugin.recipe import Recipe, load
 # What a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
     "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
-    "evaluate": ("samples", "held_out"),
+    "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
     "distributed": ("mixed_precision", "device"),
 }
 
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 # What no metric of a finished run depends on.
-NO_RESULT_DEPENDS_ON = {"train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers")}
+NO_RESULT_DEPENDS_ON = {
+    "train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers"),
+    "evaluate": ("features", "fps"),
+}
 
 
 def open_folder(output: Path, recipe: Recipe) -> None:

@@ -24,6 +24,7 @@ from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, Run
 from amd_plugin.host import checkpoint
 from amd_plugin.host.export import export
 from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
+from amd_plugin.host.held_out import mean_scores
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.run_log import RunLog
@@ -147,6 +148,7 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
         labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
         samples = trainer.sample(labels, "evaluation")
         result[0] = trainer.task.evaluate(samples, labels)
+        result[0] |= mean_scores(trainer.held_out, trainer.task, samples, labels, trainer.recipe.config.evaluate.batch_size)
         run_log.record(trainer.step, {f"held_out/{name}": value for name, value in result[0].items()})
         title = f"{trainer.recipe.config.objective.name}, step {trainer.step}"
         save_samples(output / "samples" / f"step-{trainer.step:06d}", trainer.task, title, samples, labels)

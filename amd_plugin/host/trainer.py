@@ -42,6 +42,7 @@ class Trainer:
     Attributes:
         step: student updates done.
         student, fake_score, teacher: the roles; `ema` averages the student.
+        held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         ladder: rungs of the few-step scheduler that is trained for and exported.
@@ -62,6 +63,9 @@ class Trainer:
         self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families())
         self.backbone.use_on(self.task, accelerator.device)
         self.rewards = RewardSet(config.rewards, plugins, self.task) if self.objective.needs_reward else None
+        # What judges is needed by the process that evaluates, and by no other.
+        judges = config.evaluate.rewards if accelerator.is_main_process else []
+        self.held_out = RewardSet(judges, plugins, self.task)
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         self._samplers = [*reversed(samplers)]  # pluggy answers in reverse order of registration
 

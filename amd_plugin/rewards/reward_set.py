@@ -58,6 +58,10 @@ class RewardSet:
             name = config.name if config.name not in self._rewards else f"{config.name}_{len(self._rewards)}"
             self._rewards[name] = (config, reward, columns)
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._rewards)
+
     @torch.no_grad()
     def __call__(self, media: Tensor, prompts: Sequence[str], **columns: Any) -> Scores:
         """Scores `media` [B, ...] made for `prompts`; `columns` go to the rewards that name them."""
