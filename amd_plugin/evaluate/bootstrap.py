@@ -46,12 +46,12 @@ def mean_interval(values: Tensor, groups: Tensor | None = None, *, seed: int, ke
     if count < 2:
         return Interval(value, torch.nan, torch.nan)
     draws = generator(seed, "bootstrap", key)
-    means = torch.empty(RESAMPLES, dtype=torch.float64)
-    for index in range(RESAMPLES):  # one at a time: all at once would take RESAMPLES x N of memory
-        drawn = torch.randint(count, (count,), generator=draws)
-        means[index] = sums[drawn].sum() / sizes[drawn].sum()
+    means, size = [], max(1, 1_000_000 // count)  # resamples at a time: all at once would take RESAMPLES x N of memory
+    for start in range(0, RESAMPLES, size):
+        drawn = torch.randint(count, (min(size, RESAMPLES - start), count), generator=draws)
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = means.quantile(tail).tolist()
+    low, high = torch.cat(means).quantile(tail).tolist()
     return Interval(value, low, high)
 
 

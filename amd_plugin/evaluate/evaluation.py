@@ -170,6 +170,8 @@ def _open(folder: Path, student: Student, weights: str, *, asked: bool) -> Path:
         shutil.rmtree(folder / "latents", ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Results of an earlier evaluation are not those of this one, should it be interrupted.
+        (folder / "evaluation.json").unlink(missing_ok=True)
         write_json(folder / "drawn.json", drawn)
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be written: {error}") from error

@@ -33,7 +33,10 @@ def files(tmp_path):
     (folder / "hpd").mkdir(parents=True)
     (folder / "evaluation_metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in GENEVAL))
     (folder / "VBench_full_info.json").write_text(json.dumps(VBENCH))
-    for style, prompts in {"anime": ["a red fox", "a blue fox"], "photo": ["a tall house", "a red house", "a blue boat"]}.items():
+    for style, prompts in {
+        "anime": ["a red fox", "a blue fox"],
+        "photo": ["a tall house", "a red house", "a blue boat"],
+    }.items():
         (folder / "hpd" / f"{style}.json").write_text(json.dumps(prompts))
     return folder
 
