@@ -113,7 +113,8 @@ def _suite(student: Student, samples: int | None, prompts: Path | None, form: Fo
             check_mp4()
     if suite.size <= summary.K:
         what = f"nearest neighbours and covariances need at least {summary.K + 1} samples, got {suite.size}"
-        raise InputError(f"--samples {samples or config.evaluate.samples}: {what}. Ask for more")
+        where = f"--prompts {prompts}" if prompts and samples is None else f"--samples {samples or config.evaluate.samples}"
+        raise InputError(f"{where}: {what}. Ask for more")
     return suite
 
 
