@@ -89,6 +89,23 @@ def test_pictures_for_geneval_and_hpsv2(piped, plugins, tmp_path, files, clip):
     assert not (tmp_path / "v").exists()
 
 
+def test_plain_prompts_are_compared_with_the_teacher(piped, plugins, tmp_path, files, clip):
+    run.train(piped("sdxl", f"evaluate.features={{path: {clip}}}"), plugins, tmp_path / "run")
+    (files / "plain.txt").write_text("a red fox\na blue boat\n")
+    evaluate(tmp_path / "run", plugins, prompts=files / "plain.txt")
+    content = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert content["suite"] == "plain" and content["reference"] == "4 samples of the teacher" and content["prompts"] == 2
+    assert listed(tmp_path / "run" / "evaluation" / "samples") == [
+        "00000-00.png",
+        "00000-01.png",
+        "00001-00.png",
+        "00001-01.png",
+    ]
+    (files / "one.json").write_text(json.dumps(["a red fox"]))
+    with pytest.raises(InputError, match=r"one.json: nearest neighbours and covariances need at least 4 samples, got 1"):
+        evaluate(tmp_path / "run", plugins, prompts=files / "one.json")
+
+
 def test_videos_for_vbench(piped, plugins, tmp_path, files, clip, monkeypatch):
     import imageio_ffmpeg
 
