@@ -80,6 +80,11 @@ class RewardConfig(Choice):
         return {**self.options, **own}
 
     @property
+    def here(self) -> Self:
+        """The same without worker processes: an evaluation asks once, and waits."""
+        return self.model_copy(update={"pool": 0})
+
+    @property
     def host_keys(self) -> set[str]:
         """Keys that are the host's, unless the reward takes an option of that name."""
         return {"timeout", "device", "offload", "pool"}
@@ -201,12 +206,24 @@ class TrainConfig(Strict):
     trackers: list[str] = Field(["tensorboard"], description="names for accelerate's log_with; [] for none")
 
 
+class FeaturesConfig(Strict):
+    """The vision model whose features samples are compared in, for tasks that bring no judge of their own."""
+
+    path: str = Field(description="folder or hub id of a transformers vision model: CLIP, DINOv2, ...")
+    revision: str | None = Field(None, description="on the hub; a commit hash pins it")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of its weights")
+    batch_size: int = Field(32, ge=1, description="images or frames at a time")
+
+
 class EvaluateConfig(Strict):
-    """Held-out evaluation: nothing here was trained on."""
+    """Held-out evaluation: nothing here was trained on. Needs a metric or a reward."""
 
     samples: int = Field(2000, ge=10, description="student samples, balanced over the classes")
     batch_size: int | None = Field(None, ge=1, description="samples drawn at a time; by default all at once")
-    held_out: list[str] = Field(min_length=1, description="metrics of the task that judge the run")
+    held_out: list[str] = Field([], description="metrics of the task that judge the run")
+    rewards: list[RewardConfig] = Field([], description="rewards that judge the run and are not trained on")
+    features: FeaturesConfig | None = Field(None, description="what `amd-plugin evaluate` compares samples in")
+    fps: int = Field(16, ge=1, description="frames per second of videos that are written")
 
 
 class DistributedConfig(Strict):

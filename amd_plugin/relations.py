@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from amd_plugin.config import RecipeConfig
+from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import backbone, check_network
 from amd_plugin.plugins import PluginManager
@@ -20,6 +21,7 @@ def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[
     """
     _check_sizes(config, source)
     _check_model(config, source)
+    _check_held_out(config, source)
     if source.problems:
         return
     try:
@@ -46,6 +48,29 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
         source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
+
+
+def _check_held_out(config: RecipeConfig, source: Source) -> None:
+    """A run is judged by something, and not by what it was trained on."""
+    evaluate = config.evaluate
+    if not evaluate.held_out and not evaluate.rewards:
+        known = ", ".join(TASKS[config.data.task].metrics) if config.data.task in TASKS else ""
+        what = f"name at least one metric of the task ({known}), or a reward under evaluate.rewards; got none"
+        source.problem(("evaluate", "held_out"), what)
+    trained = {_identity(reward): index for index, reward in enumerate(config.rewards)}
+    for index, reward in enumerate(evaluate.rewards):
+        place = ("evaluate", "rewards", index)
+        if (same := trained.get(_identity(reward))) is not None:
+            what = f"'{reward.name}' is rewards.{same} with the same options; judging by what was trained on is circular"
+            source.problem(place, f"{what}. Name another reward or another model")
+        if config.data.task in TASKS and reward.name in TASKS[config.data.task].metrics:
+            source.problem(place, f"'{reward.name}' is also the name of a metric of {config.data.task}; two would be one curve")
+
+
+def _identity(reward: RewardConfig) -> str:
+    """What makes two rewards the same measure: all but weight and what happens on failure."""
+    fields = set(type(reward).model_fields) - {"name"}
+    return json.dumps(reward.model_dump(mode="json", exclude=fields), sort_keys=True)
 
 
 def _check_model(config: RecipeConfig, source: Source) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
     runs = {arm: [folder / "arms" / arm / f"seed-{seed}" for seed in seeds] for arm in content["arms"]}
     config = _config(runs[base][0])
     shown = [arm for arm in runs if "@" not in arm][:4]
-    held_out = config.evaluate.held_out
+    held_out = _judges(config, content["teacher"])
     titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
     curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in shown}
     palette = figures.colours(shown)
@@ -91,12 +91,17 @@ def _run(folder: Path) -> dict[str, Any]:
         f"amd-plugin compare {about['recipe']}.",
         "caveat": _caveat(config),
         **_samples(config, {about["objective"]: folder}, config.train.seed),
-        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in config.evaluate.held_out}, palette),
+        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in _judges(config, evaluation)}, palette),
         "sensor": figures.learning_curves(curves, {**_sensed(curves), **losses}, palette),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
         "commands": [about["command"]],
     }  # fmt: skip
+
+
+def _judges(config: RecipeConfig, measured: Iterable[str]) -> list[str]:
+    """The held-out metrics that the recipe names, and the held-out rewards among what was `measured`."""
+    return [*config.evaluate.held_out, *(m for m in measured if m not in TASKS[config.data.task].metrics)]
 
 
 def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int) -> dict[str, Any]:

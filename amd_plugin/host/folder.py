@@ -28,7 +28,7 @@ MAY_CHANGE = {
         "max_failed_rewards", "failed_rewards_window", "stop_on_hacking",
     ),
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
-    "evaluate": ("samples", "held_out"),
+    "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
     "distributed": ("mixed_precision", "device"),
 }  # fmt: skip
 
@@ -38,6 +38,7 @@ PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "acceler
 NO_RESULT_DEPENDS_ON = {
     "train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "stop_on_hacking"),
     "rewards": ("offload", "pool"),
+    "evaluate": ("features", "fps"),
 }
 
 

@@ -25,6 +25,7 @@ from amd_plugin.host import checkpoint
 from amd_plugin.host.decode_once import decoded_once
 from amd_plugin.host.export import export
 from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
+from amd_plugin.host.held_out import mean_scores
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.run_log import RunLog
@@ -163,6 +164,7 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
         samples = trainer.sample(labels, "evaluation")
         with decoded_once(task, samples, config.evaluate.batch_size) as media:
             result[0] = task.evaluate(samples, labels)
+            result[0] |= mean_scores(trainer.held_out, task, samples, labels, config.evaluate.batch_size)
             row = {f"held_out/{name}": value for name, value in result[0].items()}
             if trainer.scoring is not None:
                 row |= trainer.scoring.evaluate(media, labels)

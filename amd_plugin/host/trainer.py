@@ -52,6 +52,7 @@ class Trainer:
     Attributes:
         step: student updates done.
         student, fake_score, teacher: the roles; `ema` averages the student.
+        held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         ladder: rungs of the few-step scheduler that is trained for and exported.
@@ -77,8 +78,11 @@ class Trainer:
         if self.objective.needs_reward:
             latents = self.backbone.sample_shape[-2:]
             self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
-        held_out = {name: self.task.metrics.get(name, "up") for name in config.evaluate.held_out}
-        self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, held_out)
+        # What judges is needed by the process that evaluates, and by no other.
+        judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
+        self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
+        directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
+        self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
         self._ahead: dict[tuple[str, int], Start] = {}
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         self._samplers = [*reversed(samplers)]  # pluggy answers in reverse order of registration

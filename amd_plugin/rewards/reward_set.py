@@ -90,6 +90,10 @@ class RewardSet:
         """By name."""
         return {name: config.weight for name, config in self.configs.items()}
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.configs)
+
     def __call__(self, media: Tensor, prompts: Sequence[str], **columns: Any) -> Scores:
         """Scores `media` [B, ...] made for `prompts`; `columns` go to the rewards that name them."""
         return self.collect(self.submit(media, prompts, columns))

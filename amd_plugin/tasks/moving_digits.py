@@ -15,6 +15,7 @@ from amd_plugin import metrics as measure
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 from amd_plugin.tasks.digits import Digits
+from amd_plugin.tasks.judge import Judge
 
 EDGE, FRAMES, DIGIT, SPEED = 16, 3, 8, 4
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
@@ -91,6 +92,15 @@ class MovingDigits:
             return torch.cat((_noisy(_to_unit(videos), draws), _junk(_to_unit(junk), draws))), torch.cat((labels, none))
 
         return trained_classifier("classifier-moving-digits", self.made_of, _Reader, batch, steps=600)
+
+    def judge(self) -> Judge:
+        """The network that `evaluate` asks; a video fits if digit and direction are both right."""
+        network = self._judge()
+        return Judge(
+            "64 features of a CNN trained on videos of the held-out half of the digits",
+            lambda media: network[:-1](_to_stack(media)),
+            lambda media, labels: (network(_to_stack(media)).argmax(1) == labels).float(),
+        )  # fmt: skip
 
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Held-out metrics by a network trained on the second half, which sees each video as a stack of frames.

@@ -15,6 +15,7 @@ from PIL import ImageOps
 from pydantic import Field
 from torch import Tensor, nn
 
+from amd_plugin import metrics as measure
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.tasks.prompt_rows import PromptRows, Row
 
@@ -129,20 +130,24 @@ class Prompts:
         """There is none."""
         raise OptionError("name", "the classifier reward belongs to tasks with classes; prompts need a reward that reads them")
 
+    def judge(self) -> None:
+        """There is none: `evaluate.features` names a model to compare samples in."""
+        return None
+
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Over decoded pixels. diversity: mean distance of two samples of a prompt, per pixel. saturation: share of values at
         0 or 1, which grows when a student over-exposes. contrast: mean standard deviation within a sample, which falls when it
         collapses to flat colour.
         """
-        media = torch.cat([self.decode(part).cpu() for part in samples.split(self._per_prompt)]).float().flatten(1)
-        groups = media.unflatten(0, (-1, self._per_prompt))
-        pairs = self._per_prompt * (self._per_prompt - 1)
-        distance = torch.cdist(groups, groups).sum((1, 2)) / pairs / media.shape[1] ** 0.5
-        return {
-            "diversity": distance.mean().item(),
-            "saturation": ((media <= 0) | (media >= 1)).float().mean().item(),
-            "contrast": media.std(1).mean().item(),
-        }
+        diversity, saturation, contrast = [], [], []
+        # A prompt at a time: pixels of all samples together would not fit anywhere.
+        for part in samples.split(self._per_prompt):
+            media = self.decode(part).cpu().float().flatten(1)
+            diversity.append(measure.spread(media) / media.shape[1] ** 0.5)
+            saturation.append(measure.saturation(media).mean().item())
+            contrast.append(measure.contrast(media).mean().item())
+        names = {"diversity": diversity, "saturation": saturation, "contrast": contrast}
+        return {name: sum(values) / len(values) for name, values in names.items()}
 
     def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Up to eight prompts in rows, their samples in columns."""
