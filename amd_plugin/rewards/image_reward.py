@@ -137,13 +137,9 @@ class BlipScore(nn.Module):
         vision, text = self.encoders
         seen = vision(pixel_values=pixels.to(vision.dtype)).last_hidden_state
         everywhere = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
-        read = text(
-            input_ids=tokens,
-            attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=everywhere,
-            is_decoder=False,
-        ).last_hidden_state
+        context = {"encoder_hidden_states": seen, "encoder_attention_mask": everywhere}
+        # A decoder by its weights, but every word sees every other.
+        read = text(input_ids=tokens, attention_mask=mask, **context, is_decoder=False).last_hidden_state
         raw: Tensor = self.head(read[:, 0].float())[:, 0]
         return (raw - SCORE_MEAN) / SCORE_STD
 

@@ -1,8 +1,8 @@
 """What a reward is, and what it may say about itself.
 
-A reward is a callable ``reward(media, prompts, **columns) -> [B]``: higher is better, NaN or None where it has no answer. `media` are
-[B, C, H, W] or [B, C, T, H, W] in [0, 1]; columns of the batch go to rewards that name them. It may have the attributes of `Traits`.
-See `amd_plugin.hookspecs.Reward` for the type and docs/rewards.md for how to write one.
+A reward is a callable ``reward(media, prompts, **columns) -> [B]``: higher is better, NaN or None for "no answer". `media`
+are [B, C, H, W] or [B, C, T, H, W] in [0, 1]; columns of the batch go to rewards that name them. It may have the attributes of
+`Traits`. See `amd_plugin.hookspecs.Reward` for the type and docs/rewards.md for how to write one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Traits(NamedTuple):
 
     Attributes:
         differentiable: whether gradients reach the media when they are enabled.
-        media: ``image`` ([B, C, H, W] only), ``video`` ([B, C, T, H, W] only), ``any``, or ``pil``: a list of PIL images, of lists of
-            them for videos.
+        media: ``image`` ([B, C, H, W] only), ``video`` ([B, C, T, H, W] only), ``any``, or ``pil``: a list of PIL images, of
+            lists of them for videos.
         version: changes whenever the same media get other scores.
     """
 
@@ -39,7 +39,7 @@ def traits(reward: Any) -> Traits:
     Raises:
         InputError: for one that has a value it cannot have.
     """
-    found = Traits(*(getattr(reward, name, default) for name, default in Traits._field_defaults.items()))
+    found = Traits(**{name: getattr(reward, name, default) for name, default in Traits._field_defaults.items()})
     name = type(reward).__name__
     if found.media not in get_args(Media):
         raise InputError(f"reward {name}: media must be one of {', '.join(get_args(Media))}, got {found.media!r}")
@@ -107,7 +107,7 @@ def score_frames(
 
 
 def resize(images: Tensor, edge: int, fit: Literal["crop", "pad"]) -> Tensor:
-    """Images [N, C, H, W] as squares of `edge`, bicubic with antialiasing, as torchvision and PIL do it up to their rounding to bytes.
+    """Images [N, C, H, W] as squares of `edge`, bicubic and antialiased: what PIL does, but for rounding to bytes.
 
     Args:
         fit: ``crop`` the centre of the image whose shorter side is `edge`, or ``pad`` with black the one whose longer side is.

@@ -1,6 +1,6 @@
 """Reward functions as TRL calls them, in both directions: theirs as rewards of ours, ours as functions for TRL's trainers.
 
-TRL calls ``function(prompts=..., completions=..., **columns) -> list[float | None]``, where None means "no answer"; the function may
+TRL calls ``function(prompts=..., completions=..., **columns) -> list[float | None]``, None for "no answer"; the function may
 be a coroutine function. `from_trl` makes a factory for the hook `distill_rewards` of one, `ToTRL` makes one of a reward.
 """
 
@@ -32,8 +32,8 @@ class FromTRL:
         function: gets prompts and completions, and of the batch's columns those it takes.
         completions: what these are: PIL images (lists of them for videos), or tensors [C, H, W] or [C, T, H, W].
 
-    A column called `completions` is handed on in place of the media: functions that judge text, TRL's own among them, judge captions
-    or other text that comes with a batch. Media that are a list already are handed on as they are.
+    A column called `completions` is handed on in place of the media: functions that judge text, TRL's own among them, judge
+    captions or other text that comes with a batch. Media that are a list already are handed on as they are.
     """
 
     differentiable, media, version = Traits()
@@ -98,8 +98,8 @@ class ToTRL:
 
         Args:
             prompts: texts, or TRL's conversations, of which the last message's text is taken.
-            completions: PIL images, tensors [C, H, W] or [C, T, H, W] in [0, 1], lists of PIL images for videos, or conversations whose
-                last message holds images.
+            completions: PIL images, tensors [C, H, W] or [C, T, H, W] in [0, 1], lists of PIL images for videos, or
+                conversations whose last message holds images.
             columns: one value per completion each; numbers become tensors. Those the reward does not take are left out.
         """
         known = {name: v for name, v in columns.items() if self._takes is None or name in self._takes}

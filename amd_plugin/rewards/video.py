@@ -3,9 +3,9 @@
     score = reduce_t r(frame_t) - weight * max(0, 1 - motion / enough),
     motion = mean |low(frame_{t+1}) - low(frame_t)|
 
-A video can please a reward for images by standing still; here it then pays `weight`, in units of that reward. Motion beyond `enough`
-earns nothing, so that shaking earns nothing either, and `low` averages over a grid of at most 16 x 16 fields, so that noise, which
-changes every pixel and moves nothing, hardly counts.
+A video can please a reward for images by standing still; here it then pays `weight`, in units of that reward. Motion beyond
+`enough` earns nothing, so that shaking earns nothing either, and `low` averages over a grid of at most 16 x 16 fields, so that
+noise, which changes every pixel and moves nothing, hardly counts.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def motion(media: Tensor) -> Tensor:
     """[B] mean absolute change per frame of coarse media [B, C, T, H, W]; 0 for one frame, or images [B, C, H, W]."""
     if media.dim() == 4 or media.shape[2] == 1:
         return torch.zeros(len(media), device=media.device)
-    size = [media.shape[2], *(min(FIELDS, side) for side in media.shape[3:])]
-    low = torch.nn.functional.adaptive_avg_pool3d(media.float(), size)
+    frames, height, width = media.shape[2:]
+    low = torch.nn.functional.adaptive_avg_pool3d(media.float(), (frames, min(FIELDS, height), min(FIELDS, width)))
     return low.diff(dim=2).abs().flatten(1).mean(1)
 
 

@@ -1,7 +1,7 @@
 """A vision language model as judge: any server that speaks OpenAI's chat completions, asked once per sample with a rubric.
 
-Answers that are no score within the rubric's range, and requests that fail after all retries, leave their sample without one. The
-images are sent to the server; the key, if one is needed, comes from the environment and goes nowhere else.
+Answers that are no score within the rubric's range, and requests that fail after all retries, leave their sample without one.
+The images are sent to the server; the key, if one is needed, comes from the environment and goes nowhere else.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 KEY = "AMD_PLUGIN_VLM_KEY"
 LONGEST = 1 << 20  # bytes of an answer
 RUBRIC = (
-    "You judge generated pictures. Below are the prompt and the picture made for it, or frames of a video in order. Judge how well it "
-    "shows what the prompt asks for, and how free of visible errors it is."
+    "You judge generated pictures. Below are the prompt and the picture made for it, or frames of a video in order. Judge "
+    "how well it shows what the prompt asks for, and how free of visible errors it is."
 )
 FORMAT = 'Answer with JSON only: {{"score": NUMBER}}, where NUMBER is from 0 (worst) to {best:g} (best).'
 
@@ -110,20 +110,19 @@ class VLMReward:
 
     def _ask(self, session: requests.Session, shown: Any, prompt: str) -> str | _Failure:
         """The text of the answer about one sample."""
-        body = {
+        body: dict[str, Any] = {
             "model": self._model, "temperature": 0, "max_tokens": self._max_tokens,
             "messages": [{"role": "user", "content": self._content(shown, prompt)}],
         }  # fmt: skip
         key = _key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            ends = time.monotonic() + self._timeout
             with session.post(
                 self._url, json=body, headers=headers, timeout=self._timeout, stream=True, allow_redirects=False
             ) as response:
                 if response.status_code != 200:
                     return _Failure(f"HTTP {response.status_code}")
-                text = _read(response, max(ends, time.monotonic() + self._timeout))
+                text = _read(response, time.monotonic() + self._timeout)
         except (requests.RequestException, OSError) as error:
             return _Failure(type(error).__name__)
         try:
@@ -145,7 +144,7 @@ class _Failure(str):
 
 
 def read_score(answer: str, best: float) -> float | None:
-    """The score in [0, 1] of an answer that holds ``"score": NUMBER``, or is a number, of ``NUMBER/best``; None for all others."""
+    """The score in [0, 1] of an answer with ``"score": NUMBER``, or that is NUMBER or NUMBER/best; else None."""
     number = r"(-?\d+(?:\.\d+)?)"
     found = re.findall(rf'"score"\s*:\s*"?{number}"?\s*[,}}]', answer)
     if not found:

@@ -1,9 +1,10 @@
-"""Reading the networks behind rewards: whatever is missing, does not fit or degrades silently is refused, with one line that says so."""
+"""Reading the networks behind rewards: what is missing, does not fit or degrades silently is refused, and it says so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,5 +117,5 @@ def check_words(reward: str, tokenizer: Any, source: str, hint: str) -> None:
 def score_head(width: int) -> nn.Sequential:
     """The linear layers that ImageReward and LAION's aesthetic predictor both end in; their dropout is off in eval mode."""
     sizes = (width, 1024, 128, 64, 16, 1)
-    one, two, three, four, five = (nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+    one, two, three, four, five = (nn.Linear(a, b) for a, b in pairwise(sizes))
     return nn.Sequential(one, nn.Dropout(0.2), two, nn.Dropout(0.2), three, nn.Dropout(0.1), four, five)
