@@ -113,9 +113,9 @@ def test_weights_that_do_not_fit_are_refused(build, options, tmp_path):
         build("image_reward", **changed(lambda s: s.pop(name)))
     with pytest.raises(InputError, match=r"1 of another shape: .* \(48, 3\), needs \(48, 64\)"):
         build("image_reward", **changed(lambda s: s.update({name: torch.zeros(48, 3)})))
-    with pytest.raises(InputError, match="2 unexpected, the first is extra.0"):
+    with pytest.raises(InputError, match=r"2 unexpected, the first is extra\.0"):
         build("image_reward", **changed(lambda s: s.update({"extra.0": torch.zeros(1), "extra.1": torch.zeros(1)})))
-    with pytest.raises(InputError, match="no ImageReward checkpoint: nothing is called blip.visual_encoder"):
+    with pytest.raises(InputError, match=r"no ImageReward checkpoint: nothing is called blip\.visual_encoder"):
         build("image_reward", **changed(lambda s: [s.pop(k) for k in list(s) if "visual" in k]))
     (tmp_path / "med_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"cannot be read as the text encoder's sizes: KeyError: 'vocab_size'"):
@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_are_refused(build, options, tmp_path):
     with pytest.raises(InputError, match="takes embeddings of 768 numbers"):
         torch.save({"layers.0.weight": torch.zeros(1024, 768)}, tmp_path / "head.pth")
         build("aesthetic", path=str(tmp_path / "head.pth"))
-    with pytest.raises(InputError, match="reward hpsv2: .* has none of the files"):
+    with pytest.raises(InputError, match=r"reward hpsv2: .* has none of the files"):
         (tmp_path / "empty").mkdir()
         build("hpsv2", path=str(tmp_path / "empty"))
     with pytest.raises(InputError, match="neither a file, a folder, nor a hub id"):

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from amd_plugin.errors import InputError
 from amd_plugin.rewards.image_reward import ImageReward
 
 REFERENCE = Path(__file__).with_name("image_reward_reference.py")

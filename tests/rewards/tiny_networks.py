@@ -1,6 +1,7 @@
 """Checkpoints of the rewards' networks at tiny sizes, laid out as their publishers did."""
 
 import json
+from itertools import pairwise
 
 import torch
 from safetensors.torch import save_file
@@ -65,7 +66,7 @@ def write_hps(folder, clip):
 def head_state(width, prefix="layers."):
     random, sizes = torch.Generator().manual_seed(1), (width, 1024, 128, 64, 16, 1)
     state = {}
-    for index, (a, b) in zip((0, 2, 4, 6, 7), zip(sizes, sizes[1:], strict=False), strict=True):
+    for index, (a, b) in zip((0, 2, 4, 6, 7), pairwise(sizes), strict=True):
         state[f"{prefix}{index}.weight"] = torch.randn(b, a, generator=random) / a**0.5
         state[f"{prefix}{index}.bias"] = torch.randn(b, generator=random)
     return state
