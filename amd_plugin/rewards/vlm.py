@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import Field
 from requests.adapters import HTTPAdapter
+from torch import Tensor
 from urllib3.util import Retry
 
 from amd_plugin.errors import InputError, RunError
-from amd_plugin.rewards.protocol import Traits
+from amd_plugin.rewards.protocol import Traits, to_pil
 
 log = logging.getLogger(__name__)
 
@@ -86,20 +87,21 @@ class VLMReward:
         self._concurrency = concurrency
         _key()
 
-    def __call__(self, media: Sequence[Any], prompts: Sequence[str]) -> list[float | None]:
-        """A score in [0, 1] per PIL image, or list of them, and its prompt; None where there is none.
+    def __call__(self, media: Sequence[Any] | Tensor, prompts: Sequence[str]) -> list[float | None]:
+        """A score in [0, 1] per PIL image, list of them, or image or video as tensor, and its prompt; None where there is none.
 
         Raises:
             RunError: if not a single request of the batch got an answer.
         """
         if len(media) != len(prompts):
             raise ValueError(f"needs one prompt per sample, got {len(prompts)} for {len(media)} samples")
+        shown = to_pil(media) if isinstance(media, Tensor) else media
         with requests.Session() as session, ThreadPoolExecutor(self._concurrency) as threads:
             session.trust_env = False  # a .netrc would replace the key
             for scheme in ("http://", "https://"):
                 session.mount(scheme, HTTPAdapter(pool_maxsize=self._concurrency, max_retries=self._retry))
-            ask = lambda shown, prompt: self._ask(session, shown, prompt)  # noqa: E731
-            answers = list(threads.map(ask, media, prompts))
+            ask = lambda one, prompt: self._ask(session, one, prompt)  # noqa: E731
+            answers = list(threads.map(ask, shown, prompts))
         failures = [answer for answer in answers if isinstance(answer, _Failure)]
         if failures and len(failures) == len(answers):
             raise RunError(f"{self._url} answered none of {len(answers)} requests; the first: {failures[0]}")

@@ -60,9 +60,8 @@ def test_trls_own_functions():
     assert reward(MEDIA, PROMPTS, completions=messages).tolist() == think_format_reward(messages)
     assert reward(messages, PROMPTS).tolist() == [1.0, 0.0, 1.0]
     repeat = get_repetition_penalty_reward(2, -1.0)
-    texts = [[{"content": "a a a a a a"}], [{"content": "a red apple"}], [{"content": ""}]]
-    assert FromTRL(repeat)(texts, PROMPTS).tolist() == pytest.approx(repeat(texts))
-    ids = [[1] * 4, [1] * 9, [1] * 30]
+    ids = [[1] * 4, [1] * 9, list(range(30))]
+    assert FromTRL(repeat)(MEDIA, PROMPTS, completion_ids=ids).tolist() == pytest.approx(repeat(ids))
     punish = get_soft_overlong_punishment(max_completion_len=12, soft_punish_cache=6)
     assert FromTRL(punish)(MEDIA, PROMPTS, completion_ids=ids).tolist() == pytest.approx(punish(ids))
 
