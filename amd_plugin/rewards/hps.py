@@ -64,7 +64,10 @@ class HPSv2Reward:
         file = checkpoint_file("hpsv2", path, NAMES, revision)
         hint = "Check the name and the network"
         with reading("hpsv2", processor, "the config, tokenizer and image processor of a CLIP model", hint):
-            model = CLIPModel(CLIPConfig.from_pretrained(processor))
+            config = CLIPConfig.from_pretrained(processor)
+            # What the checkpoint was trained with; transformers' default is OpenAI's approximation.
+            config.text_config.hidden_act = config.vision_config.hidden_act = "gelu"
+            model = CLIPModel(config)
             tokenizer = AutoTokenizer.from_pretrained(processor)
             images = CLIPImageProcessor.from_pretrained(processor)
         check_words("hpsv2", tokenizer, processor, HINT)

@@ -1,9 +1,30 @@
 """Networks of rewards on disk, and those rewards by the names recipes know."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.rewards import tiny_networks
+
+# Their own dependencies would pull another torch; of those their networks need only timm and torchvision.
+PACKAGES = ("image-reward==1.5", "open_clip_torch==3.3.0", "timm==0.6.13", "torchvision==0.28.0")
+
+
+@pytest.fixture(scope="session")
+def publishers(tmp_path_factory):
+    """Python of an environment that has the publishers' own packages, with this one's other packages behind them."""
+    folder = tmp_path_factory.mktemp("publishers")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    site = next((folder / "lib").glob("python*/site-packages"))
+    behind = Path(torch.__file__).parents[1]
+    (site / "zz_host.pth").write_text(f"import site; site.addsitedir({str(behind)!r})\n")
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", *PACKAGES]
+    subprocess.run(command, check=True, timeout=200)
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -158,11 +158,13 @@ def test_a_clip_without_all_its_weights_is_refused(build, folder, tmp_path):
 
 
 def test_tokenizers_that_know_no_words_are_refused(build, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it is imported
     with pytest.raises(InputError, match=r"reward image_reward: .*tokenizer"):
         build("image_reward", tokenizer=str(tmp_path))
     with pytest.raises(InputError, match="of here does not tell"):
         check_words("x", BertTokenizer(), "here", "Fetch it again")
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog"]))
+    check_words("x", BertTokenizer(vocab=str(tmp_path / "vocab.txt")), "here", "a small vocabulary is none the worse for it")
 
 
 def test_a_video_that_stands_still_does_not_win(build):

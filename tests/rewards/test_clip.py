@@ -51,7 +51,7 @@ def test_grey_pictures_half_precision_and_a_recipe(folder, plugins):
 
 
 def test_what_it_refuses(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it is imported
     with pytest.raises(InputError, match=r"reward clip: .*/nowhere cannot be read as a CLIP model"):
         ClipReward(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="reward clip: acme/none cannot be read"):

@@ -17,9 +17,9 @@ VISION, TEXT = 64, 48
 def write_clip(folder):
     tokenizer = clip_tokenizer(WORDS[1:])
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": 16, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+            "max_position_embeddings": 16, "hidden_act": "gelu", "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": EDGE,
-              "patch_size": 8}  # fmt: skip
+              "patch_size": 8, "hidden_act": "gelu"}  # fmt: skip
     torch.manual_seed(0)
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
