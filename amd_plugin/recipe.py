@@ -159,7 +159,8 @@ def _reward_options(section: RewardConfig, index: int, plugins: PluginManager, s
     except InputError as error:
         source.problem(("rewards", index, "name"), str(error))
         return None
-    return source.validate(model, section.options, ("rewards", index))
+    options = section.factory_options(model.model_fields)
+    return source.validate(model, options, ("rewards", index), also_known=RewardConfig.model_fields)
 
 
 def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source: Source) -> tuple[BaseModel | None, list[str]]:

@@ -41,6 +41,9 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
         source.problem(("train", "group_size"), f"must divide train.batch_size {train.batch_size}, got {train.group_size}")
     if train.batch_size % train.accumulation:
         source.problem(("train", "accumulation"), f"must divide train.batch_size {train.batch_size}, got {train.accumulation}")
+    if train.stop_on_hacking and (not train.evaluate_every or train.max_steps < 4 * train.evaluate_every):
+        what = "needs at least four held-out evaluations; set train.evaluate_every to a quarter of max_steps or less"
+        source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
 
@@ -52,6 +55,9 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model",), f"needs either path, a pipeline to distil, or network, one made here; got {got}")
     elif model.network is not None and model.teacher is None:
         source.problem(("model", "teacher"), "required for a network that is made here, but not given")
+    if model.reward_pixels is not None and model.path is None:
+        what = "shrinks a pipeline's latents before they are decoded; needs model.path"
+        source.problem(("model", "reward_pixels"), f"{what}, got {list(model.reward_pixels)}")
     if model.roles == "shared_base" and model.student_from is not None:
         what = "a shared base is student and teacher at once; set model.roles to separate"
         source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
@@ -88,6 +94,8 @@ def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, op
             source.problem(("objective", option), what)
     if objective.needs_reward and not config.rewards:
         source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
+    elif objective.needs_reward and not any(reward.weight for reward in config.rewards):
+        source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
     if train.group_size < objective.min_group_size:
         what = f"objective '{name}' compares samples of the same prompt and needs at least {objective.min_group_size}"
         source.problem(("train", "group_size"), f"{what}, got {train.group_size}")

@@ -24,13 +24,14 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """Those of `amd_plugin.rewards`; docs/rewards.md lists them. ``random`` is a control."""
+    """Those of `amd_plugin.rewards`; docs/rewards.md lists them. ``random`` and ``hackable`` are controls."""
     from amd_plugin.rewards import aesthetic, classifier, clip, controls, hps, image_reward, video, vlm
 
     return {
         "aesthetic": aesthetic.AestheticReward,
         "classifier": classifier.ClassifierReward,
         "clip": clip.ClipReward,
+        "hackable": controls.HackableReward,
         "hpsv2": hps.HPSv2Reward,
         "image_reward": image_reward.ImageReward,
         "pickscore": clip.pickscore,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+import transformers
 from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig, RecipeConfig
@@ -63,14 +64,12 @@ class Backbone:
                 module.to(device)
             task.use(self.decode, self.size)
 
-    def embed_prompts(self, task: Task, batches: int, config: RecipeConfig, accelerator: Any) -> None:
-        """Has all prompts of a run of so many batches embedded, each process its share, before training starts."""
+    def embed_prompts(self, task: Task, rows: int, config: RecipeConfig, accelerator: Any) -> None:
+        """Has all prompts of a run that asks for so many rows embedded, each process its share, before training starts."""
         if not isinstance(self.conditions, PromptConditions):
             return
-        groups = config.train.batch_size // config.train.group_size
-        asked = task.asked_for(batches * groups, config.evaluate.samples)
-        share = slice(accelerator.process_index, None, accelerator.num_processes)
-        self.conditions.prepare(asked, accelerator.device, share)
+        asked = task.asked_for(rows, config.evaluate.samples)
+        self.conditions.prepare(asked, accelerator.device, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
 
 
@@ -153,7 +152,7 @@ def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, 
         lambda pipeline, prompts, negative: family.encode_prompts(pipeline, prompts, negative, size),
         config.negative_prompt,
         {"encoders": where.fingerprint(), "dtype": config.dtype, "size": size, "length": config.text_length,
-         "diffusers": diffusers.__version__},
+         "diffusers": diffusers.__version__, "transformers": transformers.__version__},
         config.keep_embeddings,
     )  # fmt: skip
     network = where.network(family, dtype)

@@ -44,8 +44,8 @@ class Task(Protocol):
     frames: int
     made_of: dict[str, Any]
 
-    def training_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
-        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included."""
+    def training_data(self, count: int, generator: Any, position: int = 0) -> tuple[Tensor, Tensor]:
+        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included: drawn, or the `position`-th `count`."""
         ...
 
     def real_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Digits:
         self.noisy_labels = torch.where(wrong, anything, self.labels)
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
         """Images [B, 1, 8, 8] with the labels the teacher is told."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.noisy_labels[index]

@@ -77,7 +77,7 @@ class Modes2D:
         labels = torch.randint(self.num_classes, (count,), generator=generator)
         return self._points(labels, generator), labels
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
         """The same with random labels on a share of them, and outliers for another."""
         points, labels = self.real_data(count, generator)
         wrong = torch.rand(count, generator=generator) < self.label_noise

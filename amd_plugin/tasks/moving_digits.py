@@ -16,12 +16,12 @@ from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 from amd_plugin.tasks.digits import Digits
 
-EDGE, FRAMES, DIGIT, SPEED = 16, 5, 8, 2
+EDGE, FRAMES, DIGIT, SPEED = 16, 3, 8, 4
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
 class MovingDigits:
-    """Videos [1, 5, 16, 16] in [-1, 1] of a digit that crosses the canvas, two pixels per frame; 10 digits x 4 directions.
+    """Videos [1, 3, 16, 16] in [-1, 1] of a digit that crosses the canvas, four pixels per frame; 10 digits x 4 directions.
 
     Args:
         label_noise: share of the teacher's training videos whose prompt names a uniformly random digit.
@@ -40,8 +40,8 @@ class MovingDigits:
         self._decode: Callable[[Tensor], Tensor] = _to_unit
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Videos [B, 1, 5, 16, 16] with the labels the teacher is told."""
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+        """Videos [B, 1, 3, 16, 16] with the labels the teacher is told."""
         videos, labels = self.real_data(count, generator)
         wrong, ways = torch.rand(count, generator=generator) < self._label_noise, len(DIRECTIONS)
         anything = ways * torch.randint(10, (count,), generator=generator) + labels % ways
@@ -77,7 +77,7 @@ class MovingDigits:
         return self.prompts(torch.arange(self.num_classes))
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Videos [B, 1, 5, 16, 16] in [0, 1]."""
+        """Videos [B, 1, 3, 16, 16] in [0, 1]."""
         return self._decode(samples)
 
     def classifier(self) -> nn.Module:
@@ -184,7 +184,7 @@ def _to_unit(pixels: Tensor) -> Tensor:
 
 
 def _to_stack(media: Tensor) -> Tensor:
-    """[B, 5, 16, 16]: frames as channels."""
+    """[B, 3, 16, 16]: frames as channels."""
     return media[:, 0]
 
 
