@@ -24,11 +24,21 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """``classifier``, the tasks' own; ``clip``, which covers PickScore; ``random`` and ``hackable``, controls."""
-    from amd_plugin.rewards import classifier, clip, controls
+    """Those of `amd_plugin.rewards`; docs/rewards.md lists them. ``random`` and ``hackable`` are controls."""
+    from amd_plugin.rewards import aesthetic, classifier, clip, controls, hps, image_reward, video, vlm
 
-    known = {"random": controls.RandomReward, "hackable": controls.HackableReward}
-    return {**known, "classifier": classifier.ClassifierReward, "clip": clip.ClipReward}
+    return {
+        "aesthetic": aesthetic.AestheticReward,
+        "classifier": classifier.ClassifierReward,
+        "clip": clip.ClipReward,
+        "hackable": controls.HackableReward,
+        "hpsv2": hps.HPSv2Reward,
+        "image_reward": image_reward.ImageReward,
+        "pickscore": clip.pickscore,
+        "random": controls.RandomReward,
+        "video": video.VideoReward,
+        "vlm": vlm.VLMReward,
+    }
 
 
 @hookimpl
