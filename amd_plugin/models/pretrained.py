@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
 
+SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -137,8 +138,8 @@ class Pretrained:
         with self._reading("text encoders"):
             pipeline = _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
         for name, part in pipeline.components.items():
-            if isinstance(part, PreTrainedTokenizerBase) and not knows_words(part):
-                what = f"{name} knows no words: files of its vocabulary are missing"
+            if isinstance(part, PreTrainedTokenizerBase) and not tells_words_apart(part):
+                what = f"{name} does not tell words apart: files of its vocabulary are missing"
                 raise InputError(f"{self.key}: {self.path}: {what}. Fetch it again")
         return pipeline
 
@@ -173,9 +174,19 @@ class Pretrained:
             raise InputError(what + hint) from error
 
 
-def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it has more than special tokens: where files are missing, transformers silently makes one that has not."""
-    return len(tokenizer) > len(set(tokenizer.all_special_ids))
+def tells_words_apart(tokenizer: Any) -> bool:
+    """Whether it gives different tokens to different words: where files are missing, transformers makes one without words.
+
+    Two sentences without a common word, or, of a vocabulary too small for them, two of its own words.
+    """
+    special = set(tokenizer.all_special_ids)
+    words = sorted(word for word, index in tokenizer.get_vocab().items() if word.isalpha() and index not in special)
+
+    def apart(one: str, two: str) -> bool:
+        first, second = ([token for token in tokenizer(text).input_ids if token not in special] for text in (one, two))
+        return bool(first and second and first != second)
+
+    return apart(*SENTENCES) or (len(words) > 1 and apart(words[0], words[-1]))
 
 
 def _class(name: str) -> Any:

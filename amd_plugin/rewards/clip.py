@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.pretrained import DTYPES
@@ -68,6 +67,9 @@ def read_clip(reward: str, path: str, processor: str | None, revision: str | Non
     parts, of_parts = processor or path, None if processor else revision
     kind, hint = "a CLIP model with tokenizer and image processor", "Check the name, the network, and `processor`"
     with reading(reward, path, kind, hint):
+        # Only here: every command lists the rewards, few use this one, and without torchvision transformers remarks on it.
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
         model, found = CLIPModel.from_pretrained(
             path, revision=revision, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
         )

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.rewards.clip import HINT, Clip, Count, Dtype
@@ -64,6 +63,8 @@ class HPSv2Reward:
         file = checkpoint_file("hpsv2", path, NAMES, revision)
         hint = "Check the name and the network"
         with reading("hpsv2", processor, "the config, tokenizer and image processor of a CLIP model", hint):
+            from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel  # see `read_clip`
+
             config = CLIPConfig.from_pretrained(processor)
             # What the checkpoint was trained with; transformers' default is OpenAI's approximation.
             config.text_config.hidden_act = config.vision_config.hidden_act = "gelu"

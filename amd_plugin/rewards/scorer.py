@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.plugins import accepted
+from amd_plugin.rewards.protocol import present, traits
 
 
 class Scorer:
@@ -49,7 +50,7 @@ class Scorer:
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
             what = f"device '{config.device}': this machine has {torch.cuda.device_count()} CUDA devices"
             raise InputError(f"{where}: {what}. Set it to auto or cpu")
-        self._media = getattr(self._reward, "media", "any")
+        self._media = traits(self._reward).media
         self._networks = _networks(self._reward)
         self._offload = config.offload and "offload" not in own
         if self._offload and not self._networks:
@@ -70,7 +71,7 @@ class Scorer:
         try:
             # A reward that works in place must not change what the next one sees; it costs a copy only on the same device.
             shown = media.to(self._device, copy=True)
-            values = self._reward(_as_asked(shown, self._media), list(prompts), **known)
+            values = self._reward(present(shown, self._media), list(prompts), **known)
             return as_scores(values, len(media)).to(media.device)
         finally:
             if self._offload:
@@ -101,28 +102,6 @@ def as_scores(values: Any, count: int) -> Tensor:
     if values.is_complex():
         raise TypeError(f"must return real numbers, got {values.dtype}")
     return values.detach().float()
-
-
-def to_pil(media: Tensor) -> list[Any]:
-    """Images [B, 1 or 3, H, W] in [0, 1] as PIL images; videos [B, C, T, H, W] as lists of them."""
-    from diffusers.image_processor import VaeImageProcessor  # takes seconds to import; a worker that needs none starts sooner
-
-    if media.dim() == 5:
-        return [to_pil(frames) for frames in media.transpose(1, 2)]
-    if media.dim() != 4:
-        raise ValueError(f"PIL pictures need media [B, C, H, W] or [B, C, T, H, W], got {tuple(media.shape)}")
-    pictures: list[Any] = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(media.float().clamp(0, 1)))
-    return pictures
-
-
-def _as_asked(media: Tensor, kind: str) -> Any:
-    """Media as a reward with the attribute ``media = kind`` takes them."""
-    if kind == "pil":
-        return to_pil(media)
-    dims = {"image": 4, "video": 5}.get(kind, media.dim())
-    if media.dim() != dims:
-        raise ValueError(f"takes media of kind '{kind}', with {dims} dimensions, got shape {tuple(media.shape)}")
-    return media
 
 
 def _networks(reward: Any, depth: int = 2) -> list[nn.Module]:

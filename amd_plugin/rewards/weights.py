@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError
-from amd_plugin.models.pretrained import quiet
-
-SENTENCES = ("a red apple", "two tall blue houses")
+from amd_plugin.models.pretrained import SENTENCES, quiet, tells_words_apart
 
 
 @contextmanager
@@ -102,20 +100,12 @@ def fill(reward: str, module: nn.Module, state: Mapping[str, Tensor], source: st
 
 
 def check_words(reward: str, tokenizer: Any, source: str, hint: str) -> None:
-    """A tokenizer whose files are incomplete still loads, and takes all words for the same unknown one.
+    """Refuses a tokenizer whose files are incomplete: it still loads, and takes all words for the same unknown one.
 
     Raises:
-        InputError: if it tells neither two sentences without a common word apart, nor two words of its own vocabulary.
+        InputError: if it does not tell words apart.
     """
-    special = set(tokenizer.all_special_ids)
-    words = sorted(word for word, index in tokenizer.get_vocab().items() if word.isalpha() and index not in special)
-
-    def apart(one: str, two: str) -> bool:
-        first, second = ([token for token in tokenizer(text).input_ids if token not in special] for text in (one, two))
-        return bool(first and second and first != second)
-
-    # A small vocabulary may lack the words of the sentences, and is none the worse for it.
-    if not apart(*SENTENCES) and not (len(words) > 1 and apart(words[0], words[-1])):
+    if not tells_words_apart(tokenizer):
         what = f"does not tell '{SENTENCES[0]}' from '{SENTENCES[1]}'; its vocabulary or merges are missing"
         raise InputError(f"reward {reward}: the tokenizer of {source} {what}. {hint}")
 

@@ -15,8 +15,8 @@ import torch
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
+from amd_plugin.rewards.protocol import to_pil
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.rewards.scorer import to_pil
 from amd_plugin.tasks import TASKS
 from tests.rewards import sample_rewards
 
