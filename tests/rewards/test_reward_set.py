@@ -102,10 +102,10 @@ def test_the_media_a_reward_asks_for(rewards):
         reward.media = kind
         return lambda: reward
 
-    kinds = rewards(*({"name": k} for k in ("pil", "image", "video")), **{k: likes(k) for k in ("pil", "image", "video")})
-    images = kinds(torch.rand(2, 3, 4, 6), ["a", "b"])
-    assert images.each["pil"].tolist() == [6, 6] and images.each["image"].tolist() == [4, 4]
-    assert "takes media of kind 'video'" in images.causes["video"]
+    names = {f"likes_{kind}": likes(kind) for kind in ("pil", "image", "video")}
+    images = rewards(*({"name": name} for name in names), **names)(torch.rand(2, 3, 4, 6), ["a", "b"])
+    assert images.each["likes_pil"].tolist() == [6, 6] and images.each["likes_image"].tolist() == [4, 4]
+    assert "takes media of kind 'video'" in images.causes["likes_video"]
     videos = to_pil(torch.rand(2, 1, 5, 4, 6))
     assert len(videos) == 2 and len(videos[0]) == 5 and videos[0][0].mode == "L"
 
