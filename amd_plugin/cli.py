@@ -109,6 +109,38 @@ def compare(
 
 
 @app.command()
+def plan(
+    recipe: RecipeName,
+    gpus: Annotated[int, typer.Option(help="how many")],
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="of each")] = 80.0,
+    tflops: Annotated[float, typer.Option(help="10^12 operations a second of each [default: an H100's]")] = 989.0,
+    bandwidth: Annotated[float, typer.Option(metavar="GB/S", help="into each from the others")] = 450.0,
+    hbm: Annotated[float, typer.Option(metavar="GB/S", help="of each GPU's own memory")] = 3350.0,
+    objective: Annotated[str | None, typer.Option(help="objective to use instead of the recipe's")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable, in bytes, operations and seconds")] = False,
+) -> None:
+    """Say what a recipe needs of every GPU, and what to change if it does not fit; exits with 0 either way."""
+    from amd_plugin import plan as planning
+    from amd_plugin import recipe as recipes
+    from amd_plugin.plan.traffic import Machine
+    from amd_plugin.plugins import get_plugin_manager
+
+    for name, value in (("--gpu-memory", gpu_memory), ("--tflops", tflops), ("--bandwidth", bandwidth), ("--hbm", hbm)):
+        if not 0 < value < 1e9:
+            raise InputError(f"{name}: must be a positive number, got {value:g}")
+    plugins, given = get_plugin_manager(), list(overrides or ())
+    found = planning.plan_with_changes(
+        lambda more: recipes.load(recipe, plugins, [*given, *more], objective),
+        plugins, gpus, int(gpu_memory * 1e9), Machine(tflops, bandwidth, hbm),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        out.print(planning.show(found), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
     output: Annotated[Path | None, typer.Option(help="the HTML file [default: report.html in the first folder]")] = None,
