@@ -200,6 +200,20 @@ def plugins(
         out.print(f"{kind}: {', '.join(sorted(names))}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def doctor() -> None:
+    """Look at versions, devices, plugins, cache and hub, to be pasted into a bug report; exits with 1 if something is wrong."""
+    from amd_plugin.doctor import examine
+    from amd_plugin.plugins import get_plugin_manager
+
+    findings = examine(get_plugin_manager())
+    for finding in findings:
+        mark = "" if finding.ok else "PROBLEM: "
+        out.print(f"{finding.what}: {mark}{finding.found}", highlight=False, markup=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Names and purposes of the shipped recipes."""
@@ -224,20 +238,28 @@ def copy(
     recipe: RecipeName,
     to: Annotated[Path | None, typer.Argument(help="file to write [default: RECIPE.yaml here]")] = None,
 ) -> None:
-    """Copy a shipped recipe, to be edited."""
+    """Copy a shipped recipe, to be edited, and the launch scripts that it names."""
     from amd_plugin import recipe as recipes
 
     source = recipes.find(recipe)
     target = to or Path(source.name)
     if target.is_dir():
         target = target / source.name
-    if target.exists():
-        raise InputError(f"{target}: exists already; it was not touched")
-    try:
-        target.write_text(source.read_text())
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error}") from error
-    out.print(f"{target}", highlight=False, markup=False, soft_wrap=True)
+    # Scripts that a recipe's header names go with it.
+    launch = source.parent / "launch"
+    copies = {source: target}
+    if "launch/" in source.read_text() and launch.is_dir():
+        copies |= {file: target.parent / "launch" / file.name for file in sorted(launch.iterdir()) if file.is_file()}
+    for path in copies.values():
+        if path.exists():
+            raise InputError(f"{path}: exists already; nothing was touched")
+    for file, path in copies.items():
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(file.read_text())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        out.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @recipes_app.command()

@@ -18,7 +18,7 @@ from amd_plugin.config import RecipeConfig
 from amd_plugin.plan.calls import Tensors
 from amd_plugin.plan.trace import Trace
 
-# Elements, as in recipes/launch/deepspeed_trained_*.json.
+# Elements, as in recipes/launch/deepspeed_trained_zero3.json.
 BUCKET = 100_000_000
 # What ZeRO-3 may hold gathered: four times the largest tensor, and one more that is fetched ahead.
 GATHERED = 5
