@@ -1,6 +1,6 @@
 """What a person who helps wants to know first: versions, devices, plugins, cache and hub. Nothing of the environment's values.
 
-    ok, lines = examine()
+ok, lines = examine()
 """
 
 from __future__ import annotations

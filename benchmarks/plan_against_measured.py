@@ -98,7 +98,7 @@ def main() -> None:
     plugins = get_plugin_manager()
     for name in sys.argv[1:] or ["digits_sdxl", "moving_digits"]:
         for checkpointing in ("false", "true"):
-            loaded = recipe.load(name, plugins, (*SMALL, f"train.gradient_checkpointing={checkpointing}"))
+            loaded = recipe.load(name, plugins, (*SMALL, f"train.gradient_checkpointing={checkpointing}"), "dmd")
             print(f"{name}, gradient checkpointing {checkpointing}")
             for what, (predicted, measured) in compare(loaded, plugins).items():
                 print(f"  {what:<24} predicted {predicted:>12,}  measured {measured:>12,}  ratio {predicted / measured:.4f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from amd_plugin.models import backbone, known
 from amd_plugin.models.embedded import set_text_length, size_of, untrained
 from amd_plugin.models.family import Condition, Family, Size
 from amd_plugin.models.networks import ClassConditional, build_network
-from amd_plugin.models.pretrained import DTYPES, Pretrained, quiet
+from amd_plugin.models.pretrained import Pretrained, quiet
 
 if TYPE_CHECKING:
     from amd_plugin.tasks import Task
@@ -112,9 +112,7 @@ def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], sourc
     return Outline(family, network, (kind, vae_config), encoders, size, shape, tokens or 77, source)
 
 
-def _of_embedded(
-    config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]], source: str
-) -> Outline:
+def _of_embedded(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]], source: str) -> Outline:
     pipeline = untrained(config, task, seed)
     kind = families[type(pipeline).__name__]
     network, vae = getattr(pipeline, kind.component), pipeline.vae

@@ -79,7 +79,9 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
         what = f"a batch of {train.batch_size} in {train.accumulation} parts (train.batch_size, train.accumulation)"
         raise InputError(f"--gpus: {what} must share out evenly, got {gpus}. {_possible(config)}")
     if gpu_memory <= RESERVED:
-        raise InputError(f"--gpu-memory: must be more than the {RESERVED / 1e9:g} GB that are reserved, got {gpu_memory / 1e9:g}")
+        raise InputError(
+            f"--gpu-memory: must be more than the {RESERVED / 1e9:g} GB that are reserved, got {gpu_memory / 1e9:g}"
+        )
     task = TASKS[config.data.task](**config.data.options)
     found = outline(config.model, task, train.seed, plugins.families())
     objective = plugins.make_objective(config.objective.name, recipe.objective_options)

@@ -64,4 +64,3 @@ def _words(plan: Plan) -> list[str]:
 
 def _gigabytes(size: float) -> str:
     return "-" if not size else f"{size / 1e9:.2f}" if size >= 5e6 else f"{size / 1e9:.2g}"
-
