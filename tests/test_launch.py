@@ -62,7 +62,7 @@ def test_deepspeed_takes_its_configs(name):
 def test_the_job_goes_back_into_the_queue_after_a_checkpoint_only(tmp_path, ends_with, requeued):
     """The script itself, with stand-ins for SLURM's two commands: srun runs one real process, which gets the signal."""
     tools = {
-        "srun": f'while [ "$1" != bash ]; do shift; done\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec "$@"\n',
+        "srun": 'while [ "$1" != bash ]; do shift; done\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec "$@"\n',
         "scontrol": f'[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requeued\n',
         "python": (
             f'trap "sleep 0.5; exit {ends_with}" TERM\necho "$RANK $WORLD_SIZE $MASTER_ADDR $*" > {tmp_path}/started\n'

@@ -1,6 +1,7 @@
 """Plans against hand arithmetic, against real runs, and against laws that any plan must obey."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_the_recipe_says_what_the_planner_says(big):
 
 def test_more_gpus_never_need_more_each(big):
     peaks = [big(gpus, f"train.accumulation={64 // gpus}") for gpus in (1, 2, 4, 8, 16, 32, 64)]
-    for fewer, more in zip(peaks, peaks[1:], strict=False):
+    for fewer, more in itertools.pairwise(peaks):
         for name in fewer.rows:
             assert more.rows[name].lasting <= fewer.rows[name].lasting
         assert more.peak <= fewer.peak
@@ -247,7 +248,7 @@ def test_calls_of_a_cycle(manager):
 
 @pytest.mark.parametrize("gpus", [0, -1, 3, 128])
 def test_gpus_that_cannot_share_the_batch(manager, gpus):
-    with pytest.raises(InputError, match="--gpus: .* must share out evenly"):
+    with pytest.raises(InputError, match=r"--gpus: .* must share out evenly"):
         small(manager, "modes2d", gpus=gpus)
 
 
