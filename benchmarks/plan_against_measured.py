@@ -3,8 +3,8 @@
     python benchmarks/plan_against_measured.py [RECIPE ...]          # default: digits_sdxl and moving_digits
 
 For each recipe a real `Trainer` makes one cycle. Parameters, gradients (as the optimizer sees them), Adam's state and the
-average are counted; then a forward and a backward pass of the student are made under torch's profiler, whose allocator statistics know
-nothing of the planner. Prints predicted and measured bytes and their ratio.
+average are counted; then a forward and a backward pass of the student are made under torch's profiler, whose allocator
+statistics know nothing of the planner. Prints predicted and measured bytes and their ratio.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a training cycle computes and sends, and the least time that takes: pure arithmetic on traces and sizes.
 
 A cycle is `fake_updates` updates of the fake score and one of the student. Collectives move (N - 1) / N of a tensor into each
-of N GPUs when it is gathered or scattered, twice that when it is all-reduced. A call with and without prompt at once gathers once.
+of N GPUs when it is gathered or scattered, twice that when it is all-reduced. A call with and without
+prompt at once gathers once.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def from_memory(calls: Calls, traces: dict[str, Trace], sizes: dict[str, Tensors
     """Bytes that one GPU's memory moves per cycle at least: weights once a pass, activations written and read once."""
     weights = {role: tensors.trained[1] + tensors.frozen[1] for role, tensors in sizes.items()}
     passes = {
-        "student": calls.rollout + 2 * calls.student, "fake_score": calls.score + 2 * calls.fake_score, "teacher": calls.teacher,
+        "student": calls.rollout + 2 * calls.student, "fake_score": calls.score + 2 * calls.fake_score,
+        "teacher": calls.teacher,
     }  # fmt: skip
     graphs = 2 * (calls.student * traces["student"].held + calls.fake_score * traces["fake_score"].held)
     return sum(passes[role] * weights[role] for role in passes) + graphs
