@@ -148,6 +148,38 @@ def evaluate(
 
 
 @app.command()
+def plan(
+    recipe: RecipeName,
+    gpus: Annotated[int, typer.Option(help="how many")],
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="of each")] = 80.0,
+    tflops: Annotated[float, typer.Option(help="10^12 operations a second of each [default: an H100's]")] = 989.0,
+    bandwidth: Annotated[float, typer.Option(metavar="GB/S", help="into each from the others")] = 450.0,
+    hbm: Annotated[float, typer.Option(metavar="GB/S", help="of each GPU's own memory")] = 3350.0,
+    objective: Annotated[str | None, typer.Option(help="objective to use instead of the recipe's")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable, in bytes, operations and seconds")] = False,
+) -> None:
+    """Say what a recipe needs of every GPU, and what to change if it does not fit; exits with 0 either way."""
+    from amd_plugin import plan as planning
+    from amd_plugin import recipe as recipes
+    from amd_plugin.plan.traffic import Machine
+    from amd_plugin.plugins import get_plugin_manager
+
+    for name, value in (("--gpu-memory", gpu_memory), ("--tflops", tflops), ("--bandwidth", bandwidth), ("--hbm", hbm)):
+        if not 0 < value < 1e9:
+            raise InputError(f"{name}: must be a positive number, got {value:g}")
+    plugins, given = get_plugin_manager(), list(overrides or ())
+    found = planning.plan_with_changes(
+        lambda more: recipes.load(recipe, plugins, [*given, *more], objective),
+        plugins, gpus, int(gpu_memory * 1e9), Machine(tflops, bandwidth, hbm),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        out.print(planning.show(found), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
     output: Annotated[Path | None, typer.Option(help="the HTML file [default: report.html in the first folder]")] = None,
@@ -207,6 +239,20 @@ def plugins(
         out.print(f"{kind}: {', '.join(sorted(names))}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def doctor() -> None:
+    """Look at versions, devices, plugins, cache and hub, to be pasted into a bug report; exits with 1 if something is wrong."""
+    from amd_plugin.doctor import examine
+    from amd_plugin.plugins import get_plugin_manager
+
+    findings = examine(get_plugin_manager())
+    for finding in findings:
+        mark = "" if finding.ok else "PROBLEM: "
+        out.print(f"{finding.what}: {mark}{finding.found}", highlight=False, markup=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Names and purposes of the shipped recipes."""
@@ -231,20 +277,28 @@ def copy(
     recipe: RecipeName,
     to: Annotated[Path | None, typer.Argument(help="file to write [default: RECIPE.yaml here]")] = None,
 ) -> None:
-    """Copy a shipped recipe, to be edited."""
+    """Copy a shipped recipe, to be edited, and the launch scripts that it names."""
     from amd_plugin import recipe as recipes
 
     source = recipes.find(recipe)
     target = to or Path(source.name)
     if target.is_dir():
         target = target / source.name
-    if target.exists():
-        raise InputError(f"{target}: exists already; it was not touched")
-    try:
-        target.write_text(source.read_text())
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error}") from error
-    out.print(f"{target}", highlight=False, markup=False, soft_wrap=True)
+    # Scripts that a recipe's header names go with it.
+    launch = source.parent / "launch"
+    copies = {source: target}
+    if "launch/" in source.read_text() and launch.is_dir():
+        copies |= {file: target.parent / "launch" / file.name for file in sorted(launch.iterdir()) if file.is_file()}
+    for path in copies.values():
+        if path.exists():
+            raise InputError(f"{path}: exists already; nothing was touched")
+    for file, path in copies.items():
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(file.read_text())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        out.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @recipes_app.command()

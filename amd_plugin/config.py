@@ -231,6 +231,14 @@ class DistributedConfig(Strict):
 
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="accelerate's autocast")
     device: Literal["auto", "cpu"] = Field("auto", description="cpu keeps a GPU out of it")
+    teacher: Literal["none", "zero3", "zero3_offload"] = Field(
+        "none", description="how the frozen teacher is kept: a whole copy on every process, sharded over them with DeepSpeed "
+        "ZeRO-3, or sharded and kept in host memory",
+    )  # fmt: skip
+    trained: Literal["none", "zero2", "zero3"] = Field(
+        "none", description="how student and fake score are trained over processes: whole copies, or as DeepSpeed engines of "
+        "ZeRO stage 2 or 3",
+    )  # fmt: skip
 
 
 class RecipeConfig(Strict):

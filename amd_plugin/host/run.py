@@ -89,22 +89,25 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     """Builds everything a run needs, the teacher excepted where it is not cached yet, and says what would happen.
 
     Raises:
-        InputError: for whatever would stop the run before its first step.
+        InputError: for whatever would stop the run before its first step; of a known model on a hub that does not answer, as
+            far as its configs say.
     """
-    from amd_plugin.models import backbone
+    from amd_plugin.models import backbone, known
     from amd_plugin.schedule import Ladder
     from amd_plugin.tasks import TASKS
 
     config = recipe.config
     start = find_checkpoint(output, recipe, resume)
     task = TASKS[config.data.task](**config.data.options)
-    network, scheduler = backbone.outline(config.model, task, config.train.seed, plugins.families())
+    model, source = known.with_configs(config.model)
+    network, scheduler = backbone.outline(model, task, config.train.seed, plugins.families())
     objective = plugins.make_objective(config.objective.name, recipe.objective_options)
     return {
         "recipe": recipe.name,
         "objective": config.objective.name,
         "options": recipe.objective_options,
         "listens to rewards": objective.needs_reward,
+        "model": source,
         "network": f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters",
         "visited timesteps": Ladder(scheduler, config.model.student_steps).timesteps.tolist(),
         "student updates": config.train.max_steps,

@@ -80,6 +80,10 @@ class Family(Protocol):
         """
         ...
 
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's condition for prompts of `tokens` tokens. Needed by ``amd-plugin plan`` only."""
+        ...
+
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
         """Latents [B, C, ...] as the network sees them, of media [B, 3, (T,) H, W] in [-1, 1]."""
         ...

@@ -68,6 +68,10 @@ class ClassConditional:
         """The raw output [B, ...]."""
         return network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample
 
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """A number."""
+        return {"class_labels": ()}
+
     def features(self, network: nn.Module) -> Features:
         """The middle block's."""
         blocks = network.blocks if isinstance(network, PointMLP) else network.transformer_blocks

@@ -61,6 +61,10 @@ class DiT:
             raise InputError(f"data.source: a prompt for this model is a class number below {count}, {known}, got '{prompt}'")
         return number
 
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """A number."""
+        return {"class_labels": ()}
+
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
         """The posterior's mean, scaled."""
         return autoencoders.encode(vae, media)

@@ -52,6 +52,11 @@ class SD3:
         text, _, pooled, _ = pipeline.encode_prompt(texts, None, None, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """The CLIP encoders' 77 tokens followed by T5's 256, and what the CLIP encoders pool."""
+        text = (tokens + (self.text_length or 256), self._config["joint_attention_dim"])
+        return {"encoder_hidden_states": text, "pooled_projections": (self._config["pooled_projection_dim"],)}
+
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
         """The posterior's mean, shifted and scaled."""
         return autoencoders.encode(vae, media)

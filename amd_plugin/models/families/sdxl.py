@@ -67,6 +67,15 @@ class SDXL:
         text, pooled = (cond, pooled) if negative is None else (uncond, pooled_uncond)
         return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(prompts), 1)}
 
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """The first encoder's states beside the second's, the second's pooled, and six numbers for the picture's size."""
+        pooled = self._config["projection_class_embeddings_input_dim"] - 6 * self._config["addition_time_embed_dim"]
+        return {
+            "encoder_hidden_states": (tokens, self._config["cross_attention_dim"]),
+            "text_embeds": (pooled,),
+            "time_ids": (6,),
+        }
+
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
         """The posterior's mean, scaled."""
         return autoencoders.encode(vae, media)

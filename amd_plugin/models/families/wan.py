@@ -72,6 +72,10 @@ class Wan:
         text, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=self.text_length)
         return {"encoder_hidden_states": text}
 
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """The encoder's states."""
+        return {"encoder_hidden_states": (tokens, self._config["text_dim"])}
+
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
         """The posterior's mean, standardised."""
         mean, std = _statistics(vae, media)

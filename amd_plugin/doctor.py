@@ -1,0 +1,108 @@
+"""What a person who helps wants to know first: versions, devices, plugins, cache and hub. Nothing of the environment's values.
+
+ok, lines = examine()
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from typing import NamedTuple
+
+import torch
+from packaging.requirements import Requirement
+
+from amd_plugin import cache
+from amd_plugin.models.known import hub_problem
+from amd_plugin.plugins import PluginManager
+
+PROBE = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, what was found, and whether a run can live with it."""
+
+    what: str
+    found: str
+    ok: bool = True
+
+
+def examine(plugins: PluginManager) -> list[Finding]:
+    """Looks at everything; an offline hub or a missing GPU is no failure, a wrong version, plugin or cache folder is one."""
+    parts = (_versions(), _devices(), [_deepspeed()], _plugins(plugins), [_cache()], [_hub()])
+    return [finding for part in parts for finding in part]
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
+    try:
+        wanted = metadata.requires("amd-plugin") or []
+        yield Finding("amd-plugin", metadata.version("amd-plugin"))
+    except metadata.PackageNotFoundError:
+        yield Finding("amd-plugin", "is not installed; its dependencies cannot be checked", ok=False)
+        return
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield check(requirement)
+
+
+def check(requirement: Requirement) -> Finding:
+    """Whether an installed distribution is what `requirement` asks for."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Finding(requirement.name, f"is not installed, needs {requirement.specifier or 'any version'}", ok=False)
+    # Development builds count as what they will become.
+    if requirement.specifier.contains(version, prereleases=True):
+        return Finding(requirement.name, version)
+    return Finding(requirement.name, f"{version}, needs {requirement.specifier}", ok=False)
+
+
+def _devices() -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        yield Finding("GPU", f"none; torch is built for CUDA {torch.version.cuda or 'none'}")
+        return
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{about.name}, {about.total_memory / 1e9:.1f} GB")
+    yield Finding("bf16", "yes" if torch.cuda.is_bf16_supported() else "no; set distributed.mixed_precision to fp16 or no")
+
+
+def _deepspeed() -> Finding:
+    """Importing it is all that is asked; its operations for CPUs are compiled only where something is offloaded."""
+    try:
+        importlib.import_module("deepspeed")
+        from deepspeed.ops.op_builder import CPUAdamBuilder
+    except Exception as error:  # whatever an extension module or a missing compiler raises
+        return Finding("DeepSpeed", f"cannot be imported: {type(error).__name__}; distributed.teacher needs it", ok=False)
+    compiles = CPUAdamBuilder().is_compatible(verbose=False)
+    return Finding("DeepSpeed", f"can be imported; its operations for CPUs can{'' if compiles else 'not'} be compiled here")
+
+
+def _plugins(plugins: PluginManager) -> Iterator[Finding]:
+    for status in plugins.statuses.values():
+        cause = f", {status.cause}" if status.cause else ""
+        yield Finding(f"plugin {status.name}", f"{status.status}{cause}", ok=status.status != "failed")
+
+
+def _cache() -> Finding:
+    folder = cache.root()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        return Finding("cache", f"cannot be written: {why}; set AMD_PLUGIN_CACHE to a folder that can", ok=False)
+    where = "AMD_PLUGIN_CACHE" if "AMD_PLUGIN_CACHE" in os.environ else "the user's cache folder"
+    return Finding("cache", f"{where}, can be written, holds {size / 1e9:.2f} GB")
+
+
+def _hub() -> Finding:
+    problem = hub_problem(PROBE)
+    return Finding("hub", "answers" if problem is None else f"does not answer ({problem}); models must be folders or cached")

@@ -1,0 +1,114 @@
+"""Bytes on one GPU, by role and by what they are: pure arithmetic on sizes and traces.
+
+    student, fake score   none:  fp32 weights and gradients, two Adam moments; with several processes the reducer's buckets
+                          zero2: weights whole in the computing precision; gradients, fp32 masters and moments shared out
+                          zero3: the weights too; a few layers are gathered at a time
+    teacher               none: whole; zero3: shared out; zero3_offload: in host memory. A few layers gathered in either case
+
+A role's gradients live from its first backward pass to its update, so the two that learn never hold theirs at the same time,
+unless DeepSpeed's engines keep the space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+
+from amd_plugin.config import RecipeConfig
+from amd_plugin.plan.calls import Tensors
+from amd_plugin.plan.trace import Trace
+
+# Elements, as in recipes/launch/deepspeed_trained_zero3.json.
+BUCKET = 100_000_000
+# What ZeRO-3 may hold gathered: four times the largest tensor, and one more that is fetched ahead.
+GATHERED = 5
+# Allowed for the CUDA context, NCCL and fragmentation; not computed.
+RESERVED = 4_000_000_000
+
+
+@dataclass
+class Row:
+    """One role's bytes on one GPU."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    average: int = 0
+    buffers: int = 0
+    activations: int = 0
+
+    @property
+    def lasting(self) -> int:
+        """What is there at all times."""
+        return self.weights + self.optimizer + self.average + self.buffers
+
+    def as_dict(self) -> dict[str, int]:
+        """By column."""
+        return asdict(self)
+
+
+def trained_row(role: Tensors, how: str, gpus: int, *, averaged: bool, shared: bool) -> Row:
+    """Of student or fake score.
+
+    Args:
+        role: its tensors, trained ones in the precision the engine keeps them in.
+        how: the recipe's distributed.trained.
+        averaged: it is the student, of which an average is kept.
+        shared: its base is another role's.
+    """
+    (count, size, tensors), (_, base, _) = role.trained, role.frozen
+    average = 4 * count if averaged else 0
+    if how == "none":
+        buckets = size if gpus > 1 and not shared else 0
+        return Row(size + base, size, 8 * count + 4 * tensors, average, buckets)
+    width = size // count
+    shares = {"gradients": share(size, gpus), "optimizer": share(12 * count, gpus), "average": share(average, gpus)}
+    bucket = min(count, BUCKET) * width
+    if how == "zero2":
+        return Row(size + base, buffers=2 * bucket, **shares)
+    gathered = min(count, GATHERED * role.largest) * width
+    return Row(share(size + base, gpus), buffers=bucket + gathered, **shares)
+
+
+def teacher_row(role: Tensors, how: str, gpus: int) -> Row:
+    """Of the frozen teacher, or of the base that it shares."""
+    count, size, _ = role.frozen
+    if how == "none":
+        return Row(size)
+    gathered = min(count, GATHERED * role.largest) * (size // count)
+    return Row(0 if how == "zero3_offload" else share(size, gpus), buffers=gathered)
+
+
+def turns(calls: dict[str, Trace], config: RecipeConfig, rewarded: bool, media: int, rows: int) -> dict[str, int]:
+    """Most bytes of activations in the fake score's and in the student's turn.
+
+    Args:
+        rewarded: samples are decoded and scored.
+        media: bytes of one decoded sample.
+        rows: samples of this process.
+    """
+    student, fake_score = calls["student"], calls["fake_score"]
+    parts = config.train.accumulation
+    whole = rows * media
+    decoding = max(calls["decode"].peak + whole - whole // parts, 2 * whole if parts > 1 else whole) if rewarded else 0
+    judged = max(calls["teacher"].peak, calls["score"].peak, decoding if parts == 1 else 0)
+    first = max(calls["rollout"].peak, decoding)
+    return {
+        "fake_score": max(first, fake_score.peak),
+        "student": max(first if parts > 1 else calls["rollout"].peak, student.peak, student.held + judged),
+    }
+
+
+def joined_batch(config: RecipeConfig, sample: int, guided_apart: bool) -> int:
+    """Noise of the joined batch of all processes, which each of them draws: at the start, for re-noising, and for guidance."""
+    return config.train.batch_size * sample * (3 if guided_apart else 2)
+
+
+def media_bytes(size: tuple[int, ...] | None) -> int:
+    """Of one decoded sample in fp32; 0 where samples are not decoded."""
+    return 0 if size is None else 3 * 4 * prod(size)
+
+
+def share(total: int, gpus: int) -> int:
+    """One process's, rounded up."""
+    return -(-total // gpus)

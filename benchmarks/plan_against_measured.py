@@ -1,0 +1,108 @@
+"""What `amd-plugin plan` predicts against what real runs on the CPU hold: bytes by role, and peaks by torch's own allocator.
+
+    python benchmarks/plan_against_measured.py [RECIPE ...]          # default: digits_sdxl and moving_digits
+
+For each recipe a real `Trainer` makes one cycle. Parameters, gradients (as the optimizer sees them), Adam's state and the
+average are counted; then a forward and a backward pass of the student are made under torch's profiler, whose allocator
+statistics know nothing of the planner. Prints predicted and measured bytes and their ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile
+
+from amd_plugin import get_plugin_manager, recipe
+from amd_plugin.host.trainer import Trainer
+from amd_plugin.plan.calls import traces
+from amd_plugin.plan.outline import outline
+from amd_plugin.plan.planner import plan
+from amd_plugin.tasks import TASKS
+
+SMALL = ("model.teacher.steps=10", "train.max_steps=1", "train.batch_size=16", "train.fake_updates=1", "train.trackers=[]")
+
+
+def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
+    """(predicted, measured) bytes by ``role.column``, and of the student's ``activations``."""
+    predicted = plan(loaded, plugins, 1, 80_000_000_000)
+    trainer = Trainer(loaded, plugins, Accelerator(cpu=True))
+    gradients: dict[str, int] = {}
+    for name, learner in trainer.learners.items():
+
+        def count(optimizer: Any, *rest: Any, name: str = name) -> None:
+            gradients[name] = _bytes(p.grad for group in optimizer.param_groups for p in group["params"])
+
+        getattr(learner.optimizer, "optimizer", learner.optimizer).register_step_pre_hook(count)
+    trainer.cycle()
+    roles = {"student": trainer.student, "fake_score": trainer.fake_score, "teacher": trainer.teacher}
+    shared = loaded.config.model.roles == "shared_base"
+    found = {}
+    for name, role in roles.items():
+        own = {id(p) for r in roles.values() for p in r.parameters()} if shared else set()
+        whole = [p for p in role.network.parameters() if id(p) not in own]
+        measured = {"weights": _bytes(role.parameters() if shared and name != "teacher" else whole)}
+        if name != "teacher":
+            state = trainer.learners[name].optimizer.state.values()
+            measured |= {"gradients": gradients[name], "optimizer": _bytes(v for s in state for v in s.values())}
+        if name == "student":
+            measured["average"] = _bytes(trainer.ema.state_dict()["weights"].values())
+        for column, size in measured.items():
+            found[f"{name}.{column}"] = (getattr(predicted.rows[name], column), size)
+    return found | {"student.activations": _activations(trainer, loaded, plugins)}
+
+
+def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]:
+    config = loaded.config
+    batch = config.train.batch_size // config.train.accumulation
+    task = TASKS[config.data.task](**config.data.options)
+    of_model = outline(config.model, task, config.train.seed, plugins.families())
+    predicted = traces(of_model, config, batch, uncond=True)["student"]
+    condition = of_model.condition(batch)
+    x, timestep = torch.randn(batch, *of_model.sample_shape), torch.full((batch,), 500.0)
+    for parameter in trainer.student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def call() -> None:
+        target = trainer.caller.call(trainer.student, x, timestep, condition).float()
+        trainer.student.activate()
+        target.backward(torch.ones_like(target))
+
+    call()  # what is made once, and kept, is made
+    return predicted.peak, most_allocated(call)
+
+
+def most_allocated(call: Callable[[], None]) -> int:
+    """Most bytes that `call` has allocated at a time, by the allocator's own count."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        events = [e["args"] for e in json.loads(file.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    return max(e["Total Allocated"] for e in events) - (events[0]["Total Allocated"] - events[0]["Bytes"])
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def main() -> None:
+    plugins = get_plugin_manager()
+    for name in sys.argv[1:] or ["digits_sdxl", "moving_digits"]:
+        for checkpointing in ("false", "true"):
+            loaded = recipe.load(name, plugins, (*SMALL, f"train.gradient_checkpointing={checkpointing}"), "dmd")
+            print(f"{name}, gradient checkpointing {checkpointing}")
+            for what, (predicted, measured) in compare(loaded, plugins).items():
+                print(f"  {what:<24} predicted {predicted:>12,}  measured {measured:>12,}  ratio {predicted / measured:.4f}")
+
+
+if __name__ == "__main__":
+    main()

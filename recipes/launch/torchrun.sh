@@ -1,0 +1,11 @@
+#!/bin/bash
+# Wan2.1-14B without a scheduler: the same line on every machine, HEAD being the name of any one of them.
+#
+#   HEAD=node0 MACHINES=8 bash torchrun.sh
+#
+# To stop with a checkpoint, send SIGTERM to the processes themselves: torchrun gives them 30 seconds unless told otherwise.
+set -euo pipefail
+
+torchrun --nnodes="${MACHINES:-8}" --nproc-per-node="${GPUS:-8}" \
+    --rdzv-id="${JOB:-amd-wan21-14b}" --rdzv-backend=c10d --rdzv-endpoint="${HEAD:?name of one machine}:${PORT:-29500}" \
+    -m amd_plugin.cli train "${RECIPE:-wan21_14b_zero3}" --output "${OUTPUT:-runs/wan21_14b_zero3}" --resume auto
