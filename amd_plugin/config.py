@@ -178,6 +178,14 @@ class DistributedConfig(Strict):
 
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="accelerate's autocast")
     device: Literal["auto", "cpu"] = Field("auto", description="cpu keeps a GPU out of it")
+    teacher: Literal["none", "zero3", "zero3_offload"] = Field(
+        "none", description="how the frozen teacher is kept: a whole copy on every process, sharded over them with DeepSpeed "
+        "ZeRO-3, or sharded and kept in host memory",
+    )  # fmt: skip
+    timeout: float | None = Field(
+        None, gt=0, description="seconds that processes wait for one of them before the run fails; by default torch's own, "
+        "10 minutes on GPUs and 30 on CPUs",
+    )  # fmt: skip
 
 
 class RecipeConfig(Strict):

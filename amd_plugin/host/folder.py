@@ -25,7 +25,7 @@ from amd_plugin.recipe import Recipe, load
 MAY_CHANGE = {
     "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
     "evaluate": ("samples", "held_out"),
-    "distributed": ("mixed_precision", "device"),
+    "distributed": ("mixed_precision", "device", "teacher", "timeout"),
 }
 
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
 from amd_plugin.host import checkpoint
-from amd_plugin.host.export import export
+from amd_plugin.host.export import export, export_run
 from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
@@ -132,8 +132,11 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
-        with trainer.ema.applied():
-            export(output / "student", trainer.student, trainer.backbone, recipe, run=output, step=trainer.step)
+        if trainer.student_is_sharded:
+            export_run(output, trainer.plugins)  # from the checkpoint just written, which is whole
+        else:
+            with trainer.ema.applied():
+                export(output / "student", trainer.student, trainer.backbone, recipe, run=output, step=trainer.step)
         hook.distill_export(path=output / "student", options=recipe.as_dict())
         write_json(output / "evaluation.json", evaluation)
     trainer.accelerator.wait_for_everyone()
@@ -143,9 +146,11 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
 def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
     """Held-out metrics and a picture of the averaged student; the main process works, the others get the result."""
     result: list[dict[str, float]] = [{}]
-    if trainer.accelerator.is_main_process:
-        labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
-        samples = trainer.sample(labels, "evaluation")
+    labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
+    main = trainer.accelerator.is_main_process
+    # All processes have to call what is sharded over them.
+    samples = trainer.sample(labels, "evaluation") if main or trainer.student_is_sharded else torch.empty(0)
+    if main:
         result[0] = trainer.task.evaluate(samples, labels)
         run_log.record(trainer.step, {f"held_out/{name}": value for name, value in result[0].items()})
         title = f"{trainer.recipe.config.objective.name}, step {trainer.step}"
