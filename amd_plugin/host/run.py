@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from amd_plugin.host.export import export, export_run
 from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
+from amd_plugin.host.roll_call import RollCall
 from amd_plugin.host.run_log import RunLog
 from amd_plugin.host.trainer import Trainer
 from amd_plugin.plugins import PluginManager
@@ -58,6 +60,7 @@ def train(
     start = _on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
         console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
+    roll_call = RollCall(accelerator, recipe.config.distributed.timeout)
     trainer = Trainer(recipe, plugins, accelerator)
     last_metrics = {} if start is None else _restore(trainer, start)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
@@ -67,7 +70,7 @@ def train(
     run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console)
     run_log.last = last_metrics
     try:
-        evaluation = _loop(trainer, run_log, output)
+        evaluation = _loop(trainer, run_log, output, roll_call)
     finally:
         run_log.close()
         accelerator.end_training()
@@ -103,7 +106,7 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     }
 
 
-def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
+def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) -> dict[str, float]:
     train, hook = trainer.train, trainer.plugins.hook
     evaluation: dict[str, float] = {}
     with Preemption() as preemption:
@@ -128,7 +131,8 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
             raise
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
-            raise RunError(f"{kind}{error}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
+            what = f"{roll_call.absent(error)}{kind}{error}"
+            raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
@@ -177,6 +181,8 @@ def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
 def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
     """Saves what an interrupted cycle left, unless the checkpoint of its beginning, which is exact, is there already."""
     where = output / "checkpoints" / f"step-{trainer.step:06d}"
+    if not trainer.accelerator.is_main_process:
+        return f"process 0 saves {where}, if it can"
     try:
         if not where.exists():
             _save(trainer, run_log, output)
@@ -220,7 +226,16 @@ def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
     distributed, trackers = recipe.config.distributed, recipe.config.train.trackers
     cpu = distributed.device == "cpu" or not torch.cuda.is_available()
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if cpu and launched > 1 else []
+    for wrapper in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{wrapper}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate launch was told to use {wrapper}, which would wrap whatever is loaded. Launch without it; the "
+                "recipe's distributed section says what is sharded"
+            )
+    how: dict[str, Any] = {"backend": "gloo"} if cpu else {}
+    if distributed.timeout is not None:
+        how["timeout"] = timedelta(seconds=distributed.timeout)
+    handlers = [InitProcessGroupKwargs(**how)] if how and launched > 1 else []
     available = {str(tracker) for tracker in get_available_trackers()}
     for index, tracker in enumerate(trackers):
         if tracker not in LoggerType.list():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
+from amd_plugin.errors import InputError
 from amd_plugin.sharding.setup import deepspeed_for
 
 Read = Callable[[str], Tensor]
@@ -62,8 +63,10 @@ def partition(module: nn.Module, accelerator: Any, config: dict[str, Any], read:
             continue
         data = parameter.data
         if data.is_meta:
+            if read is None:
+                raise InputError(f"{type(module).__name__}: {name} is on the meta device; pass `read` to give it a value")
             data = torch.empty(data.shape, dtype=data.dtype, device=accelerator.device)
-            if accelerator.is_main_process and read is not None:
+            if accelerator.is_main_process:
                 data.copy_(read(name))
         whole = nn.Parameter(data.to(accelerator.device), requires_grad=parameter.requires_grad)
         taken[id(parameter)] = whole
