@@ -57,6 +57,7 @@ def partition(module: nn.Module, accelerator: Any, config: dict[str, Any], read:
     zero = deepspeed_for(accelerator).zero
     first: Any = None
     taken: dict[int, nn.Parameter] = {}
+    room: dict[torch.dtype, Tensor] = {}  # for one whole value after the other: fresh memory for each would leave holes
     for name, part, key, parameter in _parameters(module):
         if (known := taken.get(id(parameter))) is not None:
             part._parameters[key] = known
@@ -65,7 +66,10 @@ def partition(module: nn.Module, accelerator: Any, config: dict[str, Any], read:
         if data.is_meta:
             if read is None:
                 raise InputError(f"{type(module).__name__}: {name} is on the meta device; pass `read` to give it a value")
-            data = torch.empty(data.shape, dtype=data.dtype, device=accelerator.device)
+            if data.dtype not in room:
+                largest = max(p.numel() for p in module.parameters() if p.dtype == data.dtype)
+                room[data.dtype] = torch.empty(largest, dtype=data.dtype, device=accelerator.device)
+            data = room[data.dtype][: data.numel()].view(data.shape)
             if accelerator.is_main_process:
                 data.copy_(read(name))
         whole = nn.Parameter(data.to(accelerator.device), requires_grad=parameter.requires_grad)
