@@ -1,6 +1,6 @@
 """What a sharded teacher costs in time: a cycle with and without, and what is gathered for it.
 
-    torchrun --nproc_per_node=2 benchmarks/sharding_cost.py [--width 256] [--depth 6] [--cycles 5]
+    torchrun --nproc_per_node=2 benchmarks/sharding_cost.py [--width 128] [--depth 6] [--cycles 5]
 
 A cycle is one update of the student and one of the fake score, on a small Wan with the recipe of the large one. Conditional and
 unconditional prediction are one call of the teacher ("batched"), or two ("separate"), which gathers everything twice.
@@ -61,7 +61,7 @@ def counted(gathered):
 def main():
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--cycles", type=int, default=5)
     options = parser.parse_args()
@@ -98,13 +98,8 @@ def measure(folder, teacher, calls, cycles, accelerator):
             trainer.cycle()
             accelerator.wait_for_everyone()
             times.append(time.perf_counter() - start)
-    parameters = trainer.teacher.network.parameters()
-    return (
-        sorted(times[2:])[cycles // 2],
-        len(gathered) / cycles,
-        sum(gathered) / cycles,
-        sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
-    )
+    whole = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.teacher.network.parameters())
+    return sorted(times[2:])[cycles // 2], len(gathered) / cycles, sum(gathered) / cycles, whole
 
 
 def report(rows, processes):

@@ -2,8 +2,8 @@
 
     python benchmarks/teacher_memory.py [--width 512] [--depth 24]
 
-Real processes on CPUs. "kept" are bytes of parameters between calls; "peak" is the growth of resident memory while the teacher was
-loaded, "streamed" as `distributed.teacher: zero3` loads it, "whole first" as `from_pretrained` and then DeepSpeed would.
+Real processes on CPUs. "kept" are bytes of parameters between calls; "peak" is the growth of resident memory while the
+teacher was loaded: "streamed" as `distributed.teacher: zero3` loads it, "whole first" as `from_pretrained` and then DeepSpeed do.
 """
 
 import argparse
@@ -67,33 +67,28 @@ def main():
         sizes = [4 * p.numel() for p in pipeline.transformer.parameters()]
         pipeline.save_pretrained(Path(folder) / "wan")
         whole, mib = sum(sizes), 2**20
-        print(
-            f"\nA Wan of {whole / mib:.0f} MiB in {len(sizes)} parameters, the largest of {max(sizes) / mib:.0f} MiB; MiB per process\n"
-        )
-        print(
-            "| processes | kept | kept x processes / whole | peak, streamed: first, others | peak, whole first: first, others |"
-        )
+        largest = max(sizes) / mib
+        print(f"\nA Wan of {whole / mib:.0f} MiB, its largest parameter of {largest:.0f} MiB; MiB per process\n")
+        print("| processes | kept | kept x processes / whole | peak, streamed: first, others | peak, whole first |")
         print("| --- | --- | --- | --- | --- |")
         for count in options.processes:
             seen = {how: launch(count, Path(folder), how) for how in ("streamed", "whole first")}
             kept = max(rank["kept"] for rank in seen["streamed"])
-            peaks = [
-                f"{ranks[0]['peak'] / mib:.0f}, {max((r['peak'] for r in ranks[1:]), default=0) / mib:.0f}"
-                for ranks in seen.values()
-            ]
+            peaks = [", ".join(f"{peak / mib:.0f}" for peak in first_and_others(ranks)) for ranks in seen.values()]
             print(f"| {count} | {kept / mib:.1f} | {kept * count / whole:.3f} | {' | '.join(peaks)} |", flush=True)
+
+
+def first_and_others(ranks):
+    """Peak of the process that reads, and the highest of the rest."""
+    first, *others = (rank["peak"] for rank in ranks)
+    return [first, max(others)] if others else [first]
 
 
 def launch(count, folder, how):
     """What each of `count` processes measured."""
     out = Path(tempfile.mkdtemp(dir=folder))
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={count}",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-    ]
+    rendezvous = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={count}", *rendezvous]
     command = [sys.executable, *(launcher if count > 1 else []), __file__, "--measure", folder / "wan", how, out]
     # Blocks of more than 64 kB go back to the system when they are freed; glibc would keep holes between shares that stay.
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536"}
