@@ -3,7 +3,7 @@
     python benchmarks/teacher_memory.py [--width 512] [--depth 24]
 
 Real processes on CPUs. "kept" are bytes of parameters between calls; "peak" is the growth of resident memory while the
-teacher was loaded: "streamed" as `distributed.teacher: zero3` loads it, "whole first" as `from_pretrained` and then DeepSpeed do.
+teacher was loaded: "streamed" as `distributed.teacher: zero3` loads it, "whole first" as `from_pretrained` and DeepSpeed do.
 """
 
 import argparse
