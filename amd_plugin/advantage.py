@@ -11,6 +11,7 @@ from torch import Tensor
 from amd_plugin.prediction import widen
 
 Scale = Literal["group", "batch", "none"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 Squash = Literal["clip", "tanh"] | None
 
 EPS = 1e-4
@@ -68,6 +69,49 @@ def group_advantage(
     elif squash == "tanh":
         a = limit * torch.tanh(a / limit)
     return torch.where(valid, a, 0.0)
+
+
+def aggregate(
+    rewards: Tensor, groups: Tensor, weights: Tensor, how: Aggregation = "sum_then_normalize"
+) -> tuple[Tensor, Tensor]:
+    """Several rewards as one, and the groups to compare it in: ``group_advantage(*aggregate(...))``.
+
+    ``sum_then_normalize``: ``sum_k w_k r_k``, compared within each prompt's group. The reward with the widest spread decides. A
+    sample that any of them failed on is a failed one: a missing term would count as a reward of 0, which may be the best.
+
+    ``normalize_then_sum`` (GDPO): ``sum_k w_k (r_k - mean_g) / (std_g + 1e-4)``, compared within the whole batch, so that each
+    reward has the say of its weight whatever its unit. One that failed on a sample has no say there; a sample that all of them
+    failed on is a failed one.
+
+    Names, constants and the treatment of missing values in the second form are TRL's (`multi_objective_aggregation`); in the
+    first TRL leaves missing values out of the sum.
+
+    Args:
+        rewards: [B, K], higher is better; NaN or infinite for a failed one.
+        groups: [B], the same number for samples of the same prompt.
+        weights: [K]; a reward of weight 0 counts for nothing, its failures included.
+
+    Returns:
+        (reward [B] with NaN for failed samples, groups [B]), for the joined batch of all ranks like the arguments.
+
+    Raises:
+        ValueError: for shapes that do not match or an unknown name.
+    """
+    if rewards.dim() != 2 or groups.shape != rewards.shape[:1] or weights.shape != rewards.shape[1:]:
+        got = f"got {tuple(rewards.shape)}, {tuple(groups.shape)} and {tuple(weights.shape)}"
+        raise ValueError(f"rewards, groups and weights: must be [B, K], [B] and [K], {got}")
+    if how not in ("sum_then_normalize", "normalize_then_sum"):
+        raise ValueError(f"how: must be 'sum_then_normalize' or 'normalize_then_sum', got {how!r}")
+    rewards, weights = widen(rewards.detach())[:, weights != 0], weights[weights != 0]
+    weights = weights.to(rewards)
+    if how == "sum_then_normalize":
+        finite = torch.isfinite(rewards).all(1)
+        return torch.where(finite, (rewards * weights).sum(1), torch.nan), groups
+    total, spoken = torch.zeros_like(rewards[:, :1].sum(1)), torch.isfinite(rewards).any(1)
+    for weight, reward in zip(weights, rewards.unbind(1), strict=True):
+        centred, spread, _ = _statistics(reward, groups)
+        total = total + weight * centred / (spread + EPS)
+    return torch.where(spoken | (len(weights) == 0), total, torch.nan), torch.zeros_like(groups)
 
 
 def group_std(reward: Tensor, groups: Tensor) -> Tensor:

@@ -47,6 +47,16 @@ class Format(str, Enum):
     LORA = "lora"
 
 
+class PromptFormat(str, Enum):
+    """Of a prompt file."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+    GENEVAL = "geneval"
+    HPDV2 = "hpdv2"
+    VBENCH = "vbench"
+
+
 @app.command()
 def train(
     recipe: RecipeName,
@@ -75,8 +85,11 @@ def train(
     evaluation = run.train(loaded, plugins, folder, resume, out if main else None)
     if main:
         from amd_plugin.evaluate.report import write_report
+        from amd_plugin.tasks import TASKS
 
-        held_out = {name: evaluation[name] for name in loaded.config.evaluate.held_out}
+        config = loaded.config
+        judges = [m for m in evaluation if m in config.evaluate.held_out or m not in TASKS[config.data.task].metrics]
+        held_out = {name: evaluation[name] for name in judges}
         out.print("held out: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()), highlight=False)
         out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, markup=False, soft_wrap=True)
 
@@ -106,6 +119,32 @@ def compare(
     out.print(result)
     out.print(f"table: {folder / 'compare.md'}", highlight=False, markup=False, soft_wrap=True)
     out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    checkpoint: Annotated[str | None, typer.Option(metavar="STEP|PATH", help="which one [default: the newest]")] = None,
+    weights: Annotated[Weights, typer.Option(help="the student's average, or its weights as trained")] = Weights.EMA,
+    samples: Annotated[int | None, typer.Option(min=1, help="how many [default: the recipe's, or all of the file]")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts to ask for instead: a plain file or a benchmark's")] = None,
+    format: Annotated[PromptFormat, typer.Option(help="of that file")] = PromptFormat.AUTO,
+    teacher: Annotated[bool, typer.Option(help="also draw the teacher's samples, to compare with")] = True,
+    output: Annotated[Path | None, typer.Option(help="the folder to write [default: RUN/evaluation]")] = None,
+) -> None:
+    """Judge a run's student: rewards, distances, diversity, alignment, motion, with confidence intervals."""
+    from amd_plugin.evaluate.evaluation import evaluate as judge
+    from amd_plugin.plugins import get_plugin_manager
+
+    result = judge(
+        run, get_plugin_manager(), output, at=checkpoint, weights=weights.value, samples=samples, prompts=prompts,
+        form=format.value, teacher=teacher, console=out,
+    )  # fmt: skip
+    for row in result.rows:
+        interval = "" if row["low"] is None else f"  [{row['low']:.4g}, {row['high']:.4g}]"
+        value = "-" if row["value"] is None else f"{row['value']:.4g}"
+        out.print(f"{row['name']}: {value}{interval}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"evaluation: {result.latents.parent / 'evaluation.md'}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ against the signature of what was chosen, so that a plugin's options are as safe
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -55,13 +55,39 @@ class ObjectiveConfig(Choice):
 
 
 class RewardConfig(Choice):
-    """One reward, with its options."""
+    """One reward, with its options. Of the keys below, those that the reward itself takes as an option go to it alone."""
 
     name: str = Field(description="a reward of any installed plugin: classifier, random, ...")
-    weight: float = Field(1.0, description="its factor in the sum of rewards")
+    weight: float = Field(1.0, description="its factor in the sum of rewards; 0: only logged")
     on_error: Literal["raise", "neutral"] = Field(
-        "raise", description="when it raises: stop the run with a checkpoint, or give the batch advantage 0 and count it"
+        "raise",
+        description="when a call raises, returns something else than a number per sample, takes too long, or its process "
+        "dies: stop the run with a checkpoint, or give that process's batch advantage 0 and count it; single samples "
+        "without a finite number always get advantage 0 and are counted",
     )
+    timeout: float | None = Field(None, gt=0, description="seconds to wait for a call; longer is an error. By default no limit")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where it runs: auto (with the student), cpu, cuda:N"
+    )
+    offload: bool = Field(False, description="keep its weights in main memory between calls")
+    pool: int = Field(
+        0, ge=0, description="worker processes of its own, per training process: it then runs while the fake score learns"
+    )
+
+    def factory_options(self, takes: Iterable[str]) -> dict[str, Any]:
+        """What a factory with the parameters `takes` is called with, as far as the recipe says."""
+        own = {key: getattr(self, key) for key in self.host_keys & set(takes) & self.model_fields_set}
+        return {**self.options, **own}
+
+    @property
+    def here(self) -> Self:
+        """The same without worker processes: an evaluation asks once, and waits."""
+        return self.model_copy(update={"pool": 0})
+
+    @property
+    def host_keys(self) -> set[str]:
+        """Keys that are the host's, unless the reward takes an option of that name."""
+        return {"timeout", "device", "offload", "pool"}
 
 
 class TeacherConfig(Strict):
@@ -95,6 +121,10 @@ class ModelConfig(Strict):
         tuple[int, int] | None, Field(description="[height, width]; by default what the pipeline was trained at")
     ] = None
     frames: int | None = Field(None, ge=1, description="of a video")
+    reward_pixels: Annotated[
+        tuple[int, int] | None,
+        Field(description="[height, width] to decode at for training rewards: latents are shrunk first, and detail is lost"),
+    ] = None
     negative_prompt: str = Field("", description="of the teacher's unconditional branch")
     text_length: int | None = Field(None, ge=1, description="tokens a prompt is padded to, where the pipeline lets one choose")
     decoder: str | None = Field(None, description="faster autoencoder for rewards: folder or hub id of an AutoencoderTiny")
@@ -162,15 +192,38 @@ class TrainConfig(Strict):
     evaluate_every: int = Field(0, ge=0, description="student updates between held-out evaluations; 0: at the end only")
     checkpoint_every: int = Field(0, ge=0, description="student updates between checkpoints; 0: at the end only")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        "sum_then_normalize",
+        description="of several rewards: sum them, or give each the say of its weight whatever its unit (GDPO)",
+    )
+    max_failed_rewards: float = Field(
+        0.5, gt=0, le=1, description="largest share of samples a reward may fail on before the run stops; 1: never stop"
+    )
+    failed_rewards_window: int = Field(50, ge=1, description="scored batches that share is taken over; none stops sooner")
+    stop_on_hacking: bool = Field(
+        False, description="stop with a checkpoint when a reward is found to be hacked, instead of only warning"
+    )
     trackers: list[str] = Field(["tensorboard"], description="names for accelerate's log_with; [] for none")
 
 
+class FeaturesConfig(Strict):
+    """The vision model whose features samples are compared in, for tasks that bring no judge of their own."""
+
+    path: str = Field(description="folder or hub id of a transformers vision model: CLIP, DINOv2, ...")
+    revision: str | None = Field(None, description="on the hub; a commit hash pins it")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of its weights")
+    batch_size: int = Field(32, ge=1, description="images or frames at a time")
+
+
 class EvaluateConfig(Strict):
-    """Held-out evaluation: nothing here was trained on."""
+    """Held-out evaluation: nothing here was trained on. Needs a metric or a reward."""
 
     samples: int = Field(2000, ge=10, description="student samples, balanced over the classes")
     batch_size: int | None = Field(None, ge=1, description="samples drawn at a time; by default all at once")
-    held_out: list[str] = Field(min_length=1, description="metrics of the task that judge the run")
+    held_out: list[str] = Field([], description="metrics of the task that judge the run")
+    rewards: list[RewardConfig] = Field([], description="rewards that judge the run and are not trained on")
+    features: FeaturesConfig | None = Field(None, description="what `amd-plugin evaluate` compares samples in")
+    fps: int = Field(16, ge=1, description="frames per second of videos that are written")
 
 
 class DistributedConfig(Strict):

@@ -37,7 +37,8 @@ class Objective(Protocol):
         strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
 
     An objective may also have an attribute ``adversarial``, an `amd_plugin.adversarial.Adversarial`: the host then trains a
-    discriminator and adds its loss to the student's.
+    discriminator and adds its loss to the student's. And an attribute ``reward_options``, names of those of its options that
+    say how hard it follows the reward: what to lower when that is hacked.
     """
 
     guidance_scale: float

@@ -1,4 +1,6 @@
-"""Distances between sets of samples, as pure functions. All take [N, D] features and return a float."""
+"""Distances between sets of samples, as pure functions of [N, D] features; and what can be seen in a single sample's pixels."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +19,61 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
 
 def precision_recall(real: Tensor, made: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (1904.06991): the share of one set inside the k-NN balls of the other."""
+    found = neighbours(real, made, k)
+    return found.precision.mean().item(), found.recall.mean().item()
+
+
+class Neighbours(NamedTuple):
+    """What k-NN balls say about each sample; the means are the metrics of those names.
+
+    Attributes:
+        precision, density: [N], of the made ones: whether in any ball of a real one, and in how many, over k.
+        recall, coverage: [M], of the real ones: whether in any ball of a made one, and whether its own ball holds a made one.
+    """
+
+    precision: Tensor
+    density: Tensor
+    recall: Tensor
+    coverage: Tensor
+
+
+def neighbours(real: Tensor, made: Tensor, k: int = 3) -> Neighbours:
+    """Improved precision and recall (1904.06991), density and coverage (2002.09797), sample by sample.
+
+    Args:
+        real: [M, D], without duplicates: a point that is there k + 1 times has a ball of radius 0.
+        made: [N, D].
+        k: which neighbour a ball reaches to; both sets must be larger.
+    """
     between = torch.cdist(made, real)
-    inside = lambda distances, of: (distances <= _radius(of, k)).any(1).float().mean().item()  # noqa: E731
-    return inside(between, real), inside(between.T, made)
+    inside = between <= _radius(real, k)
+    caught = (between.T <= _radius(made, k)).any(1)
+    return Neighbours(inside.any(1).float(), inside.sum(1) / k, caught.float(), inside.any(0).float())
+
+
+def spread(features: Tensor) -> float:
+    """Mean distance between pairs of [N, D]; 0 where all are alike."""
+    return torch.pdist(features).mean().item()
+
+
+def saturation(media: Tensor) -> Tensor:
+    """Share of values of each sample at 0 or 1 [B], which grows when a student over-exposes."""
+    return ((media <= 0) | (media >= 1)).float().flatten(1).mean(1)
+
+
+def contrast(media: Tensor) -> Tensor:
+    """Standard deviation within each sample [B], which falls when it collapses to flat colour."""
+    return media.float().flatten(1).std(1)
+
+
+def motion(videos: Tensor) -> Tensor:
+    """Mean absolute difference of adjacent frames [B] of videos [B, C, T, H, W] in [0, 1]; 0 for a still picture."""
+    return videos.float().diff(dim=2).abs().flatten(1).mean(1)
+
+
+def consistency(frames: Tensor) -> Tensor:
+    """Mean cosine similarity of adjacent frames' features [B, T, D]; [B]. A still picture has 1: read it beside `motion`."""
+    return torch.nn.functional.cosine_similarity(frames[:, 1:], frames[:, :-1], dim=-1).mean(1)
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:

@@ -194,6 +194,7 @@ class AMDObjective(DMDObjective):
     """
 
     MOMENTUM = 0.99
+    reward_options = ("sharpening", "strength")
 
     def __init__(
         self,

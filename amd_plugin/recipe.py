@@ -17,7 +17,7 @@ from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardC
 from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.plugins import PluginManager, accepted
 from amd_plugin.relations import check_relations
-from amd_plugin.source import Source
+from amd_plugin.source import Place, Source
 from amd_plugin.tasks import TASKS
 
 # What may name files that lie beside the recipe.
@@ -126,9 +126,12 @@ def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tu
         if metric not in held_out:
             what = f"not a metric of {config.data.task}, got '{metric}'.{did_you_mean(metric, held_out)}"
             source.problem(("evaluate", "held_out", index), f"{what} There are: {', '.join(held_out)}")
-    rewards = [r.resolved(_reward_options(r, index, plugins, source)) for index, r in enumerate(config.rewards)]
+    rewards = _rewards(config.rewards, ("rewards",), plugins, source)
+    judges = _rewards(config.evaluate.rewards, ("evaluate", "rewards"), plugins, source)
     options, unused = _objective_options(config.objective, plugins, source)
+    evaluate = config.evaluate.model_copy(update={"rewards": judges})
     resolved = {"data": config.data.resolved(data), "rewards": rewards, "objective": config.objective.resolved(options)}
+    resolved["evaluate"] = evaluate
     return config.model_copy(update=resolved), dict(options or ()), unused
 
 
@@ -141,7 +144,7 @@ def _check_apart(data: dict[str, Any], plugins: PluginManager, source: Source) -
     rewards = data.get("rewards")
     for index, entry in enumerate(rewards if isinstance(rewards, list) else []):
         if reward := source.quietly(RewardConfig, entry):
-            _reward_options(reward, index, plugins, source)
+            _reward_options(reward, ("rewards", index), plugins, source)
 
 
 def _data_options(section: DataConfig, source: Source) -> BaseModel | None:
@@ -153,13 +156,19 @@ def _data_options(section: DataConfig, source: Source) -> BaseModel | None:
     return None
 
 
-def _reward_options(section: RewardConfig, index: int, plugins: PluginManager, source: Source) -> BaseModel | None:
+def _rewards(sections: Sequence[RewardConfig], place: Place, plugins: PluginManager, source: Source) -> list[RewardConfig]:
+    """The rewards at `place` with all their options."""
+    return [r.resolved(_reward_options(r, (*place, index), plugins, source)) for index, r in enumerate(sections)]
+
+
+def _reward_options(section: RewardConfig, place: Place, plugins: PluginManager, source: Source) -> BaseModel | None:
     try:
         model = options_model(plugins.reward_factory(section.name), ignore=("task",))
     except InputError as error:
-        source.problem(("rewards", index, "name"), str(error))
+        source.problem((*place, "name"), str(error))
         return None
-    return source.validate(model, section.options, ("rewards", index))
+    options = section.factory_options(model.model_fields)
+    return source.validate(model, options, place, also_known=RewardConfig.model_fields)
 
 
 def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source: Source) -> tuple[BaseModel | None, list[str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from amd_plugin.config import RecipeConfig
+from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import backbone, check_network
 from amd_plugin.plugins import PluginManager
@@ -21,6 +22,7 @@ def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[
     _check_sizes(config, source)
     _check_distributed(config, source)
     _check_model(config, source)
+    _check_held_out(config, source)
     if source.problems:
         return
     try:
@@ -42,6 +44,9 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
         source.problem(("train", "group_size"), f"must divide train.batch_size {train.batch_size}, got {train.group_size}")
     if train.batch_size % train.accumulation:
         source.problem(("train", "accumulation"), f"must divide train.batch_size {train.batch_size}, got {train.accumulation}")
+    if train.stop_on_hacking and (not train.evaluate_every or train.max_steps < 4 * train.evaluate_every):
+        what = "needs at least four held-out evaluations; set train.evaluate_every to a quarter of max_steps or less"
+        source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
 
@@ -56,6 +61,29 @@ def _check_distributed(config: RecipeConfig, source: Source) -> None:
         source.problem(("train", "real"), f"{what}, got 'teacher'")
 
 
+def _check_held_out(config: RecipeConfig, source: Source) -> None:
+    """A run is judged by something, and not by what it was trained on."""
+    evaluate = config.evaluate
+    if not evaluate.held_out and not evaluate.rewards:
+        known = ", ".join(TASKS[config.data.task].metrics) if config.data.task in TASKS else ""
+        what = f"name at least one metric of the task ({known}), or a reward under evaluate.rewards; got none"
+        source.problem(("evaluate", "held_out"), what)
+    trained = {_identity(reward): index for index, reward in enumerate(config.rewards)}
+    for index, reward in enumerate(evaluate.rewards):
+        place = ("evaluate", "rewards", index)
+        if (same := trained.get(_identity(reward))) is not None:
+            what = f"'{reward.name}' is rewards.{same} with the same options; judging by what was trained on is circular"
+            source.problem(place, f"{what}. Name another reward or another model")
+        if config.data.task in TASKS and reward.name in TASKS[config.data.task].metrics:
+            source.problem(place, f"'{reward.name}' is also the name of a metric of {config.data.task}; two would be one curve")
+
+
+def _identity(reward: RewardConfig) -> str:
+    """What makes two rewards the same measure: all but weight and what happens on failure."""
+    fields = set(type(reward).model_fields) - {"name"}
+    return json.dumps(reward.model_dump(mode="json", exclude=fields), sort_keys=True)
+
+
 def _check_model(config: RecipeConfig, source: Source) -> None:
     model = config.model
     if (model.path is None) == (model.network is None):
@@ -63,6 +91,9 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model",), f"needs either path, a pipeline to distil, or network, one made here; got {got}")
     elif model.network is not None and model.teacher is None:
         source.problem(("model", "teacher"), "required for a network that is made here, but not given")
+    if model.reward_pixels is not None and model.path is None:
+        what = "shrinks a pipeline's latents before they are decoded; needs model.path"
+        source.problem(("model", "reward_pixels"), f"{what}, got {list(model.reward_pixels)}")
     if model.roles == "shared_base" and model.student_from is not None:
         what = "a shared base is student and teacher at once; set model.roles to separate"
         source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
@@ -99,6 +130,8 @@ def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, op
             source.problem(("objective", option), what)
     if objective.needs_reward and not config.rewards:
         source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
+    elif objective.needs_reward and not any(reward.weight for reward in config.rewards):
+        source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
     if train.group_size < objective.min_group_size:
         what = f"objective '{name}' compares samples of the same prompt and needs at least {objective.min_group_size}"
         source.problem(("train", "group_size"), f"{what}, got {train.group_size}")

@@ -79,8 +79,9 @@ def piped(plugins, tmp_path, pipeline_folder):
         classes = family in ("dit", "sit")
         prompts = tmp_path / f"{family}-prompts.txt"
         prompts.write_text("\n".join(("1", "2", "0") if classes else PROMPTS))
-        name = "wan21_1_3b_4step" if family == "wan" else "sdxl_4step"
-        size = ("model.pixels=[16, 16]", "model.frames=5", "model.text_length=8") if family == "wan" else ()
+        video = family.startswith("wan")
+        name = "wan21_1_3b_4step" if video else "sdxl_4step"
+        size = ("model.pixels=[16, 16]", "model.frames=5", "model.text_length=8") if video else ()
         transition = ("model.transition=ode",) if family == "sit" else ()
         small = (
             f"model.path={pipeline_folder(family)}", "model.pipeline=null", "model.dtype=fp32", f"data.source={prompts}",

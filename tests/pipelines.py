@@ -47,6 +47,13 @@ def wan():
     return tiny_wan(WORDS, width=24, depth=1, patch_size=8, seed=3)
 
 
+def wan22():
+    """Like Wan2.2-TI2V-5B, every token gets a timestep of its own."""
+    pipeline = tiny_wan(WORDS, width=24, depth=1, patch_size=2, seed=3)
+    pipeline.register_to_config(expand_timesteps=True)
+    return pipeline
+
+
 def dit(flow=False):
     """A thousand classes, 4 x 4 latents of 8 x 8 pixels; DiT has learnt its variance too, SiT has not."""
     torch.manual_seed(4)
@@ -81,7 +88,7 @@ def sd3():
 
 
 BUILD = {
-    "sdxl": sdxl, "sdxl_v": lambda: sdxl(v_prediction=True), "wan": wan, "dit": dit, "sit": lambda: dit(flow=True), "sd3": sd3,
+    "sdxl": sdxl, "sdxl_v": lambda: sdxl(v_prediction=True), "wan": wan, "wan22": wan22, "dit": dit, "sit": lambda: dit(flow=True), "sd3": sd3,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import types
 from pathlib import Path
 
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,18 @@ def test_the_hooks_pages_plugins(plugins):
     plugins.register(module, "documented")
     assert plugins.make_objective("half_guidance", {"guidance_scale": 2.0}).guide_weight == 0.5
     assert plugins.rewards()["brightness"](power=2.0)(torch.ones(3, 4), [""] * 3).tolist() == [1.0] * 3
+
+
+def test_the_data_pages_examples(tmp_path, monkeypatch, piped):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks("docs/data.md", "python"):
+        exec(code, names)
+    (tmp_path / "held_out.txt").write_text("a house")
+    (section,) = blocks("docs/data.md", "yaml")
+    options = yaml.safe_load(section)["data"]
+    data = piped("sdxl", *(f"data.{key}={value}" for key, value in options.items())).config.data
+    assert data.options["column"] == "caption" and data.options["held_out"].endswith("held_out.txt")
 
 
 def test_every_command_of_the_readme_is_understood():

@@ -131,14 +131,16 @@ def compare(
         results = _run_all(pool, _run, jobs, console)
 
     config = loaded[0].config
-    metrics = list(results[arms[0].name, seeds[0]])
+    everywhere = [*results.values(), *teachers.values()]
+    metrics = [m for m in results[arms[0].name, seeds[0]] if all(m in values for values in everywhere)]
+    directions = _directions(config.data.task)
     content = {
         "task": config.data.task,
         "recipe": loaded[0].name,
         "seeds": list(seeds),
         "arms": {a.name: {m: [results[a.name, seed][m] for seed in seeds] for m in metrics} for a in arms},
         "baseline": arms[0].name,
-        "better": _directions(config.data.task),
+        "better": {m: directions.get(m, "up") for m in metrics},  # what is no metric of the task is a reward
         "teacher": {m: [teachers["teacher", seed][m] for seed in seeds] for m in metrics},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -191,10 +193,12 @@ def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], outp
     """In a worker: makes the seed's teacher, and says how good it is itself."""
     import torch
 
+    from amd_plugin.host.held_out import mean_scores
     from amd_plugin.models import backbone
     from amd_plugin.models.teacher import teacher_samples
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.recipe import load
+    from amd_plugin.rewards.reward_set import RewardSet
     from amd_plugin.tasks import TASKS
 
     plugins = get_plugin_manager()
@@ -205,7 +209,9 @@ def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], outp
     found = backbone.load(config.model, task, seed, plugins.families())
     found.use_on(task, torch.device("cpu"))
     count, batch = config.evaluate.samples, config.evaluate.batch_size
-    return teacher_samples(found, config.model, task, seed, count, 1.0, batch)[2]
+    samples, labels, evaluation = teacher_samples(found, config.model, task, seed, count, 1.0, batch)
+    judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task)
+    return evaluation | mean_scores(judges, task, samples, labels, batch)
 
 
 def _start_worker(threads: int) -> None:

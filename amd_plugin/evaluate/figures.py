@@ -39,6 +39,8 @@ def inline(content: bytes, kind: str) -> str:
 def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str:
     """Mean over seeds of every metric against student updates, with a band of one standard deviation.
 
+    A dotted line marks where the reward-hacking alarm rang first in a run.
+
     Args:
         curves: arm -> per seed, the lines of its metrics.jsonl.
         metrics: key in those lines -> title.
@@ -51,6 +53,10 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
     for axes, (key, title) in zip(grid, metrics.items(), strict=False):
         for arm, seeds in curves.items():
             _band(axes, [[(line["step"], line[key]) for line in lines if key in line] for lines in seeds], arm, palette[arm])
+            for lines in seeds:
+                rang = [line["step"] for line in lines if line.get("hacking_alarm")]
+                if rang:
+                    axes.axvline(rang[0], color=palette[arm], linestyle=":", linewidth=1.2)
         axes.set_title(title, fontsize=10)
         _plain(axes)
         axes.set_xlabel("student updates", fontsize=8)

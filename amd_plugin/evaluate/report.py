@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoes
 SENSOR = {
     "objective/zone_share": "share of samples in the zone",
     "objective/advantage_std": "spread of advantages",
-    "reward/classifier": "training reward (not held out)",
 }
+REWARDS = {"reward/": "{} (training reward)", "evaluated_reward/": "{}, evaluation samples"}
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -55,7 +55,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
     runs = {arm: [folder / "arms" / arm / f"seed-{seed}" for seed in seeds] for arm in content["arms"]}
     config = _config(runs[base][0])
     shown = [arm for arm in runs if "@" not in arm][:4]
-    held_out = config.evaluate.held_out
+    held_out = _judges(config, content["teacher"])
     titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
     curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in shown}
     palette = figures.colours(shown)
@@ -68,7 +68,8 @@ def _comparison(folder: Path) -> dict[str, Any]:
         "tiles": [_tile(content, metric) for metric in held_out] if len(shown) > 1 else [],
         **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0]),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
-        "sensor": figures.learning_curves(sensing, _present(SENSOR, sensing), palette) if sensing else None,
+        "sensor": figures.learning_curves(sensing, _sensed(sensing), palette) if sensing else None,
+        "alarms": _alarms(curves, seeds),
         "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles, palette),
         "table": _table(content),
         "commands": [content["command"]],
@@ -90,11 +91,17 @@ def _run(folder: Path) -> dict[str, Any]:
         f"amd-plugin compare {about['recipe']}.",
         "caveat": _caveat(config),
         **_samples(config, {about["objective"]: folder}, config.train.seed),
-        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in config.evaluate.held_out}, palette),
-        "sensor": figures.learning_curves(curves, {**_present(SENSOR, curves), **losses}, palette),
+        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in _judges(config, evaluation)}, palette),
+        "sensor": figures.learning_curves(curves, {**_sensed(curves), **losses}, palette),
+        "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
         "commands": [about["command"]],
     }  # fmt: skip
+
+
+def _judges(config: RecipeConfig, measured: Iterable[str]) -> list[str]:
+    """The held-out metrics that the recipe names, and the held-out rewards among what was `measured`."""
+    return [*config.evaluate.held_out, *(m for m in measured if m not in TASKS[config.data.task].metrics)]
 
 
 def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int) -> dict[str, Any]:
@@ -176,9 +183,24 @@ def _config(folder: Path) -> RecipeConfig:
     return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
 
 
-def _present(metrics: dict[str, str], curves: figures.Curves) -> dict[str, str]:
-    lines = [line for seeds in curves.values() for seed in seeds for line in seed]
-    return {key: title for key, title in metrics.items() if any(key in line for line in lines)}
+def _sensed(curves: figures.Curves) -> dict[str, str]:
+    """What the reward sensor saw: key in metrics.jsonl -> title, of all that any run has."""
+    keys = dict.fromkeys(key for seeds in curves.values() for seed in seeds for line in seed for key in line)
+    titles = {key: title for key, title in SENSOR.items() if key in keys}
+    for start, title in REWARDS.items():
+        titles |= {key: title.format(key.removeprefix(start)) for key in keys if key.startswith(start)}
+    return titles
+
+
+def _alarms(curves: figures.Curves, seeds: Sequence[int]) -> list[str]:
+    """In which runs the reward-hacking alarm rang, and when first."""
+    found = []
+    for arm, runs in curves.items():
+        for seed, lines in zip(seeds, runs, strict=True):
+            steps = [line["step"] for line in lines if line.get("hacking_alarm")]
+            if steps:
+                found.append(f"{arm}, seed {seed}: from step {steps[0]:.0f}, at {len(steps)} evaluations")
+    return found
 
 
 _ARROWS = {"up": "↑", "down": "↓", "one": "→ 1"}

@@ -50,7 +50,7 @@ class Adversary:
 
     def turn(self, batch: Batch, parts: list[slice], rollouts: list[Tensor], timestep: Tensor, step: int) -> dict[str, Tensor]:
         """One update of the head on `rollouts` and as many real samples, noised to `timestep` [B]; returns its metrics."""
-        real, labels = self._real.draw(len(timestep), batch.generator("real"))
+        real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.position)
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")
         losses = []
         for rows, x0 in zip(parts, rollouts, strict=True):

@@ -24,10 +24,21 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """``classifier``, the tasks' own; ``clip``, which covers PickScore; and ``random``, a control."""
-    from amd_plugin.rewards import classifier, clip, controls
+    """Those of `amd_plugin.rewards`; docs/rewards.md lists them. ``random`` and ``hackable`` are controls."""
+    from amd_plugin.rewards import aesthetic, classifier, clip, controls, hps, image_reward, video, vlm
 
-    return {"classifier": classifier.ClassifierReward, "clip": clip.ClipReward, "random": controls.RandomReward}
+    return {
+        "aesthetic": aesthetic.AestheticReward,
+        "classifier": classifier.ClassifierReward,
+        "clip": clip.ClipReward,
+        "hackable": controls.HackableReward,
+        "hpsv2": hps.HPSv2Reward,
+        "image_reward": image_reward.ImageReward,
+        "pickscore": clip.pickscore,
+        "random": controls.RandomReward,
+        "video": video.VideoReward,
+        "vlm": vlm.VLMReward,
+    }
 
 
 @hookimpl

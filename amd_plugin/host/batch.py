@@ -30,6 +30,7 @@ class Batch:
 
     Attributes:
         labels: [B]; group_size in a row are alike.
+        position: how many batches came before it.
         exit_rung: index of the rung whose prediction is taken, the same for all samples.
         real: [B, ...], real samples that students start from, where they do.
     """
@@ -38,7 +39,7 @@ class Batch:
         self, train: TrainConfig, sample_shape: tuple[int, ...], task: Task, num_rungs: int,
         key: tuple[object, ...], position: int, device: torch.device,
     ):  # fmt: skip
-        self._seed, self._key, self._device = train.seed, key, device
+        self._seed, self._key, self._device, self.position = train.seed, key, device, position
         self._shape = (train.batch_size, *sample_shape)
         groups = train.batch_size // train.group_size
         drawn = task.draw_labels(position, groups, self.generator("labels")).to(device)

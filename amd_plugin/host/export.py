@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +14,13 @@ from huggingface_hub import HfApi
 
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError, RunError
-from amd_plugin.host import checkpoint
 from amd_plugin.host.card import write_card
-from amd_plugin.host.folder import find_run
-from amd_plugin.models import backbone as models
+from amd_plugin.host.student import load_student
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.pretrained import DTYPES, quiet
-from amd_plugin.models.roles import Average, Role, make_roles
+from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
-from amd_plugin.tasks import TASKS
 
 Format = Literal["auto", "full", "lora"]
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -89,22 +85,12 @@ def export_run(
     Raises:
         InputError: if there is no such run or checkpoint; nothing is touched then.
     """
-    recipe = find_run(run, plugins)
-    folder = checkpoint.find(run / "checkpoints", at)
     target = output or run / "student"
     if output is not None and output.exists() and not (output / "README.md").is_file() and any(output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no exported student. Choose another folder")
-    config = recipe.config
-    task = TASKS[config.data.task](**config.data.options)
-    backbone = models.load(config.model, task, config.train.seed, plugins.families())
-    _check_format(how, config.model, backbone)
-    student = make_roles(config.model, backbone.network, backbone.student, config.train.seed)["student"]
-    average = Average(student, config.train.ema)
-    tensors, state = checkpoint.load(folder)
-    student.load_state_dict(tensors["student"])
-    average.load_state_dict(tensors["ema"])
-    with average.applied() if weights == "ema" else nullcontext():
-        export(target, student, backbone, recipe, run=run, step=state["step"], how=how, weights=weights)
+    found = load_student(run, plugins, at)
+    with found.playing(weights) as student:
+        export(target, student, found.backbone, found.recipe, run=run, step=found.step, how=how, weights=weights)
     return target
 
 

@@ -23,15 +23,23 @@ from amd_plugin.recipe import Recipe, load
 
 # What a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
-    "train": ("max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation"),
-    "evaluate": ("samples", "held_out"),
+    "train": (
+        "max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation",
+        "max_failed_rewards", "failed_rewards_window", "stop_on_hacking",
+    ),
+    "rewards": ("on_error", "timeout", "device", "offload", "pool"),
+    "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
     "distributed": ("mixed_precision", "device", "teacher", "timeout"),
-}
+}  # fmt: skip
 
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 # What no metric of a finished run depends on.
-NO_RESULT_DEPENDS_ON = {"train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers")}
+NO_RESULT_DEPENDS_ON = {
+    "train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "stop_on_hacking"),
+    "rewards": ("offload", "pool"),
+    "evaluate": ("features", "fps"),
+}
 
 
 def open_folder(output: Path, recipe: Recipe) -> None:
@@ -109,6 +117,11 @@ def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = 
         section = path.rstrip(".")
         keys = [key for key in sorted({*old, *new}) if key not in may_change.get(section, ())]
         return [line for key in keys for line in differences(old.get(key), new.get(key), may_change, f"{path}{key}.")]
+    if isinstance(old, list) and isinstance(new, list) and path == "rewards." and len(old) == len(new):
+        # Entries of a list are known by their place, and share what may change.
+        parts = [differences(a, b, {f"rewards.{i}": may_change.get("rewards", ())}, f"rewards.{i}.") for i, (a, b) in
+                 enumerate(zip(old, new, strict=True))]  # fmt: skip
+        return [line for part in parts for line in part]
     return [] if old == new else [f"{path.rstrip('.')}: {old} -> {new}"]
 
 

@@ -32,15 +32,15 @@ class RealSamples:
             made = teacher_samples(backbone, recipe.config.model, task, train.seed, count, scale, batch)
             self._made = made[:2]
 
-    def draw(self, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(samples [count, ...], labels [count]); the same for the same generator."""
+    def draw(self, count: int, draws: torch.Generator, position: int) -> tuple[Tensor, Tensor]:
+        """(samples [count, ...], labels [count]) of the `position`-th batch; the same for the same generator and position."""
         if self._made is not None:
             samples, labels = self._made
             index = torch.randint(len(labels), (count,), generator=draws, device=draws.device).cpu()
             return samples[index].to(self._device), labels[index].to(self._device)
         # Data are held on the CPU, and drawn there whatever the device of training.
         local = torch.Generator().manual_seed(draws.initial_seed())
-        samples, labels = self._task.training_data(count, local)
+        samples, labels = self._task.training_data(count, local, position)
         samples, labels = samples.to(self._device), labels.to(self._device)
         if self._task.in_pixels and self._backbone.encode is not None:
             with torch.no_grad():

@@ -23,8 +23,10 @@ from safetensors.torch import save_file
 
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
 from amd_plugin.host import checkpoint
+from amd_plugin.host.decode_once import decoded_once
 from amd_plugin.host.export import export, export_run
 from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
+from amd_plugin.host.held_out import mean_scores
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.roll_call import RollCall
@@ -62,6 +64,15 @@ def train(
         console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
     roll_call = RollCall(accelerator, recipe.config.distributed.timeout)
     trainer = Trainer(recipe, plugins, accelerator)
+    try:
+        return _run(trainer, start, output, console, roll_call)
+    finally:
+        if trainer.rewards is not None:
+            trainer.rewards.close()
+
+
+def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None, roll_call: RollCall) -> dict[str, float]:
+    recipe, accelerator = trainer.recipe, trainer.accelerator
     last_metrics = {} if start is None else _restore(trainer, start)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
     _on_main(accelerator, lambda: open_folder(output, recipe))
@@ -148,20 +159,47 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) 
 
 
 def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
-    """Held-out metrics and a picture of the averaged student; the main process works, the others get the result."""
-    result: list[dict[str, float]] = [{}]
-    labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
-    main = trainer.accelerator.is_main_process
+    """Held-out metrics and a picture of the averaged student; the main process works, the others get the result.
+
+    Raises:
+        RunError: on every process, where a reward looks hacked and the recipe says to stop then.
+    """
+    result: list[Any] = [{}, ""]
+    config, task, main = trainer.recipe.config, trainer.task, trainer.accelerator.is_main_process
+    labels = task.balanced_labels(config.evaluate.samples)
     # All processes have to call what is sharded over them.
     samples = trainer.sample(labels, "evaluation") if main or trainer.student_is_sharded else torch.empty(0)
     if main:
-        result[0] = trainer.task.evaluate(samples, labels)
-        run_log.record(trainer.step, {f"held_out/{name}": value for name, value in result[0].items()})
-        title = f"{trainer.recipe.config.objective.name}, step {trainer.step}"
-        save_samples(output / "samples" / f"step-{trainer.step:06d}", trainer.task, title, samples, labels)
+        with decoded_once(task, samples, config.evaluate.batch_size) as media:
+            result[0] = task.evaluate(samples, labels)
+            result[0] |= mean_scores(trainer.held_out, task, samples, labels, config.evaluate.batch_size)
+            row = {f"held_out/{name}": value for name, value in result[0].items()}
+            if trainer.scoring is not None:
+                row |= trainer.scoring.evaluate(media, labels)
+            title = f"{config.objective.name}, step {trainer.step}"
+            save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, samples, labels)
+        result[1] = _hacking(trainer, row)
+        run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(result[1]))} if trainer.scoring else row)
         save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
     broadcast_object_list(result)
-    return result[0]
+    if result[1] and trainer.train.stop_on_hacking:
+        raise RunError(f"{result[1]}\nTo go on all the same, set train.stop_on_hacking to false")
+    evaluation: dict[str, float] = result[0]
+    return evaluation
+
+
+def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
+    """What to say about a reward that looks hacked after the evaluation `row`; empty if none does."""
+    known, finding = trainer.alarm.ringing, trainer.alarm.add({"step": trainer.step, **row})
+    if finding is None:
+        return ""
+    options = trainer.recipe.objective_options
+    levers = [f"objective.{name} (now {options[name]})" for name in getattr(trainer.objective, "reward_options", ())]
+    advice = f"Lower {' or '.join(levers) or 'the strength of the objective'}, or give it less weight beside another reward"
+    said = f"{finding}. {advice}; look at the samples first"
+    if not known:
+        log.warning("%s", said)
+    return said
 
 
 def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
@@ -173,6 +211,8 @@ def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
             "plugins": dict(trainer.plugins.hook.distill_state_dict()),
             "recipe": trainer.recipe.as_dict(),
             "last_metrics": run_log.last,
+            "evaluations": trainer.alarm.state_dict(),
+            "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
         }
         checkpoint.save(folder, trainer.step, tensors, state, trainer.train.keep_checkpoints)
     return folder / f"step-{trainer.step:06d}"
@@ -203,6 +243,9 @@ def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
         part.load_state_dict(checkpoint.tensors_on(tensors[name], trainer.accelerator.device))
     trainer.objective.load_state_dict(state["objective"])
     trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
+    if trainer.scoring is not None:
+        trainer.scoring.load_state_dict(state.get("failed_rewards", {}))
+    trainer.alarm.load_state_dict(state.get("evaluations", []))
     trainer.step = state["step"]
     last_metrics: dict[str, float] = state["last_metrics"]
     return last_metrics
@@ -243,13 +286,14 @@ def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
             raise InputError(f"train.trackers.{index}: unknown tracker, got '{tracker}'.{hint}")
         if tracker not in available:
             raise MissingDependency(f"train.trackers.{index}: the package of '{tracker}' is not installed")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=distributed.mixed_precision,
-        log_with=trackers or None,
-        project_dir=str(output),
-        kwargs_handlers=handlers,
-    )
+    precision = distributed.mixed_precision
+    try:
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=str(output), kwargs_handlers=handlers
+        )
+    except ValueError as error:  # accelerate keeps the first settings of a process for all its life
+        what = f"distributed.mixed_precision: accelerate refuses '{precision}': {error}"
+        raise RunError(f"{what} Start runs with other settings in a process of their own") from error
     if accelerator.num_processes != launched:
         raise RunError(f"accelerate sees {accelerator.num_processes} processes where the launcher started {launched}")
     return accelerator

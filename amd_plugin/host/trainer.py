@@ -10,7 +10,7 @@ What happens to signals, rewards and weights is the objective's business; nothin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.adversary import Adversary
+from amd_plugin.host.alarm import Alarm
 from amd_plugin.host.batch import Batch
 from amd_plugin.host.learner import Learner
 from amd_plugin.host.real import RealSamples
+from amd_plugin.host.scoring import Scoring
 from amd_plugin.models import backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
@@ -28,12 +30,20 @@ from amd_plugin.models.roles import Average, Role, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.recipe import Recipe
-from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.rewards.reward_set import Pending, RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, sample
 from amd_plugin.signals import Signals
 from amd_plugin.tasks import TASKS
 
 Metrics = dict[str, Tensor]
+
+
+class Start(NamedTuple):
+    """How a turn begins: what it asks for, this process's samples, and what the rewards are asked about them."""
+
+    batch: Batch
+    rollouts: list[Tensor]
+    pending: Pending | None
 
 
 class Trainer:
@@ -42,10 +52,13 @@ class Trainer:
     Attributes:
         step: student updates done.
         student, fake_score, teacher: the roles; `ema` averages the student.
+        held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
         ladder: rungs of the few-step scheduler that is trained for and exported.
+        scoring: what rewards say and do when they fail; None where the objective listens to none.
+        alarm: remembers held-out evaluations.
     """
 
     def __init__(self, recipe: Recipe, plugins: PluginManager, accelerator: Accelerator):
@@ -63,7 +76,16 @@ class Trainer:
         sharded = config.distributed.teacher != "none"
         self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
         self.backbone.use_on(self.task, accelerator.device)
-        self.rewards = RewardSet(config.rewards, plugins, self.task) if self.objective.needs_reward else None
+        self.scoring: Scoring | None = None
+        if self.objective.needs_reward:
+            latents = self.backbone.sample_shape[-2:]
+            self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
+        # What judges is needed by the process that evaluates, and by no other.
+        judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
+        self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
+        directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
+        self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
+        self._ahead: dict[tuple[str, int], Start] = {}
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         self._samplers = [*reversed(samplers)]  # pluggy answers in reverse order of registration
 
@@ -80,7 +102,10 @@ class Trainer:
             parts = (self.fake_score, self.caller, self.schedule, self._condition, self.real)
             self.adversary = Adversary(adversarial, where, *parts, self.train, accelerator)
             self.learners["discriminator"] = self.adversary.learner
-        self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps), recipe.config, accelerator)
+        # A discriminator sees a real sample for each of the batch, and not one for each group.
+        shows_data = self.adversary is not None and self.train.real == "data"
+        rows = self.train.batch_size // (1 if shows_data else self.train.group_size)
+        self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps) * rows, recipe.config, accelerator)
 
     def cycle(self, strength_scale: float = 1.0) -> Metrics:
         """`fake_updates` turns of the fake score and one of the student; advances `step`.
@@ -92,6 +117,7 @@ class Trainer:
             RunError: when a loss turns non-finite, before anything is updated by it, or a reward fails.
         """
         self.objective.strength_scale = strength_scale
+        self._score_ahead()
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
             metrics = self._fake_score_turn(update)
@@ -99,6 +125,11 @@ class Trainer:
         self.step += 1
         self.ema.update()
         return metrics
+
+    @property
+    def rewards(self) -> RewardSet | None:
+        """The recipe's rewards; None where the objective listens to none."""
+        return None if self.scoring is None else self.scoring.rewards
 
     @torch.no_grad()
     def sample(self, labels: Tensor, purpose: str) -> Tensor:
@@ -123,11 +154,11 @@ class Trainer:
         return roles | {f"optimizer_{name}": learner.optimizer for name, learner in self.learners.items()}
 
     def _student_turn(self) -> Metrics:
-        batch, learner = self._batch("student", self.train.fake_updates), self.learners["student"]
-        parts = self._micro_batches()
+        parts, learner = self._micro_batches(), self.learners["student"]
         # With several micro-batches the graphs of all of them would not fit: score first, roll out again with grad.
-        rollouts = [self._rollout(batch, rows, grad=len(parts) == 1) for rows in parts]
-        advantage, metrics = self._advantage(batch, rollouts)
+        batch, rollouts, pending = self._start("student", self.train.fake_updates, grad=len(parts) == 1)
+        advantage = self._advantage(batch, pending)
+        metrics = {} if self.scoring is None else self.scoring.metrics()
         sigma = self._sigma(batch, "student", self.objective.match_sigma, advantage)
         outputs, suspects = [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
@@ -149,10 +180,9 @@ class Trainer:
         return metrics
 
     def _fake_score_turn(self, update: int) -> Metrics:
-        batch, learner = self._batch("fake score", update), self.learners["fake_score"]
-        parts = self._micro_batches()
-        rollouts = [self._rollout(batch, rows, grad=False) for rows in parts]
-        advantage, _ = self._advantage(batch, rollouts)
+        parts, learner = self._micro_batches(), self.learners["fake_score"]
+        batch, rollouts, pending = self._start("fake score", update, grad=False)
+        advantage = self._advantage(batch, pending)
         weight = None if advantage is None else self.objective.sharpening_weights(advantage)
         timestep = self.schedule.timestep(self._sigma(batch, "fake_score", None, advantage))
         noise = batch.normal("noise")
@@ -215,22 +245,31 @@ class Trainer:
         timestep = self.schedule.timestep(sigma)
         return self.schedule.level(timestep).add_noise(x0.detach(), noise), timestep
 
-    def _advantage(self, batch: Batch, rollouts: list[Tensor]) -> tuple[Tensor | None, Metrics]:
-        """Advantages [B] of the joined batch, the same on every process; None where the objective listens to no reward."""
-        if self.rewards is None:
-            return None, {}
-        labels = batch.labels[self._rows()]
-        with torch.no_grad():
-            media = torch.cat([self.task.decode(rollout.detach()) for rollout in rollouts])
-        scores = self.rewards(media, self.task.prompts(labels), **self.task.columns(labels))
-        failed = torch.tensor([float(bool(scores.failure))], device=media.device)
-        # Every process learns of a failure before any of them raises: a lone exception would leave the rest waiting.
-        if self.accelerator.gather(failed).any():
-            where = scores.failure or "a reward failed on another process; its log says which"
-            raise RunError(f"{where}\nSet on_error: neutral on that reward to give such batches advantage 0 instead")
-        reward = self.accelerator.gather(scores.total)
-        metrics = {f"reward/{name}": values.nanmean() for name, values in scores.each.items()}
-        return self.objective.advantage(reward, batch.labels), metrics
+    def _score_ahead(self) -> None:
+        """Starts all turns of a cycle at once where rewards have processes of their own, which then work during the updates.
+
+        The student changes only in the cycle's last update, so its samples are the same now as later. Its own turn rolls out
+        once more, with a graph: keeping one through the other role's updates would cost memory.
+        """
+        self._ahead.clear()
+        if self.scoring is not None and self.scoring.rewards.overlaps:
+            turns = [("fake score", update) for update in range(self.train.fake_updates)]
+            for turn in (*turns, ("student", self.train.fake_updates)):
+                self._ahead[turn] = self._start(*turn, grad=False)
+
+    def _start(self, turn: str, update: int, grad: bool) -> Start:
+        if (turn, update) in self._ahead:
+            return self._ahead.pop((turn, update))
+        batch = self._batch(turn, update)
+        rollouts = [self._rollout(batch, rows, grad) for rows in self._micro_batches()]
+        pending = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
+        return Start(batch, rollouts, pending)
+
+    def _advantage(self, batch: Batch, pending: Pending | None) -> Tensor | None:
+        """Advantages [B] of the joined batch; None where the objective listens to no reward."""
+        if self.scoring is None or pending is None:
+            return None
+        return self.scoring.advantage(self.objective, batch, pending)
 
     def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
         """Noise levels [B] as fractions of the schedule: the host's uniform draw, then every plugin's sampler in turn."""
@@ -285,7 +324,7 @@ class Trainer:
         batch = Batch(self.train, shape, self.task, len(self.ladder), key, position, device)
         if self.train.rollout == "data":
             groups = self.train.batch_size // self.train.group_size
-            real, labels = self.real.draw(groups, batch.generator("real start"))
+            real, labels = self.real.draw(groups, batch.generator("real start"), batch.position)
             batch.take(real, labels)
         return batch
 

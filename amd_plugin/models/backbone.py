@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+import transformers
 from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig, RecipeConfig
@@ -66,14 +67,12 @@ class Backbone:
                 module.to(device)
             task.use(self.decode, self.size)
 
-    def embed_prompts(self, task: Task, batches: int, config: RecipeConfig, accelerator: Any) -> None:
-        """Has all prompts of a run of so many batches embedded, each process its share, before training starts."""
+    def embed_prompts(self, task: Task, rows: int, config: RecipeConfig, accelerator: Any) -> None:
+        """Has all prompts of a run that asks for so many rows embedded, each process its share, before training starts."""
         if not isinstance(self.conditions, PromptConditions):
             return
-        groups = config.train.batch_size // config.train.group_size
-        asked = task.asked_for(batches * groups, config.evaluate.samples)
-        share = slice(accelerator.process_index, None, accelerator.num_processes)
-        self.conditions.prepare(asked, accelerator.device, share)
+        asked = task.asked_for(rows, config.evaluate.samples)
+        self.conditions.prepare(asked, accelerator.device, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
 
 
@@ -153,13 +152,13 @@ def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, 
     shape = family.sample_shape(vae, size)
     _check_channels(where, vae, shape[0])
     set_text_length(family, config)
-    decoder = vae if config.decoder is None else _decoder(config.decoder, where, family)
+    decoder = vae if config.decoder is None else _decoder(config.decoder, family)
     conditions = PromptConditions(
         lambda: where.text_parts(family, dtype),
         lambda pipeline, prompts, negative: family.encode_prompts(pipeline, prompts, negative, size),
         config.negative_prompt,
         {"encoders": where.fingerprint(), "dtype": config.dtype, "size": size, "length": config.text_length,
-         "diffusers": diffusers.__version__},
+         "diffusers": diffusers.__version__, "transformers": transformers.__version__},
         config.keep_embeddings,
     )  # fmt: skip
     network, read = where.outlined_network(family, dtype) if sharded else (where.network(family, dtype), None)
@@ -187,12 +186,10 @@ def _check_channels(where: Pretrained, vae: nn.Module, channels: int) -> None:
         )
 
 
-def _decoder(path: str, where: Pretrained, family: Any) -> nn.Module:
+def _decoder(path: str, family: Any) -> nn.Module:
     """A faster autoencoder for rewards: an `AutoencoderTiny` folder or hub id; for videos, one of the family's own class."""
     kind = family.autoencoder if family.video else "AutoencoderTiny"
-    with Pretrained(path, key="model.decoder")._reading("decoder"):
-        decoder = getattr(diffusers, kind).from_pretrained(path, use_safetensors=True)
-    return decoder.requires_grad_(False).eval()
+    return Pretrained(path, key="model.decoder").part(kind, torch.float32)
 
 
 def _student_from(path: str, teacher: nn.Module, family: Any, families: Mapping[str, type[Family]]) -> nn.Module:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -79,22 +80,29 @@ class PromptConditions:
         self._uncond: Condition = {}
         self._device: torch.device = torch.device("cpu")
 
-    def prepare(self, prompts: Iterable[str], device: torch.device, mine: slice = slice(None)) -> None:
+    def prepare(self, prompts: Iterable[str], device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Embeds what is not on disk yet of `prompts`, then lets the encoders go; with ``keep=False``, only moves them.
 
         Args:
-            prompts: all that will be asked for; read once.
+            prompts: all that will be asked for; read once, and never held as a whole.
             device: to embed on.
-            mine: which of the missing ones are this process's share.
+            rank, world: of this process, and how many there are. Prompts are shared out by their hash: what others have put
+                on disk meanwhile changes nothing about whose a prompt is.
         """
         self._device = device
         self.uncond(torch.zeros(1))
         if not self._keep:
             self._loaded()
             return
-        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).is_file()][mine]
-        for start in range(0, len(missing), self.BATCH):
-            self._store(missing[start : start + self.BATCH])
+        missing: dict[str, None] = {}
+        for prompt in prompts:
+            if int(_digest(prompt), 16) % world == rank and not self._path(prompt).is_file():
+                missing[prompt] = None
+            if len(missing) == self.BATCH:
+                self._store(list(missing))
+                missing.clear()
+        if missing:
+            self._store(list(missing))
         self._pipeline = None
 
     def __call__(self, labels: Tensor, prompts: Callable[[], Sequence[str]]) -> Condition:
@@ -116,10 +124,11 @@ class PromptConditions:
         return {name: repeat(value) for name, value in self._uncond.items()}
 
     def _kept(self, prompts: Sequence[str], negative: bool = False) -> Condition:
-        missing = [prompt for prompt in prompts if not self._path(prompt, negative).is_file()]
-        if missing:
+        found = {prompt: _read(self._path(prompt, negative)) for prompt in prompts}
+        if missing := [prompt for prompt, one in found.items() if one is None]:
             self._store(missing, negative)
-        each = [load_file(self._path(prompt, negative)) for prompt in prompts]
+            found |= {prompt: load_file(self._path(prompt, negative)) for prompt in missing}
+        each = [one for one in found.values() if one is not None]
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
     def _store(self, prompts: Sequence[str], negative: bool = False) -> None:
@@ -132,7 +141,7 @@ class PromptConditions:
                 one = {name: value[index].cpu().contiguous() for name, value in embedded.items()}
                 save_file(one, draft)
                 draft.replace(path)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 hint = "Free some space, set AMD_PLUGIN_CACHE, or set model.keep_embeddings to false"
                 raise InputError(f"prompt embeddings {path}: cannot be written: {error}. {hint}") from error
 
@@ -145,8 +154,20 @@ class PromptConditions:
         return self._pipeline.to(self._device) if list(self._pipeline.components.values()) else self._pipeline
 
     def _path(self, prompt: str, negative: bool = False) -> Path:
-        digest = hashlib.sha256(prompt.encode()).hexdigest()
+        digest = _digest(prompt)
         return self._folder / ("negative" if negative else digest[:2]) / f"{digest}.safetensors"
+
+
+def _digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def _read(path: Path) -> Condition | None:
+    """None where there is no such file, or one that a full disk or a crash cut short: it is made again."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def prompts_of(task: Any, labels: Tensor) -> Callable[[], Sequence[str]]:

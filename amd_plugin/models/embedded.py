@@ -16,6 +16,7 @@ from amd_plugin.models.family import Condition, Family, Size
 from amd_plugin.models.pretrained import quiet
 from amd_plugin.models.teacher import made_of, train_teacher
 from amd_plugin.schedule import NoiseSchedule
+from amd_plugin.schedule.noise import flow_shift
 
 if TYPE_CHECKING:
     from amd_plugin.tasks import Task
@@ -39,7 +40,8 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
         def condition(labels: Tensor) -> Condition:
             return {name: values[labels] for name, values in table.items()}
 
-        train_teacher(network, family, NoiseSchedule(pipeline.scheduler), condition, task, config.teacher, seed)
+        schedule = NoiseSchedule(pipeline.scheduler, flow_shift(pipeline.scheduler))
+        train_teacher(network, family, schedule, condition, task, config.teacher, seed)
         with quiet():
             pipeline.save_pretrained(folder)
 

@@ -19,11 +19,13 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
 from amd_plugin.models.weights import Weights, outline
 
+SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -102,11 +104,7 @@ class Pretrained:
 
     def network(self, family: Family, dtype: torch.dtype) -> nn.Module:
         """The network that is distilled, frozen, on the CPU, in eval mode."""
-        with self._reading(family.component):
-            network = _class(family.network).from_pretrained(
-                self.path, subfolder=family.component, torch_dtype=dtype, **self._options()
-            )
-        return network.requires_grad_(False).eval()
+        return self.part(family.network, dtype, family.component)
 
     def weights(self, family: Family) -> Weights:
         """The tensors of the network that is distilled, in their files; downloads them where they are on the hub."""
@@ -127,11 +125,25 @@ class Pretrained:
 
     def autoencoder(self, family: Family) -> nn.Module:
         """The part ``vae`` in fp32: several of the released ones overflow in half precision."""
-        with self._reading("vae"):
-            vae = _class(family.autoencoder).from_pretrained(
-                self.path, subfolder="vae", torch_dtype=torch.float32, **self._options()
+        return self.part(family.autoencoder, torch.float32, "vae")
+
+    def part(self, kind: str, dtype: torch.dtype, subfolder: str | None = None) -> nn.Module:
+        """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode; `subfolder` None where there is but one.
+
+        Raises:
+            InputError: if it cannot be read, or weights of the class are missing: diffusers would leave those at random.
+        """
+        name = subfolder or kind
+        with self._reading(name):
+            model, found = _class(kind).from_pretrained(
+                self.path, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True, **self._options()
             )
-        return vae.requires_grad_(False).eval()
+        absent = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+        if absent:
+            what = f"{len(absent)} are missing or have another shape, the first is {absent[0]}"
+            raise InputError(f"{self.key}: {self.path}: the weights of {name} do not fit a {kind}: {what}. Fetch it again")
+        model = model.requires_grad_(False).eval()
+        return model  # type: ignore[no-any-return]
 
     def scheduler(self) -> Any:
         """The teacher's scheduler."""
@@ -143,7 +155,12 @@ class Pretrained:
         """The pipeline with its tokenizers and text encoders only."""
         without = {family.component: None, "vae": None}
         with self._reading("text encoders"):
-            return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
+            pipeline = _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
+        for name, part in pipeline.components.items():
+            if isinstance(part, PreTrainedTokenizerBase) and not tells_words_apart(part):
+                what = f"{name} does not tell words apart: files of its vocabulary are missing"
+                raise InputError(f"{self.key}: {self.path}: {what}. Fetch it again")
+        return pipeline
 
     def pipeline(self, family: Family, dtype: torch.dtype, **parts: Any) -> Any:
         """The whole pipeline, with `parts` in place of its own."""
@@ -174,6 +191,21 @@ class Pretrained:
             hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
             what = f"{self.key}: {self.path}: {part} cannot be read: {type(error).__name__}: {cause}."
             raise InputError(what + hint) from error
+
+
+def tells_words_apart(tokenizer: Any) -> bool:
+    """Whether it gives different tokens to different words: where files are missing, transformers makes one without words.
+
+    Two sentences without a common word, or, of a vocabulary too small for them, two of its own words.
+    """
+    special = set(tokenizer.all_special_ids)
+    words = sorted(word for word, index in tokenizer.get_vocab().items() if word.isalpha() and index not in special)
+
+    def apart(one: str, two: str) -> bool:
+        first, second = ([token for token in tokenizer(text).input_ids if token not in special] for text in (one, two))
+        return bool(first and second and first != second)
+
+    return apart(*SENTENCES) or (len(words) > 1 and apart(words[0], words[-1]))
 
 
 def _class(name: str) -> Any:

@@ -7,6 +7,7 @@ the teacher is the base with all adapters off. A role switches the base to itsel
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -205,7 +206,8 @@ def make_roles(
 def _add_adapter(network: nn.Module, name: str, config: LoraConfig, seed: int) -> None:
     how = PeftConfig(r=config.rank, lora_alpha=config.rank, target_modules=list(config.target_modules))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two roles on one base are meant
             torch.manual_seed(generator(seed, "adapter", name).initial_seed())
             inject_adapter_in_model(how, network, name)
     except ValueError as error:

@@ -101,7 +101,7 @@ def tiny_wan(
             cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
         )  # fmt: skip
         encoder = UMT5EncoderModel(text)
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
     return WanPipeline(
         vae=_frozen(_video_autoencoder()), transformer=transformer.eval(), scheduler=scheduler, tokenizer=tokenizer,
         text_encoder=_frozen(encoder),

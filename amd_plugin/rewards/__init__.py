@@ -1,1 +1,1 @@
-"""Rewards: the sensors that tell an objective which samples fail. See `amd_plugin.hookspecs.Reward` for the protocol."""
+"""Rewards: the sensors that tell an objective which samples fail. `amd_plugin.rewards.protocol` says what a reward is."""

@@ -7,6 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from amd_plugin.rewards.protocol import Traits
+
 
 class ClassifierReward:
     """``log(p + floor)``, p the probability of the label by the task's classifier, which also knows "none of them".
@@ -17,6 +19,8 @@ class ClassifierReward:
             makes the spread of its group and hides every other failure in it.
         flip_sign: reward failure instead: the control in which AMD must do harm.
     """
+
+    differentiable, media, version = Traits(differentiable=True, version="1")
 
     def __init__(self, task: Any, floor: Annotated[float, Field(ge=0, lt=1)] = 0.01, flip_sign: bool = False):
         self._classifier = task.classifier()

@@ -1,4 +1,4 @@
-"""Rewards that know nothing: what an effect must beat before it may be called one."""
+"""Rewards that should do no good: what an effect must beat before it may be called one, and what the alarm must find."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,11 @@ class RandomReward:
         flat = media.flatten(1).double()
         weights = torch.randn(flat.shape[1], generator=generator(0, "random reward"), dtype=torch.float64)
         return torch.frac(1e4 * torch.sin(1e3 * (flat @ weights.to(flat.device)))).abs().float()
+
+
+class HackableReward:
+    """How far out a point lies, or how bright a picture is, whatever was asked for: what the reward-hacking alarm must find."""
+
+    def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], the root mean square of a sample's values."""
+        return media.flatten(1).float().square().mean(1).sqrt()

@@ -1,86 +1,167 @@
-"""A recipe's rewards as one number per sample, with a policy for those that fail."""
+"""A recipe's rewards, asked together about one batch. What to do about those that fail is the host's business."""
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from amd_plugin.config import RewardConfig
-from amd_plugin.errors import AmdPluginError, InputError
+from amd_plugin.advantage import aggregate
+from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.plugins import PluginManager, accepted
+from amd_plugin.rewards.pool import Call, Pool, PoolError, Spec, by_name
+from amd_plugin.rewards.scorer import Scorer
 
-log = logging.getLogger(__name__)
+Answer = Tensor | str
 
 
 class Scores(NamedTuple):
     """What the rewards said about a batch.
 
     Attributes:
-        total: weighted sum [B], fp32; NaN where any reward could not be computed.
-        each: every reward's own values [B], by its name in the recipe.
-        failure: why a reward with ``on_error: raise`` failed; empty otherwise. Its values are NaN.
+        total: weighted sum [B], fp32; NaN where any reward that counts could not be computed.
+        each: every reward's own values [B], by its name in the recipe; all NaN where the call failed.
+        failure: why the first of those with ``on_error: raise`` failed; empty otherwise.
+        causes: why calls failed, by the reward's name.
     """
 
     total: Tensor
     each: dict[str, Tensor]
     failure: str
+    causes: dict[str, str]
+
+
+class Pending(NamedTuple):
+    """A batch handed to the rewards: answers that are there, and calls that workers have."""
+
+    answers: dict[str, Answer | Call]
+    size: int
+    device: torch.device
 
 
 class RewardSet:
-    """Calls every reward of a recipe and adds them up.
+    """Asks every reward of a recipe.
 
     Args:
-        configs: the recipe's rewards.
+        configs: the recipe's rewards; those of one name get the number of their place as a suffix.
         plugins: where they are looked up.
         task: handed to the factories that ask for it.
+        data: what `task` was made from, for rewards with a pool.
+        device: where the student is.
+
+    Attributes:
+        configs: the recipe's rewards by their names here.
+        overlaps: whether one of them runs beside this process.
 
     Raises:
         InputError: for a reward that is unknown or cannot be built.
     """
 
-    def __init__(self, configs: Sequence[RewardConfig], plugins: PluginManager, task: Any):
-        self._rewards: dict[str, tuple[RewardConfig, Callable[..., Any], set[str] | None]] = {}
+    def __init__(
+        self,
+        configs: Sequence[RewardConfig],
+        plugins: PluginManager,
+        task: Any,
+        data: DataConfig | None = None,
+        device: torch.device | None = None,
+    ):
+        device = device or torch.device("cpu")
+        self.configs: dict[str, RewardConfig] = {}
+        self._askers: dict[str, Pool | Scorer] = {}
+        self._patience: dict[str, _Patience] = {}
         for config in configs:
+            name = config.name if config.name not in self.configs else f"{config.name}_{len(self.configs)}"
             factory = plugins.reward_factory(config.name)
-            takes = accepted(factory)
-            context = {"task": task} if takes is not None and "task" in takes else {}
-            try:
-                reward = factory(**context, **config.options)
-                columns = accepted(reward)
-            except AmdPluginError:
-                raise
-            except Exception as error:
-                raise InputError(f"reward '{config.name}' could not be built: {type(error).__name__}: {error}") from error
-            name = config.name if config.name not in self._rewards else f"{config.name}_{len(self._rewards)}"
-            self._rewards[name] = (config, reward, columns)
+            own = config.host_keys & (accepted(factory) or set())
+            self.configs[name] = config.model_copy(update={"timeout": None}) if "timeout" in own else config
+            if config.pool and "pool" not in own:
+                spec = Spec(config, by_name(factory), data, str(device), torch.get_num_threads())
+                self._askers[name] = Pool(spec, config.pool)
+            else:
+                self._askers[name] = Scorer(config, factory, task, device)
+            self._patience[name] = _Patience()
+        self.overlaps = any(isinstance(asker, Pool) for asker in self._askers.values())
 
-    @torch.no_grad()
+    @property
+    def weights(self) -> dict[str, float]:
+        """By name."""
+        return {name: config.weight for name, config in self.configs.items()}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.configs)
+
     def __call__(self, media: Tensor, prompts: Sequence[str], **columns: Any) -> Scores:
         """Scores `media` [B, ...] made for `prompts`; `columns` go to the rewards that name them."""
+        return self.collect(self.submit(media, prompts, columns))
+
+    def submit(self, media: Tensor, prompts: Sequence[str], columns: dict[str, Any]) -> Pending:
+        """Hands `media` to the workers of rewards that have some, then asks the others here."""
+        answers: dict[str, Answer | Call] = {}
+        for name, asker in self._askers.items():
+            if isinstance(asker, Pool):
+                answers[name] = asker.submit(media, prompts, columns)
+        for name, asker in self._askers.items():
+            if isinstance(asker, Scorer):
+                call = lambda asker=asker: asker(media, prompts, columns)  # noqa: E731
+                answers[name] = self._patience[name].answer(call, self.configs[name].timeout)
+        return Pending(answers, len(media), media.device)
+
+    def collect(self, pending: Pending) -> Scores:
+        """What the rewards said, when all have."""
         each: dict[str, Tensor] = {}
-        failure = ""
-        for name, (config, reward, takes) in self._rewards.items():
-            known = columns if takes is None else {k: v for k, v in columns.items() if k in takes}
-            try:
-                each[name] = _as_scores(reward(media, prompts, **known), media)
-            except Exception as error:
-                each[name] = torch.full((len(media),), torch.nan, device=media.device)
-                cause = f"reward '{name}': {type(error).__name__}: {error}"
-                log.warning("%s", cause)
-                if config.on_error == "raise":
-                    failure = failure or cause
-        total = sum(config.weight * each[name] for name, (config, *_) in self._rewards.items())
-        return Scores(torch.as_tensor(total), each, failure)
+        causes: dict[str, str] = {}
+        for name, config in self.configs.items():
+            answer, asker = pending.answers[name], self._askers[name]
+            if isinstance(answer, Call) and isinstance(asker, Pool):
+                try:
+                    answer = asker.result(answer, config.timeout)
+                except PoolError as error:
+                    answer = str(error)
+            if isinstance(answer, str):
+                causes[name] = answer
+            failed = torch.full((pending.size,), torch.nan, device=pending.device)
+            each[name] = answer.to(pending.device) if isinstance(answer, Tensor) else failed
+        weights = torch.tensor([*self.weights.values()], device=pending.device)
+        columns = torch.stack([*each.values()], 1) if each else torch.zeros(pending.size, 0, device=pending.device)
+        total, _ = aggregate(columns, torch.zeros(pending.size, device=pending.device), weights)
+        fatal = [f"reward '{name}': {cause}" for name, cause in causes.items() if self.configs[name].on_error == "raise"]
+        return Scores(total, each, fatal[0] if fatal else "", causes)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        for asker in self._askers.values():
+            if isinstance(asker, Pool):
+                asker.close()
 
 
-def _as_scores(values: Any, media: Tensor) -> Tensor:
-    """[B] fp32 on media's device from a tensor or a list with None for "could not be computed"."""
-    if not isinstance(values, Tensor):
-        values = torch.tensor([torch.nan if value is None else float(value) for value in values])
-    if values.shape != media.shape[:1]:
-        raise ValueError(f"must return one value per sample, shape ({len(media)},), got {tuple(values.shape)}")
-    return values.to(media.device, torch.float32)
+class _Patience:
+    """Waits for a call in this process, within limits. A thread cannot be stopped: one that is late is waited for next time."""
+
+    def __init__(self) -> None:
+        self._late: threading.Thread | None = None
+
+    def answer(self, call: Callable[[], Tensor], limit: float | None) -> Answer:
+        """What `call` returned, or why it did not."""
+        if limit is None:
+            return _attempt(call)
+        if self._late is not None:
+            self._late.join(limit)
+            if self._late.is_alive():
+                return f"TimeoutError: still busy with an earlier call after another {limit:g} s"
+        found: list[Answer] = []
+        thread = threading.Thread(target=lambda: found.append(_attempt(call)), daemon=True)
+        thread.start()
+        thread.join(limit)
+        self._late = thread if thread.is_alive() else None
+        return found[0] if self._late is None else f"TimeoutError: no answer within {limit:g} s"
+
+
+def _attempt(call: Callable[[], Tensor]) -> Answer:
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"

@@ -63,5 +63,5 @@ def flow_shift(scheduler: Any) -> float:
 
 
 def shifted(fraction: Tensor, shift: float) -> Tensor:
-    """``s u / (1 + (s - 1) u)``: moves levels u in [0, 1] towards noise, as large images and videos need (2403.03206, Eq. 23)."""
+    """``s u / (1 + (s - 1) u)``: moves levels u in [0, 1] towards noise, as large samples need (2403.03206, Eq. 23)."""
     return fraction if shift == 1 else shift * fraction / (1 + (shift - 1) * fraction)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from amd_plugin.tasks.digits import Digits
+from amd_plugin.tasks.judge import Judge
 from amd_plugin.tasks.modes2d import Modes2D
 from amd_plugin.tasks.moving_digits import MovingDigits
 from amd_plugin.tasks.prompts import Prompts
@@ -44,8 +45,8 @@ class Task(Protocol):
     frames: int
     made_of: dict[str, Any]
 
-    def training_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
-        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included."""
+    def training_data(self, count: int, generator: Any, position: int = 0) -> tuple[Tensor, Tensor]:
+        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included: drawn, or the `position`-th `count`."""
         ...
 
     def real_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,10 @@ class Task(Protocol):
 
     def classifier(self) -> nn.Module:
         """Maps media [B, ...] to logits [B, num_classes + 1], the last for "none of them". Trained here, cached."""
+        ...
+
+    def judge(self) -> Judge | None:
+        """What judges single samples; None where nothing here knows what is right."""
         ...
 
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:

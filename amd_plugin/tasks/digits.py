@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amd_plugin import metrics as measure
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
+from amd_plugin.tasks.judge import Judge
 
 
 class Digits:
@@ -46,7 +47,7 @@ class Digits:
         self.noisy_labels = torch.where(wrong, anything, self.labels)
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
         """Images [B, 1, 8, 8] with the labels the teacher is told."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.noisy_labels[index]
@@ -94,6 +95,14 @@ class Digits:
             return torch.cat((inputs, junk)), torch.cat((labels[index], torch.full((48,), 10)))
 
         return trained_classifier("classifier-digits", self.made_of, lambda: _cnn(11), batch, steps=400)
+
+    def judge(self) -> Judge:
+        """The CNN that `evaluate` asks."""
+        network = self._judge()
+        return Judge(
+            "64 features of a CNN trained on the held-out half of the digits", network[:-1],
+            lambda media, labels: (network(media).argmax(1) == labels).float(),
+        )  # fmt: skip
 
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Held-out metrics by a CNN trained on the second half, against all real images.

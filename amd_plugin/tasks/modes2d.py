@@ -15,6 +15,7 @@ from amd_plugin import metrics as measure
 from amd_plugin.errors import OptionError
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
+from amd_plugin.tasks.judge import Judge
 
 Points = list[list[list[float]]]
 
@@ -77,7 +78,7 @@ class Modes2D:
         labels = torch.randint(self.num_classes, (count,), generator=generator)
         return self._points(labels, generator), labels
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
         """The same with random labels on a share of them, and outliers for another."""
         points, labels = self.real_data(count, generator)
         wrong = torch.rand(count, generator=generator) < self.label_noise
@@ -131,6 +132,15 @@ class Modes2D:
         squared = (points[:, None] - self.means[labels]).square().sum(-1)
         log_modes = self.weights.log() - squared / (2 * self.std**2) - math.log(2 * math.pi * self.std**2)
         return log_modes.logsumexp(1)
+
+    def judge(self) -> Judge:
+        """The exact density: a point fits if it lies where all but 0.5 % of its class do."""
+        labels = self.balanced_labels(100 * self.num_classes)
+        floor = self.log_density(self._points(labels, generator(0, "modes2d judge")), labels).quantile(0.005)
+        return Judge(
+            "the coordinates themselves, and the exact density", lambda points: points,
+            lambda points, asked: (self.log_density(points, asked) > floor).float(),
+        )  # fmt: skip
 
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Held-out metrics from the exact density.

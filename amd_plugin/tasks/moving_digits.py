@@ -15,13 +15,14 @@ from amd_plugin import metrics as measure
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 from amd_plugin.tasks.digits import Digits
+from amd_plugin.tasks.judge import Judge
 
-EDGE, FRAMES, DIGIT, SPEED = 16, 5, 8, 2
+EDGE, FRAMES, DIGIT, SPEED = 16, 3, 8, 4
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
 class MovingDigits:
-    """Videos [1, 5, 16, 16] in [-1, 1] of a digit that crosses the canvas, two pixels per frame; 10 digits x 4 directions.
+    """Videos [1, 3, 16, 16] in [-1, 1] of a digit that crosses the canvas, four pixels per frame; 10 digits x 4 directions.
 
     Args:
         label_noise: share of the teacher's training videos whose prompt names a uniformly random digit.
@@ -40,8 +41,8 @@ class MovingDigits:
         self._decode: Callable[[Tensor], Tensor] = _to_unit
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Videos [B, 1, 5, 16, 16] with the labels the teacher is told."""
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+        """Videos [B, 1, 3, 16, 16] with the labels the teacher is told."""
         videos, labels = self.real_data(count, generator)
         wrong, ways = torch.rand(count, generator=generator) < self._label_noise, len(DIRECTIONS)
         anything = ways * torch.randint(10, (count,), generator=generator) + labels % ways
@@ -77,7 +78,7 @@ class MovingDigits:
         return self.prompts(torch.arange(self.num_classes))
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Videos [B, 1, 5, 16, 16] in [0, 1]."""
+        """Videos [B, 1, 3, 16, 16] in [0, 1]."""
         return self._decode(samples)
 
     def classifier(self) -> nn.Module:
@@ -91,6 +92,15 @@ class MovingDigits:
             return torch.cat((_noisy(_to_unit(videos), draws), _junk(_to_unit(junk), draws))), torch.cat((labels, none))
 
         return trained_classifier("classifier-moving-digits", self.made_of, _Reader, batch, steps=600)
+
+    def judge(self) -> Judge:
+        """The network that `evaluate` asks; a video fits if digit and direction are both right."""
+        network = self._judge()
+        return Judge(
+            "64 features of a CNN trained on videos of the held-out half of the digits",
+            lambda media: network[:-1](_to_stack(media)),
+            lambda media, labels: (network(_to_stack(media)).argmax(1) == labels).float(),
+        )  # fmt: skip
 
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Held-out metrics by a network trained on the second half, which sees each video as a stack of frames.
@@ -184,7 +194,7 @@ def _to_unit(pixels: Tensor) -> Tensor:
 
 
 def _to_stack(media: Tensor) -> Tensor:
-    """[B, 5, 16, 16]: frames as channels."""
+    """[B, 3, 16, 16]: frames as channels."""
     return media[:, 0]
 
 

@@ -6,6 +6,7 @@ epoch and keyed by the seed: a resumed run asks for its own row numbers and gets
 
 from __future__ import annotations
 
+import copy
 import glob
 import inspect
 import logging
@@ -64,6 +65,7 @@ class PromptRows:
         streaming: read on the go and shuffle within a moving window; nothing is kept on disk.
         shuffle: False leaves the rows in the order of the source.
         seed: of the order.
+        key: the recipe's key that named it, for messages.
 
     Attributes:
         num_rows: rows of an epoch; None where a stream does not say.
@@ -77,8 +79,10 @@ class PromptRows:
     def __init__(
         self, source: str, *, column: str | None = None, image_column: str | None = None, config: str | None = None,
         split: str = "train", revision: str | None = None, streaming: bool = False, shuffle: bool = True, seed: int = 0,
+        key: str = "data.source",
     ):  # fmt: skip
         self.source, self.image_column, self.streaming, self.shuffle, self.seed = source, image_column, streaming, shuffle, seed
+        self._key = key
         self._order: tuple[int, torch.Tensor] | None = None
         self._stream: Iterator[dict[str, Any]] | None = None
         with self._readable():
@@ -98,21 +102,30 @@ class PromptRows:
             raise TypeError(f"{self.source} is a stream of unknown length")
         return self.num_rows
 
-    def rows(self, start: int, count: int) -> list[Row]:
+    def rows(self, start: int, count: int, images: bool = True) -> list[Row]:
         """Rows `start` to ``start + count`` of the endless order: a function of the data, the seed, `start` and `count` only.
 
-        A stream is cheap to follow; for a row it has passed, its epoch is read from the beginning again.
+        Without `images`, none is decoded. A stream is cheap to follow; for a row it has passed, its epoch is read from the
+        beginning again.
         """
         if start < 0 or count < 0:
             raise ValueError(f"start and count must be at least 0, got {start} and {count}")
         with self._readable():
             records = self._from_stream(start, count) if self.streaming else self._from_files(start, count)
-            return [self._row(record) for record in records]
+            return [self._row(record, images) for record in records]
+
+    def again(self) -> PromptRows:
+        """The same rows, with a place of their own in a stream."""
+        other = copy.copy(self)
+        other._stream = None
+        return other
 
     def _open(self, path: Path, config: str | None, split: str, revision: str | None) -> Any:
         where: dict[str, Any] = {"cache_dir": str(cache.root() / "datasets"), "streaming": self.streaming}
         kind, options = _FILES.get(path.suffix.lower(), ("", {}))
         if path.is_dir():
+            if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                raise self._error("was written by save_to_disk. Write it with to_parquet instead")
             return datasets.load_dataset(str(path.absolute()), config, split=split, **where)
         if not path.exists():
             near = did_you_mean(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
@@ -241,11 +254,12 @@ class PromptRows:
         stream = stream.skip(place)
         return iter((stream.take(self.num_rows - place) if self.num_rows else stream).iter(batch_size=1000))
 
-    def _row(self, record: dict[str, Any]) -> Row:
+    def _row(self, record: dict[str, Any], images: bool) -> Row:
         prompt, image = record.pop(self.column).strip(), None
         if self.image_column:
+            picture = record.pop(self.image_column)
             try:
-                image = datasets.Image().decode_example(record.pop(self.image_column))
+                image = datasets.Image().decode_example(picture) if images else None
             except Exception as error:
                 raise self._error(f"the image of {prompt!r} cannot be read: {_cause(error)}. Replace it") from error
         return Row(prompt, self._features.decode_example(record), image)
@@ -269,10 +283,12 @@ class PromptRows:
                     raise
                 if any(sign in _cause(error) for sign in _NO_ROWS):
                     raise self._error("has no rows. Put prompts into it") from error
-                raise self._error(f"cannot be read: {_cause(error)}. Mend it; text must be UTF-8") from error
+                ours = isinstance(error, OSError) and str(cache.root()) in str(error)
+                hint = "Set AMD_PLUGIN_CACHE to a folder that can be written" if ours else "Mend it; text must be UTF-8"
+                raise self._error(f"cannot be read: {_cause(error)}. {hint}") from error
 
     def _error(self, what: str) -> InputError:
-        return InputError(f"data.source: {self.source}: {what}")
+        return InputError(f"{self._key}: {self.source}: {what}")
 
 
 def _cause(error: BaseException) -> str:

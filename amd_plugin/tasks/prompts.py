@@ -15,6 +15,7 @@ from PIL import ImageOps
 from pydantic import Field
 from torch import Tensor, nn
 
+from amd_plugin import metrics as measure
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.tasks.prompt_rows import PromptRows, Row
 
@@ -37,6 +38,7 @@ class Prompts:
     metrics: ClassVar[dict[str, str]] = {"diversity": "up", "saturation": "down", "contrast": "up"}
     in_pixels: ClassVar[bool] = True
     num_classes = 0
+    KEPT: ClassVar[int] = 4096
 
     def __init__(
         self,
@@ -54,12 +56,18 @@ class Prompts:
     ):
         options: dict[str, Any] = {"config": config, "split": split, "revision": revision, "streaming": streaming}
         self._rows = PromptRows(source, column=column, image_column=image_column, shuffle=shuffle, **options)
-        self._held_out = PromptRows(held_out, column=column, shuffle=False) if held_out else None
+        self._held_out: PromptRows | None = None
+        if held_out:
+            # A text file has no columns to name.
+            named = None if held_out.lower().endswith(".txt") else column
+            self._held_out = PromptRows(held_out, column=named, shuffle=False, key="data.held_out")
         self.has_samples = image_column is not None
         self._per_prompt = per_prompt
         self._decode: Any = None
         self._size: Any = None
+        self._pictured: dict[int, PromptRows] = {}
         self._seen: dict[int, Row] = {}
+        self._evaluated = 0
         self.sample_shape: tuple[int, ...] = ()
         self.frames = 1
         self.made_of: dict[str, Any] = {"task": self.name, "source": source, "column": column, **options}
@@ -80,25 +88,28 @@ class Prompts:
     def asked_for(self, rows: int, evaluated: int) -> Iterator[str]:
         """Prompts of the first `rows` rows and of an evaluation of `evaluated` samples."""
         last = min(rows, self._rows.num_rows or rows)
-        parts = (self._rows.rows(start, min(256, last - start)) for start in range(0, last, 256))
+        parts = (self._rows.rows(start, min(256, last - start), images=False) for start in range(0, last, 256))
         training = (row.prompt for part in parts for row in part)
         return itertools.chain(training, self.prompts(self.balanced_labels(evaluated)))
 
     def balanced_labels(self, count: int) -> Tensor:
         """`per_prompt` samples each of as many prompts as that allows; negative, where they are held-out prompts."""
-        prompts = torch.arange(max(1, count // self._per_prompt)).repeat_interleave(self._per_prompt)
+        self._evaluated = max(1, count // self._per_prompt)
+        prompts = torch.arange(self._evaluated).repeat_interleave(self._per_prompt)
         return prompts if self._held_out is None else -1 - prompts
 
-    def training_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(images [B, 3, H, W] in [-1, 1], their rows): needs `image_column`."""
-        total = self._rows.num_rows or 2**31
-        labels = torch.randint(total, (count,), generator=generator, device=generator.device).cpu()
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+        """(images [B, 3, H, W] in [-1, 1], their rows), of the `position`-th `count` rows: needs `image_column`."""
+        labels = self.draw_labels(position, count, generator)
+        # A place of its own in a stream for each stride: to and fro between two, it would be read from the start each time.
+        source = self._pictured.setdefault(count, self._rows.again())
         images = []
-        for row in self._lookup(labels):
+        for label, row in zip(labels.tolist(), source.rows(position * count, count), strict=True):
             if row.image is None:
                 raise InputError(
                     "data.image_column: real pictures are needed (train.rollout, train.real), got no column for them"
                 )
+            self._seen[label] = row._replace(image=None)
             picture = ImageOps.fit(row.image.convert("RGB"), (self._size.width, self._size.height))
             images.append(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1)
         return torch.stack(images), labels
@@ -119,20 +130,24 @@ class Prompts:
         """There is none."""
         raise OptionError("name", "the classifier reward belongs to tasks with classes; prompts need a reward that reads them")
 
+    def judge(self) -> None:
+        """There is none: `evaluate.features` names a model to compare samples in."""
+        return None
+
     def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
         """Over decoded pixels. diversity: mean distance of two samples of a prompt, per pixel. saturation: share of values at
         0 or 1, which grows when a student over-exposes. contrast: mean standard deviation within a sample, which falls when it
         collapses to flat colour.
         """
-        media = torch.cat([self.decode(part).cpu() for part in samples.split(self._per_prompt)]).float().flatten(1)
-        groups = media.unflatten(0, (-1, self._per_prompt))
-        pairs = self._per_prompt * (self._per_prompt - 1)
-        distance = torch.cdist(groups, groups).sum((1, 2)) / pairs / media.shape[1] ** 0.5
-        return {
-            "diversity": distance.mean().item(),
-            "saturation": ((media <= 0) | (media >= 1)).float().mean().item(),
-            "contrast": media.std(1).mean().item(),
-        }
+        diversity, saturation, contrast = [], [], []
+        # A prompt at a time: pixels of all samples together would not fit anywhere.
+        for part in samples.split(self._per_prompt):
+            media = self.decode(part).cpu().float().flatten(1)
+            diversity.append(measure.spread(media) / media.shape[1] ** 0.5)
+            saturation.append(measure.saturation(media).mean().item())
+            contrast.append(measure.contrast(media).mean().item())
+        names = {"diversity": diversity, "saturation": saturation, "contrast": contrast}
+        return {name: sum(values) / len(values) for name, values in names.items()}
 
     def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Up to eight prompts in rows, their samples in columns."""
@@ -149,11 +164,13 @@ class Prompts:
 
     def _lookup(self, labels: Tensor) -> Sequence[Row]:
         wanted = labels.tolist()
+        if len(self._seen) > self.KEPT:
+            # The oldest go, but not what each evaluation asks for again: a stream would have to be read from the start for it.
+            gone = set(list(self._seen)[: -self.KEPT // 2]) - set(wanted) - set(range(self._evaluated))
+            self._seen = {label: row for label, row in self._seen.items() if label not in gone}
         missing = sorted({label for label in wanted if label not in self._seen})
-        if len(self._seen) > 4096:
-            self._seen = {label: self._seen[label] for label in wanted if label in self._seen}
         for first, last in _runs(missing):
-            rows = self._rows.rows(first, last - first + 1) if first >= 0 else None
+            rows = self._rows.rows(first, last - first + 1, images=False) if first >= 0 else None
             if rows is None:
                 assert self._held_out is not None  # noqa: S101 (only held-out rows are negative)
                 rows = self._held_out.rows(-1 - last, last - first + 1)[::-1]

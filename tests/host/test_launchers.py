@@ -15,7 +15,10 @@ from tests.conftest import TINY
 RECIPE = (
     "train",
     "modes2d",
-    *(f"--set={s}" for s in (*TINY, "model.student_steps=2", "train.max_steps=3", "distributed.device=cpu")),
+    *(
+        f"--set={s}"
+        for s in (*TINY, "model.student_steps=2", "train.max_steps=3", "train.group_size=16", "distributed.device=cpu")
+    ),
 )
 BIN = Path(sys.executable).parent
 
@@ -73,30 +76,65 @@ def test_two_processes_equal_one_on_the_joined_batch(launcher, tmp_path):
         assert one[0][key] == pytest.approx(two[0][key], abs=1e-4)
 
 
+REWARDS = """
+import os, sys, time, torch, amd_plugin
+
+def moody(on: str = "1"):
+    def reward(media, prompts):
+        if os.environ["RANK"] in on:
+            raise RuntimeError("rank one had enough")
+        return media[:, 0]
+    return reward
+
+def listing():
+    return lambda media, prompts: [None if os.environ["RANK"] == "1" and i == 0 else float(x) for i, x in enumerate(media[:, 1])]
+
+def hanging():
+    return lambda media, prompts: time.sleep(600) if os.environ["RANK"] == "0" else media[:, 0]
+
+@amd_plugin.hookimpl
+def distill_rewards():
+    return {"moody": moody, "listing": listing, "hanging": hanging}
+
+if __name__ == "__main__":
+    import amd_plugin.plugins as plugins
+    original = plugins.get_plugin_manager
+    def with_ours():
+        manager = original()
+        manager.register(sys.modules[__name__], "ours")
+        return manager
+    plugins.get_plugin_manager = with_ours
+    from amd_plugin.cli import main
+    main()
+"""
+
+
+def launch_with_rewards(folder, rewards):
+    (folder / "ours.py").write_text(REWARDS)
+    return launch((*LAUNCHERS["torchrun"][:-2], folder / "ours.py"), f"--set=rewards={rewards}", "--output", "run", cwd=folder)
+
+
 def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
-    plugin = tmp_path / "rank_one.py"
-    plugin.write_text(
-        "import os, sys, amd_plugin\n"
-        "@amd_plugin.hookimpl\n"
-        "def distill_rewards():\n"
-        "    def reward(media, prompts):\n"
-        "        if os.environ['RANK'] == '1':\n"
-        "            raise RuntimeError('rank one had enough')\n"
-        "        return media[:, 0]\n"
-        "    return {'moody': lambda: reward}\n"
-        "import amd_plugin.plugins as plugins\n"
-        "original = plugins.get_plugin_manager\n"
-        "def with_ours():\n"
-        "    manager = original()\n"
-        "    manager.register(sys.modules[__name__], 'moody')\n"
-        "    return manager\n"
-        "plugins.get_plugin_manager = with_ours\n"
-        "from amd_plugin.cli import main\n"
-        "main()\n"
-    )
-    done = launch((*LAUNCHERS["torchrun"][:-2], plugin), "--set=rewards=[{name: moody}]", "--output", "run", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "rank one had enough" in done.stderr and "a reward failed on another process" in done.stderr
+    done = launch_with_rewards(tmp_path, "[{name: moody}]")
+    assert done.returncode == 1
+    assert done.stderr.count("reward 'moody' failed: process 1: RuntimeError: rank one had enough") == 2, done.stderr
+    assert done.stderr.count("saved run/checkpoints/step-000000") == 2
+    assert (tmp_path / "run" / "checkpoints" / "step-000000" / "manifest.json").is_file()
+
+
+def test_a_worker_that_hangs_on_one_rank_stops_all_of_them(tmp_path):
+    done = launch_with_rewards(tmp_path, "[{name: hanging, pool: 1, timeout: 5.0}]")
+    assert done.returncode == 1
+    assert done.stderr.count("reward 'hanging' failed: process 0: TimeoutError: no answer within 5 s") == 2, done.stderr
+
+
+def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
+    done = launch_with_rewards(tmp_path, "[{name: moody, on_error: neutral, weight: 0.5}, {name: listing}]")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("rank one had enough") == 1
+    last = [line for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if "loss/student" in line][-1]
+    assert last["reward_failed/moody"] == 0.5 and last["reward_failed/listing"] == 1 / 16
+    assert last["objective/failed_rewards"] == 0.5
 
 
 def test_bad_input_under_a_launcher_ends_all_processes(tmp_path):

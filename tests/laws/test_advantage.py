@@ -1,6 +1,7 @@
 """Group advantages and sharpening weights."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amd_plugin import group_advantage, sharpening_weights
+from amd_plugin.advantage import aggregate
 
 rewards = st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=24)
 
@@ -33,10 +35,10 @@ def test_equal_rewards_give_exactly_zero(value, count, scale):
 
 
 @given(rewards, st.integers(1, 6), st.randoms())
-def test_order_does_not_matter(values, size, random):
+def test_order_does_not_matter(values, size, shuffling):
     reward, groups = torch.tensor(values), groups_of(len(values), size)
     order = list(range(len(values)))
-    random.shuffle(order)
+    shuffling.shuffle(order)
     torch.testing.assert_close(
         group_advantage(reward[order], groups[order]), group_advantage(reward, groups)[order], rtol=1e-4, atol=1e-4
     )
@@ -138,3 +140,110 @@ def test_the_fixed_point_law():
             unweighted = (likelihood * q * points).sum(1) / (likelihood * q).sum(1)
             assert (real - fake).abs().max() < 1e-10
             assert (real - unweighted).abs().max() > 1e-3
+
+
+def independent_gdpo(rewards, weights, size):
+    """GDPO in plain Python: normalise each reward in each group, sum what there is, normalise over the batch."""
+
+    def normalised(values):
+        known = [v for v in values if math.isfinite(v)]
+        mean = sum(known) / len(known) if known else 0.0
+        std = math.sqrt(sum((v - mean) ** 2 for v in known) / (len(known) - 1)) if len(known) > 1 else 0.0
+        return [(v - mean) / (std + 1e-4) if math.isfinite(v) else None for v in values]
+
+    count = len(rewards)
+    columns = [[None] * count for _ in weights]
+    for k in range(len(weights)):
+        for start in range(0, count, size):
+            group = [rewards[i][k] for i in range(start, min(start + size, count))]
+            columns[k][start : start + size] = normalised(group)
+    total = []
+    for i in range(count):
+        terms = [w * columns[k][i] for k, w in enumerate(weights) if columns[k][i] is not None]
+        total.append(sum(terms) if terms else math.nan)
+    return [0.0 if value is None else value for value in normalised(total)]
+
+
+some = st.one_of(st.floats(-100, 100, width=32), st.sampled_from([math.nan, math.inf]))
+several = st.lists(st.lists(some, min_size=2, max_size=2), min_size=2, max_size=16)
+
+
+@given(several, st.sampled_from([(1.0, 1.0), (0.5, 2.0), (-1.0, 1.0)]), st.integers(1, 4))
+def test_normalize_then_sum_is_gdpo(values, weights, size):
+    got = group_advantage(*aggregate(torch.tensor(values).double(), groups_of(len(values), size), torch.tensor(weights), "normalize_then_sum"), squash=None)  # fmt: skip
+    torch.testing.assert_close(got, torch.tensor(independent_gdpo(values, weights, size)).double(), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(2, 4), st.integers(1, 4), st.integers(0, 999))
+def test_normalize_then_sum_is_trls(size, groups, seed):
+    """As `GRPOTrainer` has it for complete groups, with missing values: nanmean, nanstd, weighted nansum, 1e-4."""
+    from trl.trainer.utils import nanstd
+
+    draws = random.Random(seed)
+    rewards = torch.tensor([[draws.gauss(0, 3), draws.choice([0.0, 1.0, math.nan])] for _ in range(size * groups)])
+    weights = torch.tensor([1.0, 0.7])
+    grouped = rewards.view(-1, size, 2)
+    z = (grouped - grouped.nanmean(1, keepdim=True)) / (nanstd(grouped, dim=1, keepdim=True) + 1e-4)
+    total = (z.view(-1, 2) * weights).nansum(1)
+    expected = (total - total.mean()) / (nanstd(total) + 1e-4)
+    # A reward that only one sample of a group has says nothing there; TRL's nanstd gives NaN for one value and drops it too.
+    got = group_advantage(*aggregate(rewards, groups_of(len(rewards), size), weights, "normalize_then_sum"), squash=None)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@given(several, st.sampled_from([(1.0, 1.0), (0.5, 2.0), (3.0, 0.0)]), st.integers(1, 4))
+def test_sum_then_normalize_compares_sums_of_samples_that_have_all_rewards(values, weights, size):
+    rewards, groups = torch.tensor(values), groups_of(len(values), size)
+    got, same = aggregate(rewards, groups, torch.tensor(weights))
+    counted = [k for k, w in enumerate(weights) if w]
+    for row, total in zip(values, got.tolist(), strict=True):
+        if all(math.isfinite(row[k]) for k in counted):
+            assert math.isclose(total, sum(weights[k] * row[k] for k in counted), rel_tol=1e-5, abs_tol=1e-4)
+        else:
+            assert math.isnan(total)
+    assert torch.equal(same, groups)
+
+
+@given(st.floats(-1e3, 1e3, width=32), st.integers(2, 8), st.sampled_from(["sum_then_normalize", "normalize_then_sum"]))
+def test_constant_rewards_give_exactly_zero_however_they_are_joined(value, count, how):
+    rewards = torch.full((count, 3), value) * torch.tensor([1.0, 0.1, -2.0])
+    assert not group_advantage(*aggregate(rewards, groups_of(count, 2), torch.tensor([1.0, 0.3, 2.0]), how)).any()
+
+
+@given(several, st.floats(0.25, 1e3), st.floats(-10, 10))
+def test_normalize_then_sum_knows_no_units(values, scale, shift):
+    """Except for 1e-4 beside the spread: rewards here spread much wider."""
+    rewards = torch.tensor(values).double()
+    rewards[:, 0] *= 1e6
+    groups, weights = groups_of(len(values), 2), torch.tensor([1.0, 1.0])
+    other = torch.stack((rewards[:, 0] * scale + shift, rewards[:, 1]), 1)
+    one, two = (aggregate(r, groups, weights, "normalize_then_sum")[0] for r in (rewards, other))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-2, equal_nan=True)
+
+
+def test_one_reward_summed_is_that_reward():
+    reward, groups = torch.randn(8), groups_of(8, 4)
+    total, _ = aggregate(reward[:, None], groups, torch.ones(1))
+    assert torch.equal(total, reward)
+
+
+def test_a_missing_reward_has_no_say_and_a_sample_without_any_has_failed():
+    rewards = torch.tensor([[1.0, math.nan], [3.0, 5.0], [math.nan, math.nan], [2.0, 7.0]])
+    total, groups = aggregate(rewards, torch.zeros(4), torch.ones(2), "normalize_then_sum")
+    assert total[2].isnan() and torch.isfinite(total[[0, 1, 3]]).all() and not groups.any()
+    assert math.isclose(total[0], -1 / (1 + 1e-4), rel_tol=1e-5)  # its first reward alone: mean 2, spread 1
+    assert aggregate(rewards, torch.zeros(4), torch.tensor([1.0, 0.0]))[0].isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((torch.zeros(3), torch.zeros(3), torch.ones(1)), r"\[B, K\]"),
+        ((torch.zeros(3, 2), torch.zeros(2), torch.ones(2)), r"\[B, K\]"),
+        ((torch.zeros(3, 2), torch.zeros(3), torch.ones(1)), r"\[B, K\]"),
+        ((torch.zeros(3, 2), torch.zeros(3), torch.ones(2), "mean"), "how"),
+    ],
+)
+def test_aggregation_is_checked(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        aggregate(*arguments)

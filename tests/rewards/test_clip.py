@@ -5,32 +5,15 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models.tiny import clip_tokenizer
 from amd_plugin.rewards.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
+from tests.rewards.tiny_networks import EDGE
 
-EDGE = 32
 PROMPTS = ["a red apple", "two tall blue houses", "a red apple", "a house"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip")
-    tokenizer = clip_tokenizer(["red", "apple", "two", "tall", "blue", "house", "houses"])
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": 16, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": EDGE,
-              "patch_size": 8}  # fmt: skip
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    crop = {"height": EDGE, "width": EDGE}
-    CLIPImageProcessor(size={"shortest_edge": EDGE}, crop_size=crop).save_pretrained(path)
-    return path
 
 
 def stock(folder, media):
@@ -68,7 +51,7 @@ def test_grey_pictures_half_precision_and_a_recipe(folder, plugins):
 
 
 def test_what_it_refuses(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it is imported
     with pytest.raises(InputError, match=r"reward clip: .*/nowhere cannot be read as a CLIP model"):
         ClipReward(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="reward clip: acme/none cannot be read"):

@@ -1,0 +1,184 @@
+"""A vision language model as judge: any server that speaks OpenAI's chat completions, asked once per sample with a rubric.
+
+Answers that are no score within the rubric's range, and requests that fail after all retries, leave their sample without one.
+The images are sent to the server; the key, if one is needed, comes from the environment and goes nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import requests
+from pydantic import Field
+from requests.adapters import HTTPAdapter
+from torch import Tensor
+from urllib3.util import Retry
+
+from amd_plugin.errors import InputError, RunError
+from amd_plugin.rewards.protocol import Traits, to_pil
+
+log = logging.getLogger(__name__)
+
+KEY = "AMD_PLUGIN_VLM_KEY"
+LONGEST = 1 << 20  # bytes of an answer
+RUBRIC = (
+    "You judge generated pictures. Below are the prompt and the picture made for it, or frames of a video in order. Judge "
+    "how well it shows what the prompt asks for, and how free of visible errors it is."
+)
+FORMAT = 'Answer with JSON only: {{"score": NUMBER}}, where NUMBER is from 0 (worst) to {best:g} (best).'
+
+
+class VLMReward:
+    """The score a model gives, divided by the best there is: [0, 1].
+
+    Args:
+        url: of the server's API, up to and with /v1.
+        model: as the server calls it.
+        rubric: what to judge, in words; how to answer is added.
+        best: end of the scale that starts at 0.
+        frames: of a video that are shown, evenly spread.
+        request_timeout: seconds for one request, from start to end.
+        retries: after a request that failed or was answered with 429 or 5xx.
+        backoff: seconds before the second retry; doubles each time.
+        concurrency: requests at a time.
+        max_tokens: of an answer.
+
+    The environment variable AMD_PLUGIN_VLM_KEY holds the key of a server that needs one.
+
+    Raises:
+        InputError: for a url that is none, or a key that cannot be sent.
+    """
+
+    differentiable, media, version = Traits(media="pil", version="1")
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        rubric: str = RUBRIC,
+        best: Annotated[float, Field(gt=0)] = 10.0,
+        frames: Annotated[int, Field(ge=1)] = 4,
+        request_timeout: Annotated[float, Field(gt=0)] = 60.0,
+        retries: Annotated[int, Field(ge=0)] = 3,
+        backoff: Annotated[float, Field(ge=0)] = 0.5,
+        concurrency: Annotated[int, Field(ge=1)] = 8,
+        max_tokens: Annotated[int, Field(ge=1)] = 64,
+    ):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise InputError("reward vlm: url must be http(s)://HOST[:PORT]/v1, without user or password")
+        self._url, self._model, self._rubric, self._best = f"{url.rstrip('/')}/chat/completions", model, rubric, best
+        self._frames, self._timeout, self._max_tokens = frames, request_timeout, max_tokens
+        self._retry = Retry(
+            retries, backoff_factor=backoff, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=("POST",),
+            redirect=0, respect_retry_after_header=False,
+        )  # fmt: skip
+        self._concurrency = concurrency
+        _key()
+
+    def __call__(self, media: Sequence[Any] | Tensor, prompts: Sequence[str]) -> list[float | None]:
+        """A score in [0, 1] per PIL image, list of them, or image or video as tensor, and its prompt; None where there is none.
+
+        Raises:
+            RunError: if not a single request of the batch got an answer.
+        """
+        if len(media) != len(prompts):
+            raise ValueError(f"needs one prompt per sample, got {len(prompts)} for {len(media)} samples")
+        shown = to_pil(media) if isinstance(media, Tensor) else media
+        with requests.Session() as session, ThreadPoolExecutor(self._concurrency) as threads:
+            session.trust_env = False  # a .netrc would replace the key
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(pool_maxsize=self._concurrency, max_retries=self._retry))
+            ask = lambda one, prompt: self._ask(session, one, prompt)  # noqa: E731
+            answers = list(threads.map(ask, shown, prompts))
+        failures = [answer for answer in answers if isinstance(answer, _Failure)]
+        if failures and len(failures) == len(answers):
+            raise RunError(f"{self._url} answered none of {len(answers)} requests; the first: {failures[0]}")
+        scores = [None if isinstance(answer, _Failure) else read_score(answer, self._best) for answer in answers]
+        if lost := sum(score is None for score in scores):
+            log.warning("reward vlm: %d of %d samples got no score (%d requests failed)", lost, len(scores), len(failures))
+        return scores
+
+    def _ask(self, session: requests.Session, shown: Any, prompt: str) -> str | _Failure:
+        """The text of the answer about one sample."""
+        body: dict[str, Any] = {
+            "model": self._model, "temperature": 0, "max_tokens": self._max_tokens,
+            "messages": [{"role": "user", "content": self._content(shown, prompt)}],
+        }  # fmt: skip
+        key = _key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            with session.post(
+                self._url, json=body, headers=headers, timeout=self._timeout, stream=True, allow_redirects=False
+            ) as response:
+                if response.status_code != 200:
+                    return _Failure(f"HTTP {response.status_code}")
+                text = _read(response, time.monotonic() + self._timeout)
+        except (requests.RequestException, OSError) as error:
+            return _Failure(type(error).__name__)
+        try:
+            answer = json.loads(text)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError):
+            return ""
+        return answer if isinstance(answer, str) else ""
+
+    def _content(self, shown: Any, prompt: str) -> list[dict[str, Any]]:
+        frames = shown if isinstance(shown, list) else [shown]
+        count = min(self._frames, len(frames))
+        chosen = [frames[round(i * (len(frames) - 1) / max(1, count - 1))] for i in range(count)]
+        text = f"{self._rubric}\n\nPrompt: {prompt}\n\n{FORMAT.format(best=self._best)}"
+        return [{"type": "text", "text": text}, *({"type": "image_url", "image_url": {"url": _data_url(i)}} for i in chosen)]
+
+
+class _Failure(str):
+    """Why a request got no answer."""
+
+
+def read_score(answer: str, best: float) -> float | None:
+    """The score in [0, 1] of an answer with ``"score": NUMBER``, or that is NUMBER or NUMBER/best; else None."""
+    number = r"(-?\d+(?:\.\d+)?)"
+    found = re.findall(rf'"score"\s*:\s*"?{number}"?\s*[,}}]', answer)
+    if not found:
+        alone = re.fullmatch(rf"\s*{number}\s*(?:/\s*{best:g})?\s*", answer)
+        found = [alone[1]] if alone else []
+    scores = {float(value) for value in found}
+    if len(scores) != 1:
+        return None
+    score = scores.pop()
+    return score / best if math.isfinite(score) and 0 <= score <= best else None
+
+
+def _read(response: requests.Response, ends: float) -> bytes:
+    """The body, if it comes in time and is not too long: a timeout of the library's is one between two packets only."""
+    body = bytearray()
+    while part := response.raw.read1(4096, decode_content=True):
+        body += part
+        if len(body) > LONGEST:
+            raise requests.RequestException("too long")
+        if time.monotonic() > ends:
+            raise requests.Timeout("too slow")
+    return bytes(body)
+
+
+def _data_url(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise InputError(f"reward vlm: the key in {KEY} has characters that cannot be sent")
+    return key

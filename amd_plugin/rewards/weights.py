@@ -1,0 +1,117 @@
+"""Reading the networks behind rewards: what is missing, does not fit or degrades silently is refused, and it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, list_repo_files
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from amd_plugin.errors import InputError
+from amd_plugin.models.pretrained import SENTENCES, quiet, tells_words_apart
+
+
+@contextmanager
+def reading(reward: str, path: str, kind: str, hint: str) -> Iterator[None]:
+    """Turns whatever the libraries raise into one line: `path` cannot be read as `kind`, and why.
+
+    Raises:
+        InputError: for every exception but those that are one already.
+    """
+    try:
+        with quiet():
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # OSError, ValueError, hub, pickle and safetensors errors alike
+        cause = " ".join(str(error).split())[:300]
+        what = f"{path} cannot be read as {kind}: {type(error).__name__}: {cause}"
+        raise InputError(f"reward {reward}: {what}. {hint}") from error
+
+
+def checkpoint_file(reward: str, path: str, names: Sequence[str], revision: str | None = None) -> Path:
+    """The first of `names` that `path` has: a file itself, a folder, or a repository on the hub.
+
+    Raises:
+        InputError: if there is none to be had.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return local
+    if local.is_dir():
+        found = next((local / name for name in names if (local / name).is_file()), None)
+        if found is None:
+            raise InputError(f"reward {reward}: {local} has none of the files {', '.join(names)}. Name the file itself")
+        return found
+    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise InputError(f"reward {reward}: {path} is neither a file, a folder, nor a hub id (owner/name)")
+    with reading(reward, path, f"a repository with {' or '.join(names)}", "Check the name and the network"):
+        name = names[0]
+        if len(names) > 1:
+            there = list_repo_files(path, revision=revision)
+            name = next((name for name in names if name in there), names[-1])
+        return Path(hf_hub_download(path, name, revision=revision))
+
+
+def read_weights(reward: str, file: Path) -> dict[str, Tensor]:
+    """The tensors in `file`, of safetensors or of torch's own format, which runs no code when read so.
+
+    Raises:
+        InputError: if it cannot be read, or holds anything else.
+    """
+    with reading(reward, str(file), "weights", "Fetch it again; files that need pickle are not read"):
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]  # training checkpoints keep optimizers beside it
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"reward {reward}: {file} holds no mapping of names to tensors. Fetch it again")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def fill(reward: str, module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads `state` into `module`, all of it and nothing else, and freezes it in eval mode.
+
+    Raises:
+        InputError: for names that are missing, too many, or of another shape.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, needs {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    found = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in problems.items() if names]
+    if found:
+        raise InputError(f"reward {reward}: the weights in {source} do not fit: {'; '.join(found)}")
+    module.load_state_dict(dict(state))
+    module.requires_grad_(False).eval()
+
+
+def check_words(reward: str, tokenizer: Any, source: str, hint: str) -> None:
+    """Refuses a tokenizer whose files are incomplete: it still loads, and takes all words for the same unknown one.
+
+    Raises:
+        InputError: if it does not tell words apart.
+    """
+    if not tells_words_apart(tokenizer):
+        what = f"does not tell '{SENTENCES[0]}' from '{SENTENCES[1]}'; its vocabulary or merges are missing"
+        raise InputError(f"reward {reward}: the tokenizer of {source} {what}. {hint}")
+
+
+def score_head(width: int) -> nn.Sequential:
+    """The linear layers that ImageReward and LAION's aesthetic predictor both end in; their dropout is off in eval mode."""
+    sizes = (width, 1024, 128, 64, 16, 1)
+    one, two, three, four, five = (nn.Linear(a, b) for a, b in pairwise(sizes))
+    return nn.Sequential(one, nn.Dropout(0.2), two, nn.Dropout(0.2), three, nn.Dropout(0.1), four, five)

@@ -1,0 +1,118 @@
+"""A student can be written again from any checkpoint, in either weights and either format, and nothing is lost on the way."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+
+from amd_plugin.errors import RunError
+from amd_plugin.host import export, run
+from amd_plugin.host.export import LORA_FILE, export_run, push
+
+
+def network(folder, component="unet"):
+    return load_file(next((folder / component).glob("*.safetensors")))
+
+
+@pytest.fixture
+def finished(piped, plugins, tmp_path):
+    """A finished run of a shared-base SDXL, with the checkpoints of both of its steps."""
+    run.train(piped("sdxl", "train.checkpoint_every=1", "rewards=[{name: random}]"), plugins, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_any_checkpoint_and_either_weights(finished, plugins, tmp_path):
+    before = network(finished / "student")
+    made = {
+        (at, weights): export_run(finished, plugins, tmp_path / f"{at}-{weights}", at=at, weights=weights)
+        for at in ("1", "2") for weights in ("ema", "raw")
+    }  # fmt: skip
+    last = network(made["2", "ema"])
+    assert all(torch.equal(last[name], value) for name, value in before.items()), "the run's own student again, to the bit"
+    different = [network(made[key]) for key in (("1", "ema"), ("1", "raw"), ("2", "raw"))]
+    assert any(not torch.equal(different[0][n], last[n]) for n in last)
+    assert any(not torch.equal(different[2][n], last[n]) for n in last)
+    card = (made["1", "raw"] / "README.md").read_text()
+    assert "1 student updates, raw weights" in card
+
+
+def test_repeating_it_replaces_the_folder_whole(finished, plugins):
+    target = finished / "student"
+    (target / "leftover").write_text("of an earlier version")
+    export_run(finished, plugins)
+    assert not (target / "leftover").exists()
+    assert DiffusionPipeline.from_pretrained(target).scheduler.config.num_train_timesteps == 1000
+    assert not list(finished.glob(".student*")), "no drafts stay behind"
+
+
+def test_the_adapter_alone(finished, plugins, tmp_path, pipeline_folder):
+    folder = export_run(finished, plugins, tmp_path / "adapter", how="lora")
+    assert {path.name for path in folder.iterdir()} >= {LORA_FILE, "README.md", "scheduler"}
+    assert not (folder / "unet").exists()
+    base = DiffusionPipeline.from_pretrained(pipeline_folder("sdxl"))
+    base.load_lora_weights(folder, weight_name=LORA_FILE)
+    assert base.get_list_adapters()["unet"]
+
+
+def test_what_cannot_be_exported(finished, plugins, tmp_path, cli, piped):
+    def said(*arguments):
+        code, printed = cli("export", *arguments)
+        assert code == 2, printed
+        return printed
+
+    assert "holds no run" in said(tmp_path / "nowhere")
+    assert "7" in said(finished, "--checkpoint", "7")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert "holds no exported student" in said(finished, "--output", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    run.train(piped("dit", "model.roles=separate", "rewards=[{name: random}]"), plugins, tmp_path / "full")
+    assert "trained in full and has no adapter" in said(tmp_path / "full", "--format", "lora")
+
+
+def test_a_hub_that_cannot_be_reached_costs_nothing(finished, cli, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, said = cli("export", finished, "--push-to-hub", "acme/student")
+    assert code == 1 and "--push-to-hub acme/student" in said and "is complete; try again" in said
+    assert network(finished / "student")
+
+
+def test_pushing_first_creates_a_private_repository(finished, monkeypatch):
+    """Against a server on this machine that answers the first of the hub's calls, and refuses the upload."""
+    asked = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append((self.path, json.loads(body) if body.startswith(b"{") else {}))
+            created = self.path == "/api/repos/create"
+            answer = json.dumps({"url": "http://hub/acme/student"} if created else {"error": "no uploads here"}).encode()
+            self.send_response(200 if created else 403)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(export, "HfApi", lambda: HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token="of-a-test"))
+    try:
+        with pytest.raises(RunError, match=r"--push-to-hub acme/student: .* is complete; try again"):
+            push(finished / "student", "acme/student")
+    finally:
+        server.shutdown()
+        server.server_close()
+    path, body = asked[0]
+    assert path == "/api/repos/create" and (body["organization"], body["name"]) == ("acme", "student")
+    assert body.get("private") or body["visibility"] == "private", "unless --public"
