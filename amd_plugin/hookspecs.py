@@ -137,8 +137,18 @@ def distill_strength_schedule(step: int, max_steps: int, metrics: Mapping[str, f
 
 
 @hookspec(firstresult=True)
-def distill_prepare_frozen(role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any]) -> nn.Module | None:
-    """Places a frozen network (`role` is ``teacher``): device, sharding. None passes it on; the host's own keeps it whole."""
+def distill_prepare_frozen(
+    role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any], read: Callable[[str], Tensor] | None
+) -> nn.Module | None:
+    """Places a frozen network (`role` is ``teacher``): device, sharding. None passes it on; the host's own keeps it whole.
+
+    Args:
+        role: which network.
+        module: in eval mode; whole on the CPU, or with parameters on the meta device.
+        accelerator: knows devices and processes.
+        options: the resolved recipe.
+        read: the value of a parameter on the meta device, by name; None where `module` is whole.
+    """
 
 
 @hookspec

@@ -20,6 +20,7 @@ def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[
     A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
     """
     _check_sizes(config, source)
+    _check_distributed(config, source)
     _check_model(config, source)
     _check_held_out(config, source)
     if source.problems:
@@ -48,6 +49,16 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
         source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
+
+
+def _check_distributed(config: RecipeConfig, source: Source) -> None:
+    if config.distributed.teacher == "none":
+        return
+    if config.train.compile:
+        source.problem(("train", "compile"), "torch.compile cannot follow a sharded network; set distributed.teacher to none")
+    if config.train.real == "teacher":
+        what = "its samples are made by one process, and all have to call a sharded teacher; set distributed.teacher to none"
+        source.problem(("train", "real"), f"{what}, got 'teacher'")
 
 
 def _check_held_out(config: RecipeConfig, source: Source) -> None:

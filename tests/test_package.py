@@ -18,7 +18,7 @@ LAYERS = [
     {"operators", "advantage", "sharpening", "losses", "adversarial"},
     {"objective"},
     {"plugins", "builtin", "cache", "config", "metrics", "source"},
-    {"schedule", "rewards", "tasks", "models", "recipe", "relations"},
+    {"schedule", "rewards", "tasks", "models", "recipe", "relations", "sharding"},
     {"host", "plan", "doctor"},
     {"evaluate"},
     {"cli"},

@@ -26,6 +26,7 @@ PARAMETERS = {
     "wan21_1_3b": (1_418_996_800, {"text_encoder": 5_680_910_336}, 126_892_531),
     "wan21_14b": (14_288_491_584, {"text_encoder": 5_680_910_336}, 126_892_531),
 }
+FULL = ("model.roles=separate", "distributed.trained=zero3")
 SMALL = ("train.trackers=[]", "train.batch_size=16", "train.group_size=4")
 
 
@@ -43,8 +44,8 @@ def manager():
 
 @pytest.fixture(scope="module")
 def big(manager):
-    """Plans of the 14B recipe; the tracing is shared."""
-    return lambda gpus, *overrides: plan(recipe.load("wan21_14b_zero3", manager, overrides), manager, gpus, GPU)
+    """Plans of the 14B recipe in full; the tracing is shared."""
+    return lambda gpus, *overrides: plan(recipe.load("wan21_14b_zero3", manager, (*FULL, *overrides)), manager, gpus, GPU)
 
 
 def small(manager, name, *overrides, gpus=1):
@@ -104,7 +105,7 @@ def test_14b_by_hand(big):
 
 
 def test_14b_operations_by_hand(manager):
-    loaded = recipe.load("wan21_14b_zero3", manager)
+    loaded = recipe.load("wan21_14b_zero3", manager, FULL)
     made = calls.traces(outlined(manager, loaded.config.model), loaded.config, 1, True)
     tokens, text, width, wide, blocks = 21 * 30 * 52, 512, 5120, 13824, 40
     linear = 2 * tokens * (6 * width**2 + 2 * width * wide) + 2 * text * 2 * width**2
@@ -139,10 +140,19 @@ def test_1_3b_by_hand(manager):
     assert sum(row.lasting for row in found.rows.values()) == pytest.approx(lasting + 507570124 + 3944437764, rel=0.03)
 
 
-def test_the_recipe_says_what_the_planner_says(big):
+def test_a_shared_base_is_gathered_for_whoever_calls(manager):
+    found, base = plan(recipe.load("wan21_14b_zero3", manager), manager, 64, GPU), 2 * 14_288_491_584 + 2 * 29_184_000
+    assert found.rows["teacher"].weights == -(-base // 64)
+    # Without an all-gather for each call: twice the adapters' gradients. See above for the numbers of calls.
+    adapters = 2 * 63 / 64 * found.rows["student"].gradients
+    assert found.received["student"] == pytest.approx(63 / 64 * base * (14 + 3) + adapters)
+    assert found.received["fake_score"] == pytest.approx(63 / 64 * base * (1 + 3 * 5) + 5 * adapters)
+
+
+def test_the_recipe_says_what_the_planner_says(manager):
     head = " ".join(line.lstrip("# ") for line in (ROOT / "recipes" / "wan21_14b_zero3.yaml").read_text().splitlines()[:14])
-    for gpus, parts in ((64, 1), (32, 2), (16, 4)):
-        found = big(gpus, f"train.accumulation={parts}")
+    for gpus, parts in ((64, 1), (16, 4), (8, 8)):
+        found = plan(recipe.load("wan21_14b_zero3", manager, [f"train.accumulation={parts}"]), manager, gpus, GPU)
         assert found.fits and f"{found.peak / 1e9:.1f} GB on {gpus}" in head
 
 
@@ -226,7 +236,7 @@ def test_changes_are_planned_like_the_recipe(manager):
 
     def load(more):
         loads.append(list(more))
-        return recipe.load("wan21_14b_zero3", manager, ("train.accumulation=8", *more))
+        return recipe.load("wan21_14b_zero3", manager, (*FULL, "train.accumulation=8", *more))
 
     found = plan_with_changes(load, manager, 8, GPU)
     assert not found.fits and found.changes and loads[0] == []

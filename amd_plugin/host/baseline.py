@@ -1,9 +1,9 @@
-"""What the host brings itself, as a plugin of itself: plain objectives, the rewards of its tasks, a teacher left whole."""
+"""What the host brings itself, as a plugin of itself: plain objectives, its tasks' rewards, a teacher left whole or sharded."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from amd_plugin.hookspecs import Objective, hookimpl
 
@@ -50,6 +50,13 @@ def distill_families() -> Mapping[str, type[Any]]:
 
 
 @hookimpl(trylast=True)
-def distill_prepare_frozen(module: nn.Module, accelerator: Any) -> nn.Module:
-    """A whole copy on this process's device."""
-    return module.to(accelerator.device)
+def distill_prepare_frozen(
+    module: nn.Module, accelerator: Any, options: Mapping[str, Any], read: Callable[[str], Tensor] | None
+) -> nn.Module:
+    """A whole copy on this process's device, or its share of one where ``distributed.teacher`` asks for that."""
+    how = options.get("distributed", {}).get("teacher", "none")
+    if how == "none":
+        return module.to(accelerator.device)
+    from amd_plugin.sharding.frozen import shard
+
+    return shard(module, accelerator, offload=how == "zero3_offload", read=read)

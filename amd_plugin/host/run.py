@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from safetensors.torch import save_file
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
 from amd_plugin.host import checkpoint
 from amd_plugin.host.decode_once import decoded_once
-from amd_plugin.host.export import export
+from amd_plugin.host.export import export, export_run
 from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
 from amd_plugin.host.held_out import mean_scores
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
+from amd_plugin.host.roll_call import RollCall
 from amd_plugin.host.run_log import RunLog
 from amd_plugin.host.trainer import Trainer
 from amd_plugin.plugins import PluginManager
@@ -56,19 +58,27 @@ def train(
         RunError: when training had to stop; a checkpoint was written first.
         Preempted: after Ctrl-C or SIGTERM, likewise.
     """
+    _refuse_engines(recipe)
     accelerator = _accelerator(recipe, output)
     start = _on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
         console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
+    roll_call = RollCall(accelerator, recipe.config.distributed.timeout)
     trainer = Trainer(recipe, plugins, accelerator)
     try:
-        return _run(trainer, start, output, console)
+        return _run(trainer, start, output, console, roll_call)
     finally:
         if trainer.rewards is not None:
             trainer.rewards.close()
 
 
-def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None) -> dict[str, float]:
+def _refuse_engines(recipe: Recipe) -> None:
+    if (how := recipe.config.distributed.trained) != "none":
+        what = f"must be none, got {how}: student and fake score cannot be sharded yet, only planned for. Use adapters instead"
+        raise InputError(f"distributed.trained: {what} (model.roles: shared_base), whose base distributed.teacher shards")
+
+
+def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None, roll_call: RollCall) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
     last_metrics = {} if start is None else _restore(trainer, start)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
@@ -78,7 +88,7 @@ def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | 
     run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console)
     run_log.last = last_metrics
     try:
-        evaluation = _loop(trainer, run_log, output)
+        evaluation = _loop(trainer, run_log, output, roll_call)
     finally:
         run_log.close()
         accelerator.end_training()
@@ -96,6 +106,7 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     from amd_plugin.schedule import Ladder
     from amd_plugin.tasks import TASKS
 
+    _refuse_engines(recipe)
     config = recipe.config
     start = find_checkpoint(output, recipe, resume)
     task = TASKS[config.data.task](**config.data.options)
@@ -117,7 +128,7 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     }
 
 
-def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
+def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) -> dict[str, float]:
     train, hook = trainer.train, trainer.plugins.hook
     evaluation: dict[str, float] = {}
     with Preemption() as preemption:
@@ -142,12 +153,16 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, float]:
             raise
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
-            raise RunError(f"{kind}{error}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
+            what = f"{roll_call.absent(error)}{kind}{error}"
+            raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
-        with trainer.ema.applied():
-            export(output / "student", trainer.student, trainer.backbone, recipe, run=output, step=trainer.step)
+        if trainer.student_is_sharded:
+            export_run(output, trainer.plugins)  # from the checkpoint just written, which is whole
+        else:
+            with trainer.ema.applied():
+                export(output / "student", trainer.student, trainer.backbone, recipe, run=output, step=trainer.step)
         hook.distill_export(path=output / "student", options=recipe.as_dict())
         write_json(output / "evaluation.json", evaluation)
     trainer.accelerator.wait_for_everyone()
@@ -161,10 +176,11 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
         RunError: on every process, where a reward looks hacked and the recipe says to stop then.
     """
     result: list[Any] = [{}, ""]
-    if trainer.accelerator.is_main_process:
-        config, task = trainer.recipe.config, trainer.task
-        labels = task.balanced_labels(config.evaluate.samples)
-        samples = trainer.sample(labels, "evaluation")
+    config, task, main = trainer.recipe.config, trainer.task, trainer.accelerator.is_main_process
+    labels = task.balanced_labels(config.evaluate.samples)
+    # All processes have to call what is sharded over them.
+    samples = trainer.sample(labels, "evaluation") if main or trainer.student_is_sharded else torch.empty(0)
+    if main:
         with decoded_once(task, samples, config.evaluate.batch_size) as media:
             result[0] = task.evaluate(samples, labels)
             result[0] |= mean_scores(trainer.held_out, task, samples, labels, config.evaluate.batch_size)
@@ -216,6 +232,8 @@ def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
 def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
     """Saves what an interrupted cycle left, unless the checkpoint of its beginning, which is exact, is there already."""
     where = output / "checkpoints" / f"step-{trainer.step:06d}"
+    if not trainer.accelerator.is_main_process:
+        return f"process 0 saves {where}, if it can"
     try:
         if not where.exists():
             _save(trainer, run_log, output)
@@ -262,7 +280,16 @@ def _accelerator(recipe: Recipe, output: Path) -> Accelerator:
     distributed, trackers = recipe.config.distributed, recipe.config.train.trackers
     cpu = distributed.device == "cpu" or not torch.cuda.is_available()
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if cpu and launched > 1 else []
+    for wrapper in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{wrapper}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate launch was told to use {wrapper}, which would wrap whatever is loaded. Launch without it; the "
+                "recipe's distributed section says what is sharded"
+            )
+    how: dict[str, Any] = {"backend": "gloo"} if cpu else {}
+    if distributed.timeout is not None:
+        how["timeout"] = timedelta(seconds=distributed.timeout)
+    handlers = [InitProcessGroupKwargs(**how)] if how and launched > 1 else []
     available = {str(tracker) for tracker in get_available_trackers()}
     for index, tracker in enumerate(trackers):
         if tracker not in LoggerType.list():

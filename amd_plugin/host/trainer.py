@@ -55,6 +55,7 @@ class Trainer:
         held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
+        student_is_sharded: all processes have to call it equally often.
         ladder: rungs of the few-step scheduler that is trained for and exported.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
         alarm: remembers held-out evaluations.
@@ -72,7 +73,8 @@ class Trainer:
             )
         self.task = TASKS[config.data.task](**config.data.options)
         self.objective = plugins.make_objective(config.objective.name, recipe.objective_options)
-        self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families())
+        sharded = config.distributed.teacher != "none"
+        self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
         self.backbone.use_on(self.task, accelerator.device)
         self.scoring: Scoring | None = None
         if self.objective.needs_reward:
@@ -286,12 +288,13 @@ class Trainer:
     def _make_roles(self) -> None:
         """Places the networks and gives those that learn their optimizers."""
         model, train, device = self.recipe.config.model, self.train, self.accelerator.device
-        roles = make_roles(model, self.backbone.network, self.backbone.student, train.seed)
-        if not roles["teacher"].shared:
-            placed = self.plugins.hook.distill_prepare_frozen(
-                role="teacher", module=self.backbone.network, accelerator=self.accelerator, options=self.recipe.as_dict()
-            )
-            roles["teacher"] = Role(placed, frozen=True)
+        shared, base = model.roles == "shared_base", self.backbone.network
+        self.student_is_sharded = shared and self.recipe.config.distributed.teacher != "none"
+        # Adapters are added to a base that has its place already; networks of their own are copied from one that has none yet.
+        base = self._placed(base) if shared else base
+        roles = make_roles(model, base, self.backbone.student, train.seed, self.backbone.read)
+        if not shared:
+            roles["teacher"] = Role(self._placed(base), frozen=True)
         for role in (roles["student"], roles["fake_score"]):
             role.network.to(device)
             if train.gradient_checkpointing:
@@ -306,6 +309,11 @@ class Trainer:
             name: Learner(role, name.replace("_", " "), rate, train, self.accelerator)
             for name, (role, rate) in learning.items()
         }
+
+    def _placed(self, teacher: torch.nn.Module) -> Any:
+        hook, options = self.plugins.hook.distill_prepare_frozen, self.recipe.as_dict()
+        read = self.backbone.read
+        return hook(role="teacher", module=teacher, accelerator=self.accelerator, options=options, read=read)
 
     def _batches_of(self, steps: int) -> int:
         return steps * (self.train.fake_updates + 1)

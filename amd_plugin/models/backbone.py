@@ -19,6 +19,7 @@ from amd_plugin.models.family import Family, Size
 from amd_plugin.models.networks import ClassConditional, build_network
 from amd_plugin.models.pretrained import DTYPES, Pretrained
 from amd_plugin.models.teacher import teacher as trained_teacher
+from amd_plugin.models.weights import Read
 from amd_plugin.schedule import few_step_scheduler
 from amd_plugin.schedule.noise import flow_shift, is_flow
 
@@ -32,7 +33,7 @@ class Backbone:
 
     Attributes:
         family: how networks are called.
-        network: the teacher's, frozen, on the CPU.
+        network: the teacher's, frozen, on the CPU; on the meta device where it is to be sharded as it is read.
         scheduler: the few-step scheduler that is trained for and exported.
         shift: of the flow schedule at which networks are compared.
         sample_shape: of one sample, as the networks see it.
@@ -40,6 +41,7 @@ class Backbone:
         decode: latents [B, ...] -> media for rewards.
         encode: media [B, 3, ...] in [-1, 1] -> latents; None where samples are no latents.
         student: the network students start from, if not the teacher's.
+        read: values of parameters on the meta device, by name.
         pretrained: the pipeline it comes from, None for a network that is no part of one.
         size: of decoded samples, likewise.
     """
@@ -53,6 +55,7 @@ class Backbone:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor] | None = None
     student: nn.Module | None = None
+    read: Read | None = None
     pretrained: Pretrained | None = None
     size: Size | None = None
     autoencoders: tuple[nn.Module, ...] = ()
@@ -73,7 +76,9 @@ class Backbone:
         accelerator.wait_for_everyone()
 
 
-def load(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]]) -> Backbone:
+def load(
+    config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]], *, sharded: bool = False
+) -> Backbone:
     """Everything a run needs of its model; trains an embedded task's teacher where it is not cached.
 
     Args:
@@ -81,6 +86,7 @@ def load(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type
         task: what it is for.
         seed: of an embedded task's teacher.
         families: by pipeline class.
+        sharded: leave a pipeline's network on the meta device, to be read as it is sharded.
 
     Raises:
         InputError: for whatever cannot be used; OptionError where one key of the section is to blame.
@@ -94,8 +100,8 @@ def load(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type
     if config.path is None:
         height, width, frames = size_of(task)
         made_here = config.model_copy(update={"pixels": (height, width), "frames": frames})
-        return _of_pipeline(Pretrained(str(pipeline_folder(config, task, seed, families))), made_here, families)
-    found = _of_pipeline(pretrained(config), config, families)
+        return _of_pipeline(Pretrained(str(pipeline_folder(config, task, seed, families))), made_here, families, sharded)
+    found = _of_pipeline(pretrained(config), config, families, sharded)
     if task.num_classes and found.sample_shape != task.sample_shape:
         what = f"samples of {task.name} have shape {task.sample_shape}, and this pipeline's latents {found.sample_shape}"
         raise OptionError("path", what)
@@ -137,7 +143,7 @@ def pretrained(config: ModelConfig) -> Pretrained:
     return Pretrained(str(config.path), config.revision, config.variant)
 
 
-def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, type[Family]]) -> Backbone:
+def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, type[Family]], sharded: bool) -> Backbone:
     family = where.family(families)
     dtype = DTYPES[config.dtype]
     scheduler = _few_step(config, where.scheduler(), family.scales_input)
@@ -155,7 +161,7 @@ def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, 
          "diffusers": diffusers.__version__, "transformers": transformers.__version__},
         config.keep_embeddings,
     )  # fmt: skip
-    network = where.network(family, dtype)
+    network, read = where.outlined_network(family, dtype) if sharded else (where.network(family, dtype), None)
     student = None
     if config.student_from is not None:
         student = _student_from(config.student_from, network, family, families)
@@ -163,7 +169,7 @@ def _of_pipeline(where: Pretrained, config: ModelConfig, families: Mapping[str, 
     return Backbone(
         family, network, scheduler, shift, shape, conditions,
         lambda latents: family.decode(decoder, latents.to(next(decoder.parameters()).device, torch.float32)),
-        lambda media: family.encode_media(vae, media.float()), student, where, size, (vae, decoder),
+        lambda media: family.encode_media(vae, media.float()), student, read, where, size, (vae, decoder),
     )  # fmt: skip
 
 

@@ -17,11 +17,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
+from amd_plugin.models.weights import Weights, outline
 
 SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,6 +105,23 @@ class Pretrained:
     def network(self, family: Family, dtype: torch.dtype) -> nn.Module:
         """The network that is distilled, frozen, on the CPU, in eval mode."""
         return self.part(family.network, dtype, family.component)
+
+    def weights(self, family: Family) -> Weights:
+        """The tensors of the network that is distilled, in their files; downloads them where they are on the hub."""
+        with self._reading(f"{family.component}'s weights"):
+            folder = Path(self.path).expanduser()
+            if not folder.is_dir():
+                found = snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{family.component}/*"])
+                folder = Path(found)
+            return Weights(folder / family.component, self.variant, self.key)
+
+    def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, Weights]:
+        """The network that is distilled with its parameters on the meta device, frozen, in eval mode; and their values."""
+        weights = self.weights(family)
+        with self._reading(family.component):
+            network = outline(lambda: self.empty_network(family), dtype, weights)
+        weights.check(network)
+        return network, weights
 
     def autoencoder(self, family: Family) -> nn.Module:
         """The part ``vae`` in fp32: several of the released ones overflow in half precision."""

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
+from amd_plugin.models.weights import Read, filled
 from amd_plugin.randomness import generator
 
 
@@ -170,7 +171,9 @@ class Average:
             value.copy_(state["weights"][name])
 
 
-def make_roles(config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int) -> dict[str, Role]:
+def make_roles(
+    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None
+) -> dict[str, Role]:
     """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
 
     Args:
@@ -178,6 +181,7 @@ def make_roles(config: ModelConfig, teacher: nn.Module, student: nn.Module | Non
         teacher: frozen; with a shared base it becomes the base.
         student: what the student starts from, if not the teacher.
         seed: of the adapters' initial weights.
+        read: values of the parameters of `teacher` that are on the meta device; the others' copies need them.
 
     Raises:
         OptionError: for adapters on a network that has none of the wanted layers.
@@ -190,6 +194,7 @@ def make_roles(config: ModelConfig, teacher: nn.Module, student: nn.Module | Non
     roles = {"teacher": Role(teacher, frozen=True)}
     for name, how in (("student", config.student), ("fake_score", config.fake_score)):
         network = copy.deepcopy(student if name == "student" and student is not None else teacher)
+        network = network if read is None else filled(network, read)
         if how == "lora":
             _add_adapter(network, name, config.lora, seed)
             roles[name] = Role(network, name)

@@ -145,7 +145,7 @@ def _rows(found: Outline, config: RecipeConfig, of_roles: Any, gpus: int, reward
     rows = {
         "student": memory.trained_row(of_roles["student"], averaged=True, **how),
         "fake_score": memory.trained_row(of_roles["fake_score"], averaged=False, **how),
-        "teacher": memory.teacher_row(of_roles["teacher"], "none" if shared else distributed.teacher, gpus),
+        "teacher": memory.teacher_row(of_roles["teacher"], distributed.teacher, gpus),
     }
     notes = []
     if found.autoencoder is not None:
@@ -195,15 +195,15 @@ def _changes(config: RecipeConfig, gpus: int) -> Iterator[list[str]]:
         yield ["train.gradient_checkpointing=true"]
     if config.train.batch_size // gpus > config.train.accumulation:
         yield [f"train.accumulation={config.train.batch_size // gpus}"]
+    if gpus > 1 and config.distributed.teacher == "none":
+        yield ["distributed.teacher=zero3"]
     if gpus > 1 and config.model.roles == "separate":
-        if config.distributed.teacher == "none":
-            yield ["distributed.teacher=zero3"]
         for stage in {"none": ("zero2", "zero3"), "zero2": ("zero3",), "zero3": ()}[config.distributed.trained]:
             yield [f"distributed.trained={stage}"]
     if config.model.roles == "separate":
         if config.distributed.teacher != "zero3_offload":
             yield ["distributed.teacher=zero3_offload"]
-        yield ["model.roles=shared_base", "distributed.teacher=none", "distributed.trained=none"]
+        yield ["model.roles=shared_base", "distributed.trained=none"]
 
 
 def _possible(config: RecipeConfig) -> str:

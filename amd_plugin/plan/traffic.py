@@ -87,8 +87,12 @@ def received(calls: Calls, sizes: dict[str, Tensors], config: RecipeConfig, gpus
             # Forward, backward, and once more where the forward pass is recomputed.
             gathers = 3 if config.train.gradient_checkpointing else 2
             found[role] = fraction * (whole * (forward[role] + gathers * backward[role]) + trained * backward[role])
-    sharded = config.distributed.teacher != "none" and not shared
-    found["teacher"] = fraction * sizes["teacher"].frozen[1] * calls.teacher if sharded else 0.0
+    base = fraction * sizes["teacher"].frozen[1] if config.distributed.teacher != "none" else 0.0
+    found["teacher"] = base * calls.teacher
+    if shared:  # its base is gathered for whoever calls
+        gathers = 3 if config.train.gradient_checkpointing else 2
+        for role in updates:
+            found[role] += base * (forward[role] + gathers * backward[role])
     return found
 
 

@@ -1,0 +1,104 @@
+"""What a sharded teacher costs each process in memory, kept and while it loads, against the number of processes.
+
+    python benchmarks/teacher_memory.py [--width 512] [--depth 24]
+
+Real processes on CPUs. "kept" are bytes of parameters between calls; "peak" is the growth of resident memory while the
+teacher was loaded: "streamed" as `distributed.teacher: zero3` loads it, "whole first" as `from_pretrained` and DeepSpeed do.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def resident(what):
+    """Bytes; ``VmRSS`` now, ``VmHWM`` at most since it was reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+def measure(folder, how, out):
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    from amd_plugin import get_plugin_manager
+    from amd_plugin.models.pretrained import Pretrained
+    from amd_plugin.sharding.frozen import held, shard
+    from amd_plugin.sharding.setup import deepspeed_for
+
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[] if alone else [InitProcessGroupKwargs(backend="gloo")])
+    where = Pretrained(folder)
+    family = where.family(get_plugin_manager().families())
+    deepspeed_for(accelerator)
+    # Whatever is imported on first use is no part of the teacher.
+    shard(torch.nn.Linear(4, 4), accelerator)
+    with torch.device("meta"):
+        where.empty_network(family)
+    accelerator.wait_for_everyone()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    if how == "whole first":
+        network = shard(where.network(family, torch.float32), accelerator)
+    else:
+        network, weights = where.outlined_network(family, torch.float32)
+        shard(network, accelerator, read=weights)
+    seen = {"kept": 4 * held(network), "peak": resident("VmHWM") - before}
+    (Path(out) / f"{accelerator.process_index}.json").write_text(json.dumps(seen))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--depth", type=int, default=24)
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
+    options = parser.parse_args()
+    from amd_plugin.models.tiny import tiny_wan
+
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = tiny_wan(["a"], width=options.width, depth=options.depth, heads=8)
+        sizes = [4 * p.numel() for p in pipeline.transformer.parameters()]
+        pipeline.save_pretrained(Path(folder) / "wan")
+        whole, mib = sum(sizes), 2**20
+        largest = max(sizes) / mib
+        print(f"\nA Wan of {whole / mib:.0f} MiB, its largest parameter of {largest:.0f} MiB; MiB per process\n")
+        print("| processes | kept | kept x processes / whole | peak, streamed: first, others | peak, whole first |")
+        print("| --- | --- | --- | --- | --- |")
+        for count in options.processes:
+            seen = {how: launch(count, Path(folder), how) for how in ("streamed", "whole first")}
+            kept = max(rank["kept"] for rank in seen["streamed"])
+            peaks = [", ".join(f"{peak / mib:.0f}" for peak in first_and_others(ranks)) for ranks in seen.values()]
+            print(f"| {count} | {kept / mib:.1f} | {kept * count / whole:.3f} | {' | '.join(peaks)} |", flush=True)
+
+
+def first_and_others(ranks):
+    """Peak of the process that reads, and the highest of the rest."""
+    first, *others = (rank["peak"] for rank in ranks)
+    return [first, max(others)] if others else [first]
+
+
+def launch(count, folder, how):
+    """What each of `count` processes measured."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    rendezvous = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={count}", *rendezvous]
+    command = [sys.executable, *(launcher if count > 1 else []), __file__, "--measure", folder / "wan", how, out]
+    # Blocks of more than 64 kB go back to the system when they are freed; glibc would keep holes between shares that stay.
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, **malloc, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([str(part) for part in command], env=environment, check=True, timeout=600, stderr=subprocess.DEVNULL)
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(*sys.argv[2:])
+    else:
+        main()

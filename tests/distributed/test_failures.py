@@ -1,0 +1,30 @@
+"""A process that dies or hangs ends the run soon, is named, and leaves a checkpoint the run can go on from."""
+
+import pytest
+
+from amd_plugin.host import checkpoint
+from tests.distributed.processes import ROOT, run, torchrun
+from tests.distributed.test_launchers import LAUNCHERS, assert_same, trained
+
+SCRIPT = ROOT / "tests" / "distributed" / "failing.py"
+SHARDED = "--set=distributed.teacher=zero3"
+
+
+@pytest.mark.parametrize(("how", "bad"), [("dies", 1), ("hangs", 0)])
+def test_a_process_that_does_not_answer_is_named(how, bad, wan, tmp_path):
+    arguments = [*wan, SHARDED, "--set=distributed.timeout=8", "--output", "run"]
+    code, printed = run([*torchrun(2), SCRIPT, *arguments], tmp_path, timeout=120, HOW=how, BAD=str(bad))
+    assert code != 0
+    assert f"no answer from process {bad} of 0 to 1" in " ".join(printed.split())
+    saved = checkpoint.available(tmp_path / "run" / "checkpoints")
+    assert saved[-1].name == "step-000001"
+
+
+def test_killed_while_it_saves_a_run_goes_on_from_the_checkpoint_before(wan, alone, tmp_path):
+    arguments = [*wan, SHARDED, "--output", "run"]
+    code, _ = run([*torchrun(2), SCRIPT, *arguments], tmp_path, HOW="dies while it saves", BAD="0")
+    assert code != 0
+    saved = checkpoint.available(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in saved] == ["step-000001"]
+    trained(LAUNCHERS["torchrun"], [*arguments, "--resume", "auto"], tmp_path)
+    assert_same(alone, tmp_path / "run")
