@@ -45,7 +45,10 @@ class Role:
         self._layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
         mine = [] if frozen else [name for name, _ in network.named_parameters()]
         self._names = mine if adapter is None else [name for name in mine if f".{adapter}." in name]
-        self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        # A diffusers model knows which of its parameters are kept in fp32 whatever the rest is in; the first may be one.
+        known = getattr(network, "dtype", None)
+        first = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        self.dtype = known if isinstance(known, torch.dtype) else first
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output as this role."""

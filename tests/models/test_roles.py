@@ -164,6 +164,20 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(family, roles, p
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "wan", "sd3"])
+def test_a_half_precision_base_without_autocast(family, piped, plugins):
+    """Wan keeps some of its parameters in fp32, the first among them; inputs have the precision of the others."""
+    trainer = Trainer(piped(family, "model.dtype=bf16", "model.roles=shared_base"), plugins, Accelerator(cpu=True))
+    assert trainer.teacher.dtype == torch.bfloat16
+    seen = []
+    hook = trainer.teacher.network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((*args, kwargs.get("hidden_states"))[0].dtype), with_kwargs=True
+    )
+    metrics = trainer.cycle()
+    hook.remove()
+    assert set(seen) == {torch.bfloat16} and metrics["loss/student"].isfinite()
+
+
 def test_compiled_networks_train_the_same(tiny, plugins):
     def trained(compiled):
         trainer = Trainer(tiny(f"train.compile={str(compiled).lower()}"), plugins, Accelerator(cpu=True))
