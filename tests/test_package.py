@@ -19,7 +19,7 @@ LAYERS = [
     {"objective"},
     {"plugins", "builtin", "cache", "config", "metrics", "source"},
     {"schedule", "rewards", "tasks", "models", "recipe", "relations"},
-    {"host"},
+    {"host", "adapters"},
     {"evaluate"},
     {"cli"},
 ]
