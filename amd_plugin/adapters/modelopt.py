@@ -47,8 +47,13 @@ HOST.check(
 )
 HOST.check(
     dmd,
-    {"dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn", "add_noise": "x0, eps, t", "rf_alpha": "t", "rf_sigma": "t"},
-)  # fmt: skip
+    {
+        "dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn",
+        "add_noise": "x0, eps, t",
+        "rf_alpha": "t",
+        "rf_sigma": "t",
+    },
+)
 
 # Types see a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
 _Base = DMDPipeline if TYPE_CHECKING else object

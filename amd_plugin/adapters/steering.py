@@ -137,7 +137,7 @@ class Steering:
             self._told = True
         try:
             media = x0 if self._decode is None else self._decode(x0)
-            assert self.reward is not None  # noqa: S101  # `active`
+            assert self.reward is not None  # noqa: S101
             values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
             if not isinstance(values, Tensor):
                 values = torch.tensor([torch.nan if value is None else float(value) for value in values])

@@ -1,4 +1,4 @@
-"""Is the installed host the one an adapter was written for? Adapters override private methods, so they look before they leap."""
+"""Is the installed host the one an adapter was written for? Adapters override private methods, so they look first."""
 
 from __future__ import annotations
 

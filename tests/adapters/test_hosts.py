@@ -3,3 +3,7 @@
 
 def test_modelopt(inside):
     assert inside("modelopt") >= 15
+
+
+def test_fastvideo(inside):
+    assert inside("fastvideo") >= 15
