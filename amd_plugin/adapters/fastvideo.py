@@ -70,13 +70,13 @@ def watched(owner: Any, name: str, watch: Callable[..., Any]) -> Iterator[None]:
 
 
 class Adaptive(_Base):  # type: ignore[misc]
-    """What AMD adds to a method of the host; options are those of `AMDObjective` under ``method.amd``, and:
+    """What AMD adds to a method of the host. Its options, under ``method.amd``, are those of `AMDObjective` and two more.
+
+    ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for the host's own scorers; ``fast_rollout``
+    saves forwards. Groups are samples with the same prompt over all data-parallel ranks.
 
     Args:
         cfg, role_models: the host's.
-
-    ``method.amd`` also takes ``reward``, a name with options or ``{fastvideo: {pickscore: 1.0}}`` for the host's own
-    scorers, and ``fast_rollout``. Groups are samples with the same prompt over all data-parallel ranks.
 
     Raises:
         InputError: for an option that is unknown or out of range.
