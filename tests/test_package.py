@@ -20,6 +20,7 @@ LAYERS = [
     {"plugins", "builtin", "cache", "config", "metrics", "source"},
     {"schedule", "rewards", "tasks", "models", "recipe", "relations"},
     {"host", "adapters"},
+    {"testing"},
     {"evaluate"},
     {"cli"},
 ]

@@ -1,7 +1,6 @@
-"""AMD in NVIDIA FastGen: `AMDModel`, named by ``model_class._target_`` on the host's own command line.
+"""AMD in NVIDIA FastGen: `AMDModel`, named by ``model_class._target_`` on the host's own command line, after its ``-``.
 
-    torchrun train.py --config=fastgen/configs/... - \\
-        model_class._target_=amd_plugin.adapters.fastgen.AMDModel '+model_class.amd={strength: 0.5, reward: {name: clip, ...}}'
+    model_class._target_=amd_plugin.adapters.fastgen.AMDModel '+model_class.amd={strength: 0.5, reward: {name: clip}}'
 
 FastGen is on GitHub only; what PyPI calls fastgen is an unrelated package. The host's own code draws, calls the networks and
 computes the adversarial terms; hooks note what the networks answer, and AMD's losses take the place of the host's.
@@ -67,7 +66,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     Args:
         config: the host's.
         amd: options of `AMDObjective`, and ``reward``: a name with options, a list of these, or a callable.
-        decode: makes media of samples; None decodes with the network's autoencoder if it has one, or scores samples as they are.
+        decode: makes media of samples; None asks the network's autoencoder, or scores samples as they are.
 
     Raises:
         InputError: for an option that is unknown or out of range.
@@ -101,8 +100,15 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             return super()._compute_teacher_prediction_gan_loss(perturbed_data, t, condition=condition)
 
     def _student_update_step(
-        self, input_student: Tensor, t_student: Tensor, t: Tensor, eps: Tensor, data: Any, condition: Any = None, neg_condition: Any = None
-    ) -> Any:  # fmt: skip
+        self,
+        input_student: Tensor,
+        t_student: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        data: Any,
+        condition: Any = None,
+        neg_condition: Any = None,
+    ) -> Any:
         turn = super()._student_update_step
         if not self._steering.active:
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
@@ -151,7 +157,7 @@ def _answers(network: nn.Module) -> Iterator[list[Tensor]]:
     """Collects the predictions of `network`; with features beside them, the prediction comes first."""
     collected: list[Tensor] = []
     hook = network.register_forward_hook(
-        lambda _, args, output: collected.append(output[0] if isinstance(output, tuple) else output)
+        lambda _, args, output: collected.append(output[0] if isinstance(output, list | tuple) else output)
     )
     try:
         yield collected

@@ -41,7 +41,7 @@ def environment(host):
 def inside():
     """Runs `inside/test_NAME.py` where host NAME is; asserts that every test in it ran and passed."""
 
-    def run(host):
+    def run(host, source=None):
         command = [
             sys.executable,
             "-m",
@@ -55,7 +55,10 @@ def inside():
             HERE / "inside",
         ]
         command += ["--confcutdir", HERE / "inside", "-W", "ignore", HERE / "inside" / f"test_{host}.py"]
-        done = subprocess.run(command, env=environment(host), cwd=ROOT, capture_output=True, text=True)
+        env = environment(host)
+        if source is not None:
+            env["PYTHONPATH"] = os.pathsep.join([source, env["PYTHONPATH"]])
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
         last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
         assert done.returncode == 0 and re.fullmatch(r"\d+ passed.*", last) and "skipped" not in last, done.stdout + done.stderr
         return int(last.split()[0])
