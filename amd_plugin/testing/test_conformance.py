@@ -55,7 +55,9 @@ def test_equal_or_failed_rewards_are_advantage_0(adapter: Adapter, reward: Calla
     assert_near(adapter.amd({"strength": 0.5, "sharpening": 1.0}, reward).train(STEPS), adapter.stock().train(STEPS))
 
 
-@pytest.mark.parametrize("part", [{"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "part", [{"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}], ids=str
+)
 def test_a_reward_changes_the_weights_and_not_the_random_numbers(adapter: Adapter, part: dict[str, Any]) -> None:
     """Each of AMD's two parts does something of its own."""
     ours, stock = adapter.amd(part, brightness).train(STEPS), adapter.stock().train(STEPS)

@@ -12,7 +12,7 @@ def test_modelopt(inside):
 
 
 def test_fastvideo(inside):
-    assert inside("fastvideo") == 20
+    assert inside("fastvideo") == 21
 
 
 @pytest.mark.skipif("FASTGEN_SOURCE" not in os.environ, reason="FastGen is on GitHub only; FASTGEN_SOURCE names a checkout")
@@ -20,7 +20,9 @@ def test_fastgen(inside):
     assert inside("fastgen", os.environ["FASTGEN_SOURCE"]) == 19
 
 
-@pytest.mark.parametrize(("host", "message"), [("modelopt", "nvidia-modelopt"), ("fastvideo", "fastvideo>=0.2"), ("fastgen", "git+")])
+@pytest.mark.parametrize(
+    ("host", "message"), [("modelopt", "nvidia-modelopt"), ("fastvideo", "fastvideo>=0.2"), ("fastgen", "git+")]
+)
 def test_a_host_that_is_missing(host, message):
     code = f"import amd_plugin.adapters.{host}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

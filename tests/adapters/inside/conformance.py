@@ -46,5 +46,8 @@ class Broken(ModelOpt):
     def amd(self, options, reward):
         run = super().amd(options, reward)
         run.restore = lambda state: None
-        run.pipe.sample_timesteps = lambda *args, **kwargs: (torch.rand(1), DMDPipeline.sample_timesteps(run.pipe, *args, **kwargs))[1]
+        run.pipe.sample_timesteps = lambda *args, **kwargs: (
+            torch.rand(1),
+            DMDPipeline.sample_timesteps(run.pipe, *args, **kwargs),
+        )[1]
         return run

@@ -59,7 +59,9 @@ def test_nothing_to_steer_by_is_the_host_to_the_bit(gan, amd):
 @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
 @pytest.mark.parametrize("reward", [lambda m, p: torch.ones(len(m)), lambda m, p: 1 / 0])
 def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, guidance, reward):
-    stock, ours = (train(model(c, gan, guidance, **o), 2) for c, o in ((DMD2Model, {}), (AMDModel, {"amd": {"reward": reward}})))
+    stock, ours = (
+        train(model(c, gan, guidance, **o), 2) for c, o in ((DMD2Model, {}), (AMDModel, {"amd": {"reward": reward}}))
+    )
     torch.testing.assert_close(ours[0], stock[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours[1], stock[1], rtol=1e-3, atol=1e-6)
     assert torch.equal(stock[3], ours[3])

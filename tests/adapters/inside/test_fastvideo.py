@@ -42,6 +42,7 @@ def settings(tmp_path, method=OURS, amd=None, callbacks=None, steps=10, save=0, 
                 "output_dir": str(tmp_path), "training_state_checkpointing_steps": save, "resume_from_checkpoint": resume,
             },
         },
+        "pipeline": {"flow_shift": 3},
         "callbacks": {"probe": {"_target_": "toy_fastvideo.Probe"}, "grad_clip": {"max_grad_norm": 1.0}, **(callbacks or {})},
     }  # fmt: skip
 
@@ -60,11 +61,16 @@ def one_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
 
 
-def run(tmp_path, reward=None, **options):
+CAUSAL = {"chunk_size": 1, "student": "toy_fastvideo.CausalToy"}
+
+
+def run(tmp_path, reward=None, student=None, **options):
     """Trains as the YAML says: weights of student and critic, gradients of each step, next draw, the tracker's lines."""
     Log.lines, Toy.calls = [], []
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path, **options)))
+    written = settings(tmp_path, **options)
+    written["models"]["student"]["_target_"] = student or "toy_fastvideo.Toy"
+    path.write_text(yaml.safe_dump(written))
     if reward is None:
         run_training_from_config(str(path))
     else:
@@ -155,6 +161,20 @@ def test_one_teacher_call_says_what_two_say(tmp_path):
     uneven = copy.copy(batch)
     uneven.unconditional_dict = {"encoder_hidden_states": torch.zeros(4, 7)}
     assert adapter._joined_conditions(uneven) is None
+
+
+def test_self_forcing(tmp_path):
+    stock = run(tmp_path, method=STOCK.replace("dmd2.DMD2Method", "self_forcing.SelfForcingMethod"), **CAUSAL)
+    causal = {"method": OURS.replace("AMDMethod", "AMDSelfForcingMethod"), **CAUSAL}
+    exact = run(tmp_path, amd={"strength": 0, "sharpening": 0}, **causal)
+    assert same(list(stock[:3]), list(exact[:3])) and all(w.isfinite().all() for w in stock[0])
+    near = run(tmp_path, reward=lambda m, p: torch.ones(4), amd={}, **causal)
+    torch.testing.assert_close(near[0], stock[0], rtol=1e-3, atol=1e-5)
+    assert torch.equal(near[2], stock[2])
+    steered = run(tmp_path, reward=brightness, amd={}, **causal)
+    assert not same(stock[0], steered[0]) and torch.equal(steered[2], stock[2])
+    run(tmp_path, reward=brightness, amd={"fast_rollout": True}, **causal)
+    assert {size for name, size, _ in Toy.calls if name == "teacher"} == {8}
 
 
 def test_a_shared_rollout_is_scored_once(tmp_path):

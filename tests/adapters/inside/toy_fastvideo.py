@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from fastvideo.models.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from fastvideo.train.callbacks.callback import Callback
-from fastvideo.train.models.base import ModelBase
+from fastvideo.train.models.base import CausalModelBase, ModelBase
 from fastvideo.training.trackers import BaseTracker
 
 SHAPE = (2, 3, 4, 4)  # frames, channels, height, width
@@ -79,3 +79,17 @@ class Log(BaseTracker):
 
     def log(self, metrics, step):
         Log.lines.append({"step": step, **metrics})
+
+
+class CausalToy(Toy, CausalModelBase):
+    """For self-forcing: frames in chunks, each seen by itself."""
+
+    def clear_caches(self, *, cache_tag="pos"):
+        self.cleared = cache_tag
+
+    def predict_noise_streaming(
+        self, noisy_latents, timestep, batch, *, conditional, cache_tag="pos", store_kv=False, cur_start_frame=0,
+        cfg_uncond=None, attn_kind="dense",
+    ):  # fmt: skip
+        flow = self.predict_noise(noisy_latents, timestep.flatten()[:1], batch, conditional=conditional)
+        return None if store_kv else flow
