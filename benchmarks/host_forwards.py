@@ -7,7 +7,6 @@ N = 4 student steps. ModelOpt: one student and four fake-score updates; FastVide
 among them. Networks are tiny, so the ratio of times bounds the adapters' own cost from above; the counts hold for any size.
 """
 
-import contextlib
 import os
 import random
 import statistics
@@ -93,8 +92,7 @@ def show(host: str, calls: dict[str, float], seconds: dict[str, list[float]]) ->
 
 def main() -> None:
     if len(sys.argv) > 1:
-        with contextlib.chdir(ROOT):
-            return {"modelopt": modelopt, "fastvideo": fastvideo}[sys.argv[1]]()
+        return {"modelopt": modelopt, "fastvideo": fastvideo}[sys.argv[1]]()
     sys.path.insert(0, str(ROOT))
     from tests.adapters.conftest import environment
 
