@@ -47,9 +47,12 @@ def test_without_a_reward_it_is_the_host(adapter: Adapter) -> None:
     assert_near(adapter.amd({}, None).train(STEPS), adapter.stock().train(STEPS))
 
 
-@pytest.mark.parametrize(
-    "reward", [lambda m, p: torch.ones(len(m)), lambda m, p: torch.full((len(m),), torch.nan), failing], ids=["equal", "nan", "raises"]
-)  # fmt: skip
+def constant(value: float) -> Callable[..., Any]:
+    """A reward that is the same for all samples."""
+    return lambda media, prompts: torch.full((len(media),), value)
+
+
+@pytest.mark.parametrize("reward", [constant(1.0), constant(torch.nan), failing], ids=["equal", "nan", "raises"])
 def test_equal_or_failed_rewards_are_advantage_0(adapter: Adapter, reward: Callable[..., Any]) -> None:
     """Through AMD's own code, guidance converted and the host's normaliser kept."""
     assert_near(adapter.amd({"strength": 0.5, "sharpening": 1.0}, reward).train(STEPS), adapter.stock().train(STEPS))
