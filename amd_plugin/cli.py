@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from amd_plugin.errors import AmdPluginError, InputError, MissingDependency
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean
 
 app = typer.Typer(
     name="amd-plugin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -251,6 +251,22 @@ def doctor() -> None:
         out.print(f"{finding.what}: {mark}{finding.found}", highlight=False, markup=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def host(
+    name: Annotated[str, typer.Argument(help="fastvideo, or fastgen")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="the host's own, after a --")] = None,
+    objective: Annotated[str, typer.Option(help="what to train with there")] = "amd",
+) -> None:
+    """Run another toolkit's trainer with AMD in it: amd-plugin host fastvideo -- --config run.yaml."""
+    from importlib import import_module
+
+    hosts = ("fastvideo", "fastgen")
+    if name not in hosts:
+        in_code = {"modelopt": " ModelOpt is a library: use amd_plugin.adapters.modelopt.AMDPipeline in your own loop."}
+        raise InputError(f"host: one of {', '.join(hosts)}, got '{name}'.{in_code.get(name, did_you_mean(name, hosts))}")
+    import_module(f"amd_plugin.adapters.{name}").launch(arguments or [], objective)
 
 
 @recipes_app.command("list")

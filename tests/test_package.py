@@ -19,7 +19,8 @@ LAYERS = [
     {"objective"},
     {"plugins", "builtin", "cache", "config", "metrics", "source"},
     {"schedule", "rewards", "tasks", "models", "recipe", "relations", "sharding"},
-    {"host", "plan", "doctor"},
+    {"host", "plan", "doctor", "adapters"},
+    {"testing"},
     {"evaluate"},
     {"cli"},
 ]

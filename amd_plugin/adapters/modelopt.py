@@ -1,0 +1,254 @@
+"""AMD in NVIDIA ModelOpt (`modelopt.torch.fastgen`): a `DMDPipeline` whose user changes one constructor.
+
+The host's own code draws, rolls out, calls the networks, and computes the adversarial term; the adapter watches the
+predictions pass by `_predict_x0` and replaces the matching loss made of them. Where there is nothing to steer by (strength
+and sharpening 0, or no reward) it is the host's own code and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from amd_plugin.adapters.steering import Steering, adaptive_objective, group_ids, make_reward
+from amd_plugin.adapters.surface import Host
+from amd_plugin.errors import InputError, RunError
+from amd_plugin.hookspecs import Objective
+from amd_plugin.signals import Signals
+
+HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
+
+fastgen = HOST.load("modelopt.torch.fastgen")
+dmd = HOST.load("modelopt.torch.fastgen.methods.dmd")
+DMDPipeline = fastgen.DMDPipeline
+
+_MODEL_CALL = "self, model, hidden_states, timestep, encoder_hidden_states"
+_TURN = "self, latents, noise, encoder_hidden_states"
+_NEGATIVE = "negative_encoder_hidden_states, negative_encoder_hidden_states_mask, guidance_scale"
+HOST.check(
+    DMDPipeline,
+    {
+        "__init__": "self, student, teacher, fake_score, config, discriminator",
+        "_call_model": f"{_MODEL_CALL}, model_kwargs",
+        "_predict_x0": f"{_MODEL_CALL}, native_pred_type, model_kwargs",
+        "_convert_pred": "self, raw, x_t, t, from_pred_type, to_pred_type",
+        "_build_student_input": f"{_TURN}, model_kwargs",
+        "sample_timesteps": "self, n, device, dtype",
+        "compute_student_loss": f"{_TURN}, {_NEGATIVE}, model_kwargs",
+        "compute_fake_score_loss": f"{_TURN}, model_kwargs",
+    },
+)
+HOST.check(
+    dmd,
+    {
+        "dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn",
+        "add_noise": "x0, eps, t",
+        "rf_alpha": "t",
+        "rf_sigma": "t",
+    },
+)
+
+# Types see a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
+_Base = DMDPipeline if TYPE_CHECKING else object
+
+
+class Adaptive(_Base):  # type: ignore[misc]
+    """What `AMDPipeline` adds to a pipeline of the host.
+
+    Args:
+        student, teacher, fake_score, config, discriminator: the host's. A DeepSpeed engine as teacher is taken by its module.
+        strength, sharpening: of `amd_plugin.AMDObjective`.
+        reward: called with (media, prompts), or a mapping with ``name`` and options; None leaves every advantage at 0.
+        decode: makes media [B, C, (T,) H, W] in [0, 1] of latents; None scores the latents themselves.
+        amd: further options of `AMDObjective`, e.g. ``{"side": "both"}``.
+        objective: another objective instead, made by `get_plugin_manager().make_objective(...)`.
+        accelerator: place the teacher by hook ``distill_prepare_frozen``, which may shard it; None leaves it where it is.
+        host: further arguments of the host's class.
+
+    Attributes:
+        objective: its `state_dict()` belongs into the user's checkpoint.
+        metrics: of the last student turn, 0-dim tensors.
+
+    Raises:
+        InputError: for an option out of range.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        fake_score: nn.Module,
+        config: Any,
+        *,
+        discriminator: nn.Module | None = None,
+        strength: float = 0.5,
+        sharpening: float = 1.0,
+        reward: Callable[..., Any] | Mapping[str, Any] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        amd: Mapping[str, Any] | None = None,
+        objective: Objective | None = None,
+        accelerator: Any = None,
+        **host: Any,
+    ):
+        scale = 1.0 if config.guidance_scale is None else config.guidance_scale
+        if objective is None:
+            objective = adaptive_objective(scale, {**(amd or {}), "strength": strength, "sharpening": sharpening})
+        if accelerator is not None:
+            from amd_plugin.plugins import get_plugin_manager
+
+            hook = get_plugin_manager().hook.distill_prepare_frozen
+            teacher = hook(role="teacher", module=teacher, accelerator=accelerator, options={})
+        super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
+        self.objective, self.metrics = objective, dict[str, Tensor]()
+        self._steering = Steering(objective, make_reward(reward), decode)
+        self._seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+
+    def _predict_x0(
+        self, model: nn.Module, hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:  # fmt: skip
+        """The host's, and a note of what was predicted while a student turn is on."""
+        x0: Tensor = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
+        if self._seen is not None:
+            self._seen.append((model, x0, timestep))
+        return x0
+
+    def compute_student_loss(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        *,
+        guidance_scale: float | None = None,
+        prompts: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """The host's losses, ``vsd`` by AMD's direction; samples with equal `encoder_hidden_states` are one group.
+
+        Args:
+            latents, noise, encoder_hidden_states, guidance_scale, kwargs: the host's.
+            prompts: [B] for the reward, where it reads them.
+        """
+        turn = super().compute_student_loss
+        if not self._steering.active:
+            return turn(latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs)  # type: ignore[no-any-return]
+        self._seen = []
+        try:
+            losses: dict[str, Tensor] = turn(latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs)
+            seen = self._seen
+        finally:
+            self._seen = None
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        signals = self._signals(seen, guided=scale is not None)
+        advantage, _ = self._steering(signals.x0, group_ids(encoder_hidden_states, len(latents)), prompts)
+        self.objective.guidance_scale = 1.0 if scale is None else scale
+        output = self.objective.student_loss(signals._replace(advantage=advantage))
+        self.metrics = output.metrics | self._steering.metrics
+        # Whatever else the host adds to its total stays in it; the gradient of its own matching loss cancels exactly.
+        return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
+
+    def _signals(self, seen: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
+        """Signals from a turn's predictions, which end with student, fake score, teacher, and the teacher's negative branch."""
+        expected = [self.student, self.fake_score, self.teacher] + [self.teacher] * guided
+        last = seen[-len(expected) :]
+        if len(last) != len(expected) or any(model is not role for (model, *_), role in zip(last, expected, strict=True)):
+            names = [type(model).__name__ for model, *_ in seen]
+            raise RunError(f"{HOST.distribution}: compute_student_loss calls its networks in another order, {names}")
+        x0, fake, cond, *uncond = (x0 for _, x0, _ in last)
+        return Signals(x0, cond, uncond[0] if uncond else None, fake, sigma=last[1][2])
+
+    def compute_fake_score_loss(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """The host's loss, each sample by its sharpening weight: failures are learnt harder."""
+        if not self._steering.active or not getattr(self.objective, "sharpening", 1):
+            return super().compute_fake_score_loss(latents, noise, encoder_hidden_states, **kwargs)  # type: ignore[no-any-return]
+        kwargs["encoder_hidden_states"] = encoder_hidden_states
+        x_s, t_s = self._build_student_input(latents, noise, **kwargs)
+        with torch.no_grad():
+            x0 = self._predict_x0(self.student, x_s, t_s, **kwargs)
+            t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
+            eps = torch.randn_like(latents)
+            x_t = dmd.add_noise(x0, eps, t)
+        _, weight = self._steering(x0, group_ids(encoder_hidden_states, len(latents)), prompts)
+        native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
+        raw = self._call_model(self.fake_score, x_t, t, **kwargs)
+        prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)
+        # The host's loss is a mean over the batch, so of one sample it is that sample's.
+        each = [
+            dmd.dsm_loss(space, p[None], x0=x[None], eps=e[None], t=s[None], alpha_fn=dmd.rf_alpha, sigma_fn=dmd.rf_sigma)
+            for p, x, e, s in zip(prediction, x0, eps, t, strict=True)
+        ]
+        loss = (weight.to(each[0]) * torch.stack(each)).mean()
+        return {"fake_score": loss, "total": loss}
+
+
+def adaptive(pipeline_cls: type) -> type:
+    """AMD over any of the host's pipelines, e.g. its `QwenImageDMDPipeline`; remembers it as ``host``."""
+    return type(f"AMD{pipeline_cls.__name__}", (Adaptive, pipeline_cls), {"host": pipeline_cls, "__doc__": Adaptive.__doc__})
+
+
+class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc, valid-type]
+    """`DMDPipeline` with AMD; see `Adaptive` for its arguments."""
+
+    host = DMDPipeline
+
+
+class AMDDiffusionRecipe:
+    """AMD for the host's NeMo AutoModel driver, as a mix-in: the driver is an example, not part of its wheel.
+
+        class Recipe(AMDDiffusionRecipe, DMD2DiffusionRecipe): ...
+
+    Options are read from ``dmd2.amd`` of its YAML: ``strength``, ``sharpening``, ``reward``, and those of `AMDObjective`.
+    """
+
+    STATE = "amd_state.json"
+
+    def amd_decode(self) -> Callable[[Tensor], Tensor] | None:
+        """Override: what makes media of latents. The driver loads no autoencoder, and without media there is no reward."""
+        return None
+
+    def _resolve_pipeline_cls(self) -> type:
+        return adaptive(super()._resolve_pipeline_cls())  # type: ignore[misc]
+
+    def _resolve_pipeline_kwargs(self, pipeline_cls: type) -> dict[str, Any]:
+        options = self.cfg.get("dmd2.amd", None) or {}  # type: ignore[attr-defined]
+        options = dict(options.to_dict() if hasattr(options, "to_dict") else options)
+        ours = {name: options.pop(name) for name in ("strength", "sharpening", "reward") if name in options}
+        decode = self.amd_decode()
+        if ours.get("reward") is not None and decode is None:
+            raise InputError("dmd2.amd.reward: needs media, but this recipe has no amd_decode. Override it to decode latents")
+        theirs = super()._resolve_pipeline_kwargs(getattr(pipeline_cls, "host", pipeline_cls))  # type: ignore[misc]
+        return {**theirs, **ours, "amd": options, "decode": decode}
+
+    def _save_dmd_extras(self, path: str) -> None:
+        super()._save_dmd_extras(path)  # type: ignore[misc]
+        if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
+            state = self._dmd_pipeline.objective.state_dict()  # type: ignore[attr-defined]
+            Path(path, self.STATE).write_text(json.dumps(state))
+
+    def _restore_dmd_extras(self, restore_from: str | None) -> None:
+        super()._restore_dmd_extras(restore_from)  # type: ignore[misc]
+        if restore_from is not None and (saved := Path(restore_from, self.STATE)).exists():
+            self._dmd_pipeline.objective.load_state_dict(json.loads(saved.read_text()))  # type: ignore[attr-defined]
+        elif restore_from is not None:
+            logging.getLogger(__name__).warning("%s has no %s: AMD's running statistics start anew", restore_from, self.STATE)
+
+
+def _module(teacher: nn.Module) -> nn.Module:
+    """The network inside a DeepSpeed engine, whose `eval()` returns None; hooks of ZeRO-3 live on the network's own parts."""
+    deepspeed = sys.modules.get("deepspeed")
+    inside: nn.Module = teacher.module if deepspeed is not None and isinstance(teacher, deepspeed.DeepSpeedEngine) else teacher
+    return inside

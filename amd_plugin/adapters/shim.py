@@ -1,0 +1,92 @@
+"""AMD in any trainer that parses its arguments, by two calls.
+
+    shim.add_arguments(parser)                  # --objective NAME, and --NAME.OPTION for every option of every objective
+    objective = shim.make_objective(args)       # an `amd_plugin.hookspecs.Objective`
+
+The options are read off the objectives' signatures, those of plugins too, and checked as a recipe's are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from amd_plugin.config import options_model
+from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import Objective
+from amd_plugin.plugins import PluginManager, get_plugin_manager
+
+_PREFIX = "distill"
+
+
+def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None = None, default: str = "amd") -> None:
+    """Adds a group of options to `parser`, which has none of these names yet.
+
+    Args:
+        parser: the trainer's own.
+        plugins: where objectives are looked up; all that are installed, if None.
+        default: the objective when none is named.
+    """
+    group = parser.add_argument_group(
+        "distillation objective", "of any plugin; an option belongs to the objective before its dot"
+    )
+    factories = (plugins or get_plugin_manager()).objectives()
+    group.add_argument(
+        "--objective", default=default, choices=sorted(factories), help=f"what to train with [default: {default}]"
+    )
+    for name, factory in factories.items():
+        for option, field in options_model(factory).model_fields.items():
+            what = "required" if field.is_required() else f"default: {field.default}"
+            group.add_argument(
+                f"--{name}.{option}", dest=f"{_PREFIX}.{name}.{option}", metavar="VALUE", default=argparse.SUPPRESS,
+                help=f"[{what}]".replace("%", "%%"),
+            )  # fmt: skip
+
+
+def make_objective(args: argparse.Namespace, plugins: PluginManager | None = None, **host: Any) -> Objective:
+    """The objective that `args` ask for.
+
+    Args:
+        args: what the parser of `add_arguments` returned.
+        plugins: as there.
+        host: options the trainer sets itself, e.g. ``guidance_scale``; they give way to the user's.
+
+    Raises:
+        InputError: naming the option that is out of range or belongs to another objective.
+    """
+    plugins = plugins or get_plugin_manager()
+    name = args.objective
+    given: dict[str, Any] = {}
+    for key, text in vars(args).items():
+        if not key.startswith(f"{_PREFIX}."):
+            continue
+        owner, _, option = key.removeprefix(f"{_PREFIX}.").rpartition(".")
+        if owner != name:
+            raise InputError(f"--{owner}.{option}: belongs to objective '{owner}', but --objective is '{name}'. Leave one out")
+        given[option] = _value(text)
+    model = options_model(plugins.objective_factory(name))
+    known = {option: value for option, value in host.items() if option in model.model_fields}
+    try:
+        # As JSON, whose lists may be tuples, while numbers, words and booleans still do not turn into each other.
+        options = model.model_validate_json(json.dumps({**known, **given}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"--{name}.{first['loc'][0]}" if first["loc"] else f"--objective {name}"
+        raise InputError(f"{where}: {first['msg']}, got {first['input']!r}") from error
+    try:
+        return plugins.make_objective(name, dict(options))
+    except InputError as error:
+        raise InputError(f"--{name}.{error}") from error
+
+
+def _value(text: str) -> Any:
+    """A number, a list, true, false, null or text, as YAML has it, and numbers with an exponent, which it takes for text."""
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value
+    except (ValueError, yaml.YAMLError):
+        return text

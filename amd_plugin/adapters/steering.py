@@ -1,0 +1,160 @@
+"""From student samples to advantages, for adapters: decode, score, compare within prompts over all ranks.
+
+A reward that fails costs its samples their advantage and nothing else, so every rank makes the same collective calls
+whatever its rewards did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch import Tensor
+
+from amd_plugin.config import RewardConfig
+from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import Objective
+from amd_plugin.objective import AMDObjective
+from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.rewards.reward_set import RewardSet
+
+log = logging.getLogger(__name__)
+
+# What a host decides by itself: its guidance, its draws of noise levels, its discriminator.
+HOSTS_OWN = ("guidance_scale", "guidance_sigma", "match_sigma", "gan_weight", "gan_r1", "gan_r1_sigma")
+
+
+def adaptive_objective(guidance_scale: float, options: Mapping[str, Any]) -> AMDObjective:
+    """`AMDObjective` with `options`, for a host that keeps guidance and discriminator to itself.
+
+    Raises:
+        InputError: for an option that is unknown, out of range, or the host's own.
+    """
+    known = set(inspect.signature(AMDObjective).parameters) - set(HOSTS_OWN)
+    for option in options:
+        if option not in known:
+            why = "is set in the host's own configuration" if option in HOSTS_OWN else "is not an option of AMD"
+            raise InputError(f"amd.{option}: {why}. There are: {', '.join(sorted(known))}")
+    return AMDObjective(guidance_scale, **options)
+
+
+def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
+    """A reward from what a user wrote: a callable, ``{name, weight, options...}``, a list of such, or None.
+
+    Raises:
+        InputError: for anything else, and for a reward that is unknown or cannot be built.
+    """
+    if spec is None or callable(spec):
+        return spec  # type: ignore[no-any-return]
+    entries = [spec] if isinstance(spec, Mapping | str) else spec
+    if not isinstance(entries, Sequence) or not entries:
+        raise InputError(f"reward: must be a name with options, a list of these, or a callable, got {spec!r}")
+    configs = []
+    for entry in entries:
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, Mapping) or entry.get("on_error", "neutral") != "neutral":
+            raise InputError(f"reward: must be a mapping with a name, without on_error (always neutral here), got {entry!r}")
+        try:
+            configs.append(RewardConfig(**{**entry, "on_error": "neutral"}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"reward.{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from error
+    rewards = RewardSet(configs, plugins or get_plugin_manager(), None)
+    return lambda media, prompts: rewards(media, prompts).total
+
+
+def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
+    """[B] int64, equal where conditions are: rows of a tensor [B, ...] or prompts, the same on every rank. None: one group."""
+    if condition is None:
+        return torch.zeros(batch_size, dtype=torch.long)
+    if isinstance(condition, Tensor):
+        rows = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in condition.detach().cpu().flatten(1)]
+    else:
+        rows = [prompt.encode() for prompt in condition]
+    return torch.tensor([int.from_bytes(hashlib.sha256(row).digest()[:7], "big") for row in rows])
+
+
+class Steering:
+    """An objective with a sensor.
+
+    Args:
+        objective: gives advantages and weights.
+        reward: called with (media, prompts); None leaves every advantage at 0.
+        decode: makes media of student samples [B, ...]; None scores the samples as they are.
+        process_group: ranks whose batches count as one, with as many samples each; None is all of them.
+
+    Attributes:
+        metrics: reward and failures of the last batch, 0-dim tensors.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        reward: Callable[..., Any] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        process_group: Any = None,
+    ):
+        self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
+        self._decode, self._group, self._told, self._alone = decode, process_group, False, False
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to steer by."""
+        return self.reward is not None and self.objective.needs_reward
+
+    @torch.no_grad()
+    def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+        """Advantage [B] of student samples `x0` [B, ...] of `groups` [B], and their sharpening weights [B]."""
+        if not self.active:
+            return torch.zeros(len(x0), device=x0.device), torch.ones(len(x0), device=x0.device)
+        rewards = self._score(x0.detach(), prompts)
+        joined, mine = self._join(rewards), slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
+        members = self._join(groups.to(x0.device))
+        if len(members.unique()) == len(members) and not self._alone:
+            log.warning(
+                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts", len(joined)
+            )
+            self._alone = True
+        advantage = self.objective.advantage(joined, members)
+        finite = torch.isfinite(joined)
+        count = finite.sum().clamp(min=1)
+        self.metrics = {
+            "reward": torch.where(finite, joined, 0.0).sum() / count,
+            "failed_rewards": 1 - finite.float().mean(),
+        }
+        return advantage[mine], self.objective.sharpening_weights(advantage)[mine]
+
+    def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
+        """[B] fp32; NaN where there is none."""
+        if prompts is None and not self._told:
+            log.info("the host knows no prompts here; the reward is given empty ones")
+            self._told = True
+        try:
+            media = x0 if self._decode is None else self._decode(x0)
+            assert self.reward is not None  # noqa: S101
+            values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
+            if not isinstance(values, Tensor):
+                values = torch.tensor([torch.nan if value is None else float(value) for value in values])
+            if values.shape != x0.shape[:1]:
+                raise ValueError(f"must return one value per sample, shape ({len(x0)},), got {tuple(values.shape)}")
+            return values.detach().to(x0.device, torch.float32)
+        except Exception as error:
+            log.warning("reward failed, these samples get advantage 0: %s: %s", type(error).__name__, error)
+            return torch.full((len(x0),), torch.nan, device=x0.device)
+
+    def _rank(self) -> int:
+        return dist.get_rank(self._group) if dist.is_available() and dist.is_initialized() else 0
+
+    def _join(self, values: Tensor) -> Tensor:
+        """[B of all ranks] from [B], in order of rank."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return values
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(parts, values.contiguous(), group=self._group)
+        return torch.cat(parts)

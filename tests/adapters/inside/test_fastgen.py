@@ -1,0 +1,89 @@
+"""`AMDModel` against FastGen's own `DMD2Model`, on its tiny EDM network."""
+
+import copy
+
+import pytest
+import torch
+from fastgen.configs.config_utils import override_config_with_opts
+from fastgen.configs.methods.config_dmd2 import ModelConfig
+from fastgen.methods import DMD2Model
+
+from amd_plugin.adapters.fastgen import AMDModel
+from amd_plugin.errors import InputError
+
+
+def model(cls, gan=False, guidance=2.0, **options):
+    config = ModelConfig()
+    config.net = override_config_with_opts(config.net, ["-", "img_resolution=8", "channel_mult=[1]", "channel_mult_noise=1"])
+    config.discriminator = override_config_with_opts(
+        config.discriminator, ["-", "feature_indices=[0]", "all_res=[8]", "in_channels=128"]
+    )
+    config.device, config.precision, config.pretrained_model_path = torch.device("cpu"), "float32", ""
+    config.student_update_freq, config.input_shape, config.guidance_scale = 2, [3, 8, 8], guidance
+    config.gan_loss_weight_gen = 0.1 if gan else 0.0
+    torch.manual_seed(0)
+    made = cls(config, **options)
+    made.on_train_begin()
+    made.init_optimizers()
+    return made
+
+
+def train(made, steps=10):
+    """The host's own order of calls: losses, gradients of the last step, weights, state of the generator."""
+    torch.manual_seed(1)
+    losses = []
+    for step in range(steps):
+        digits = torch.nn.functional.one_hot(torch.tensor([step % 10] * 2 + [3] * 2), 10).float()
+        data = {"real": torch.randn(4, 3, 8, 8), "condition": digits, "neg_condition": torch.zeros(4, 10)}
+        made.optimizers_zero_grad(step)
+        loss, _ = made.single_train_step(data, step)
+        loss["total_loss"].backward()
+        made.optimizers_schedulers_step(step)
+        losses.append(loss["total_loss"].detach())
+    gradients = [p.grad.clone() for p in made.net.parameters() if p.grad is not None]
+    return losses, gradients, [*made.net.parameters(), *made.fake_score.parameters()], torch.get_rng_state()
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("gan", [False, True])
+@pytest.mark.parametrize("amd", [{"strength": 0, "sharpening": 0, "reward": {"name": "random"}}, None])
+def test_nothing_to_steer_by_is_the_host_to_the_bit(gan, amd):
+    stock, ours = train(model(DMD2Model, gan)), train(model(AMDModel, gan, amd=amd))
+    assert all(same(a, b) for a, b in zip(stock[:3], ours[:3], strict=True)) and torch.equal(stock[3], ours[3])
+
+
+@pytest.mark.parametrize("gan", [False, True])
+@pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
+@pytest.mark.parametrize("reward", [lambda m, p: torch.ones(len(m)), lambda m, p: 1 / 0])
+def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, guidance, reward):
+    stock, ours = (
+        train(model(c, gan, guidance, **o), 2) for c, o in ((DMD2Model, {}), (AMDModel, {"amd": {"reward": reward}}))
+    )
+    torch.testing.assert_close(ours[0], stock[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours[1], stock[1], rtol=1e-3, atol=1e-6)
+    assert torch.equal(stock[3], ours[3])
+
+
+def test_rewards_steer_both_turns():
+    bright = lambda media, prompts: media.mean((1, 2, 3))  # noqa: E731
+    stock = train(model(DMD2Model), 4)
+    for part in ({"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}):
+        ours = train(model(AMDModel, amd={**part, "reward": bright}), 4)
+        assert not same(stock[2], ours[2]) and torch.equal(stock[3], ours[3])
+
+
+def test_without_an_adversary_the_teachers_graph_is_not_built():
+    made, seen = model(AMDModel), []
+    made.teacher.register_forward_hook(lambda module, args, output: seen.append(torch.is_grad_enabled()))
+    train(copy.copy(made), 1)
+    assert seen == [False, False]
+
+
+def test_bad_options():
+    with pytest.raises(InputError, match="strenght"):
+        model(AMDModel, amd={"strenght": 1})
+    with pytest.raises(InputError, match="mapping"):
+        model(AMDModel, amd=3)

@@ -1,0 +1,230 @@
+"""`AMDMethod` against FastVideo's own `DMD2Method`, both chosen in YAML and run by the host's entry point and trainer."""
+
+import copy
+import socket
+import sys
+
+import fastvideo.train.trainer
+import pytest
+import torch
+import yaml
+from fastvideo.train.entrypoint.train import run_training_from_config
+from fastvideo.train.methods.distribution_matching import self_forcing
+from fastvideo.train.models.base import ModelBase
+from toy_fastvideo import Log, Probe, Toy
+from typer.testing import CliRunner
+
+from amd_plugin.adapters import fastvideo as adapter
+from amd_plugin.errors import InputError
+
+STOCK = "fastvideo.train.methods.distribution_matching.dmd2.DMD2Method"
+OURS = "amd_plugin.adapters.fastvideo.AMDMethod"
+STATE = {"amd": {"_target_": "amd_plugin.adapters.fastvideo.AMDStateCallback"}}
+
+
+def role(seed, name, trainable=True):
+    return {"_target_": "toy_fastvideo.Toy", "seed": seed, "name": name, "trainable": trainable}
+
+
+def settings(tmp_path, method=OURS, amd=None, callbacks=None, steps=10, save=0, resume="", **options):
+    return {
+        "models": {"student": role(1, "student"), "teacher": role(2, "teacher", False), "critic": role(3, "critic")},
+        "method": {
+            "_target_": method, "rollout_mode": "simulate", "generator_update_interval": 2, "real_score_guidance_scale": 4.5,
+            "dmd_denoising_steps": [1000, 750, 500, 250], "fake_score_learning_rate": 0.01, "fake_score_betas": [0.0, 0.999],
+            "fake_score_lr_scheduler": "constant", **({} if amd is None else {"amd": amd}), **options,
+        },
+        "training": {
+            "distributed": {"num_gpus": 1, "sp_size": 1, "tp_size": 1},
+            "data": {"data_path": "none", "train_batch_size": 4, "seed": 1000},
+            "optimizer": {"learning_rate": 0.01, "betas": [0.0, 0.999], "lr_scheduler": "constant", "lr_warmup_steps": 0},
+            "loop": {"max_train_steps": steps, "gradient_accumulation_steps": 1},
+            "checkpoint": {
+                "output_dir": str(tmp_path), "training_state_checkpointing_steps": save, "resume_from_checkpoint": resume,
+            },
+        },
+        "callbacks": {"probe": {"_target_": "toy_fastvideo.Probe"}, "grad_clip": {"max_grad_norm": 1.0}, **(callbacks or {})},
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(fastvideo.train.trainer, "build_tracker", lambda *args, **kwargs: Log())
+    monkeypatch.setattr(ModelBase, "device", torch.device("cpu"))
+    # Its checkpoints hold the state of CUDA's generator without asking whether there is one.
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
+
+
+CAUSAL = {"chunk_size": 1, "student": "toy_fastvideo.CausalToy"}
+
+
+def run(tmp_path, reward=None, student=None, **options):
+    """Trains as the YAML says: weights of student and critic, gradients of each step, next draw, the tracker's lines."""
+    Log.lines, Toy.calls = [], []
+    path = tmp_path / "run.yaml"
+    written = settings(tmp_path, **options)
+    written["models"]["student"]["_target_"] = student or "toy_fastvideo.Toy"
+    path.write_text(yaml.safe_dump(written))
+    if reward is None:
+        run_training_from_config(str(path))
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adapter, "make_reward", lambda spec: reward)
+            run_training_from_config(str(path))
+    method = Probe.method
+    weights = [p.detach().clone() for r in (method.student, method.critic) for p in r.transformer.parameters()]
+    return weights, Probe.gradients, method.cuda_generator.get_state(), Log.lines
+
+
+def brightness(media, prompts):
+    assert media.shape == (4, 3, 2, 4, 4) and media.min() >= 0 and prompts == ["a cat", "a cat", "a dog", "a dog"]
+    return media.mean((1, 2, 3, 4))
+
+
+def same(a, b):
+    return len(a) == len(b) and all(same(x, y) if isinstance(x, list) else torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def losses(lines):
+    return [[line["generator_loss"], line["fake_score_loss"]] for line in lines if "generator_loss" in line]
+
+
+@pytest.mark.parametrize(
+    "options", [{"amd": {"strength": 0, "sharpening": 0, "reward": {"name": "random"}}}, {"amd": {}}, {}], ids=str
+)
+def test_nothing_to_steer_by_is_the_host_to_the_bit(tmp_path, options):
+    stock, ours = run(tmp_path, method=STOCK), run(tmp_path, **options)
+    assert same(list(stock[:3]), list(ours[:3])) and losses(stock[3]) == losses(ours[3])
+
+
+@pytest.mark.parametrize(
+    "reward", [lambda m, p: torch.ones(4), lambda m, p: [None] * 4, lambda m, p: 1 / 0], ids="equal nan raises".split()
+)
+def test_equal_and_failed_rewards_are_the_host_through_our_own_code(tmp_path, reward):
+    stock, ours = run(tmp_path, method=STOCK), run(tmp_path, reward=reward, amd={})
+    assert torch.equal(stock[2], ours[2]), "the stream of random numbers"
+    torch.testing.assert_close(losses(ours[3]), losses(stock[3]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours[1], stock[1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(ours[0], stock[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "part", [{"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}], ids=str
+)
+def test_rewards_steer_and_are_logged(tmp_path, part):
+    stock, ours = run(tmp_path, method=STOCK), run(tmp_path, reward=brightness, amd=part)
+    assert torch.equal(stock[2], ours[2]) and not same(stock[0], ours[0])
+    assert {"amd/reward", "amd/failed_rewards", "update_student"} <= set(ours[3][-1])
+    assert ours[3][-1]["amd/failed_rewards"] == 0
+
+
+def test_resumed_equals_straight(tmp_path):
+    first, again = tmp_path / "a", tmp_path / "b"
+    first.mkdir(), again.mkdir()
+    straight = run(first, reward=brightness, amd={}, callbacks=STATE, save=4, steps=8)
+    updates = Probe.method.objective.state_dict()
+    resumed = run(again, reward=brightness, amd={}, callbacks=STATE, steps=8, resume=str(first / "checkpoint-4"))
+    assert resumed[3][0]["step"] == 5
+    assert same(straight[0], resumed[0]) and same(straight[1][4:], resumed[1]) and torch.equal(straight[2], resumed[2])
+    assert Probe.method.objective.state_dict() == updates and updates["updates"] > 8
+
+
+def test_fast_rollout_forwards(tmp_path):
+    """A cycle of five at N=4. Stock 32; short 19.5 calls in the mean, one of twice the batch: the exit rung is uniform."""
+    cycle = {"generator_update_interval": 5, "steps": 5}
+    run(tmp_path, method=STOCK, **cycle)
+    assert len(Toy.calls) == 32
+    cycles = 40
+    run(tmp_path, amd={"fast_rollout": True}, generator_update_interval=5, steps=5 * cycles)
+    assert len(Toy.calls) / cycles == pytest.approx(19.5, abs=1.5)
+    assert {size for name, size, _ in Toy.calls if name == "teacher"} == {8}, "both branches in one call"
+    run(tmp_path, amd={"fast_rollout": True}, generator_update_interval=5, steps=5, dmd_denoising_steps=[1000])
+    assert len(Toy.calls) == 4 * 2 + 4, "one rung: student, critic without graph, teacher, critic; and two per other step"
+
+
+def test_one_teacher_call_says_what_two_say(tmp_path):
+    run(tmp_path, amd={"fast_rollout": True}, steps=1)
+    method = Probe.method
+    batch = method.student.prepare_batch(method.student.dataloader[0], generator=None)
+    x0, answers = torch.randn(4, 2, 3, 4, 4), []
+    for fast in (False, True):
+        method._fast = fast
+        method.cuda_generator.manual_seed(3)
+        answers.append(method._dmd_loss(x0, batch))
+    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-7)
+    uneven = copy.copy(batch)
+    uneven.unconditional_dict = {"encoder_hidden_states": torch.zeros(4, 7)}
+    assert adapter._joined_conditions(uneven) is None
+
+
+def test_self_forcing(tmp_path, monkeypatch):
+    # Its shift of noise levels comes with a pretrained pipeline; without one it is 0, and everything is NaN.
+    scheduler = self_forcing.SelfForcingFlowMatchScheduler
+    monkeypatch.setattr(self_forcing, "SelfForcingFlowMatchScheduler", lambda **kw: scheduler(**{**kw, "shift": 3.0}))
+    stock = run(tmp_path, method=STOCK.replace("dmd2.DMD2Method", "self_forcing.SelfForcingMethod"), **CAUSAL)
+    causal = {"method": OURS.replace("AMDMethod", "AMDSelfForcingMethod"), **CAUSAL}
+    exact = run(tmp_path, amd={"strength": 0, "sharpening": 0}, **causal)
+    assert same(list(stock[:3]), list(exact[:3])) and all(w.isfinite().all() for w in stock[0])
+    near = run(tmp_path, reward=lambda m, p: torch.ones(4), amd={}, **causal)
+    torch.testing.assert_close(near[0], stock[0], rtol=1e-3, atol=1e-5)
+    assert torch.equal(near[2], stock[2])
+    steered = run(tmp_path, reward=brightness, amd={}, **causal)
+    assert not same(stock[0], steered[0]) and torch.equal(steered[2], stock[2])
+    run(tmp_path, reward=brightness, amd={"fast_rollout": True}, **causal)
+    assert {size for name, size, _ in Toy.calls if name == "teacher"} == {8}
+
+
+def test_a_shared_rollout_is_scored_once(tmp_path):
+    scored = []
+    run(tmp_path, reward=lambda m, p: scored.append(1) or m.mean((1, 2, 3, 4)), amd={"fast_rollout": True}, steps=4)
+    assert len(scored) == 4, "two steps for student and critic together, two for the critic alone"
+    scored.clear()
+    run(tmp_path, reward=lambda m, p: scored.append(1) or m.mean((1, 2, 3, 4)), amd={}, steps=4)
+    assert len(scored) == 6
+
+
+@pytest.mark.parametrize(
+    ("amd", "message"),
+    [({"strenght": 0.5}, "amd.strenght"), ({"strength": 2.0}, "strength"), ({"fast_rollout": 1}, "fast_rollout"),
+     ({"guidance_scale": 3.0}, "host's own"), ({"reward": {"name": "nope"}}, "nope")],
+)  # fmt: skip
+def test_bad_options_end_the_run_before_its_first_step(tmp_path, amd, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, amd=amd)
+    assert not Log.lines
+
+
+def test_a_model_that_decodes_nothing_gets_no_reward(tmp_path, monkeypatch):
+    monkeypatch.delattr(Toy, "decode_latents")
+    with pytest.raises(InputError, match="decode_latents"):
+        run(tmp_path, amd={"reward": {"name": "random"}})
+
+
+def test_the_hosts_own_scorers(tmp_path, monkeypatch):
+    import fastvideo.train.methods.rl.rewards as rewards
+
+    build = rewards.build_multi_reward_scorer
+    own = {"sharp": lambda media, prompts: media.std((1, 2, 3, 4))}
+    monkeypatch.setattr(
+        rewards, "build_multi_reward_scorer", lambda weights, device: build(weights, device=device, scorers=own)
+    )
+    ours = run(tmp_path, amd={"reward": {"fastvideo": {"sharp": 2.0}}}, steps=2)
+    assert ours[3][-1]["amd/failed_rewards"] == 0
+
+
+def test_the_command_line(tmp_path, monkeypatch):
+    """`amd-plugin host fastvideo -- --config run.yaml ...`: a YAML of the host, untouched."""
+    from amd_plugin.cli import app
+
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path, method=STOCK, steps=2)))
+    words = ["host", "fastvideo", "--objective", "amd", "--", "--config", str(path), "--method.amd.strength", "0.25"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and type(Probe.method) is adapter.AMDMethod and Probe.method.objective.strength == 0.25
+    assert "fastvideo" in sys.modules and Log.lines[-1]["step"] == 2

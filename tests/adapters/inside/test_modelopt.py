@@ -1,0 +1,279 @@
+"""`AMDPipeline` against ModelOpt's own `DMDPipeline` on tiny networks of diffusers' Wan class."""
+
+import json
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from modelopt.torch.fastgen import DMDConfig, DMDPipeline, EMAConfig
+from modelopt.torch.fastgen.config import SampleTimestepConfig
+
+from amd_plugin.adapters import modelopt
+from amd_plugin.adapters.modelopt import AMDDiffusionRecipe, AMDPipeline
+from amd_plugin.errors import InputError, MissingDependency
+
+LATENTS = (4, 4, 2, 4, 4)
+
+
+def wan(seed):
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=1, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=8, ffn_dim=16, num_layers=1, rope_max_seq_len=16,
+    )  # fmt: skip
+
+
+class Discriminator(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(9)
+        self.head = torch.nn.Linear(12, 1)
+
+    def forward(self, features):
+        return self.head(features[0].mean(1))
+
+
+def config(**options):
+    ladder = SampleTimestepConfig(t_list=[0.999, 0.9, 0.7, 0.4, 0.0], time_dist_type="shifted", shift=3.0)
+    options = {"student_sample_steps": 4, "backward_simulation": True, "guidance_scale": 3.0, **options}
+    return DMDConfig(pred_type="flow", num_train_timesteps=1000, sample_t_cfg=ladder, ema=EMAConfig(decay=0.9), **options)
+
+
+def pipeline(cls, gan=False, cfg=None, **options):
+    """A pipeline with its four networks, alike for every class; with features captured where it is adversarial."""
+    student, teacher, fake = wan(1), wan(2), wan(3)
+    extra = {}
+    if gan:
+        teacher._fastgen_captured = []
+        teacher.blocks[0].register_forward_hook(lambda module, args, output: teacher._fastgen_captured.append(output))
+        extra = {"discriminator": Discriminator()}
+    return cls(student, teacher, fake, cfg or config(gan_loss_weight_gen=0.1 if gan else 0.0), **extra, **options)
+
+
+def batch(step):
+    draws = torch.Generator().manual_seed(step)
+    condition = torch.randn(2, 3, 8, generator=draws).repeat_interleave(2, 0)
+    return torch.randn(LATENTS, generator=draws), torch.randn(LATENTS, generator=draws), condition, torch.zeros(4, 3, 8)
+
+
+def train(pipe, steps=10, start=0, random=None):
+    """The user's loop, the same for both classes: every loss, the gradients of the last student turn, the generator's state."""
+    students = torch.optim.SGD(pipe.student.parameters(), lr=0.05)
+    fakes = torch.optim.SGD(pipe.fake_score.parameters(), lr=0.05)
+    losses, gradients = [], []
+    torch.set_rng_state(torch.Generator().manual_seed(7).get_state() if random is None else random)
+    for step in range(start, start + steps):
+        latents, noise, condition, negative = batch(step)
+        if step % 2 == 0:
+            out = pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
+            optimizer = students
+        else:
+            out, optimizer = pipe.compute_fake_score_loss(latents, noise, condition), fakes
+        optimizer.zero_grad()
+        out["total"].backward()
+        if step % 2 == 0:
+            gradients = [p.grad.clone() for p in pipe.student.parameters() if p.grad is not None]
+        optimizer.step()
+        if step % 2 == 0:
+            pipe.update_ema()
+        elif pipe.discriminator is not None:
+            losses.append(pipe.compute_discriminator_loss(latents, noise, condition)["total"].detach())
+        losses += [out[name].detach() for name in sorted(out)]
+    return losses, gradients, torch.get_rng_state()
+
+
+def weights(pipe):
+    return [*pipe.student.parameters(), *pipe.fake_score.parameters()]
+
+
+def brightness(media, prompts):
+    return media.mean((1, 2, 3, 4))
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("gan", [False, True])
+def test_strength_and_sharpening_0_is_the_host_to_the_bit(gan):
+    stock, ours = pipeline(DMDPipeline, gan), pipeline(AMDPipeline, gan, strength=0, sharpening=0, reward=brightness)
+    expected, got = train(stock), train(ours)
+    assert same(expected[0], got[0]) and same(expected[1], got[1]) and torch.equal(expected[2], got[2])
+    assert same(weights(stock), weights(ours))
+    assert same(list(stock.ema.state_dict().values()), list(ours.ema.state_dict().values()))
+
+
+@pytest.mark.parametrize("gan", [False, True])
+@pytest.mark.parametrize(
+    "reward", [lambda media, prompts: torch.ones(4), lambda media, prompts: [float("nan")] * 4, lambda m, p: 1 / 0]
+)
+def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, reward):
+    stock, ours = pipeline(DMDPipeline, gan), pipeline(AMDPipeline, gan, reward=reward)
+    assert ours._steering.active
+    expected, got = train(stock, 4), train(ours, 4)
+    assert torch.equal(expected[2], got[2])
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(weights(ours), weights(stock), rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_reward_every_advantage_is_0():
+    stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline)
+    assert same(train(stock, 4)[0], train(ours, 4)[0]) and same(weights(stock), weights(ours))
+
+
+def test_rewards_change_both_turns():
+    for options in ({"strength": 0.5, "sharpening": 0}, {"strength": 0, "sharpening": 1.0}):
+        stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline, reward=brightness, amd={"side": "both"}, **options)
+        expected, got = train(stock, 4), train(ours, 4)
+        assert torch.equal(expected[2], got[2]), "the stream of random numbers"
+        assert not same(weights(stock), weights(ours))
+    assert ours.metrics["failed_rewards"] == 0 and "zone_share" in ours.metrics
+
+
+@pytest.mark.parametrize(("in_config", "in_call"), [(3.0, None), (1.0, 3.0), (None, 3.0), (None, None)])
+def test_guidance_is_the_standard_form_wherever_it_is_set(in_config, in_call):
+    losses = []
+    for cls, options in ((DMDPipeline, {}), (AMDPipeline, {"reward": lambda media, prompts: torch.ones(4)})):
+        pipe = pipeline(cls, cfg=config(guidance_scale=in_config), **options)
+        latents, noise, condition, negative = batch(0)
+        torch.manual_seed(0)
+        out = pipe.compute_student_loss(
+            latents, noise, condition, negative_encoder_hidden_states=negative, guidance_scale=in_call
+        )  # fmt: skip
+        losses.append(out["vsd"])
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-7)
+
+
+def test_samples_are_compared_within_their_condition():
+    """Group 1 is far brighter than group 2; an advantage is about a sample's own group all the same."""
+    pipe = pipeline(AMDPipeline, reward=lambda media, prompts: torch.tensor([10.0, 11.0, 0.0, 1.0]))
+    latents, noise, condition, negative = batch(0)
+    pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
+    groups = modelopt.group_ids(condition, 4)
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    advantage, weight = pipe._steering(latents, groups)
+    torch.testing.assert_close(advantage, torch.tensor([-1.0, 1.0, -1.0, 1.0]) * advantage[1])
+    assert weight[0] == weight[2] > weight[1] and weight.mean() == pytest.approx(1)
+
+
+def test_permuting_the_batch_permutes_the_gradients():
+    order = torch.tensor([2, 0, 3, 1])
+    pipe = pipeline(AMDPipeline, reward=brightness)
+    latents, _, condition, _ = batch(0)
+    sizes = []
+    for index in (torch.arange(4), order):
+        x0 = latents[index].clone().requires_grad_()
+        signals = modelopt.Signals(x0, latents[index] * 0.5, latents[index] * 0.2, latents[index] ** 2)
+        advantage, weight = pipe._steering(x0, modelopt.group_ids(condition[index], 4))
+        pipe.objective.student_loss(signals._replace(advantage=advantage)).loss.backward()
+        sizes.append((x0.grad, weight))
+    torch.testing.assert_close(sizes[0][0][order], sizes[1][0])
+    torch.testing.assert_close(sizes[0][1][order], sizes[1][1])
+
+
+@pytest.mark.parametrize("space", [None, "x0", "eps", "v"])
+def test_every_space_of_the_fake_score_loss(space):
+    losses = []
+    for cls, options in ((DMDPipeline, {}), (AMDPipeline, {"reward": lambda media, prompts: torch.ones(4)})):
+        pipe = pipeline(cls, cfg=config(fake_score_pred_type=space), **options)
+        torch.manual_seed(0)
+        losses.append(pipe.compute_fake_score_loss(*batch(0)[:3])["total"])
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-7)
+
+
+def test_resumed_equals_straight():
+    straight = pipeline(AMDPipeline, reward=brightness)
+    losses, _, expected = train(straight, 4)
+    first = pipeline(AMDPipeline, reward=brightness)
+    _, _, random = train(first, 2)
+    saved = json.dumps(first.objective.state_dict())
+    second = pipeline(AMDPipeline, reward=brightness)
+    second.student.load_state_dict(first.student.state_dict())
+    second.fake_score.load_state_dict(first.fake_score.state_dict())
+    second.objective.load_state_dict(json.loads(saved))
+    resumed, _, got = train(second, 2, start=2, random=random)
+    assert torch.equal(expected, got) and same(losses[-len(resumed) :], resumed) and same(weights(straight), weights(second))
+
+
+def test_a_deepspeed_engine_as_teacher():
+    """The real class, whose `eval()` returns None, around a network; initialising it would compile for a minute."""
+    from deepspeed import DeepSpeedEngine
+
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    torch.nn.Module.__init__(engine)
+    engine.module, engine.warn_unscaled_loss = wan(2), False
+    assert engine.eval() is None
+    pipe = AMDPipeline(wan(1), engine, wan(3), config(), reward=brightness)
+    assert pipe.teacher is engine.module and not any(p.requires_grad for p in pipe.teacher.parameters())
+    latents, noise, condition, negative = batch(0)
+    pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)["total"].backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 1.0}, "strength"),
+        ({"amd": {"strenght": 1}}, "amd.strenght"),
+        ({"amd": {"gan_weight": 1.0}}, "host's own configuration"),
+        ({"reward": 3}, "reward"),
+        ({"reward": {"name": "no_such"}}, "no_such"),
+        ({"reward": {"weight": 1.0}}, "reward"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        pipeline(AMDPipeline, **options)
+
+
+def test_a_host_that_changed_is_told_apart():
+    class Changed:
+        def compute_student_loss(self, data): ...
+
+    expected = {"compute_student_loss": "self, latents", "update_ema": "self"}
+    with pytest.raises(MissingDependency, match=r"takes \(self, data\), not \(self, latents\); update_ema\(self\) is gone"):
+        modelopt.HOST.check(Changed, expected)
+    with pytest.raises(MissingDependency, match="not installed"):
+        modelopt.HOST._replace(distribution="no-such-host").load("json")
+    with pytest.raises(MissingDependency, match=r"got 0\.47"):
+        modelopt.HOST._replace(minimum="9").load("json")
+
+
+class Driver:
+    """The parts of the host's NeMo AutoModel driver that `AMDDiffusionRecipe` overrides, with the signatures it has there."""
+
+    def __init__(self, amd):
+        self.cfg = {"dmd2.amd": amd}
+
+    def _resolve_pipeline_cls(self):
+        return DMDPipeline
+
+    def _resolve_pipeline_kwargs(self, pipeline_cls):
+        assert pipeline_cls is DMDPipeline
+        return {}
+
+    def _save_dmd_extras(self, path): ...
+    def _restore_dmd_extras(self, restore_from): ...
+
+
+def test_the_recipe_for_nemo_automodel(tmp_path):
+    class Recipe(AMDDiffusionRecipe, Driver):
+        def amd_decode(self):
+            return lambda latents: latents
+
+    def run():
+        recipe = Recipe({"strength": 0.3, "reward": {"name": "random"}, "side": "both"})
+        cls = recipe._resolve_pipeline_cls()
+        recipe._dmd_pipeline = pipeline(cls, **recipe._resolve_pipeline_kwargs(cls))
+        return recipe
+
+    recipe = run()
+    assert isinstance(recipe._dmd_pipeline, DMDPipeline) and recipe._dmd_pipeline.objective.strength == 0.3
+    train(recipe._dmd_pipeline, 2)
+    recipe._save_dmd_extras(str(tmp_path))
+    again = run()
+    again._restore_dmd_extras(str(tmp_path))
+    assert again._dmd_pipeline.objective.state_dict() == recipe._dmd_pipeline.objective.state_dict()
+    assert again._dmd_pipeline.objective.state_dict()["updates"] > 0
+    with pytest.raises(InputError, match="amd_decode"):
+        type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)

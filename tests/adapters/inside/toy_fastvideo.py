@@ -1,0 +1,95 @@
+"""Roles small enough for FastVideo's trainer on a CPU: a `ModelBase` around a few linear layers, counting its calls."""
+
+from types import SimpleNamespace
+
+import torch
+from fastvideo.models.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from fastvideo.train.callbacks.callback import Callback
+from fastvideo.train.models.base import CausalModelBase, ModelBase
+from fastvideo.training.trackers import BaseTracker
+
+SHAPE = (2, 3, 4, 4)  # frames, channels, height, width
+PROMPTS = ["a cat", "a cat", "a dog", "a dog"]
+
+
+class Net(torch.nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.mix, self.text, self.time = torch.nn.Linear(48, 48), torch.nn.Linear(5, 48), torch.nn.Linear(1, 48)
+
+    def forward(self, x, t, text):
+        frames = x.flatten(2)
+        return (self.mix(frames) + self.text(text)[:, None] + self.time(t.float().view(-1, 1, 1) / 1000)).tanh().view_as(x)
+
+
+class Toy(ModelBase):
+    calls: list = []  # noqa: RUF012  # of all roles, for counting
+
+    def __init__(self, *, seed, trainable=True, training_config=None, name=""):
+        super().__init__(trainable=trainable)
+        self.transformer, self.name = Net(seed).requires_grad_(trainable), name
+        self.noise_scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        draws = torch.Generator().manual_seed(0)
+        texts = torch.randn(2, 5, generator=draws).repeat_interleave(2, 0)
+        self.dataloader = [{"text": texts, "info_list": [{"prompt": p} for p in PROMPTS]}]
+
+    def decode_latents(self, latents):
+        return latents.permute(0, 2, 1, 3, 4).sigmoid()
+
+    def prepare_batch(self, raw_batch, *, generator, latents_source="data"):
+        text = raw_batch["text"]
+        return SimpleNamespace(
+            latents=torch.zeros(len(text), *SHAPE), timesteps=torch.zeros(1), attn_metadata=None, attn_metadata_vsa=None,
+            conditional_dict={"encoder_hidden_states": text}, infos=raw_batch["info_list"],
+            unconditional_dict={"encoder_hidden_states": torch.zeros_like(text)}, dmd_latent_vis_dict={},
+        )  # fmt: skip
+
+    def add_noise(self, clean_latents, noise, timestep):
+        flat = self.noise_scheduler.add_noise(clean_latents.flatten(0, 1), noise.flatten(0, 1), timestep)
+        return flat.unflatten(0, clean_latents.shape[:2])
+
+    def predict_noise(self, noisy_latents, timestep, batch, *, conditional, cfg_uncond=None, attn_kind="dense"):
+        Toy.calls.append((self.name, len(noisy_latents), torch.is_grad_enabled()))
+        text = (batch.conditional_dict if conditional else batch.unconditional_dict)["encoder_hidden_states"]
+        return self.transformer(noisy_latents, timestep, text)
+
+    def backward(self, loss, ctx, *, grad_accum_rounds):
+        (loss / grad_accum_rounds).backward()
+
+
+class Probe(Callback):
+    """Keeps the method, and what its gradients were before each step."""
+
+    method = None
+    gradients: list = []  # noqa: RUF012
+
+    def on_train_start(self, method, iteration=0):
+        Probe.method, Probe.gradients = method, []
+
+    def on_before_optimizer_step(self, method, iteration=0):
+        roles = (method.student, method.critic)
+        Probe.gradients.append([p.grad.clone() for r in roles for p in r.transformer.parameters() if p.grad is not None])
+
+
+class Log(BaseTracker):
+    """A tracker of the host's that keeps its lines."""
+
+    lines: list = []  # noqa: RUF012
+
+    def log(self, metrics, step):
+        Log.lines.append({"step": step, **metrics})
+
+
+class CausalToy(Toy, CausalModelBase):
+    """For self-forcing: frames in chunks, each seen by itself."""
+
+    def clear_caches(self, *, cache_tag="pos"):
+        self.cleared = cache_tag
+
+    def predict_noise_streaming(
+        self, noisy_latents, timestep, batch, *, conditional, cache_tag="pos", store_kv=False, cur_start_frame=0,
+        cfg_uncond=None, attn_kind="dense",
+    ):  # fmt: skip
+        flow = self.predict_noise(noisy_latents, timestep.flatten()[:1], batch, conditional=conditional)
+        return None if store_kv else flow

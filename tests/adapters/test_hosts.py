@@ -1,0 +1,43 @@
+"""Each adapter against its real host, in a process of the host's own; and without a host."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def test_modelopt(inside):
+    assert inside("modelopt") == 30
+
+
+def test_fastvideo(inside):
+    assert inside("fastvideo") == 21
+
+
+@pytest.mark.skipif("FASTGEN_SOURCE" not in os.environ, reason="FastGen is on GitHub only; FASTGEN_SOURCE names a checkout")
+def test_fastgen(inside):
+    assert inside("fastgen", os.environ["FASTGEN_SOURCE"]) == 19
+
+
+@pytest.mark.parametrize(
+    ("host", "message"), [("modelopt", "nvidia-modelopt"), ("fastvideo", "fastvideo>=0.2"), ("fastgen", "git+")]
+)
+def test_a_host_that_is_missing(host, message):
+    code = f"import amd_plugin.adapters.{host}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingDependency" in done.stderr and "not installed" in done.stderr and message in done.stderr
+
+
+def test_the_other_fastgen_is_refused(tmp_path):
+    (tmp_path / "fastgen").mkdir()
+    (tmp_path / "fastgen" / "__init__.py").write_text("")
+    command = [sys.executable, "-m", "amd_plugin.cli", "host", "fastgen", "--", "--config=c.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 3 and "unrelated package" in done.stderr and "github.com/NVlabs/FastGen" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "message"), [(["fastvido"], "Did you mean 'fastvideo'"), (["modelopt"], "AMDPipeline")])
+def test_a_host_nobody_knows(words, message):
+    done = subprocess.run([sys.executable, "-m", "amd_plugin.cli", "host", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr

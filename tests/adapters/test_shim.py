@@ -1,0 +1,74 @@
+"""Any argparse trainer: two calls, and the example that makes them."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amd_plugin import AMDObjective, DMDObjective
+from amd_plugin.adapters import shim
+from amd_plugin.errors import InputError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_trainer.py"
+
+
+def make(*words, **host):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=1)
+    shim.add_arguments(parser)
+    return shim.make_objective(parser.parse_args(words), **host)
+
+
+def test_defaults_are_the_factorys():
+    objective = make()
+    assert isinstance(objective, AMDObjective) and vars(objective).keys() == vars(AMDObjective()).keys()
+    assert objective.strength == AMDObjective().strength and objective.side == AMDObjective().side
+    assert type(make("--objective", "dmd")) is DMDObjective
+
+
+def test_options_have_the_types_of_the_signature():
+    words = ["--amd.strength", "2.5e-1", "--amd.side", "both", "--amd.squash", "null", "--amd.guidance_sigma", "[0.1, 0.9]"]
+    objective = make(*words, "--amd.strength=0", "--amd.sharpening=0")
+    assert (objective.strength, objective.side, objective.squash) == (0, "both", None)
+    assert tuple(objective.guidance_sigma) == (0.1, 0.9)
+    assert make("--amd.strength", "2.5e-1").strength == 0.25
+
+
+def test_the_trainers_own_values_give_way_to_the_users():
+    assert make(guidance_scale=3.0).guidance_scale == 3.0
+    assert make("--amd.guidance_scale", "2", guidance_scale=3.0).guidance_scale == 2
+    assert make("--objective", "dmd", guidance_scale=3.0, strength=0.1).guidance_scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--amd.strength", "1"], r"--amd\.strength: .*in \[0, 1\)"),
+        (["--amd.strength", "much"], r"--amd\.strength: .*got 'much'"),
+        (["--amd.strength", "true"], r"--amd\.strength: .*got True"),
+        (["--amd.side", "left"], r"--amd\.side"),
+        (["--objective", "dmd", "--amd.strength", "0.5"], "belongs to objective 'amd'"),
+    ],
+)
+def test_wrong_options(words, message):
+    with pytest.raises(InputError, match=message):
+        make(*words)
+
+
+def run(*words):
+    small = ["--steps", "2", "--teacher-steps", "20", "--groups", "2"]
+    return subprocess.run([sys.executable, EXAMPLE, *small, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("objective", ["amd", "dmd"])
+def test_the_example_runs(objective):
+    done = run("--objective", objective)
+    assert done.returncode == 0, done.stderr
+    assert "student, one step:" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 150
+
+
+def test_the_example_says_what_is_wrong():
+    done = run("--amd.strength", "2")
+    assert done.returncode == 2 and "--amd.strength: must be in [0, 1)" in done.stderr and "Traceback" not in done.stderr
