@@ -20,6 +20,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import Tensor
 
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
 from amd_plugin.host import checkpoint
@@ -173,30 +174,42 @@ def _evaluate(trainer: Trainer, run_log: RunLog, output: Path) -> dict[str, floa
     """Held-out metrics and a picture of the averaged student; the main process works, the others get the result.
 
     Raises:
-        RunError: on every process, where a reward looks hacked and the recipe says to stop then.
+        RunError: on every process, where the evaluation fails, or a reward looks hacked and the recipe says to stop then.
     """
-    result: list[Any] = [{}, ""]
-    config, task, main = trainer.recipe.config, trainer.task, trainer.accelerator.is_main_process
-    labels = task.balanced_labels(config.evaluate.samples)
+    result: list[Any] = [{}, "", ""]
+    main, cause = trainer.accelerator.is_main_process, None
+    labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
     # All processes have to call what is sharded over them.
     samples = trainer.sample(labels, "evaluation") if main or trainer.student_is_sharded else torch.empty(0)
     if main:
-        with decoded_once(task, samples, config.evaluate.batch_size) as media:
-            result[0] = task.evaluate(samples, labels)
-            result[0] |= mean_scores(trainer.held_out, task, samples, labels, config.evaluate.batch_size)
-            row = {f"held_out/{name}": value for name, value in result[0].items()}
-            if trainer.scoring is not None:
-                row |= trainer.scoring.evaluate(media, labels)
-            title = f"{config.objective.name}, step {trainer.step}"
-            save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, samples, labels)
-        result[1] = _hacking(trainer, row)
-        run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(result[1]))} if trainer.scoring else row)
-        save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
+        try:
+            result[:2] = _judge(trainer, run_log, output, samples, labels)
+        except Exception as error:  # told to all processes first: a lone exception would leave the others waiting
+            result[2], cause = f"{type(error).__name__}: {error}", error
     broadcast_object_list(result)
+    if result[2]:
+        raise RunError(f"the held-out evaluation failed: {result[2]}") from cause
     if result[1] and trainer.train.stop_on_hacking:
         raise RunError(f"{result[1]}\nTo go on all the same, set train.stop_on_hacking to false")
     evaluation: dict[str, float] = result[0]
     return evaluation
+
+
+def _judge(trainer: Trainer, run_log: RunLog, output: Path, samples: Tensor, labels: Tensor) -> tuple[dict[str, float], str]:
+    """(held-out metrics, what to say about a reward that looks hacked) of `samples`, written down and drawn."""
+    config, task = trainer.recipe.config, trainer.task
+    with decoded_once(task, samples, config.evaluate.batch_size) as media:
+        evaluation: dict[str, float] = task.evaluate(samples, labels)
+        evaluation |= mean_scores(trainer.held_out, task, samples, labels, config.evaluate.batch_size)
+        row = {f"held_out/{name}": value for name, value in evaluation.items()}
+        if trainer.scoring is not None:
+            row |= trainer.scoring.evaluate(media, labels)
+        title = f"{config.objective.name}, step {trainer.step}"
+        save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, samples, labels)
+    hacked = _hacking(trainer, row)
+    run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(hacked))} if trainer.scoring else row)
+    save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
+    return evaluation, hacked
 
 
 def _hacking(trainer: Trainer, row: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.trainer import Trainer
 from amd_plugin.models.family import pair
+from amd_plugin.tasks import TASKS
 
 
 def weights(trainer):
@@ -185,6 +186,14 @@ def test_a_reward_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp
     run.train(neutral, plugins, tmp_path / "neutral")
     last = [line for line in (tmp_path / "neutral" / "metrics.jsonl").read_text().splitlines() if "failed_rewards" in line][-1]
     assert '"objective/failed_rewards": 1.0' in last
+
+
+def test_an_evaluation_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp_path, monkeypatch):
+    recipe = tiny("train.evaluate_every=2")
+    monkeypatch.setattr(TASKS["modes2d"], "evaluate", lambda self, samples, labels: 1 / 0)
+    with pytest.raises(RunError, match="the held-out evaluation failed: ZeroDivisionError"):
+        run.train(recipe, plugins, tmp_path / "run")
+    assert [path.name for path in checkpoint.available(tmp_path / "run" / "checkpoints")] == ["step-000002"]
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny, plugins, tmp_path):
