@@ -37,7 +37,7 @@ def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plu
     whole = Trainer(tiny(*SHARED), plugins, Accelerator(cpu=True))
     batch = whole._batch("student", 0)
     rollout = whole._rollout(batch, slice(0, 12), grad=False)
-    expected, _ = whole._advantage(batch, [rollout])
+    expected = whole._advantage(batch, whole.scoring.submit(batch, slice(0, 12), [rollout]))
 
     trainer = Trainer(tiny(*SHARED, f"train.accumulation={accumulation}"), plugins, Accelerator(cpu=True))
     covered, rewards = [], []
