@@ -13,16 +13,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from amd_plugin import operators
+    from amd_plugin.adaptive import AMDObjective
     from amd_plugin.advantage import group_advantage
     from amd_plugin.losses import fake_score_loss, matching_loss
-    from amd_plugin.objective import AMDObjective, DMDObjective
+    from amd_plugin.objective import DMDObjective
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.prediction import NoiseLevel, to_x0
     from amd_plugin.sharpening import sharpening_weights
     from amd_plugin.signals import Direction, Signals
 
 _HOME = {
-    "AMDObjective": "objective",
+    "AMDObjective": "adaptive",
     "DMDObjective": "objective",
     "Direction": "signals",
     "NoiseLevel": "prediction",

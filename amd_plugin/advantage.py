@@ -64,11 +64,14 @@ def group_advantage(
             raise ValueError(f"std_floor: must be 0 or above, got {std_floor}")
         floor = torch.as_tensor(std_floor, dtype=centred.dtype, device=centred.device)
         a = centred / (torch.maximum(spread, floor) + EPS)
+    return torch.where(valid, squashed(a, squash, limit), 0.0)
+
+
+def squashed(a: Tensor, squash: Squash, limit: float) -> Tensor:
+    """`a` [B] within [-limit, limit]: ``clip``, the paper's; ``tanh``, limit * tanh(a / limit); or None, as it is."""
     if squash == "clip":
-        a = a.clamp(-limit, limit)
-    elif squash == "tanh":
-        a = limit * torch.tanh(a / limit)
-    return torch.where(valid, a, 0.0)
+        return a.clamp(-limit, limit)
+    return limit * torch.tanh(a / limit) if squash == "tanh" else a
 
 
 def aggregate(

@@ -8,6 +8,6 @@ from amd_plugin.hookspecs import Objective, hookimpl
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
     """``amd``."""
-    from amd_plugin.objective import AMDObjective
+    from amd_plugin.adaptive import AMDObjective
 
     return {"amd": AMDObjective}

@@ -8,8 +8,9 @@ reads as it computes. Pure functions on tensors; no gradient flows through any o
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from amd_plugin.prediction import widen
@@ -17,7 +18,7 @@ from amd_plugin.signals import Direction, Signals
 
 Maker = Callable[[Signals], Direction]
 Transform = Callable[[Direction], Direction]
-Side = Literal["both", "negative"]
+Side = Literal["both", "negative", "guidance_only"]
 Window = tuple[float, float]
 
 EVERYWHERE: Window = (float("-inf"), float("inf"))
@@ -70,38 +71,54 @@ def amd(guidance_scale: float = 1.0, strength: float = 0.5, side: Side = "both")
     return chain(dmd(guidance_scale), adapt(strength, side))
 
 
-def adapt(strength: float, side: Side = "both") -> Transform:
+def adapt(strength: float, side: Side = "both", *, static: bool = False, coherence: Tensor | None = None) -> Transform:
     """Dynamic Score Adaptation, Eq. 12-13: alpha = 1 + s a on the guidance term, beta = 1 - s a on the matching term.
 
     Args:
         strength: s in [0, 1).
         side: ``both`` is the paper's form. ``negative`` uses min(a, 0): samples that do well keep plain DMD, only failing
             ones get more matching and less guidance. With guidance, ``both`` also pushes good samples outward and loses modes.
+            ``guidance_only`` is ``negative`` with beta = 1: failing samples get less guidance, and nothing else changes.
+        static: the control: every sample gets the mean alpha and beta of its batch, so that only their level is left.
+        coherence: see `adaptation_weights`.
 
     Raises:
         ValueError: for a strength outside [0, 1) or another side.
     """
     if not 0 <= strength < 1:
         raise ValueError(f"strength: must be in [0, 1), got {strength}. At 1 the weight of matching reaches 0")
-    if side not in ("both", "negative"):
-        raise ValueError(f"side: must be 'both' or 'negative', got {side!r}")
+    if side not in get_args(Side):
+        raise ValueError(f"side: must be one of {', '.join(get_args(Side))}, got {side!r}")
 
     def transform(direction: Direction) -> Direction:
         if direction.signals.advantage is None:
             return direction
-        alpha, beta = adaptation_weights(direction.signals.advantage, strength, side)
+        alpha, beta = adaptation_weights(direction.signals.advantage, strength, side, coherence)
+        if static:
+            alpha, beta = alpha.mean().expand_as(alpha), beta.mean().expand_as(beta)
         shaped = direction.signals.per_sample
         return direction._replace(match=shaped(beta) * direction.match, guide=shaped(alpha) * direction.guide)
 
     return transform
 
 
-def adaptation_weights(advantage: Tensor, strength: float, side: Side = "both") -> tuple[Tensor, Tensor]:
-    """(alpha, beta) of Eq. 13 for `advantage` [B] in [-1, 1]; both [B], fp32 or wider."""
+def adaptation_weights(
+    advantage: Tensor, strength: float, side: Side = "both", coherence: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(alpha, beta) of Eq. 13 for `advantage` [B] in [-1, 1]; both [B], fp32 or wider.
+
+    Args:
+        coherence: [B] in [0, 1], how far the matching direction can be trusted: beta rises above 1 only by that share, so
+            that noise is not amplified. None is 1 everywhere.
+    """
     a = widen(advantage.detach())
-    if side == "negative":
+    if side != "both":
         a = a.clamp(max=0)
-    return 1 + strength * a, 1 - strength * a
+    alpha = 1 + strength * a
+    if side == "guidance_only":
+        return alpha, torch.ones_like(a)
+    trusted = a if coherence is None else torch.where(a < 0, a * coherence.to(a), a)
+    return alpha, 1 - strength * trusted
 
 
 def weigh(match: float = 1.0, guide: float = 1.0) -> Transform:

@@ -40,3 +40,15 @@ def sharpening_weights(advantage: Tensor, sharpening: float, kind: Kind = "linea
     weights = (1 - sharpening * a).clamp(min=0) if kind == "linear" else torch.exp(-sharpening * a)
     mean = weights.mean()
     return torch.where(mean > 0, weights / mean, torch.ones_like(weights))
+
+
+def implied_tilt(advantage: Tensor, sharpening: float, kind: Kind = "linear") -> tuple[Tensor, Tensor]:
+    """How far the fixed point ``q* = (p_teacher / w) / Z`` is from the teacher, for a batch with these advantages [B].
+
+    Returns:
+        (ratio, divergence), both scalars: the largest over the smallest factor ``1 / w`` by which the density of a sample is
+        tilted, infinite where a weight is 0; and ``KL(q* || p_teacher)`` in nats if the batch were the teacher's own samples.
+    """
+    tilt = 1 / sharpening_weights(advantage, sharpening, kind)
+    normalised = tilt / tilt.mean()
+    return tilt.max() / tilt.min(), torch.special.xlogy(normalised, normalised).mean()

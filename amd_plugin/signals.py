@@ -16,7 +16,7 @@ class Signals(NamedTuple):
     """Clean-data predictions for one batch of student samples, METHOD section "Setting".
 
     Attributes:
-        x0: the student's samples [B, ...]; the only member gradients flow to.
+        x0: the student's samples [B, ...]; gradients flow to it, and to `reward` where there is one.
         real_cond: the teacher's prediction of x0 from x_t with its condition [B, ...].
         real_uncond: the same without condition [B, ...]; None where guidance is not used (w = 1).
         fake: the fake score's prediction from the same x_t [B, ...].
@@ -24,6 +24,9 @@ class Signals(NamedTuple):
         advantage: group advantage of each sample [B], see `amd_plugin.group_advantage`; None means 0 everywhere.
         guide_cond: the teacher's conditional prediction at a noise level of its own for the guidance term [B, ...].
         guide_uncond: its unconditional partner [B, ...]. Both or neither; without them guidance shares the level of x_t.
+        reward: a differentiable reward of x0 [B], with its graph; NaN for a failed one. Only for objectives that follow
+            its gradient (`DMDObjective.reward_gradient`).
+        groups: [B], the same number for samples of one prompt; only the coherence diagnostic reads it.
     """
 
     x0: Tensor
@@ -34,6 +37,8 @@ class Signals(NamedTuple):
     advantage: Tensor | None = None
     guide_cond: Tensor | None = None
     guide_uncond: Tensor | None = None
+    reward: Tensor | None = None
+    groups: Tensor | None = None
 
     def augmentation(self) -> Tensor:
         """The CFG augmentation d_ca = cond - uncond [B, ...], 0 where no unconditional prediction is given."""
@@ -55,7 +60,7 @@ class Signals(NamedTuple):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape:
                 raise ValueError(f"Signals.{name}: must have x0's shape {tuple(self.x0.shape)}, got {tuple(value.shape)}")
-        for name in ("sigma", "advantage"):
+        for name in ("sigma", "advantage", "reward", "groups"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape[:1]:
                 raise ValueError(f"Signals.{name}: must have shape {tuple(self.x0.shape[:1])}, got {tuple(value.shape)}")

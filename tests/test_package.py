@@ -15,8 +15,10 @@ LAYERS = [
     {"errors", "hookspecs", "randomness"},
     {"prediction"},
     {"signals"},
-    {"operators", "advantage", "sharpening", "losses", "adversarial"},
+    {"operators", "advantage", "sharpening", "losses", "adversarial", "coherence"},
+    {"reward_statistics"},
     {"objective"},
+    {"adaptive"},
     {"plugins", "builtin", "cache", "config", "metrics", "source"},
     {"schedule", "rewards", "tasks", "models", "recipe", "relations", "sharding"},
     {"host", "plan", "doctor", "adapters"},
@@ -64,7 +66,7 @@ def test_imports_point_one_way():
 
 
 def test_the_maths_needs_torch_and_nothing_else():
-    for name in ("prediction", "signals", "operators", "advantage", "sharpening", "losses", "adversarial"):
+    for name in ("prediction", "signals", "operators", "advantage", "sharpening", "losses", "adversarial", "coherence"):
         tree = ast.parse((ROOT / "amd_plugin" / f"{name}.py").read_text())
         roots = {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         roots |= {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}

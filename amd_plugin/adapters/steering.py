@@ -17,10 +17,10 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
+from amd_plugin.adaptive import AMDObjective
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import Objective
-from amd_plugin.objective import AMDObjective
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.rewards.reward_set import RewardSet
 

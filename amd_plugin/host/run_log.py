@@ -51,7 +51,7 @@ class RunLog:
         names = sorted({name for metrics in self._window for name in metrics})
         if not names:
             return {}
-        means = torch.stack([torch.stack([m[n].float() for m in self._window if n in m]).mean() for n in names])
+        means = torch.stack([torch.stack([m[n].float() for m in self._window if n in m]).nanmean() for n in names])
         means = self._accelerator.reduce(means.to(self._accelerator.device), "mean")
         self._window.clear()
         self.last = dict(zip(names, means.tolist(), strict=True))

@@ -1,0 +1,247 @@
+"""Adaptive Matching Distillation (2602.07345) as an objective: DMD with a reward as the sensor of where the student fails.
+
+Eq. 12: a, the advantage of each sample within its prompt. Eq. 10 and 13: the student moves along
+``beta (d_real_cond - d_fake) + alpha (w - 1) d_ca``, see `operators.adapt`. Section 3.3: the fake score learns from
+``mean of weight(a) |prediction - target|^2``, see `sharpening`.
+"""
+
+import logging
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from amd_plugin import operators
+from amd_plugin.advantage import Scale, Squash, group_advantage
+from amd_plugin.coherence import Coherence, by_band
+from amd_plugin.errors import OptionError
+from amd_plugin.objective import DMDObjective, LossOutput, check_windows, expect_keys
+from amd_plugin.operators import Maker, Side, Window, adaptation_weights
+from amd_plugin.sharpening import LARGEST, Kind, implied_tilt, sharpening_weights
+from amd_plugin.signals import Direction, Signals
+
+log = logging.getLogger(__name__)
+
+
+class AMDObjective(DMDObjective):
+    """Adaptive Matching Distillation (2602.07345); drops in for `DMDObjective`.
+
+    With ``strength=0`` and ``sharpening=0`` it asks for no reward and equals `DMDObjective` to the bit.
+
+    Args:
+        guidance_scale, normalizer, guidance_sigma, guidance_window, match_sigma, reward_gradient, gan_weight, gan_r1,
+            gan_r1_sigma: as for `DMDObjective`.
+        strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off.
+        side: ``negative`` weighs failing samples only; ``guidance_only`` takes guidance from them and nothing else; ``both`` is
+            the paper's form, which loses modes once there is guidance (see `operators.adapt`); ``auto`` is ``negative`` above
+            guidance scale 1, ``both`` otherwise.
+        static: the control: every sample gets the batch's mean alpha and beta.
+        coherence_gate: let beta rise above 1 only as far as the matching direction agrees with itself in the zone at that
+            noise level, see `amd_plugin.coherence`. Needs `Signals.groups` and `sigma`.
+        sharpening: lambda >= 0 of Repulsive Landscape Sharpening, at most 1 for the linear kind; 0 turns it off.
+        sharpening_kind: ``exponential`` (the exact reward tilt) or ``linear`` (the paper's), see `amd_plugin.sharpening`.
+        sharpening_sigma: (low, high) noise levels at which the fake score's loss is weighted; None is all. Low levels only
+            tilt within modes and leave the masses of modes to the unweighted high ones. Needs the host's noise levels.
+        baseline: what a reward is compared with: ``group``, the other samples of its prompt in the batch, or ``prompt``, the
+            prompt's running mean, over one running spread (see `amd_plugin.reward_statistics`).
+        scale, squash, limit: of `group_advantage`; `scale` says nothing about the ``prompt`` baseline.
+        std_floor: smallest spread to divide rewards by, as a share of the running mean of group spreads; 0 is the paper's form.
+        memory_share: share in [0, 1) of the samples the fake score learns from that are taken from a memory of failures:
+            the host keeps the `memory_size` latest of those that did worst, an eighth of each batch. Needs a host with one.
+        memory_size: see `memory_share`.
+        zone: a sample with an advantage at or below this counts as lying in a Forbidden Zone, for metrics and coherence.
+
+    Raises:
+        OptionError: for a value out of range.
+    """
+
+    reward_options = ("sharpening", "strength", "reward_gradient")
+
+    def __init__(
+        self,
+        guidance_scale: float = 1.0,
+        *,
+        normalizer: Literal["per_sample", "global"] = "per_sample",
+        guidance_sigma: Window | None = None,
+        guidance_window: Window | None = None,
+        match_sigma: Window | None = None,
+        strength: float = 0.5,
+        side: Literal["both", "negative", "guidance_only", "auto"] = "auto",
+        static: bool = False,
+        coherence_gate: bool = False,
+        sharpening: float = 1.0,
+        sharpening_kind: Kind = "exponential",
+        sharpening_sigma: Window | None = None,
+        baseline: Literal["group", "prompt"] = "group",
+        scale: Scale = "group",
+        squash: Squash = "clip",
+        limit: float = 1.0,
+        std_floor: float = 0.1,
+        memory_share: float = 0.0,
+        memory_size: int = 384,
+        zone: float = -0.5,
+        reward_gradient: float = 0.0,
+        gan_weight: float = 0.0,
+        gan_r1: float = 0.0,
+        gan_r1_sigma: float = 0.01,
+    ):
+        super().__init__(
+            guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, guidance_window=guidance_window,
+            match_sigma=match_sigma, reward_gradient=reward_gradient,
+            gan_weight=gan_weight, gan_r1=gan_r1, gan_r1_sigma=gan_r1_sigma,
+        )  # fmt: skip
+        if not 0 <= strength < 1:
+            raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
+        if not 0 <= sharpening <= LARGEST:
+            raise OptionError("sharpening", f"must be in [0, {LARGEST}], got {sharpening}")
+        if sharpening_kind == "linear" and sharpening > 1:
+            raise OptionError(
+                "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
+            )
+        check_windows(sharpening_sigma=sharpening_sigma)
+        if not 0 < limit <= 1:
+            raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
+        if squash is None and (strength > 0 or sharpening > 0):
+            raise OptionError("squash", "must be 'clip' or 'tanh' while advantages are used, got None")
+        if not (math.isfinite(std_floor) and std_floor >= 0):
+            raise OptionError("std_floor", f"must be a number of at least 0, got {std_floor}")
+        if not 0 <= memory_share < 1:
+            raise OptionError("memory_share", f"must be in [0, 1), got {memory_share}")
+        if memory_size < 1:
+            raise OptionError("memory_size", f"must be at least 1, got {memory_size}")
+        if side == "both" and guidance_scale > 1 and strength > 0:
+            log.warning(
+                "side 'both' at guidance scale %g multiplies guidance by up to %g for the samples that do best, which loses "
+                "modes. Choose 'negative' or 'auto'", guidance_scale, (1 + strength) / (1 - strength),
+            )  # fmt: skip
+        self.strength = strength
+        self.side: Side = ("negative" if guidance_scale > 1 else "both") if side == "auto" else side
+        self.static, self.coherence_gate = static, coherence_gate
+        self.sharpening, self.sharpening_kind, self.sharpening_sigma = sharpening, sharpening_kind, sharpening_sigma
+        self.baseline, self.scale, self.squash, self.limit = baseline, scale, squash, limit
+        self.std_floor, self.zone = std_floor, zone
+        self.memory_share, self.memory_size = memory_share, memory_size
+        compares = strength > 0 or sharpening > 0 or memory_share > 0
+        self.needs_reward = compares or reward_gradient > 0
+        within_groups = compares and baseline == "group"
+        self.min_group_size, self.recommended_group_size = (2, 4) if within_groups else (1, 1)
+        self._coherence = Coherence()
+        self._failed: Tensor = torch.zeros((), dtype=torch.long)
+        self._failed_share: Tensor = torch.zeros(())
+
+    def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
+        """Advantage [B] of the joined batch, Eq. 12, and an update of the running statistics of rewards.
+
+        Args:
+            reward: [B], higher is better; NaN or infinite stands for a failed one and gets 0.
+            groups: [B], the same number for samples of the same prompt; with the ``prompt`` baseline, in every batch.
+            rung: the student's exit rung, from 0; each has statistics of its own.
+        """
+        reward = reward.detach().float()
+        finite = torch.isfinite(reward)
+        self._failed = self._failed.to(reward.device) + (~finite).sum()
+        self._failed_share = 1 - finite.float().mean()
+        self._observe(reward, groups, rung)
+        floor = self.std_floor * self._spread
+        if self.baseline == "prompt":
+            return self.statistics.prompt_advantage(reward, groups, rung, self.squash, self.limit, float(floor))
+        return group_advantage(reward, groups, self.scale, self.squash, self.limit, std_floor=floor)
+
+    def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Weights [B] for the fake score's loss; give it the advantages of the joined batch.
+
+        Args:
+            advantage: [B].
+            sigma: noise levels [B] at which the fake score is trained, in the units of `sharpening_sigma`.
+
+        Returns:
+            [B], mean 1; with `sharpening_sigma` exactly 1 outside of it, and mean 1 in expectation.
+
+        Raises:
+            ValueError: without `sigma`, where there is a `sharpening_sigma`.
+        """
+        weights = sharpening_weights(advantage, self.strength_scale * self.sharpening, self.sharpening_kind)
+        if self.sharpening_sigma is None:
+            return weights
+        if sigma is None:
+            raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
+        low, high = self.sharpening_sigma
+        return torch.where((sigma >= low) & (sigma <= high), weights, 1.0)
+
+    def student_loss(self, signals: Signals) -> LossOutput:
+        """The surrogate loss on `signals.x0`; takes in how far the matching direction agrees with itself."""
+        output = super().student_loss(signals)
+        measurable = signals.advantage is not None and signals.sigma is not None and signals.groups is not None
+        return output._replace(metrics=output.metrics | self._coherence.metrics()) if measurable else output
+
+    def operator(self) -> Maker:
+        """Eq. 10."""
+
+        def make(signals: Signals) -> Direction:
+            direction: Direction = super(AMDObjective, self).operator()(signals)
+            coherence = self._measured_coherence(direction)
+            strength = self.strength_scale * self.strength
+            adapted: Direction = operators.adapt(strength, self.side, static=self.static, coherence=coherence)(direction)
+            return adapted
+
+        return make
+
+    def direction_metrics(self, direction: Direction) -> dict[str, Tensor]:
+        """Advantages, the weights they make, what those imply, and how many samples sit in the zone."""
+        signals = direction.signals
+        if signals.advantage is None:
+            return {}
+        a = signals.advantage.detach().float()
+        alpha, beta = adaptation_weights(a, self.strength_scale * self.strength, self.side)
+        ratio, divergence = implied_tilt(a, self.strength_scale * self.sharpening, self.sharpening_kind)
+        in_zone = (a <= self.zone).float()
+        metrics = {
+            "zone_share": in_zone.mean(),
+            "clip_share": (a.abs() >= self.limit).float().mean(),
+            "advantage_std": a.std(correction=0),
+            "reward_spread": self._spread.clone(),
+            "failed_rewards": self._failed_share,
+            "tilt_ratio": ratio,
+            "tilt_kl": divergence,
+        }
+        for name, weight in (("alpha", alpha), ("beta", beta), ("guidance", 1 + alpha / beta * (self.guidance_scale - 1))):
+            metrics |= {name: weight.mean(), f"{name}/lowest": weight.min(), f"{name}/highest": weight.max()}
+        if signals.groups is not None:
+            metrics["zero_spread_share"] = _share_without_spread(a, signals.groups)
+        if signals.sigma is not None:
+            sizes = direction.match.flatten(1).square().mean(1).sqrt() * in_zone
+            found, share = by_band(sizes, signals.sigma), by_band(in_zone, signals.sigma)
+            metrics |= {f"zone_share/{name}": value for name, value in share.items()}
+            metrics |= {f"zone_match_norm/{name}": found[name] / share[name] for name in found}
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: running statistics of rewards and of coherence, and rewards that failed so far."""
+        own = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; raises InputError for the state of another objective."""
+        expect_keys(state, self.state_dict(), type(self).__name__)
+        if self.needs_reward:
+            self.statistics.load_state_dict(state["rewards"])
+        self._coherence.load_state_dict(state["coherence"])
+        self._failed = torch.tensor(int(state["failed"]))
+
+    def _measured_coherence(self, direction: Direction) -> Tensor | None:
+        """Takes in the batch's matching directions; the running coherence [B] of each sample's place, where it is asked for."""
+        signals = direction.signals
+        if signals.advantage is None or signals.sigma is None or signals.groups is None:
+            if self.coherence_gate and signals.advantage is not None:
+                raise ValueError("Signals.sigma and groups: needed by objective.coherence_gate, and this host gives none")
+            return None
+        zone = signals.advantage <= self.zone
+        self._coherence.update(direction.match, signals.sigma, signals.groups, zone)
+        return self._coherence.of(signals.sigma, zone) if self.coherence_gate else None
+
+
+def _share_without_spread(advantage: Tensor, groups: Tensor) -> Tensor:
+    """Share of samples whose group says nothing about them, as all of it did equally well."""
+    alike = (groups[:, None] == groups).to(advantage)
+    return ((alike * advantage.abs()).amax(1) == 0).float().mean()
