@@ -168,6 +168,10 @@ class TrainConfig(Strict):
     group_size: int = Field(1, ge=1, description="samples per prompt and batch, for group advantages")
     accumulation: int = Field(1, ge=1, description="micro-batches per update and process")
     fake_updates: int = Field(3, ge=1, description="fake-score updates per student update")
+    reuse_rollouts: bool = Field(
+        False, description="let the samples and rewards of a cycle's first fake-score update serve all of them: fewer rollouts "
+        "and reward calls, for a little quality",
+    )  # fmt: skip
     student_lr: float = Field(gt=0, description="Adam's peak learning rate")
     fake_lr: float = Field(gt=0, description="Adam's peak learning rate")
     rollout: Literal["simulate", "data"] = Field(

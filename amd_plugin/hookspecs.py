@@ -36,9 +36,15 @@ class Objective(Protocol):
         guidance_sigma, match_sigma: (low, high) noise levels of the two terms; None: one draw for both, left to the host.
         strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
 
-    An objective may also have an attribute ``adversarial``, an `amd_plugin.adversarial.Adversarial`: the host then trains a
-    discriminator and adds its loss to the student's. And an attribute ``reward_options``, names of those of its options that
-    say how hard it follows the reward: what to lower when that is hacked.
+    An objective may also have any of these attributes; a host that cannot do what one asks for must say so:
+        adversarial: an `amd_plugin.adversarial.Adversarial`: the host trains a discriminator and adds its loss too.
+        reward_options: names of options that say how hard it follows the reward: what to lower when that is hacked.
+        recommended_group_size: fewer samples per prompt deserve a warning.
+        per_rung: true: `advantage` takes the student's exit rung as a third argument, ``rung``.
+        sharpening_sigma: not None: `sharpening_weights` takes the noise levels [B] of the fake score's turn as a second
+            argument, ``sigma``.
+        reward_gradient: above 0: `Signals.reward` must carry a differentiable reward.
+        memory_share, memory_size: above 0: a share of what the fake score learns from is to come from a memory of failures.
     """
 
     guidance_scale: float

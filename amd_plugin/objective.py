@@ -67,6 +67,7 @@ class DMDObjective:
 
     min_group_size = 1
     recommended_group_size = 1
+    per_rung = True
 
     def __init__(
         self,

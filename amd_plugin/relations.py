@@ -124,8 +124,8 @@ def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, op
     except InputError as error:
         source.problem(("objective",), str(error))
         return
-    for option in ("match_sigma", "guidance_sigma"):
-        if (window := getattr(objective, option)) is not None and not 0 <= window[0] < window[1] <= 1:
+    for option in ("match_sigma", "guidance_sigma", "guidance_window", "sharpening_sigma"):
+        if (window := getattr(objective, option, None)) is not None and not 0 <= window[0] < window[1] <= 1:
             what = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
             source.problem(("objective", option), what)
     if objective.needs_reward and not config.rewards:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +47,12 @@ class Batch:
         self.labels = drawn.repeat_interleave(train.group_size)
         self._group_size, self.real = train.group_size, torch.empty(0)
         self.exit_rung = int(torch.randint(num_rungs, (), generator=self.generator("exit rung"), device=device))
+
+    def again(self, update: int) -> Batch:
+        """The same samples asked for, with other random numbers: for a later `update` that uses this one's rollouts."""
+        other = copy.copy(self)
+        other._key = (*self._key, "again", update)
+        return other
 
     def take(self, real: Tensor, labels: Tensor) -> None:
         """Starts every group from a real sample [groups, ...], and asks for what it shows."""

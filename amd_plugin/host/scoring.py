@@ -97,7 +97,14 @@ class Scoring:
         self._judge(joined, scores.causes)
         self._recent.append(joined)
         reward, groups = aggregate(joined.values, batch.labels, self._weights, self._train.aggregation)
-        return objective.advantage(reward, groups)
+        rung = (batch.exit_rung,) if getattr(objective, "per_rung", False) else ()
+        return objective.advantage(reward, groups, *rung)
+
+    def with_gradient(self, batch: Batch, rows: slice, x0: Tensor) -> Tensor:
+        """Weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its graph; NaN where one failed."""
+        labels = batch.labels[rows]
+        media = self._task.decode(self._shrunk(x0))
+        return self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
 
     def metrics(self) -> dict[str, Tensor]:
         """Of the batches since the last call: every reward's mean in the last one, and the share it failed on in all."""

@@ -10,17 +10,20 @@ What happens to signals, rewards and weights is the objective's business; nothin
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from amd_plugin.coherence import by_band
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.adversary import Adversary
 from amd_plugin.host.alarm import Alarm
 from amd_plugin.host.batch import Batch
 from amd_plugin.host.learner import Learner
+from amd_plugin.host.memory import Memory
 from amd_plugin.host.real import RealSamples
 from amd_plugin.host.scoring import Scoring
 from amd_plugin.models import backbone
@@ -34,6 +37,8 @@ from amd_plugin.rewards.reward_set import Pending, RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, sample
 from amd_plugin.signals import Signals
 from amd_plugin.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, Tensor]
 
@@ -73,6 +78,11 @@ class Trainer:
             )
         self.task = TASKS[config.data.task](**config.data.options)
         self.objective = plugins.make_objective(config.objective.name, recipe.objective_options)
+        if self.train.group_size < (enough := getattr(self.objective, "recommended_group_size", 1)):
+            log.warning(
+                "train.group_size: with fewer than %d samples per prompt, advantages are little more than signs; got %d",
+                enough, self.train.group_size,
+            )  # fmt: skip
         sharded = config.distributed.teacher != "none"
         self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
         self.backbone.use_on(self.task, accelerator.device)
@@ -80,12 +90,17 @@ class Trainer:
         if self.objective.needs_reward:
             latents = self.backbone.sample_shape[-2:]
             self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
+            if getattr(self.objective, "reward_gradient", 0):
+                self.scoring.rewards.check_gradients()
+        share = getattr(self.objective, "memory_share", 0)
+        self.memory = Memory(share, self.objective.memory_size) if share else None  # type: ignore[attr-defined]
         # What judges is needed by the process that evaluates, and by no other.
         judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
         self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
         directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
         self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
         self._ahead: dict[tuple[str, int], Start] = {}
+        self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         self._samplers = [*reversed(samplers)]  # pluggy answers in reverse order of registration
 
@@ -121,6 +136,7 @@ class Trainer:
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
             metrics = self._fake_score_turn(update)
+        self._reused = None
         metrics |= self._student_turn()
         self.step += 1
         self.ema.update()
@@ -151,6 +167,8 @@ class Trainer:
         roles: dict[str, Any] = {"student": self.student, "fake_score": self.fake_score, "ema": self.ema}
         if self.adversary is not None:
             roles["discriminator"] = self.adversary.learner.role
+        if self.memory is not None:
+            roles["memory"] = self.memory
         return roles | {f"optimizer_{name}": learner.optimizer for name, learner in self.learners.items()}
 
     def _student_turn(self) -> Metrics:
@@ -164,6 +182,8 @@ class Trainer:
         for rows, x0 in zip(parts, rollouts, strict=True):
             x0 = x0 if x0.requires_grad else self._rollout(batch, rows, grad=True)
             signals = self._signals(x0, batch, rows, sigma, advantage)
+            if self.scoring is not None and getattr(self.objective, "reward_gradient", 0):
+                signals = signals._replace(reward=self.scoring.with_gradient(batch, rows, x0))
             output = self.objective.student_loss(signals)
             loss = output.loss
             if self.adversary is not None:
@@ -175,32 +195,54 @@ class Trainer:
             outputs.append(output)
             suspects = signals._asdict()
         metrics |= {f"objective/{name}": _mean(o.metrics[name] for o in outputs) for name in outputs[0].metrics}
+        if len(self.ladder) > 1 and "objective/zone_share" in metrics:
+            metrics[f"objective/zone_share/rung {batch.exit_rung}"] = metrics["objective/zone_share"]
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
         metrics["grad_norm/student"] = learner.update(self.step, suspects)
         return metrics
 
     def _fake_score_turn(self, update: int) -> Metrics:
         parts, learner = self._micro_batches(), self.learners["fake_score"]
-        batch, rollouts, pending = self._start("fake score", update, grad=False)
-        advantage = self._advantage(batch, pending)
-        weight = None if advantage is None else self.objective.sharpening_weights(advantage)
-        timestep = self.schedule.timestep(self._sigma(batch, "fake_score", None, advantage))
-        noise = batch.normal("noise")
-        losses, suspects = [], {}
+        batch, rollouts, advantage = self._scored(update)
+        sigma = self._sigma(batch, "fake_score", None, advantage)
+        weight = None if advantage is None else self._sharpening(advantage, sigma)
+        timestep, noise = self.schedule.timestep(sigma), batch.normal("noise")
+        losses, by_level, suspects = [], [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
-            t = timestep[rows]
+            t, labels = timestep[rows], batch.labels[rows]
+            mine = None if weight is None else weight[rows]
+            if self.memory is not None and mine is not None:
+                x0, labels, remembered = self.memory.recall(batch, rows, x0, labels)
+                mine = torch.where(remembered, 1.0, mine)
             x_t = self.schedule.level(t).add_noise(x0, noise[rows])
-            prediction = self.caller.call(self.fake_score, x_t, t, self._condition(batch.labels[rows]))
+            prediction = self.caller.call(self.fake_score, x_t, t, self._condition(labels))
             target = self.schedule.target(x0, noise[rows], t)
-            loss = self.objective.fake_score_loss(prediction, target, None if weight is None else weight[rows]).loss
-            learner.backward(loss / len(parts))
-            losses.append(loss.detach())
+            output = self.objective.fake_score_loss(prediction, target, mine)
+            learner.backward(output.loss / len(parts))
+            losses.append(output.loss.detach())
+            by_level.append(by_band(output.per_sample, sigma[rows]))
             suspects = {"x0": x0, "prediction": prediction}
-        metrics = {"loss/fake_score": _mean(losses), "grad_norm/fake_score": learner.update(self.step, suspects)}
+        if self.memory is not None and advantage is not None and not (update and self.train.reuse_rollouts):
+            self.memory.add(batch, self.accelerator.gather(torch.cat(rollouts)), advantage)
+        metrics = {f"loss/fake_score/{name}": _mean(part[name] for part in by_level) for name in by_level[0]}
+        metrics |= {"loss/fake_score": _mean(losses), "grad_norm/fake_score": learner.update(self.step, suspects)}
         if self.adversary is not None:
             timestep = self.schedule.timestep(self._sigma(batch, "discriminator", None, None))
             metrics |= self.adversary.turn(batch, parts, rollouts, timestep, self.step)
         return metrics
+
+    def _scored(self, update: int) -> tuple[Batch, list[Tensor], Tensor | None]:
+        """What an update of the fake score learns from, and its advantages [B].
+
+        With `train.reuse_rollouts` the cycle's first samples serve all its updates, with noise and levels of their own.
+        """
+        if update and self._reused is not None:
+            batch, rollouts, advantage = self._reused
+            return batch.again(update), rollouts, advantage
+        batch, rollouts, pending = self._start("fake score", update, grad=False)
+        scored = batch, rollouts, self._advantage(batch, pending)
+        self._reused = scored if self.train.reuse_rollouts else None
+        return scored
 
     def _rollout(self, batch: Batch, rows: slice, grad: bool) -> Tensor:
         """The student's x0 at the exit rung, reached as the exported scheduler would; only that rung carries a graph."""
@@ -236,7 +278,7 @@ class Trainer:
             real_cond = predict(self.caller.call(self.teacher, x_t, t, condition), x_t, t)
         fake = predict(self.caller.call(self.fake_score, x_t, t, condition), x_t, t)
         mine = None if advantage is None else advantage[rows]
-        return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond)
+        return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond, groups=labels)
 
     def _pair(self, x_t: Tensor, timestep: Tensor, condition: Condition, labels: Tensor) -> list[Tensor]:
         return pair(self.caller, self.teacher, x_t, timestep, condition, self.backbone.conditions.uncond(labels))
@@ -253,7 +295,7 @@ class Trainer:
         """
         self._ahead.clear()
         if self.scoring is not None and self.scoring.rewards.overlaps:
-            turns = [("fake score", update) for update in range(self.train.fake_updates)]
+            turns = [("fake score", update) for update in range(1 if self.train.reuse_rollouts else self.train.fake_updates)]
             for turn in (*turns, ("student", self.train.fake_updates)):
                 self._ahead[turn] = self._start(*turn, grad=False)
 
@@ -270,6 +312,12 @@ class Trainer:
         if self.scoring is None or pending is None:
             return None
         return self.scoring.advantage(self.objective, batch, pending)
+
+    def _sharpening(self, advantage: Tensor, sigma: Tensor) -> Tensor:
+        """Weights [B] of the fake score's loss; only objectives that weigh by noise level are told about it."""
+        if getattr(self.objective, "sharpening_sigma", None) is None:
+            return self.objective.sharpening_weights(advantage)
+        return self.objective.sharpening_weights(advantage, sigma)  # type: ignore[call-arg]
 
     def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
         """Noise levels [B] as fractions of the schedule: the host's uniform draw, then every plugin's sampler in turn."""
@@ -346,4 +394,4 @@ def _enable_checkpointing(network: Any) -> None:
 
 
 def _mean(values: Any) -> Tensor:
-    return torch.stack(list(values)).float().mean(0)
+    return torch.stack(list(values)).float().nanmean(0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amd_plugin.advantage import aggregate
 from amd_plugin.config import DataConfig, RewardConfig
+from amd_plugin.errors import InputError
 from amd_plugin.plugins import PluginManager, accepted
 from amd_plugin.rewards.pool import Call, Pool, PoolError, Spec, by_name
 from amd_plugin.rewards.scorer import Scorer
@@ -130,6 +131,24 @@ class RewardSet:
         total, _ = aggregate(columns, torch.zeros(pending.size, device=pending.device), weights)
         fatal = [f"reward '{name}': {cause}" for name, cause in causes.items() if self.configs[name].on_error == "raise"]
         return Scores(total, each, fatal[0] if fatal else "", causes)
+
+    def with_gradient(self, media: Tensor, prompts: Sequence[str], columns: dict[str, Any]) -> Tensor:
+        """Weighted sum of the rewards [B] of `media` [B, ...], with its graph; NaN where one of them failed."""
+        total = torch.zeros(len(media), device=media.device)
+        for name, asker in self._askers.items():
+            if isinstance(asker, Scorer) and self.weights[name]:
+                answer = _attempt(lambda asker=asker: asker.with_gradient(media, prompts, columns))  # type: ignore[misc]
+                total = total + (self.weights[name] * answer if isinstance(answer, Tensor) else torch.nan)
+        return total
+
+    def check_gradients(self) -> None:
+        """Raises InputError, saying why, where a reward that counts gives no gradients."""
+        for name, asker in self._askers.items():
+            if not self.weights[name]:
+                continue
+            why = "runs in processes of its own; set its pool to 0" if isinstance(asker, Pool) else asker.no_gradient
+            if why:
+                raise InputError(f"objective.reward_gradient: needs rewards with gradients, and '{name}' {why}")
 
     def close(self) -> None:
         """Ends the worker processes."""

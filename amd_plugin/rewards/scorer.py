@@ -64,8 +64,7 @@ class Scorer:
         Raises:
             Exception: whatever the reward raises; TypeError and ValueError for an answer that is not a number per sample.
         """
-        known = columns if self.takes is None else {k: v for k, v in columns.items() if k in self.takes}
-        known = {name: v.to(self._device) if isinstance(v, Tensor) else v for name, v in known.items()}
+        known = self._known(columns)
         if self._offload:
             self._move(self._device)
         try:
@@ -76,6 +75,31 @@ class Scorer:
         finally:
             if self._offload:
                 self._move(torch.device("cpu"))
+
+    @property
+    def no_gradient(self) -> str:
+        """Why gradients do not reach the media, empty where they do."""
+        if not traits(self._reward).differentiable:
+            return "says of itself that it is not differentiable"
+        return "is offloaded between calls, and its weights are needed in the backward pass" if self._offload else ""
+
+    def with_gradient(self, media: Tensor, prompts: Sequence[str], columns: dict[str, Any]) -> Tensor:
+        """Scores [B] fp32 of `media`, with their graph.
+
+        Raises:
+            Exception: as when called; TypeError also for scores that carry no gradient.
+        """
+        for network in self._networks:
+            network.requires_grad_(False)
+        values = self._reward(present(media.to(self._device), self._media), list(prompts), **self._known(columns))
+        if not isinstance(values, Tensor) or not values.requires_grad:
+            raise TypeError("must return a tensor through which gradients reach the media")
+        as_scores(values, len(media))
+        return values.float().to(media.device)
+
+    def _known(self, columns: dict[str, Any]) -> dict[str, Any]:
+        known = columns if self.takes is None else {k: v for k, v in columns.items() if k in self.takes}
+        return {name: v.to(self._device) if isinstance(v, Tensor) else v for name, v in known.items()}
 
     def _move(self, device: torch.device) -> None:
         for network in self._networks:
