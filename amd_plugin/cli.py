@@ -103,19 +103,31 @@ def compare(
     tune: Annotated[
         list[str] | None, typer.Option(metavar="KEY=V1,V2", help="also run every objective named with each value of a key")
     ] = None,
+    select_seeds: Annotated[
+        str | None, typer.Option(metavar="SEEDS", help="choose every arm's best tuning on these seeds, apart from --seeds")
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=OBJECTIVE K=V K=V", help="an arm of your own: objective and overrides")
+    ] = None,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="the comparison's folder [default: runs/compare-RECIPE]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes [default: one per core]")] = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
+    from amd_plugin import recipe as recipes
     from amd_plugin.evaluate import compare as comparison
     from amd_plugin.evaluate.report import write_report
+    from amd_plugin.plugins import get_plugin_manager
 
-    arms = comparison.arms(objectives.split(","), ablate=ablate, tune=tune or ())
+    if select_seeds is not None and not tune:
+        raise InputError("--select-seeds: there is nothing to choose; name what to tune with --tune")
+    rewards = recipes.load(recipe, get_plugin_manager(), overrides or ()).config.rewards
+    arms = comparison.arms(objectives.split(","), rewards, ablate=ablate, tune=tune or (), more=arm or ())
     folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
     result = comparison.compare(
-        recipe, arms, comparison.parse_seeds(seeds), overrides or (), folder, workers=workers, console=out
-    )
+        recipe, arms, comparison.parse_seeds(seeds), overrides or (), folder, workers=workers, console=out,
+        select=() if select_seeds is None else comparison.parse_seeds(select_seeds, "--select-seeds"),
+    )  # fmt: skip
     out.print(result)
     out.print(f"table: {folder / 'compare.md'}", highlight=False, markup=False, soft_wrap=True)
     out.print(f"report: {write_report([folder], folder / 'report.html')}", highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -23,62 +24,102 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from amd_plugin.config import RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError, RunError
-from amd_plugin.evaluate.tables import markdown, terminal_table
+from amd_plugin.evaluate.tables import best_overall, markdown, terminal_table
+
+Overrides = tuple[str, ...]
 
 # AMD's parts, the paper's form, and the controls an effect must beat.
-VARIANTS: dict[str, tuple[str, ...]] = {
+VARIANTS: dict[str, Overrides] = {
     "amd_adaptation_only": ("objective.sharpening=0",),
     "amd_sharpening_only": ("objective.strength=0",),
-    "amd_paper": ("objective.side=both", "objective.sharpening_kind=linear", "objective.std_floor=0"),
+    "amd_static": ("objective.static=true",),
+    "amd_paper": (
+        "objective.side=both", "objective.sharpening_kind=linear", "objective.sharpening=1", "objective.sharpening_sigma=null",
+        "objective.baseline=group", "objective.std_floor=0", "objective.strength=0.5", "objective.guidance_sigma=null",
+    ),
     "amd_random_reward": ("rewards=[{name: random}]",),
-    "amd_inverted_reward": ("rewards=[{name: classifier, flip_sign: true}]",),
-}
-ABLATION = ("amd_adaptation_only", "amd_sharpening_only", "amd_paper", "amd_random_reward")
+    "amd_inverted_reward": (),  # the recipe's own rewards, see `inverted`
+}  # fmt: skip
+ABLATION = ("amd_adaptation_only", "amd_sharpening_only", "amd_static", "amd_paper", "amd_random_reward", "amd_inverted_reward")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table: an objective and what differs from the recipe."""
+    """One line of the table.
+
+    Attributes:
+        name: of the line.
+        objective: what is trained.
+        overrides: what differs from the recipe.
+        family: the arm this one is a tuning of; itself, if of none.
+    """
 
     name: str
     objective: str
-    overrides: tuple[str, ...] = ()
+    overrides: Overrides = ()
+    family: str = ""
 
 
-def arms(names: Sequence[str], *, ablate: bool = False, tune: Sequence[str] = ()) -> list[Arm]:
+def arms(
+    names: Sequence[str], rewards: Sequence[RewardConfig] = (), *, ablate: bool = False, tune: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> list[Arm]:  # fmt: skip
     """The arms to run; the first is the baseline.
 
     Args:
         names: objectives, or keys of `VARIANTS`.
-        ablate: add AMD's parts, the paper's form and the random-reward control.
-        tune: ``key=v1,v2`` each: everything in `names` again with every value, as arms ``dmd@key=v1``: an objective that was
-            tuned must not be compared with one that was not.
+        rewards: the recipe's, which the inverted control turns round.
+        ablate: add AMD's parts, the paper's form and the controls: random and inverted rewards, and the mean weights.
+        tune: ``key=v1,v2`` each: everything in `names` and `more` again with every value, as arms ``dmd@key=v1``: an objective
+            that was tuned must not be compared with one that was not.
+        more: ``name=objective key=value key=value`` each: arms of one's own.
 
     Raises:
-        InputError: for a malformed `tune`.
+        InputError: for a malformed `tune` or `more`, or two arms of one name.
     """
-    wanted = [name.strip() for name in names if name.strip()] + (list(ABLATION) if ablate else [])
+    wanted = [name.strip() for name in names if name.strip()]
     if not wanted:
         raise InputError("--objectives: must name at least one objective, got none")
-    chosen = [Arm(name, "amd" if name in VARIANTS else name, VARIANTS.get(name, ())) for name in dict.fromkeys(wanted)]
-    tuned = chosen[: len(dict.fromkeys(name.strip() for name in names if name.strip()))]
-    for text in tune:
-        key, equals, values = text.partition("=")
-        if not equals or not key or not all(values.split(",")):
-            raise InputError(f"--tune {text}: must read key.key=value,value")
-        for arm in tuned:
-            for value in values.split(","):
-                name = f"{arm.name}@{key.rpartition('.')[2]}={value}"
-                chosen.append(Arm(name, arm.objective, (*arm.overrides, f"{key}={value}")))
-    names = [arm.name for arm in chosen]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    special = VARIANTS | {"amd_inverted_reward": inverted(rewards)}
+    named = lambda name: Arm(name, "amd" if name in special else name, special.get(name, ()))  # noqa: E731
+    chosen = [*map(named, dict.fromkeys(wanted)), *map(_own_arm, more)]
+    tuned = [_tuned(arm, text) for text in tune for arm in chosen]
+    chosen += [named(name) for name in ABLATION if ablate and name not in wanted]
+    chosen += [arm for family in tuned for arm in family]
+    every = [arm.name for arm in chosen]
+    twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"--tune: two arms would be called '{twice}'; give each value and each last part of a key once")
-    return chosen
+        raise InputError(f"two arms would be called '{twice}'; give each name, each value and each last part of a key once")
+    return [replace(arm, family=arm.family or arm.name) for arm in chosen]
 
 
-def parse_seeds(text: str) -> list[int]:
+def inverted(rewards: Sequence[RewardConfig]) -> Overrides:
+    """The overrides that turn `rewards` round: what did best now does worst."""
+    turned = [reward.model_copy(update={"weight": -reward.weight}).model_dump(mode="json") for reward in rewards]
+    return (f"rewards={json.dumps(turned)}",)
+
+
+def _own_arm(text: str) -> Arm:
+    name, equals, rest = text.partition("=")
+    objective, *overrides = rest.split() or [""]
+    if not name.strip() or not equals or not objective or any("=" not in part for part in overrides):
+        raise InputError(f"--arm {text!r}: must read name=objective key.key=value key.key=value")
+    if not re.fullmatch(r"[\w.@+-]+", name):
+        raise InputError(f"--arm {text!r}: the name becomes a folder's; use letters, digits and . _ @ + -, got '{name}'")
+    return Arm(name, objective, tuple(overrides))
+
+
+def _tuned(arm: Arm, text: str) -> list[Arm]:
+    key, equals, values = text.partition("=")
+    if not equals or not key or not all(values.split(",")):
+        raise InputError(f"--tune {text}: must read key.key=value,value")
+    named = lambda value: f"{arm.name}@{key.rpartition('.')[2]}={value}"  # noqa: E731
+    return [Arm(named(v), arm.objective, (*arm.overrides, f"{key}={v}"), arm.name) for v in values.split(",")]
+
+
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """``8`` means 0 to 7, ``3,5,9`` those; raises InputError for anything else."""
     try:
         listed = [int(part) for part in text.split(",")]
@@ -86,7 +127,7 @@ def parse_seeds(text: str) -> list[int]:
         listed = [-1]
     seeds = listed if "," in text else list(range(listed[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"--seeds: must be a number of seeds, or different seeds separated by commas, got '{text}'")
+        raise InputError(f"{option}: must be a number of seeds, or different seeds separated by commas, got '{text}'")
     return seeds
 
 
@@ -98,6 +139,7 @@ def compare(
     output: Path,
     workers: int | None = None,
     console: Console | None = None,
+    select: Sequence[int] = (),
 ) -> Table:
     """Runs what is not there yet, and writes the table.
 
@@ -109,29 +151,37 @@ def compare(
         output: the comparison's folder.
         workers: processes; default one per core.
         console: for a line per finished run; quiet where None.
+        select: seeds, apart from `seeds`, on which the best tuning of every arm is chosen before the others are looked at.
 
     Returns:
         The table, for a terminal.
 
     Raises:
-        InputError: before anything runs, if any arm's recipe is wrong.
+        InputError: before anything runs, if any arm's recipe is wrong, or seeds select and report.
         RunError: if any run failed; finished ones are kept.
     """
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.recipe import load
 
     plugins = get_plugin_manager()
+    if both := sorted({*seeds} & {*select}):
+        raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
     loaded = [load(recipe, plugins, (*overrides, *arm.overrides), arm.objective) for arm in arms]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(arms) * len(seeds))
-    jobs = [(recipe, arm, seed, tuple(overrides), output) for seed in seeds for arm in arms]
+    tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
+    wanted = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]
+    jobs = [(recipe, arm, seed, tuple(overrides), output) for seed, arm in wanted]
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (max(1, cores // workers),)) as pool:
         # Teachers first: arms of one seed would only wait for each other.
-        teachers = _run_all(pool, _teacher, [(recipe, None, seed, tuple(overrides), output) for seed in seeds], console)
+        teachers = _run_all(
+            pool, _teacher, [(recipe, None, seed, tuple(overrides), output) for seed in (*select, *seeds)], console
+        )
         results = _run_all(pool, _run, jobs, console)
 
     config = loaded[0].config
     everywhere = [*results.values(), *teachers.values()]
+    judges = [*config.evaluate.held_out, *(reward.name for reward in config.evaluate.rewards)]
     metrics = [m for m in results[arms[0].name, seeds[0]] if all(m in values for values in everywhere)]
     directions = _directions(config.data.task)
     content = {
@@ -141,9 +191,17 @@ def compare(
         "arms": {a.name: {m: [results[a.name, seed][m] for seed in seeds] for m in metrics} for a in arms},
         "baseline": arms[0].name,
         "better": {m: directions.get(m, "up") for m in metrics},  # what is no metric of the task is a reward
+        "held_out": [m for m in judges if m in metrics],
+        "select_seeds": list(select),
+        "families": {a.name: a.family for a in arms},
+        "selected": {},
+        "seconds": {a.name: [_seconds(output, a.name, seed) for seed in seeds] for a in arms},
         "teacher": {m: [teachers["teacher", seed][m] for seed in seeds] for m in metrics},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+    for family in dict.fromkeys(arm.family for arm in tuned if select):
+        on = {a.name: {m: [results[a.name, seed][m] for seed in select] for m in metrics} for a in tuned if a.family == family}
+        content["selected"][family] = best_overall(on, content["better"], content["held_out"])
     (output / "compare.json").write_text(json.dumps(content, indent=1))
     (output / "compare.md").write_text(markdown(content))
     return terminal_table(content)
@@ -177,7 +235,7 @@ def _run_all(
 def _run(recipe: str, arm: Arm, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
     """In a worker: one run, or its result if it is there already."""
     from amd_plugin.host import run
-    from amd_plugin.host.folder import finished
+    from amd_plugin.host.folder import finished, write_json
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.recipe import load
 
@@ -186,7 +244,14 @@ def _run(recipe: str, arm: Arm, seed: int, overrides: tuple[str, ...], output: P
     loaded = load(recipe, plugins, (*overrides, *arm.overrides, *own), arm.objective)
     folder = output / "arms" / arm.name / f"seed-{seed}"
     evaluation = finished(folder, loaded)
-    return evaluation if evaluation is not None else run.train(loaded, plugins, folder, resume="auto")
+    if evaluation is None:
+        start, spent = time.process_time(), _seconds(output, arm.name, seed) or 0.0
+        try:
+            evaluation = run.train(loaded, plugins, folder, resume="auto")
+        finally:
+            if folder.is_dir():
+                write_json(folder / "cost.json", {"processor_seconds": spent + time.process_time() - start})
+    return evaluation
 
 
 def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
@@ -212,6 +277,12 @@ def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], outp
     samples, labels, evaluation = teacher_samples(found, config.model, task, seed, count, 1.0, batch)
     judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task)
     return evaluation | mean_scores(judges, task, samples, labels, batch)
+
+
+def _seconds(output: Path, arm: str, seed: int) -> float | None:
+    """Processor time of a run, its evaluations included: cost, to be shown beside quality. None where it is not known."""
+    cost = output / "arms" / arm / f"seed-{seed}" / "cost.json"
+    return float(json.loads(cost.read_text())["processor_seconds"]) if cost.is_file() else None
 
 
 def _start_worker(threads: int) -> None:

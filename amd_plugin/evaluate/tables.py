@@ -26,9 +26,21 @@ def best_tuned(content: Mapping[str, Any], metric: str) -> str:
     """The baseline arm, tuned or not, with the best mean of `metric`."""
     base, better = content["baseline"], content["better"][metric]
     family = [arm for arm in content["arms"] if arm == base or arm.startswith(f"{base}@")]
-    mean = lambda arm: statistics.fmean(content["arms"][arm][metric])  # noqa: E731
-    rank = {"up": lambda arm: -mean(arm), "down": mean, "one": lambda arm: abs(mean(arm) - 1)}[better]
-    return min(family, key=rank)
+    return min(family, key=lambda arm: _badness(statistics.fmean(content["arms"][arm][metric]), better))
+
+
+def best_overall(arms: Mapping[str, Mapping[str, Sequence[float]]], better: Mapping[str, str], metrics: Sequence[str]) -> str:
+    """The arm with the best mean rank over `metrics`, each by its mean over seeds; the earlier one of two that tie."""
+    ranks = dict.fromkeys(arms, 0)
+    for metric in metrics:
+        order = sorted(arms, key=lambda arm: _badness(statistics.fmean(arms[arm][metric]), better[metric]))
+        for rank, arm in enumerate(order):
+            ranks[arm] += rank
+    return min(arms, key=lambda arm: ranks[arm])
+
+
+def _badness(value: float, better: str) -> float:
+    return {"up": -value, "down": value, "one": abs(value - 1)}[better]
 
 
 def markdown(content: Mapping[str, Any]) -> str:
