@@ -255,7 +255,7 @@ class Trainer:
         else:
             with torch.no_grad():
                 predict = lambda x_t, t: self.caller.call(self.student, x_t, t, condition)  # noqa: E731
-                x = self.ladder.descend(predict, x, batch.draws("rung", rows), rung)
+                x = self.ladder.descend(predict, x, batch.draws("rung", rows) if rung else None, rung)
         with torch.set_grad_enabled(grad):
             return self.schedule.to_x0(self.caller.call(self.student, x, timestep, condition), x, level)
 

@@ -19,7 +19,7 @@ from amd_plugin.prediction import NoiseLevel, flow, variance_preserving, widen
 from amd_plugin.schedule.noise import flow_shift, is_flow, shifted
 
 Transition = Literal["sde", "ode"]
-Draws = torch.Generator | list[torch.Generator]
+Draws = torch.Generator | list[torch.Generator] | None
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -118,9 +118,11 @@ class Ladder:
             predict: ``predict(x_t [B, ...], timestep [B])`` -> the network's raw output [B, ...].
             draws: of the noise between rungs; one per sample makes the result independent of how samples are batched.
         """
+        x = noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
+        if not rungs:
+            return x
         scheduler = copy.deepcopy(self._scheduler)
         extra = {"generator": draws} if self._takes_generator else {}
-        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for timestep in self.timesteps[:rungs]:
             output = predict(x, timestep.expand(len(x)))
             x = scheduler.step(widen(output), timestep, x, **extra).prev_sample

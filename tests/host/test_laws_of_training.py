@@ -15,7 +15,7 @@ from amd_plugin.tasks import TASKS
 
 
 def weights(trainer):
-    roles = {name: part.state_dict() for name, part in trainer.state().items() if not name.startswith("optimizer_")}
+    roles = {name: part.state_dict() for name, part in trainer.state().items() if not name.startswith(("optimizer_", "memory"))}
     roles["ema"] = roles["ema"]["weights"]
     return {f"{role}.{name}": v.detach().clone() for role, state in roles.items() for name, v in state.items()}
 

@@ -1,0 +1,182 @@
+"""AMD's options, each held to its equation."""
+
+import logging
+
+import pytest
+import torch
+
+from amd_plugin import AMDObjective, DMDObjective, Signals
+from amd_plugin.coherence import Coherence, cosines
+from amd_plugin.errors import OptionError
+from amd_plugin.objective import decoupled_dmd, dmd2
+from amd_plugin.operators import adaptation_weights
+
+A = torch.tensor([-1.0, -0.6, -0.2, 0.0, 0.3, 0.5, 0.8, 1.0])
+
+
+def signals(advantage=A, seed=0, **more):
+    draws = torch.Generator().manual_seed(seed)
+    x0, cond, uncond, fake = (torch.randn(8, 3, generator=draws) for _ in range(4))
+    return Signals(x0.requires_grad_(), cond, uncond, fake, torch.linspace(0.05, 0.95, 8), advantage, **more)
+
+
+def test_guidance_only_takes_guidance_from_failing_samples_and_nothing_else():
+    alpha, beta = adaptation_weights(A, 0.5, "guidance_only")
+    assert torch.equal(beta, torch.ones(8))
+    torch.testing.assert_close(alpha, torch.tensor([0.5, 0.7, 0.9, 1, 1, 1, 1, 1]))
+    unguided = AMDObjective(1.0, side="guidance_only", sharpening=0.0)
+    s = signals()
+    assert torch.equal(unguided.student_loss(s).loss, DMDObjective(1.0).student_loss(s).loss)
+
+
+def test_static_weights_have_the_mean_of_the_adaptive_ones():
+    per_sample, static = (AMDObjective(2.0, static=static, sharpening=0.0) for static in (False, True))
+    s = signals()
+    alpha, beta = adaptation_weights(A, 0.5, "negative")
+    direction = static.operator()(s)
+    plain = DMDObjective(2.0).operator()(s)
+    torch.testing.assert_close(direction.match, beta.mean() * plain.match)
+    torch.testing.assert_close(direction.guide, alpha.mean() * plain.guide)
+    assert not torch.equal(direction.match, per_sample.operator()(s).match)
+
+
+@pytest.mark.parametrize("make", [DMDObjective, AMDObjective, dmd2])
+def test_a_window_masks_guidance_and_nothing_else(make):
+    s = signals(advantage=None)
+    inside = (s.sigma >= 0.0) & (s.sigma <= 0.5)
+    masked, plain = (make(2.0, guidance_window=w).operator()(s) for w in ((0.0, 0.5), None))
+    assert torch.equal(masked.match, plain.match)
+    assert torch.equal(masked.guide[inside], plain.guide[inside]) and not masked.guide[~inside].any()
+    with pytest.raises(OptionError, match="guidance_sigma"):
+        make(2.0, guidance_window=(0.0, 0.5), guidance_sigma=(0.0, 0.5))
+
+
+def test_sharpening_counts_inside_its_window_only():
+    objective = AMDObjective(sharpening_sigma=(0.0, 0.5))
+    sigma = torch.linspace(0.05, 0.95, 8)
+    weights, everywhere = objective.sharpening_weights(A, sigma), AMDObjective().sharpening_weights(A)
+    inside = sigma <= 0.5
+    assert torch.equal(weights[inside], everywhere[inside]) and torch.equal(weights[~inside], torch.ones(int((~inside).sum())))
+    with pytest.raises(ValueError, match="sharpening_sigma"):
+        objective.sharpening_weights(A)
+
+
+def test_a_prompt_is_compared_with_how_it_usually_does():
+    objective, group = AMDObjective(baseline="prompt"), AMDObjective()
+    groups = torch.tensor([7, 7, 7, 7, 3, 3, 3, 3])
+    usual = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0])
+    first = objective.advantage(usual, groups)
+    assert first[:4].mean().abs() < 1e-6, "a new prompt has its own batch to compare with"
+    torch.testing.assert_close(first[:4], first[4:])
+    for _ in range(30):
+        objective.advantage(usual, groups), group.advantage(usual, groups)
+    bad_day = usual - torch.tensor([2.0, 2, 2, 2, 0, 0, 0, 0])
+    found = objective.advantage(bad_day, groups)
+    assert (
+        (found[:4] <= first[:4]).all()
+        and found[:4].mean() < -0.5
+        and (group.advantage(bad_day, groups)[:4].mean() - 0).abs() < 1e-6
+    )
+    failed = objective.advantage(torch.tensor([float("nan"), *usual[1:]]), groups)
+    assert failed[0] == 0 and torch.isfinite(failed).all()
+    assert objective.min_group_size == 1 and group.min_group_size == 2
+
+
+def test_equal_rewards_are_no_reason_with_either_baseline():
+    for objective in (AMDObjective(), AMDObjective(baseline="prompt")):
+        for _ in range(3):
+            a = objective.advantage(torch.full((8,), 0.1), torch.arange(8) // 4)
+        assert not a.any(), objective.baseline
+
+
+@pytest.mark.parametrize("baseline", ["group", "prompt"])
+def test_rungs_have_statistics_of_their_own_and_state_goes_round(baseline):
+    one, two = AMDObjective(baseline=baseline, std_floor=1.0), AMDObjective(baseline=baseline, std_floor=1.0)
+    groups = torch.arange(8) // 4
+    narrow = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    for rung in (0, 1) * 5:
+        one.advantage(narrow * (10 if rung == 0 else 0.1), groups, rung)
+    two.load_state_dict(one.state_dict())
+    for rung in (0, 1):
+        assert torch.equal(one.advantage(narrow, groups, rung), two.advantage(narrow, groups, rung))
+    assert one.state_dict() == two.state_dict()
+    assert one.advantage(0.1 * narrow, groups, 0).abs().max() < 0.3 < one.advantage(0.1 * narrow, groups, 1).abs().max()
+
+
+def test_a_reward_gradient_is_added_as_a_loss_of_its_own():
+    for make in (DMDObjective, AMDObjective, decoupled_dmd):
+        plain, followed = make(2.0), make(2.0, reward_gradient=0.25)
+        assert followed.needs_reward
+        groups = torch.arange(8) // 4
+        rewards = torch.arange(8.0)
+        for objective in (plain, followed):
+            objective.advantage(rewards, groups)
+        s = signals(torch.zeros(8))
+        wanted = s._replace(reward=s.x0[:, 0].where(torch.arange(8) != 2, torch.nan))
+        base = torch.autograd.grad(plain.student_loss(s).loss, s.x0)[0]
+        grad = torch.autograd.grad(followed.student_loss(wanted).loss, s.x0)[0]
+        spread = rewards[:4].std()
+        expected = torch.zeros(8, 3)
+        expected[:, 0] = -0.25 / spread / 8
+        expected[2] = 0  # it failed there
+        torch.testing.assert_close(grad - base, expected, atol=1e-6, rtol=1e-4)
+        with pytest.raises(ValueError, match="differentiable reward"):
+            followed.student_loss(s)
+
+
+def test_coherence_tells_agreement_from_noise_and_gates_on_request():
+    draws = torch.Generator().manual_seed(1)
+    groups, sigma = torch.arange(64) // 8, torch.full((64,), 0.5)
+    zone = torch.arange(64) % 2 == 0
+    agreed = torch.randn(8, 1, 5, generator=draws).expand(8, 8, 5).reshape(64, 5)
+    match = torch.where(zone[:, None], torch.randn(64, 5, generator=draws), agreed)
+    measured = Coherence()
+    measured.update(match, sigma, groups, zone)
+    place = measured.of(sigma[:2], torch.tensor([True, False]))
+    assert place[0] < 0.2 and place[1] == pytest.approx(1.0, abs=1e-5)
+    assert torch.isnan(measured.metrics()["coherence_zone/low"]) and measured.metrics()["coherence_outside/middle"] > 0.99
+    again = Coherence()
+    again.load_state_dict(measured.state_dict())
+    assert torch.equal(again.of(sigma, zone), measured.of(sigma, zone))
+    assert not cosines(match).diagonal().any()
+    _, beta = adaptation_weights(A, 0.5, "both", torch.full((8,), 0.1))
+    torch.testing.assert_close(beta, torch.tensor([1.05, 1.03, 1.01, 1, 0.85, 0.75, 0.6, 0.5]))
+
+
+def test_the_gate_needs_to_know_the_prompts_and_costs_nothing_without_them():
+    with pytest.raises(ValueError, match="coherence_gate"):
+        AMDObjective(coherence_gate=True).student_loss(signals())
+    gated = AMDObjective(coherence_gate=True).student_loss(signals(groups=torch.arange(8) // 4))
+    assert torch.isfinite(gated.loss)
+
+
+def test_metrics_say_what_a_setting_implies():
+    metrics = AMDObjective(3.0).student_loss(signals(groups=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))).metrics
+    assert metrics["tilt_ratio"].item() == pytest.approx(torch.tensor(2.0).exp().item(), rel=1e-4)
+    assert metrics["guidance/lowest"].item() == pytest.approx(1 + 2 * 0.5 / 1.5, rel=1e-5)
+    assert metrics["guidance/highest"] == 3 and metrics["zero_spread_share"] == 0
+    assert metrics["zone_share/low"] == 1 - 1 / 3 and metrics["zone_share/high"] == 0
+    assert -1 <= metrics["match_guide_cosine"] <= 1
+
+
+def test_the_papers_side_is_warned_about_where_it_loses_modes(caplog):
+    with caplog.at_level(logging.WARNING):
+        AMDObjective(1.0, side="both"), AMDObjective(2.0), AMDObjective(2.0, side="both", strength=0.0)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        AMDObjective(2.0, side="both")
+    assert "loses modes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"memory_share": 1.0}, "memory_share"), ({"memory_size": 0}, "memory_size"),
+        ({"reward_gradient": -1.0}, "reward_gradient"), ({"sharpening_sigma": (0.5, 0.2)}, "sharpening_sigma"),
+        ({"guidance_window": (0.5, 0.5)}, "guidance_window"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_named(options, name):
+    with pytest.raises(OptionError) as caught:
+        AMDObjective(**options)
+    assert caught.value.option == name
