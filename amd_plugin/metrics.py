@@ -94,6 +94,21 @@ def diversity_ratio(made: Tensor, real: Tensor) -> float:
     return (torch.pdist(made).mean() / torch.pdist(real).mean()).item()
 
 
+def correlation_within(a: Tensor, b: Tensor, groups: Tensor) -> float:
+    """Pearson's correlation of `a` and `b`, both [B], within `groups` [B]: of what is left when each group's mean is taken off.
+
+    NaN where one of them varies in no group.
+    """
+    members, index = torch.unique(groups, return_inverse=True)
+    count = torch.bincount(index).double()
+    left = []
+    for values in (a.double(), b.double()):
+        mean = torch.zeros(len(members), dtype=torch.double).index_add(0, index, values) / count
+        left.append(values - mean[index])
+    sizes = (left[0].norm() * left[1].norm()).item()
+    return (left[0] @ left[1]).item() / sizes if sizes > 1e-12 else float("nan")
+
+
 def _radius(points: Tensor, k: int) -> Tensor:
     """Distance of each point to its k-th neighbour, itself not counted; [N]."""
     return torch.cdist(points, points).kthvalue(k + 1, dim=1).values

@@ -29,8 +29,16 @@ _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoes
 SENSOR = {
     "objective/zone_share": "share of samples in the zone",
     "objective/advantage_std": "spread of advantages",
+    "objective/zero_spread_share": "share in groups that do equally well",
+    "objective/tilt_ratio": "implied tilt, largest / smallest",
+    "objective/coherence_zone/low": "agreement of matching, zone, low noise",
+    "objective/coherence_outside/low": "agreement of matching, elsewhere, low noise",
 }
-REWARDS = {"reward/": "{} (training reward)", "evaluated_reward/": "{}, evaluation samples"}
+REWARDS = {
+    "reward/": "{} (training reward)",
+    "evaluated_reward/": "{}, evaluation samples",
+    "sensor/": "correlation of {} with the held-out judge",
+}
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:

@@ -203,7 +203,8 @@ def _judge(trainer: Trainer, run_log: RunLog, output: Path, samples: Tensor, lab
         evaluation |= mean_scores(trainer.held_out, task, samples, labels, config.evaluate.batch_size)
         row = {f"held_out/{name}": value for name, value in evaluation.items()}
         if trainer.scoring is not None:
-            row |= trainer.scoring.evaluate(media, labels)
+            judge = task.judge()
+            row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
         title = f"{config.objective.name}, step {trainer.step}"
         save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, samples, labels)
     hacked = _hacking(trainer, row)

@@ -21,6 +21,7 @@ from amd_plugin.advantage import aggregate
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.host.batch import Batch
+from amd_plugin.metrics import correlation_within
 from amd_plugin.models.family import Size
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
@@ -119,8 +120,11 @@ class Scoring:
         self._recent.clear()
         return metrics
 
-    def evaluate(self, media: Tensor, labels: Tensor) -> dict[str, float]:
+    def evaluate(self, media: Tensor, labels: Tensor, fits: Tensor | None = None) -> dict[str, float]:
         """Mean and spread over samples of what the training rewards say about an evaluation's `media`; on one process.
+
+        With `fits` [B], whether a held-out judge finds each sample to be what was asked for, also ``sensor/NAME``: the
+        correlation of the two within prompts. AMD assumes that a low reward marks a failure; this says whether it does.
 
         A reward that fails here is left out: no step depends on it.
         """
@@ -130,13 +134,17 @@ class Scoring:
             part, asked = part.to(self._accelerator.device), asked.to(self._accelerator.device)
             scores = self.rewards(part, self._task.prompts(asked), **self._task.columns(asked))
             for name, values in scores.each.items():
-                found.setdefault(name, []).append(values[torch.isfinite(values)])
+                found.setdefault(name, []).append(values)
             for name, cause in scores.causes.items():
                 self._warn(name, cause, "on samples of an evaluation, which are left out")
         row: dict[str, float] = {}
         for name, parts in found.items():
-            if len(values := torch.cat(parts)) > 1:
+            everywhere = torch.cat(parts).cpu()
+            answered = torch.isfinite(everywhere)
+            if len(values := everywhere[answered]) > 1:
                 row |= {f"evaluated_reward/{name}": values.mean().item(), f"evaluated_spread/{name}": values.std().item()}
+                if fits is not None:
+                    row[f"sensor/{name}"] = correlation_within(values, fits[answered], labels[answered])
         return row
 
     def state_dict(self) -> dict[str, Any]:

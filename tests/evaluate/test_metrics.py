@@ -1,5 +1,7 @@
 """Distances against another implementation, and at their limits; intervals against the law they promise."""
 
+import math
+
 import pytest
 import scipy.linalg
 import torch
@@ -108,3 +110,11 @@ def test_intervals_are_keyed_and_leave_out_what_is_not_known():
     value, low, high = mean_interval(values[:1], seed=0, key="a")
     assert value == values[0] and low != low and high != high
     assert all(v != v for v in mean_interval(torch.full((3,), torch.nan), seed=0, key="a"))
+
+
+def test_correlation_within_groups_does_not_see_what_groups_have_in_common():
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    a = torch.tensor([1.0, 2.0, 3.0, 11.0, 12.0, 13.0])
+    assert of.correlation_within(a, 5 * a - 3, groups) == pytest.approx(1.0)
+    assert of.correlation_within(a, torch.tensor([3.0, 2.0, 1.0, 13.0, 12.0, 11.0]), groups) == pytest.approx(-1.0)
+    assert math.isnan(of.correlation_within(a, groups.float(), groups))
