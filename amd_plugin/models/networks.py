@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,3 +80,10 @@ class ClassConditional:
             network.config.num_attention_heads * network.config.attention_head_dim
         )
         return Features(blocks[len(blocks) // 2], width, -1)
+
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """The MLP's; in a transformer every block has its own."""
+        if isinstance(network, PointMLP):
+            return [Features(network.time, network.config.width, -1)]
+        embedders = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]
+        return [Features(embedder, embedder.linear_2.out_features, -1) for embedder in embedders]
