@@ -48,7 +48,8 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "network").initial_seed())
         if config.network == "mlp":
-            return PointMLP(shape[0], config.width, config.depth, task.num_classes).eval()
+            shapes = {"channels": shape[0], "width": config.width, "depth": config.depth}
+            return PointMLP(**shapes, num_classes=task.num_classes).eval()
         return DiTTransformer2DModel(
             num_attention_heads=config.heads,
             attention_head_dim=config.width // config.heads,
