@@ -147,6 +147,11 @@ class ModelConfig(Strict):
     )
     shift: float | None = Field(None, gt=0, description="of a flow schedule; by default the teacher's own")
 
+    rung_conditioning: bool | None = Field(
+        None, description="tell the fake score which step's samples it is asked about: one equation per step, not one "
+        "for their mixture. By default when there are several",
+    )  # fmt: skip
+
     roles: Literal["separate", "shared_base"] = Field(
         "separate", description="shared_base: one copy of the weights, student and fake score are adapters on it"
     )
@@ -192,6 +197,9 @@ class TrainConfig(Strict):
     clip_norm: float = Field(10.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the student's average, which is evaluated and exported")
     sigma: Annotated[tuple[float, float], Field(description="re-noising levels, as fractions of the schedule")] = (0.02, 0.98)
+    sub_interval: bool = Field(
+        False, description="re-noise the samples of a step above the level of the next step only, down to which they are used"
+    )
     log_every: int = Field(10, ge=1, description="student updates between lines of metrics.jsonl")
     evaluate_every: int = Field(0, ge=0, description="student updates between held-out evaluations; 0: at the end only")
     checkpoint_every: int = Field(0, ge=0, description="student updates between checkpoints; 0: at the end only")

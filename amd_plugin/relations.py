@@ -9,6 +9,7 @@ from typing import Any
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import backbone, check_network
+from amd_plugin.models.rungs import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.source import Source
 from amd_plugin.tasks import TASKS
@@ -49,6 +50,9 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
         source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
+    if train.sub_interval and config.model.student_steps == 1:
+        what = "is for students of several steps, and model.student_steps is 1; leave it out"
+        source.problem(("train", "sub_interval"), f"{what}, got true")
 
 
 def _check_distributed(config: RecipeConfig, source: Source) -> None:
@@ -94,6 +98,9 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
     if model.reward_pixels is not None and model.path is None:
         what = "shrinks a pipeline's latents before they are decoded; needs model.path"
         source.problem(("model", "reward_pixels"), f"{what}, got {list(model.reward_pixels)}")
+    if model.rung_conditioning and model.student_steps == 1:
+        what = "tells the steps of a student apart, and model.student_steps is 1; leave it out"
+        source.problem(("model", "rung_conditioning"), f"{what}, got true")
     if model.roles == "shared_base" and model.student_from is not None:
         what = "a shared base is student and teacher at once; set model.roles to separate"
         source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
@@ -103,7 +110,7 @@ def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source:
     model = config.model
     if model.path is not None:
         if Path(model.path).expanduser().is_dir():
-            backbone.check(model, plugins.families())
+            time_embeddings(model, backbone.check(model, plugins.families())[0])
     elif not task.num_classes:
         what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
         source.problem(("data", "task"), what)

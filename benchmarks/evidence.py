@@ -4,9 +4,9 @@
     python benchmarks/evidence.py run plane_unreliable     # one of them
     python benchmarks/evidence.py page                     # docs/evidence.md from docs/results/*.json, in a second
 
-A study is an `amd-plugin compare`: arms x seeds on one recipe, each run a folder under --output that is kept and not run again.
-Its numbers go to docs/results/STUDY.json and STUDY.md. Where guidance is meant to be followed, the distance to the teacher's own
-guided samples is added to what the task measures. Hours on two cores, all together.
+A study is an `amd-plugin compare`: arms x seeds on one recipe, each run a folder under --output that is kept. Its numbers go to
+docs/results/STUDY.json and STUDY.md. Where guidance is meant to be followed, the distance to the teacher's own guided samples is
+added to what the task measures. Hours on two cores, all together.
 """
 
 import argparse
@@ -146,8 +146,9 @@ def _section(name: str, study: Study, content: Mapping[str, Any]) -> dict[str, A
         relative = f"{cost[arm] / base:.2f}" if base and arm in cost else "-"
         rows.append({"name": arm, "cells": cells, "cost": relative})
     arrows = {"up": "↑", "down": "↓", "one": "→ 1"}
+    heads = [f"{metric} {arrows[content['better'][metric]]}" for metric in shown]
     return {
-        "name": name, "study": study, "seeds": content["seeds"], "metrics": [f"{m} {arrows[content['better'][m]]}" for m in shown],
+        "name": name, "study": study, "seeds": content["seeds"], "metrics": heads,
         "rows": rows, "best": ", ".join(f"{m}: {arm}" for m, arm in best.items()), "command": content["command"],
         "teacher": [f"{statistics.fmean(content['teacher'][m]):.3f}" for m in shown],
     }  # fmt: skip

@@ -3,8 +3,8 @@
     python examples/noise_by_advantage.py --seeds 4          # a few minutes
 
 The idea: where a student's sample is far from anything the teacher knows, its guidance makes sense at high noise only. The
-result, on `modes2d` with an unreliable teacher, is in docs/hooks.md: it does not help. It is here to show how a plugin takes part
-in what a host does, without a change to either.
+result, on `modes2d` with an unreliable teacher, is in docs/hooks.md. It is here to show how a plugin takes part in what a host
+does, without a change to either.
 """
 
 import argparse

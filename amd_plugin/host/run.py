@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, OptionError, RunError, did_you_mean
 from amd_plugin.host import checkpoint
 from amd_plugin.host.decode_once import decoded_once
 from amd_plugin.host.export import export, export_run
@@ -33,6 +33,7 @@ from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.roll_call import RollCall
 from amd_plugin.host.run_log import RunLog
 from amd_plugin.host.trainer import Trainer
+from amd_plugin.models.rungs import check_rungs
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
 
@@ -264,6 +265,10 @@ def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
     if state["step"] > trainer.train.max_steps:
         raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
+    try:
+        check_rungs(tensors["fake_score"], trainer.fake_score.network)
+    except OptionError as error:
+        raise InputError(f"checkpoint {path}: model.{error}") from error
     for name, part in trainer.state().items():
         part.load_state_dict(checkpoint.tensors_on(tensors[name], trainer.accelerator.device))
     trainer.objective.load_state_dict(state["objective"])

@@ -30,11 +30,12 @@ from amd_plugin.models import backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
 from amd_plugin.models.roles import Average, Role, make_roles
+from amd_plugin.models.rungs import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.recipe import Recipe
 from amd_plugin.rewards.reward_set import Pending, RewardSet
-from amd_plugin.schedule import Ladder, NoiseSchedule, sample
+from amd_plugin.schedule import Ladder, NoiseSchedule, floors, sample
 from amd_plugin.signals import Signals
 from amd_plugin.tasks import TASKS
 
@@ -62,6 +63,7 @@ class Trainer:
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
         ladder: rungs of the few-step scheduler that is trained for and exported.
+        floors: by rung, the lowest fraction of the schedule that its samples are re-noised to.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
         alarm: remembers held-out evaluations.
     """
@@ -106,6 +108,8 @@ class Trainer:
 
         self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
         self.ladder = Ladder(self.backbone.scheduler, config.model.student_steps, accelerator.device)
+        windows = {"train.sigma": self.train.sigma, "objective.match_sigma": self.objective.match_sigma}
+        self.floors = floors(self.schedule, self.ladder, windows) if self.train.sub_interval else [0.0] * len(self.ladder)
         self.caller = Caller(self.backbone.family, accelerator.autocast)
         self._make_roles()
         adversarial = getattr(self.objective, "adversarial", None)
@@ -175,6 +179,7 @@ class Trainer:
         parts, learner = self._micro_batches(), self.learners["student"]
         # With several micro-batches the graphs of all of them would not fit: score first, roll out again with grad.
         batch, rollouts, pending = self._start("student", self.train.fake_updates, grad=len(parts) == 1)
+        self.fake_score.rung = batch.exit_rung
         advantage = self._advantage(batch, pending)
         metrics = {} if self.scoring is None else self.scoring.metrics()
         sigma = self._sigma(batch, "student", self.objective.match_sigma, advantage)
@@ -204,6 +209,7 @@ class Trainer:
     def _fake_score_turn(self, update: int) -> Metrics:
         parts, learner = self._micro_batches(), self.learners["fake_score"]
         batch, rollouts, advantage = self._scored(update)
+        self.fake_score.rung = batch.exit_rung
         sigma = self._sigma(batch, "fake_score", None, advantage)
         weight = None if advantage is None else self._sharpening(advantage, sigma)
         timestep, noise = self.schedule.timestep(sigma), batch.normal("noise")
@@ -321,7 +327,10 @@ class Trainer:
 
     def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
         """Noise levels [B] as fractions of the schedule: the host's uniform draw, then every plugin's sampler in turn."""
-        sigma = batch.uniform(f"sigma {role}", window or self.train.sigma)
+        low, high = window or self.train.sigma
+        # What the guidance term sees is not matched there.
+        low = low if role == "guide" else max(low, self.floors[batch.exit_rung])
+        sigma = batch.uniform(f"sigma {role}", (low, high))
         for index, sampler in enumerate(self._samplers):
             draws = batch.generator(f"sigma {role} sampler {index}")
             moved = sampler(sigma, role=role, advantage=advantage, step=self.step, generator=draws)
@@ -340,7 +349,8 @@ class Trainer:
         self.student_is_sharded = shared and self.recipe.config.distributed.teacher != "none"
         # Adapters are added to a base that has its place already; networks of their own are copied from one that has none yet.
         base = self._placed(base) if shared else base
-        roles = make_roles(model, base, self.backbone.student, train.seed, self.backbone.read)
+        told = time_embeddings(model, self.backbone.family, warn=self.accelerator.is_main_process)
+        roles = make_roles(model, base, self.backbone.student, train.seed, self.backbone.read, told)
         if not shared:
             roles["teacher"] = Role(self._placed(base), frozen=True)
         for role in (roles["student"], roles["fake_score"]):

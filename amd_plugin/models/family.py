@@ -96,6 +96,10 @@ class Family(Protocol):
         """Where a discriminator looks: deep in the middle of the network."""
         ...
 
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """Where the network embeds the time, once or once per layer. Needed by ``model.rung_conditioning`` only."""
+        ...
+
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """Arguments, beside the number of steps, with which the exported pipeline samples as the student was trained."""
         ...

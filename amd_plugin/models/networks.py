@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,7 +48,8 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "network").initial_seed())
         if config.network == "mlp":
-            return PointMLP(shape[0], config.width, config.depth, task.num_classes).eval()
+            shapes = {"channels": shape[0], "width": config.width, "depth": config.depth}
+            return PointMLP(**shapes, num_classes=task.num_classes).eval()
         return DiTTransformer2DModel(
             num_attention_heads=config.heads,
             attention_head_dim=config.width // config.heads,
@@ -79,3 +81,10 @@ class ClassConditional:
             network.config.num_attention_heads * network.config.attention_head_dim
         )
         return Features(blocks[len(blocks) // 2], width, -1)
+
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """The MLP's; in a transformer every block has its own."""
+        if isinstance(network, PointMLP):
+            return [Features(network.time, network.config.width, -1)]
+        embedders = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]
+        return [Features(embedder, embedder.linear_2.out_features, -1) for embedder in embedders]

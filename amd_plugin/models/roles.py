@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
+from amd_plugin.models.rungs import Where, add_rungs, remove_rungs, rungs_of
 from amd_plugin.models.weights import Read, filled
 from amd_plugin.randomness import generator
 
@@ -37,11 +38,14 @@ class Role:
         network: as given.
         wrapped: what calls with gradient go through, so that gradients are joined over processes; set by the host.
         shared: other roles use the same network.
+        rung: which rung's samples the role is asked about, from its next call on; heard where its network has tables for it.
     """
 
     def __init__(self, network: nn.Module, adapter: str | None = None, *, frozen: bool = False, shared: bool = False):
         self.network, self.adapter, self.shared, self.frozen = network, adapter, shared, frozen
         self.wrapped: nn.Module = network
+        self.rung: int | None = None
+        self._rungs = rungs_of(network)
         self._layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
         mine = [] if frozen else [name for name, _ in network.named_parameters()]
         self._names = mine if adapter is None else [name for name in mine if f".{adapter}." in name]
@@ -57,6 +61,8 @@ class Role:
 
     def activate(self) -> None:
         """Switches a shared base to this role, for a forward, or for the backward of one that recomputes activations."""
+        if self._rungs is not None:
+            self._rungs.choose(self.rung)
         active = getattr(self.network, "_role", None)
         if not self._layers or active == (self.adapter,):
             return
@@ -115,6 +121,7 @@ class Role:
         """A copy of the network with the adapter's weights in its own, and no trace of adapters."""
         self.activate()
         network = copy.deepcopy(self.network)
+        remove_rungs(network)
         for parent in list(network.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, BaseTunerLayer):
@@ -175,8 +182,9 @@ class Average:
 
 
 def make_roles(
-    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None
-) -> dict[str, Role]:
+    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None,
+    time_embeddings: Where | None = None,
+) -> dict[str, Role]:  # fmt: skip
     """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
 
     Args:
@@ -185,6 +193,7 @@ def make_roles(
         student: what the student starts from, if not the teacher.
         seed: of the adapters' initial weights.
         read: values of the parameters of `teacher` that are on the meta device; the others' copies need them.
+        time_embeddings: where the fake score is told the exit rung, if it is.
 
     Raises:
         OptionError: for adapters on a network that has none of the wanted layers.
@@ -192,6 +201,8 @@ def make_roles(
     if config.roles == "shared_base":
         for role in ("student", "fake_score"):
             _add_adapter(teacher, role, config.lora, seed)
+        if time_embeddings is not None:
+            add_rungs(teacher, "fake_score", time_embeddings(teacher), config.student_steps)
         shared = {role: Role(teacher, role, shared=True) for role in ("student", "fake_score")}
         return {**shared, "teacher": Role(teacher, frozen=True, shared=True)}
     roles = {"teacher": Role(teacher, frozen=True)}
@@ -200,9 +211,11 @@ def make_roles(
         network = network if read is None else filled(network, read)
         if how == "lora":
             _add_adapter(network, name, config.lora, seed)
-            roles[name] = Role(network, name)
         else:
-            roles[name] = Role(network.float().requires_grad_(True))
+            network.float().requires_grad_(True)
+        if name == "fake_score" and time_embeddings is not None:
+            add_rungs(network, name, time_embeddings(network), config.student_steps)
+        roles[name] = Role(network, name if how == "lora" else None)
     return roles
 
 

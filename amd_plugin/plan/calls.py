@@ -15,6 +15,7 @@ from amd_plugin.config import RecipeConfig
 from amd_plugin.models.family import Caller
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.models.roles import Role, make_roles
+from amd_plugin.models.rungs import PART, time_embeddings
 from amd_plugin.plan.outline import Outline, build_autoencoder, faked, faking
 from amd_plugin.plan.trace import Trace, along, trace
 
@@ -110,8 +111,10 @@ def _decode(outline: Outline, batch: int) -> dict[str, Trace]:
 
 
 def _roles(outline: Outline, config: RecipeConfig, depth: int | None) -> dict[str, Role]:
+    told = time_embeddings(config.model, outline.family)
     with torch.device("meta"):
-        roles = make_roles(config.model, outline.build(DTYPES[config.model.dtype], depth), None, config.train.seed)
+        base = outline.build(DTYPES[config.model.dtype], depth)
+        roles = make_roles(config.model, base, None, config.train.seed, time_embeddings=told)
     if config.distributed.trained != "none":
         # An engine keeps weights in the precision it computes in, and masters of them with its optimizer.
         for name in ("student", "fake_score"):
@@ -123,7 +126,8 @@ def _roles(outline: Outline, config: RecipeConfig, depth: int | None) -> dict[st
 def _tensors(role: Role) -> Tensors:
     mine = {id(p) for p in role.parameters()}
     if role.frozen:  # what is left of a shared base without the adapters on it
-        parameters = [p for name, p in role.network.named_parameters() if ".lora_" not in name]
+        added = (".lora_", f"{PART}.")
+        parameters = [p for name, p in role.network.named_parameters() if not any(part in name for part in added)]
     elif role.shared:
         parameters = role.parameters()
     else:

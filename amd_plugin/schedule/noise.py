@@ -41,6 +41,12 @@ class NoiseSchedule:
             return shifted(fraction, self._shift) * self.num_train_timesteps
         return (fraction * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
 
+    def above(self, timestep: Tensor) -> Tensor:
+        """The lowest fraction [n] of the schedule above `timestep` [n]; for flow, which is continuous, the one at it."""
+        if self.is_flow:
+            return shifted(timestep / self.num_train_timesteps, 1 / self._shift)
+        return (timestep + 1) / self.num_train_timesteps
+
     def to_x0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """Clean data [B, ...] from a network's `output` at `x_t` of `level`."""
         return to_x0(self.prediction_type, output, x_t, level)

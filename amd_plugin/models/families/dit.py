@@ -79,6 +79,11 @@ class DiT:
         blocks = network.transformer_blocks
         return Features(blocks[len(blocks) // 2], width, 2)
 
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """Every block has its own."""
+        embedders = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]
+        return [Features(embedder, embedder.linear_2.out_features, -1) for embedder in embedders]
+
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """Without guidance, which the student has learnt."""
         return {"class_labels": [self._class(prompt, self._config["num_embeds_ada_norm"])], "guidance_scale": 1.0}

@@ -71,6 +71,11 @@ class SD3:
         blocks = network.transformer_blocks
         return Features(blocks[len(blocks) // 2], width, 2)
 
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """The one that all blocks share, before the text's is added."""
+        embedder = network.time_text_embed.timestep_embedder
+        return [Features(embedder, embedder.linear_2.out_features, -1)]
+
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """Without guidance, which the student has learnt."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}

@@ -88,6 +88,11 @@ class SDXL:
         """The middle block's."""
         return Features(network.mid_block, self._config["block_out_channels"][-1], 1)
 
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """The one that all blocks share, before the picture's size is added."""
+        embedder = network.time_embedding
+        return [Features(embedder, embedder.linear_2.out_features, -1)]
+
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """Without guidance, which the student has learnt."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}

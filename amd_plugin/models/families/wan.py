@@ -91,6 +91,11 @@ class Wan:
         width = self._config["num_attention_heads"] * self._config["attention_head_dim"]
         return Features(network.blocks[len(network.blocks) // 2], width, 2)
 
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """The one that all blocks share; of every token, where tokens have timesteps of their own."""
+        embedder = network.condition_embedder.time_embedder
+        return [Features(embedder, embedder.linear_2.out_features, -1)]
+
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """Without guidance, which the student has learnt."""
         # An autoencoder that keeps all frames has factor 1, for which the pipeline rounds their number up by one.
