@@ -4,9 +4,9 @@
     python benchmarks/evidence.py run plane_unreliable     # one of them
     python benchmarks/evidence.py page                     # docs/evidence.md from docs/results/*.json, in a second
 
-A study is an `amd-plugin compare`: arms x seeds on one recipe, each run a folder under --output that is kept. Its numbers go to
-docs/results/STUDY.json and STUDY.md. Where guidance is meant to be followed, the distance to the teacher's own guided samples is
-added to what the task measures. Hours on two cores, all together.
+A study is an `amd-plugin compare`: arms x seeds on one recipe, each run a folder under --output that is kept. Its numbers go
+to docs/results/STUDY.json and STUDY.md. Where guidance is meant to be followed, the distance to the teacher's own guided
+samples is added to what the task measures. Hours on two cores, all together.
 """
 
 import argparse
@@ -47,6 +47,7 @@ class Study:
         seeds: as for `amd-plugin compare`.
         objectives, more, tune, ablate: its arms, as for `amd_plugin.evaluate.compare.arms`.
         followed: guidance scale of the teacher whose samples the students are also compared with; None: not done.
+        found: what the table says, for the page.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Study:
     tune: tuple[str, ...] = ()
     ablate: bool = False
     followed: float | None = None
+    found: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ def test_dmd_sets_amds_options_aside_and_says_so(cli, tmp_path):
         (["compare", "modes2d", "--seeds", "none"], "--seeds"),
         (["compare", "modes2d", "--objectives", "dmd,amdd"], "Did you mean 'amd'?"),
         (["compare", "modes2d", "--tune", "objective.guidance_scale"], "--tune"),
+        (["compare", "modes2d", "--select-seeds", "5"], "--select-seeds"),
+        (["compare", "modes2d", "--arm", "mine"], "--arm"),
+        (["compare", "modes2d", "--arm", "../mine=amd"], "--arm"),
+        (["compare", "modes2d", "--arm", "dmd=amd"], "two arms would be called 'dmd'"),
         (["report", "nowhere"], "neither a run"),
         (["recipes", "show", "digitz"], "Did you mean 'digits'?"),
     ],
@@ -65,6 +69,23 @@ def test_recipes(cli, tmp_path, monkeypatch):
 def test_plugins(cli):
     code, printed = cli("plugins")
     assert code == 0 and "amd (amd-plugin" in printed and "objectives: amd, decoupled_dmd, dmd" in printed
+
+
+def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
+    tune = ("--tune", "objective.guidance_scale=1,2", "--arm", "soft=amd objective.sharpening=0.5")
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", *tune, "--seeds", "0,1", "--select-seeds", "1,5",
+                        "--output", tmp_path)  # fmt: skip
+    assert code == 2 and "--select-seeds" in printed and "[1]" in printed
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", *tune, "--seeds", "1", "--select-seeds", "5,6",
+                        "--output", tmp_path)  # fmt: skip
+    assert code == 0, printed
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert list(content["arms"]) == ["dmd", "soft", *(f"{a}@guidance_scale={w}" for a in ("dmd", "soft") for w in (1, 2))]
+    assert content["selected"].keys() == {"dmd", "soft"} and content["families"]["soft@guidance_scale=2"] == "soft"
+    assert all(len(values) == 1 for values in content["arms"]["dmd"].values()), "chosen on 5 and 6, reported on 1"
+    assert (tmp_path / "arms" / "soft@guidance_scale=2" / "seed-6").is_dir()
+    assert "on the seeds 5, 6" in (tmp_path / "compare.md").read_text()
+    assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
 
 
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):

@@ -69,6 +69,11 @@ def markdown(content: Mapping[str, Any]) -> str:
         lines.append(f"| *best {base}* | " + " | ".join(best[metric] for metric in metrics) + " |")
         rest = [arm for arm in arms if arm != base and not arm.startswith(f"{base}@")]
         lines += [_difference_row(content, arm, metrics, best.__getitem__) for arm in rest]
+    if content.get("selected"):
+        chosen, seeds_apart = content["selected"], ", ".join(map(str, content["select_seeds"]))
+        how = f"best mean rank over {', '.join(content['held_out'])} on the seeds {seeds_apart}, which are not reported"
+        lines += ["", f"Every arm at the setting with the {how}; difference to {chosen.get(base, base)}.", "", head]
+        lines += [_difference_row(content, arm, metrics, lambda metric: chosen.get(base, base)) for arm in chosen.values()]
     return "\n".join(lines) + "\n"
 
 
