@@ -23,6 +23,8 @@ from amd_plugin.signals import Direction, Signals
 
 log = logging.getLogger(__name__)
 
+LOW_NOISE: Window = (0.0, 0.5)
+
 
 class AMDObjective(DMDObjective):
     """Adaptive Matching Distillation (2602.07345); drops in for `DMDObjective`.
@@ -32,7 +34,8 @@ class AMDObjective(DMDObjective):
     Args:
         guidance_scale, normalizer, guidance_sigma, guidance_window, match_sigma, reward_gradient, gan_weight, gan_r1,
             gan_r1_sigma: as for `DMDObjective`.
-        strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off.
+        strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off. ``auto`` is 0.5, but 0 where measurements
+            say it costs modes and gives nothing: with guidance below 2, or at noise levels of its own (docs/evidence.md).
         side: ``negative`` weighs failing samples only; ``guidance_only`` takes guidance from them and nothing else; ``both`` is
             the paper's form, which loses modes once there is guidance (see `operators.adapt`); ``auto`` is ``negative`` above
             guidance scale 1, ``both`` otherwise.
@@ -42,7 +45,8 @@ class AMDObjective(DMDObjective):
         sharpening: lambda >= 0 of Repulsive Landscape Sharpening, at most 1 for the linear kind; 0 turns it off.
         sharpening_kind: ``exponential`` (the exact reward tilt) or ``linear`` (the paper's), see `amd_plugin.sharpening`.
         sharpening_sigma: (low, high) noise levels at which the fake score's loss is weighted; None is all. Low levels only
-            tilt within modes and leave the masses of modes to the unweighted high ones. Needs the host's noise levels.
+            tilt within modes and leave the masses of modes to the unweighted high ones. ``auto`` is (0, 0.5), fractions
+            of the schedule, and all where the host gives no noise levels, or guidance is 2 or more at all of them.
         baseline: what a reward is compared with: ``group``, the other samples of its prompt in the batch, or ``prompt``, the
             prompt's running mean, over one running spread (see `amd_plugin.reward_statistics`).
         scale, squash, limit: of `group_advantage`; `scale` says nothing about the ``prompt`` baseline.
@@ -66,13 +70,13 @@ class AMDObjective(DMDObjective):
         guidance_sigma: Window | None = None,
         guidance_window: Window | None = None,
         match_sigma: Window | None = None,
-        strength: float = 0.5,
+        strength: float | Literal["auto"] = "auto",
         side: Literal["both", "negative", "guidance_only", "auto"] = "auto",
         static: bool = False,
         coherence_gate: bool = False,
         sharpening: float = 1.0,
         sharpening_kind: Kind = "exponential",
-        sharpening_sigma: Window | None = None,
+        sharpening_sigma: Window | Literal["auto"] | None = "auto",
         baseline: Literal["group", "prompt"] = "group",
         scale: Scale = "group",
         squash: Squash = "clip",
@@ -91,6 +95,10 @@ class AMDObjective(DMDObjective):
             match_sigma=match_sigma, reward_gradient=reward_gradient,
             gan_weight=gan_weight, gan_r1=gan_r1, gan_r1_sigma=gan_r1_sigma,
         )  # fmt: skip
+        # Guidance that overshoots at every noise level is what adaptation and sharpening at every level are for.
+        overshoots = guidance_scale >= 2 and guidance_sigma is None and guidance_window is None
+        if strength == "auto":
+            strength = 0.5 if guidance_scale <= 1 or overshoots else 0.0
         if not 0 <= strength < 1:
             raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
         if not 0 <= sharpening <= LARGEST:
@@ -99,6 +107,9 @@ class AMDObjective(DMDObjective):
             raise OptionError(
                 "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
             )
+        self._must_know_sigma = sharpening_sigma not in ("auto", None)
+        if sharpening_sigma == "auto":
+            sharpening_sigma = None if overshoots else LOW_NOISE
         check_windows(sharpening_sigma=sharpening_sigma)
         if not 0 < limit <= 1:
             raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
@@ -159,13 +170,13 @@ class AMDObjective(DMDObjective):
             [B], mean 1; with `sharpening_sigma` exactly 1 outside of it, and mean 1 in expectation.
 
         Raises:
-            ValueError: without `sigma`, where there is a `sharpening_sigma`.
+            ValueError: without `sigma`, where `sharpening_sigma` was given.
         """
         weights = sharpening_weights(advantage, self.strength_scale * self.sharpening, self.sharpening_kind)
-        if self.sharpening_sigma is None:
-            return weights
-        if sigma is None:
+        if sigma is None and self._must_know_sigma:
             raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
+        if self.sharpening_sigma is None or sigma is None:
+            return weights
         low, high = self.sharpening_sigma
         return torch.where((sigma >= low) & (sigma <= high), weights, 1.0)
 

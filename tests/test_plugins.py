@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import types
+from pathlib import Path
 
 import pluggy
 import pytest
@@ -286,3 +287,23 @@ def test_strength_schedules_multiply_and_plugin_state_is_kept(plugins, tiny, tmp
     assert (tmp_path / "run" / "student" / "extra.txt").read_text() == "hello"
     run.train(tiny("train.max_steps=3"), plugins, tmp_path / "run", resume="auto")
     assert restored == [2]
+
+
+def test_the_example_of_a_reward_guided_noise_schedule(plugins, tiny, tmp_path):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from amd_plugin.host import run
+
+    spec = spec_from_file_location("example", Path(__file__).parents[1] / "examples" / "noise_by_advantage.py")
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    schedule = example.NoiseByAdvantage(reach=0.5, zone=0.1)
+    sampler = schedule.distill_sigma_sampler({"train": {"sigma": [0.02, 0.98]}})
+    given = {"advantage": torch.tensor([-1.0, 0.0, 1.0]), "step": 0, "generator": None}
+    torch.testing.assert_close(sampler(torch.full((3,), 0.2), role="student", **given), torch.tensor([0.59, 0.2, 0.2]))
+    assert sampler(torch.full((3,), 0.2), role="fake_score", **given).unique().item() == pytest.approx(0.2)
+    assert schedule.distill_strength_schedule(step=1, max_steps=2, metrics={"objective/zone_share": 0.05}) == 0.5
+    moved, plain = amd_plugin.get_plugin_manager(), plugins
+    moved.register(schedule, "noise")
+    one, two = (run.train(tiny(manager=m), m, tmp_path / name) for m, name in ((moved, "moved"), (plain, "plain")))
+    assert moved.statuses["noise"].status == "active" and one != two

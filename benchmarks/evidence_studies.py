@@ -1,0 +1,74 @@
+"""What is measured for docs/evidence.md, and what was aimed at. `evidence.py` runs it."""
+
+from evidence import FOLLOWED, Study, Target
+
+W = "objective.guidance_scale="
+WINDOW = "objective.guidance_window=[0,0.5]"
+PAPER = (
+    "objective.side=both objective.strength=0.5 objective.sharpening_kind=linear objective.sharpening=1 "
+    "objective.sharpening_sigma=null objective.std_floor=0"
+)
+RANDOM = 'rewards=[{"name":"random"}]'
+INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
+RELIABLE = ("data.label_noise=0", "data.outliers=0")
+QUICK = ("train.evaluate_every=0",)
+
+STUDIES = {
+    "plane_unreliable": Study(
+        title="In the plane, an unreliable teacher, one step",
+        question="The recipe as it is shipped: a mixture of known density, whose teacher learnt from 20 % random labels and 5 % "
+        "outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2.",
+        recipe="modes2d", settings=QUICK,
+        more=(
+            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
+            "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1",
+            "amd_adaptation_only=amd objective.sharpening=0 objective.strength=0.5",
+            "amd_with_adaptation=amd objective.strength=0.5",
+            f"amd_paper=amd {PAPER}", f"amd_paper@1=amd {W}1 {PAPER}",
+            f"amd_random_reward=amd {RANDOM}", f"amd_inverted_reward=amd {INVERTED}",
+            "amd_memory=amd objective.memory_share=0.2",
+            f"dmd_window_2=dmd {W}2 {WINDOW}", f"dmd_window_3=dmd {W}3 {WINDOW}",
+            f"amd_window_2=amd {W}2 {WINDOW}", f"amd_window_3=amd {W}3 {WINDOW}",
+            f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
+        ),
+    ),
+    "plane_reliable": Study(
+        title="In the plane, a reliable teacher, one step",
+        question="The same with clean labels and no outliers: there is little for a reward to say, and AMD must do no harm.",
+        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"),
+        more=(
+            f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", "amd_sharpening_0.5=amd objective.sharpening=0.5",
+            "amd_sharpening_2=amd objective.sharpening=2", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
+        ),
+    ),
+    "plane_guided_2": Study(
+        title="In the plane, a reliable teacher, guidance 2",
+        question="A strong guidance scale, the Forbidden Zone one can make at will: DMD's student runs off along the guidance "
+        "direction. `sliced_wasserstein_to_teacher` is the distance to what the teacher itself makes of that scale.",
+        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}2", "objective.sharpening=1"), followed=2.0,
+        more=(
+            "amd=amd", "amd_guidance_only=amd objective.side=guidance_only objective.strength=0.9",
+            "amd_static=amd objective.static=true", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
+            f"dmd_window=dmd {WINDOW}", f"amd_window=amd {WINDOW}",
+        ),
+    ),
+    "plane_guided_4": Study(
+        title="In the plane, a reliable teacher, guidance 4",
+        question="The same, twice as strong.",
+        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}4", "objective.sharpening=1"), followed=4.0,
+        more=("amd=amd", f"amd_paper=amd {PAPER}", f"dmd_window=dmd {WINDOW}", f"amd_window=amd {WINDOW}"),
+    ),
+}  # fmt: skip
+
+TARGETS = (
+    Target("plane_unreliable", "amd", "best dmd", "precision", 0.15, wins=7),
+    Target("plane_unreliable", "amd", "best dmd", "tv", -0.10, wins=7),
+    Target("plane_unreliable", "amd", "best dmd", "sliced_wasserstein", 0.0, wins=7),
+    Target("plane_unreliable", "amd", "best dmd", "coverage", 0.0),
+    Target("plane_unreliable", "amd_window_2", "dmd_window_2", "precision", 0.03),
+    Target("plane_unreliable", "amd_window_2", "dmd_window_2", "tv", -0.01),
+    Target("plane_guided_2", "amd", "dmd", FOLLOWED, 0.10, "value"),
+    Target("plane_guided_2", "amd", "dmd", "coverage", 0.0),
+    Target("plane_guided_4", "amd", "dmd", "precision", 0.5, "value"),
+    Target("plane_guided_4", "amd", "dmd", "coverage", 0.0),
+)
