@@ -11,13 +11,14 @@ PAPER = (
 RANDOM = 'rewards=[{"name":"random"}]'
 INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
 RELIABLE = ("data.label_noise=0", "data.outliers=0")
+RUNGS = "model.rung_conditioning=true"
 QUICK = ("train.evaluate_every=0",)
 
 STUDIES = {
     "plane_unreliable": Study(
         title="In the plane, an unreliable teacher, one step",
-        question="The recipe as it is shipped: a mixture of known density, whose teacher learnt from 20 % random labels and 5 % "
-        "outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2.",
+        question="The recipe as it is shipped: a mixture of known density, whose teacher learnt from 20 % random labels and "
+        "5 % outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2.",
         recipe="modes2d", settings=QUICK,
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
@@ -58,6 +59,31 @@ STUDIES = {
         recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}4", "objective.sharpening=1"), followed=4.0,
         more=("amd=amd", f"amd_paper=amd {PAPER}", f"dmd_window=dmd {WINDOW}", f"amd_window=amd {WINDOW}"),
     ),
+    "digits_unreliable": Study(
+        title="Handwritten digits, an unreliable teacher, one step",
+        question="The recipe as it is shipped: scikit-learn's 1797 real digits, diffusers' DiT, a fifth of the teacher's labels "
+        "random. `amd` has its defaults, at guidance 1.25.",
+        recipe="digits", settings=QUICK, seeds="4",
+        more=(
+            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", "amd=amd", "amd_sharpening_2=amd objective.sharpening=2",
+            "amd_all_levels=amd objective.sharpening_sigma=null", "amd_memory=amd objective.memory_share=0.2",
+            f"amd_random_reward=amd {RANDOM}",
+        ),
+    ),
+    "plane_four_steps": Study(
+        title="In the plane, an unreliable teacher, four steps",
+        question="`dmd` has one fake score for all steps, as everybody has; `_rungs` and all arms of AMD tell it the exit rung. "
+        "900 student updates.",
+        recipe="modes2d", seeds="4",
+        settings=(
+            *QUICK, "model.student_steps=4", "train.max_steps=900", "model.rung_conditioning=false", "objective.sharpening=1",
+        ),
+        more=(
+            f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", f"dmd_rungs=dmd {RUNGS}", f"dmd_rungs_1=dmd {W}1 {RUNGS}",
+            f"amd=amd {RUNGS}", f"amd_all_levels=amd objective.sharpening_sigma=null {RUNGS}", "amd_shared_fake=amd",
+            f"amd_random_reward=amd {RANDOM} {RUNGS}",
+        ),
+    ),
 }  # fmt: skip
 
 TARGETS = (
@@ -71,4 +97,15 @@ TARGETS = (
     Target("plane_guided_2", "amd", "dmd", "coverage", 0.0),
     Target("plane_guided_4", "amd", "dmd", "precision", 0.5, "value"),
     Target("plane_guided_4", "amd", "dmd", "coverage", 0.0),
+    Target("digits_unreliable", "amd", "best dmd", "frechet", 0.90, "ratio", wins=4),
+    Target("digits_unreliable", "amd", "dmd@1.4", "accuracy", 0.0, wins=4),
+    Target("digits_unreliable", "amd", "dmd@1.4", "precision", 0.0, wins=4),
+    Target("digits_unreliable", "amd", "dmd@1.4", "recall", 0.0, wins=4),
+    Target("plane_four_steps", "amd", "best dmd", "precision", 0.06),
+    Target("plane_four_steps", "amd", "best dmd", "tv", -0.09),
+    Target("plane_four_steps", "amd", "best dmd", "sliced_wasserstein", 0.0),
+    Target("plane_four_steps", "amd", "best dmd", "coverage", 0.0),
+    Target("plane_four_steps", "amd", "dmd_rungs", "precision", 0.05),
+    Target("plane_four_steps", "amd", "dmd_rungs", "tv", 0.0),
+    Target("plane_four_steps", "amd", "dmd_rungs", "coverage", 0.0),
 )
