@@ -61,8 +61,8 @@ STUDIES = {
     ),
     "digits_unreliable": Study(
         title="Handwritten digits, an unreliable teacher, one step",
-        question="The recipe as it is shipped: scikit-learn's 1797 real digits, diffusers' DiT, a fifth of the teacher's labels "
-        "random. `amd` has its defaults, at guidance 1.25.",
+        question="The recipe as it is shipped: scikit-learn's 1797 real digits, diffusers' DiT, a fifth of the teacher's "
+        "labels random. `amd` has its defaults, at guidance 1.25.",
         recipe="digits", settings=QUICK, seeds="4",
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", "amd=amd", "amd_sharpening_2=amd objective.sharpening=2",
@@ -72,8 +72,8 @@ STUDIES = {
     ),
     "plane_four_steps": Study(
         title="In the plane, an unreliable teacher, four steps",
-        question="`dmd` has one fake score for all steps, as everybody has; `_rungs` and all arms of AMD tell it the exit rung. "
-        "900 student updates.",
+        question="`dmd` has one fake score for all steps, as everybody has; `_rungs` and all arms of AMD tell it the exit "
+        "rung. 900 student updates.",
         recipe="modes2d", seeds="4",
         settings=(
             *QUICK, "model.student_steps=4", "train.max_steps=900", "model.rung_conditioning=false", "objective.sharpening=1",
