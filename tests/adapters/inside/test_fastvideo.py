@@ -15,6 +15,7 @@ from toy_fastvideo import Log, Probe, Toy
 from typer.testing import CliRunner
 
 from amd_plugin.adapters import fastvideo as adapter
+from amd_plugin.adapters.fast_rollout import joined_conditions
 from amd_plugin.errors import InputError
 
 STOCK = "fastvideo.train.methods.distribution_matching.dmd2.DMD2Method"
@@ -75,7 +76,7 @@ def run(tmp_path, reward=None, student=None, **options):
         run_training_from_config(str(path))
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(adapter, "make_reward", lambda spec: reward)
+            patch.setattr(adapter, "make_reward", lambda spec, plugins: reward)
             run_training_from_config(str(path))
     method = Probe.method
     weights = [p.detach().clone() for r in (method.student, method.critic) for p in r.transformer.parameters()]
@@ -160,7 +161,7 @@ def test_one_teacher_call_says_what_two_say(tmp_path):
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-7)
     uneven = copy.copy(batch)
     uneven.unconditional_dict = {"encoder_hidden_states": torch.zeros(4, 7)}
-    assert adapter._joined_conditions(uneven) is None
+    assert joined_conditions(uneven) is None
 
 
 def test_self_forcing(tmp_path, monkeypatch):

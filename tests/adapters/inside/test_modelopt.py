@@ -273,7 +273,7 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
     recipe._save_dmd_extras(str(tmp_path))
     again = run()
     again._restore_dmd_extras(str(tmp_path))
-    assert again._dmd_pipeline.objective.state_dict() == recipe._dmd_pipeline.objective.state_dict()
-    assert again._dmd_pipeline.objective.state_dict()["updates"] > 0
+    assert again._dmd_pipeline.state_dict() == recipe._dmd_pipeline.state_dict()
+    assert again._dmd_pipeline.state_dict()["turns"] == {"student": 1, "fake_score": 1}
     with pytest.raises(InputError, match="amd_decode"):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)
