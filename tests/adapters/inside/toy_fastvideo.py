@@ -89,13 +89,13 @@ class Toy(ModelBase):
 
 
 class Probe(Callback):
-    """Keeps the method, and what its gradients were before each step."""
+    """Keeps the method, the callbacks beside it, and what the gradients were before each step."""
 
-    method = None
+    method = callbacks = None
     gradients: list = []  # noqa: RUF012
 
     def on_train_start(self, method, iteration=0):
-        Probe.method, Probe.gradients = method, []
+        Probe.method, Probe.callbacks, Probe.gradients = method, self._callback_dict, []
 
     def on_before_optimizer_step(self, method, iteration=0):
         roles = (method.student, method.critic)
