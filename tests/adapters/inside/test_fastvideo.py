@@ -1,6 +1,5 @@
 """`AMDMethod` against FastVideo's own `DMD2Method`, both chosen in YAML and run by the host's entry point and trainer."""
 
-import copy
 import socket
 import sys
 
@@ -15,7 +14,6 @@ from toy_fastvideo import OURS, STATE, STOCK, Log, Probe, Toy, settings
 from typer.testing import CliRunner
 
 from amd_plugin.adapters import fastvideo as adapter
-from amd_plugin.adapters.fast_rollout import joined_conditions
 from amd_plugin.errors import InputError
 
 
@@ -107,34 +105,6 @@ def test_resumed_equals_straight(tmp_path):
     assert Probe.method.objective.state_dict() == updates and updates["updates"] > 8
 
 
-def test_fast_rollout_forwards(tmp_path):
-    """A cycle of five at N=4. Stock 32; short 19.5 calls in the mean, one of twice the batch: the exit rung is uniform."""
-    cycle = {"generator_update_interval": 5, "steps": 5}
-    run(tmp_path, method=STOCK, **cycle)
-    assert len(Toy.calls) == 32
-    cycles = 40
-    run(tmp_path, amd={"fast_rollout": True}, generator_update_interval=5, steps=5 * cycles)
-    assert len(Toy.calls) / cycles == pytest.approx(19.5, abs=1.5)
-    assert {size for name, size, _ in Toy.calls if name == "teacher"} == {8}, "both branches in one call"
-    run(tmp_path, amd={"fast_rollout": True}, generator_update_interval=5, steps=5, dmd_denoising_steps=[1000])
-    assert len(Toy.calls) == 4 * 2 + 4, "one rung: student, critic without graph, teacher, critic; and two per other step"
-
-
-def test_one_teacher_call_says_what_two_say(tmp_path):
-    run(tmp_path, amd={"fast_rollout": True}, steps=1)
-    method = Probe.method
-    batch = method.student.prepare_batch(method.student.dataloader[0], generator=None)
-    x0, answers = torch.randn(4, 2, 3, 4, 4), []
-    for fast in (False, True):
-        method._fast = fast
-        method.cuda_generator.manual_seed(3)
-        answers.append(method._dmd_loss(x0, batch))
-    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-7)
-    uneven = copy.copy(batch)
-    uneven.unconditional_dict = {"encoder_hidden_states": torch.zeros(4, 7)}
-    assert joined_conditions(uneven) is None
-
-
 def test_self_forcing(tmp_path, monkeypatch):
     # Its shift of noise levels comes with a pretrained pipeline; without one it is 0, and everything is NaN.
     scheduler = self_forcing.SelfForcingFlowMatchScheduler
@@ -150,15 +120,6 @@ def test_self_forcing(tmp_path, monkeypatch):
     assert not same(stock[0], steered[0]) and torch.equal(steered[2], stock[2])
     run(tmp_path, reward=brightness, amd={"fast_rollout": True}, **causal)
     assert {size for name, size, _ in Toy.calls if name == "teacher"} == {8}
-
-
-def test_a_shared_rollout_is_scored_once(tmp_path):
-    scored = []
-    run(tmp_path, reward=lambda m, p: scored.append(1) or m.mean((1, 2, 3, 4)), amd={"fast_rollout": True}, steps=4)
-    assert len(scored) == 4, "two steps for student and critic together, two for the critic alone"
-    scored.clear()
-    run(tmp_path, reward=lambda m, p: scored.append(1) or m.mean((1, 2, 3, 4)), amd={}, steps=4)
-    assert len(scored) == 6
 
 
 @pytest.mark.parametrize(
