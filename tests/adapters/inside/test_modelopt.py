@@ -56,14 +56,14 @@ def batch(step):
     return torch.randn(LATENTS, generator=draws), torch.randn(LATENTS, generator=draws), condition, torch.zeros(4, 3, 8)
 
 
-def train(pipe, steps=10, start=0, random=None):
+def train(pipe, steps=10, start=0, random=None, rows=batch):
     """The user's loop, the same for both classes: every loss, the gradients of the last student turn, the generator's state."""
     students = torch.optim.SGD(pipe.student.parameters(), lr=0.05)
     fakes = torch.optim.SGD(pipe.fake_score.parameters(), lr=0.05)
     losses, gradients = [], []
     torch.set_rng_state(torch.Generator().manual_seed(7).get_state() if random is None else random)
     for step in range(start, start + steps):
-        latents, noise, condition, negative = batch(step)
+        latents, noise, condition, negative = rows(step)
         if step % 2 == 0:
             out = pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
             optimizer = students
