@@ -56,13 +56,14 @@ class Net(torch.nn.Module):
 class Toy(ModelBase):
     calls: list = []  # noqa: RUF012  # of all roles, for counting
 
-    def __init__(self, *, seed, trainable=True, training_config=None, name=""):
+    def __init__(self, *, seed, trainable=True, training_config=None, name="", order=None):
         super().__init__(trainable=trainable)
         self.transformer, self.name = Net(seed).requires_grad_(trainable), name
         self.noise_scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         draws = torch.Generator().manual_seed(0)
         texts = torch.randn(2, 5, generator=draws).repeat_interleave(2, 0)
-        self.dataloader = [{"text": texts, "info_list": [{"prompt": p} for p in PROMPTS]}]
+        rows = range(len(PROMPTS)) if order is None else order
+        self.dataloader = [{"text": texts[list(rows)], "info_list": [{"prompt": PROMPTS[row]} for row in rows]}]
 
     def decode_latents(self, latents):
         return latents.permute(0, 2, 1, 3, 4).sigmoid()
