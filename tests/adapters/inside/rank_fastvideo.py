@@ -1,8 +1,8 @@
 """One of two processes of FastVideo's own trainer, each role sharded over both, and what it did, as JSON on stdout.
 
-    python -c "import rank_fastvideo; rank_fastvideo.main()" RANK PORT FOLDER AMD FAILS
+    python -c "import rank_fastvideo; rank_fastvideo.main()" RANK PORT FOLDER FAILS
 
-AMD: options, as JSON; FAILS: in which iterations the reward of which rank fails, as JSON {"0": [1, 2]}.
+Trains twice, without and with `fast_rollout`; FAILS: in which iterations the reward of which rank fails, as JSON {"0": [1, 2]}.
 """
 
 import collections
@@ -102,21 +102,27 @@ def counted(collective):
 
 
 def main():
-    rank, port, folder, amd, fails = sys.argv[1:]
+    rank, port, folder, fails = sys.argv[1:]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank)
     rewards.fails = json.loads(fails)
     for name in COLLECTIVES:
         setattr(dist, name, counted(getattr(dist, name)))
     fastvideo.train.trainer.build_tracker = lambda *args, **kwargs: Log()
     ModelBase.device = torch.device("cpu")
-    options = {"reward": {"name": "mine"}, "side": "both", **json.loads(amd)}
-    written = settings(folder, "rank_fastvideo.Method", options, steps=8, processes=2, batch=2)
+    print(json.dumps([trained(f"{folder}/{rank}.yaml", fast) for fast in (False, True)]))
+    dist.destroy_process_group()
+
+
+def trained(path, fast):
+    """Eight iterations of the host's trainer: what is in `seen`, and the student."""
+    options = {"reward": {"name": "mine"}, "side": "both", "fast_rollout": fast}
+    written = settings(os.path.dirname(path), "rank_fastvideo.Method", options, steps=8, processes=2, batch=2)
     for role in written["models"].values():
         role["_target_"] = "rank_fastvideo.Half"
-    path = os.path.join(folder, f"{rank}.yaml")
     with open(path, "w") as file:
         yaml.safe_dump(written, file)
+    for steps in seen.values():
+        steps.clear()
     run_training_from_config(path)
-    whole = [p.full_tensor().flatten().tolist() for p in Probe.method.student.transformer.parameters()]
-    print(json.dumps({**seen, "student": whole}))
-    dist.destroy_process_group()
+    student = [p.full_tensor().flatten().tolist() for p in Probe.method.student.transformer.parameters()]
+    return json.loads(json.dumps({**seen, "student": student}))

@@ -18,12 +18,13 @@ from amd_plugin.adapters.steering import group_ids
 FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all their rewards
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["stock rollout", "fast_rollout"])
-def ranks(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What each rank said, without and with `fast_rollout`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words = [port, tmp_path_factory.mktemp("run"), json.dumps({"fast_rollout": request.param}), json.dumps(FAILS)]
+    words = [port, tmp_path_factory.mktemp("run"), json.dumps(FAILS)]
     command = [sys.executable, "-W", "ignore", "-c", "import rank_fastvideo; rank_fastvideo.main()"]
     processes = [
         subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -35,7 +36,12 @@ def ranks(request, tmp_path_factory):
         for process in processes:
             process.kill()
     assert all(process.returncode == 0 for process in processes), answers
-    return request.param, [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
+
+
+@pytest.fixture(params=[False, True], ids=["stock rollout", "fast_rollout"])
+def ranks(request, trained):
+    return request.param, [rank[request.param] for rank in trained]
 
 
 def test_every_rank_makes_the_same_calls_whatever_its_rewards_did(ranks):
