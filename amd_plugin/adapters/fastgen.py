@@ -106,7 +106,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         texts, every = data.get("condition_raw"), self.config.student_update_freq
         self._prompts = list(texts) if isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts) else None
         if torch.is_grad_enabled():
-            self._steering.begin((iteration - 1) // every, self.max_iter // every, self._metrics)
+            self._steering.begin(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
         return super().single_train_step(data, iteration)
 
     def gen_data_from_net(self, input_student: Tensor, t_student: Tensor, condition: Any = None) -> Tensor:

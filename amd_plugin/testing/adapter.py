@@ -47,9 +47,7 @@ class Adapter(Protocol):
         """The host without AMD."""
         ...
 
-    def amd(
-        self, options: Mapping[str, Any], reward: Callable[..., Any] | None, order: Sequence[int] | None = None
-    ) -> Run:
+    def amd(self, options: Mapping[str, Any], reward: Callable[..., Any] | None, order: Sequence[int] | None = None) -> Run:
         """The same with AMD.
 
         Args:
