@@ -5,10 +5,10 @@ against the signature of what was chosen, so that a plugin's options are as safe
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import Self
 
 from amd_plugin.errors import InputError
@@ -294,3 +294,26 @@ def options_model(factory: Callable[..., Any], *, ignore: tuple[str, ...] = ()) 
         return create_model("Options", __base__=_Open if open_ended else Strict, **fields)
     except Exception as error:
         raise InputError(f"the parameters of {factory!r} cannot be checked: {error}") from error
+
+
+def wrong_values(error: ValidationError, data: Mapping[str, Any]) -> dict[tuple[str | int, ...], str]:
+    """Where in `data` a value is wrong -> what it should be, in words; one entry where it may be one of several kinds.
+
+    Missing and unknown keys are not among them.
+    """
+    found: dict[tuple[str | int, ...], list[str]] = {}
+    got: dict[tuple[str | int, ...], Any] = {}
+    for detail in error.errors():
+        if detail["type"] in ("missing", "extra_forbidden"):
+            continue
+        place: tuple[str | int, ...] = ()
+        value: Any = data
+        for key in detail["loc"]:  # what follows the value itself names the kind that was tried
+            inside = isinstance(value, Mapping) and key in value
+            if not inside and not (isinstance(value, list | tuple) and isinstance(key, int) and key < len(value)):
+                break
+            place, value = (*place, key), value[key]
+        said = f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
+        found.setdefault(place, []).append(said)
+        got[place] = value
+    return {place: f"{' or '.join(dict.fromkeys(texts))}, got {got[place]!r}" for place, texts in found.items()}

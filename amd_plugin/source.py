@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from amd_plugin.config import wrong_values
 from amd_plugin.errors import InputError, did_you_mean
 
 Place = tuple[str | int, ...]
@@ -87,8 +88,8 @@ class Source:
                     self.problem(place, f"unknown key.{did_you_mean(str(place[-1]), known)}")
                 elif detail["type"] == "missing":
                     self.problem(place, "required, but not given")
-                else:
-                    self.problem(place, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}")
+            for inner, what in wrong_values(error, data).items():
+                self.problem((*prefix, *inner), what)
             return None
 
     def quietly(self, model: type[Model], data: Any) -> Model | None:

@@ -58,8 +58,7 @@ def fastvideo() -> None:
     import yaml
     from fastvideo.train.entrypoint.train import run_training_from_config
     from fastvideo.train.models.base import ModelBase
-    from test_fastvideo import OURS, STOCK, settings
-    from toy_fastvideo import Log, Toy
+    from toy_fastvideo import OURS, STOCK, Log, Toy, settings
 
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(random.randint(20000, 60000)), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"

@@ -2,20 +2,20 @@
 
     python examples/custom_trainer.py                                   # AMD
     python examples/custom_trainer.py --objective dmd                   # the baseline
-    python examples/custom_trainer.py --amd.strength 0.3 --amd.side both
 
-All that is specific to this package is marked with (1) to (5). The rest is any distillation loop: a teacher, a student, a
-fake score that follows the student, two optimizers.
+All that is specific to this package is marked with (1) to (7). The rest is any distillation loop.
 """
 
 import argparse
+import copy
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from amd_plugin import NoiseLevel, Signals, to_x0
+from amd_plugin import NoiseLevel, Signals, get_plugin_manager, to_x0
 from amd_plugin.adapters import shim
+from amd_plugin.adapters.steering import Steering
 from amd_plugin.errors import AmdPluginError
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5
@@ -49,10 +49,7 @@ def train_teacher(images: torch.Tensor, digits: torch.Tensor, steps: int) -> Den
         rows = torch.randint(len(images), (256,))
         x0, digit, noise, t = images[rows], digits[rows], torch.randn(256, PIXELS), torch.rand(256)
         digit = torch.where(torch.rand(256) < 0.1, CLASSES, digit)
-        loss = (teacher(noised(x0, noise, t), t, digit) - (noise - x0)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        updated(optimizer, (teacher(noised(x0, noise, t), t, digit) - (noise - x0)).square().mean())
     return teacher.eval().requires_grad_(False)
 
 
@@ -61,10 +58,7 @@ def train_reward(images: torch.Tensor, digits: torch.Tensor) -> nn.Module:
     classifier = nn.Sequential(nn.Linear(PIXELS, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
     for _ in range(200):
-        loss = nn.functional.cross_entropy(classifier(images), digits)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        updated(optimizer, nn.functional.cross_entropy(classifier(images), digits))
     return classifier.requires_grad_(False)
 
 
@@ -73,44 +67,49 @@ def sample_student(student: nn.Module, digit: torch.Tensor) -> torch.Tensor:
     return clean(student, torch.randn(len(digit), PIXELS), torch.ones(len(digit)), digit)
 
 
-def distil(objective, teacher: nn.Module, reward: nn.Module, steps: int, groups: int, group_size: int) -> nn.Module:
-    student, fake = Denoiser(), Denoiser()
-    student.load_state_dict(teacher.state_dict())
-    fake.load_state_dict(teacher.state_dict())
-    students = torch.optim.Adam(student.parameters(), lr=2e-4, betas=(0.0, 0.99))
-    fakes = torch.optim.Adam(fake.parameters(), lr=4e-4, betas=(0.0, 0.99))
+class Trainer:
+    """A fake score that follows the student; `prompts()` are the digits of a batch, groups of samples that share theirs."""
 
-    def judged():
-        """Student samples in groups that share their digit, and how each did within its group."""
-        digit = torch.randint(CLASSES, (groups,)).repeat_interleave(group_size)
-        x0 = sample_student(student, digit)
-        with torch.no_grad():
-            score = reward(x0).log_softmax(1).gather(1, digit[:, None])[:, 0]
-        return x0, digit, objective.advantage(score, digit)  # (3) rewards to advantages
+    def __init__(self, objective, teacher: nn.Module, score, prompts, steps: int):
+        self.objective, self.teacher, self.prompts, self.steps, self.step = objective, teacher, prompts, steps, 0
+        self.steering = Steering(objective, score, plugins=get_plugin_manager())  # (3) from samples to advantages
+        self.student, self.fake = (copy.deepcopy(teacher).train().requires_grad_() for _ in range(2))
+        self.metrics = {}
+        self.students = torch.optim.Adam(self.student.parameters(), lr=2e-4, betas=(0.0, 0.99))
+        self.fakes = torch.optim.Adam(self.fake.parameters(), lr=4e-4, betas=(0.0, 0.99))
 
-    for step in range(steps):
-        for _ in range(4):
-            x0, digit, advantage = judged()
-            x0, noise, t = x0.detach(), torch.randn_like(x0), torch.rand(len(x0))
-            weight = objective.sharpening_weights(advantage)
-            prediction = fake(noised(x0, noise, t), t, digit)
-            loss = objective.fake_score_loss(prediction, noise - x0, weight).loss  # (4) the fake score's loss
-            fakes.zero_grad()
-            loss.backward()
-            fakes.step()
-        x0, digit, advantage = judged()
-        t = 0.02 + 0.96 * torch.rand(len(x0))
+    def judged(self):
+        """Student samples, their digits, how each did within its group, and how much the fake score is to learn from it."""
+        self.steering.begin(self.step, self.steps, self.metrics)  # (4) plugins may change the strength
+        digit = self.prompts()
+        x0 = sample_student(self.student, digit)
+        return x0, digit, *self.steering(x0, digit, digit.tolist())
+
+    def fake_score_turn(self, update: int) -> torch.Tensor:
+        x0, digit, _, weight = self.judged()
+        noise = torch.randn(len(x0), PIXELS)
+        t = self.steering.levels(torch.rand(len(x0)), "fake_score", self.step, update)  # (5) plugins may move noise levels
+        prediction = self.fake(noised(x0.detach(), noise, t), t, digit)
+        loss = self.objective.fake_score_loss(prediction, noise - x0.detach(), weight).loss  # (6) the fake score's loss
+        return updated(self.fakes, loss)
+
+    def student_turn(self) -> torch.Tensor:
+        x0, digit, advantage, _ = self.judged()
+        t = self.steering.levels(0.02 + 0.96 * torch.rand(len(x0)), "student", self.step)
         with torch.no_grad():
-            x_t = noised(x0, torch.randn_like(x0), t)
-            cond, uncond = clean(teacher, x_t, t, digit), clean(teacher, x_t, t, torch.full_like(digit, CLASSES))
-            predicted = clean(fake, x_t, t, digit)
-        output = objective.student_loss(Signals(x0, cond, uncond, predicted, t, advantage))  # (5) the student's loss
-        students.zero_grad()
-        output.loss.backward()
-        students.step()
-        if step % 50 == 0:
-            print(f"step {step:4d}  loss {output.loss:.4f}")
-    return student
+            x_t = noised(x0, torch.randn(len(x0), PIXELS), t)
+            cond, uncond = clean(self.teacher, x_t, t, digit), clean(self.teacher, x_t, t, torch.full_like(digit, CLASSES))
+            predicted = clean(self.fake, x_t, t, digit)
+        output = self.objective.student_loss(Signals(x0, cond, uncond, predicted, t, advantage))  # (7) the student's loss
+        self.metrics, self.step = output.metrics, self.step + 1
+        return updated(self.students, output.loss)
+
+
+def updated(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def main() -> None:
@@ -126,16 +125,23 @@ def main() -> None:
     except AmdPluginError as error:
         parser.error(str(error))
     torch.manual_seed(0)
-    images, digits = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
-    images = images.float() / 8 - 1
+    pixels, digits = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    images = pixels.float() / 8 - 1
     teacher = train_teacher(images, digits, args.teacher_steps)
-    student = distil(objective, teacher, train_reward(images, digits), args.steps, args.groups, args.group_size)
+    classifier = train_reward(images, digits)
+    score = lambda media, prompts: classifier(media).log_softmax(1)[range(len(media)), prompts]  # noqa: E731
+    prompts = lambda: torch.randint(CLASSES, (args.groups,)).repeat_interleave(args.group_size)  # noqa: E731
+    trainer = Trainer(objective, teacher, score, prompts, args.steps)
+    for step in range(args.steps):
+        fake_losses = [trainer.fake_score_turn(update) for update in range(4)]
+        loss = trainer.student_turn()
+        if step % 50 == 0:
+            print(f"step {step:4d}  student {loss:.4f}  fake score {fake_losses[-1]:.4f}")
     torch.manual_seed(1)
     judge = train_reward(images, digits)  # another classifier than the one that was trained on
     digit = torch.arange(CLASSES).repeat_interleave(100)
-    for name, network in (("teacher", teacher), ("student", student)):
-        with torch.no_grad():
-            right = judge(sample_student(network, digit)).argmax(1) == digit
+    for name, network in (("teacher", teacher), ("student", trainer.student)):
+        right = judge(sample_student(network.requires_grad_(False), digit)).argmax(1) == digit
         print(f"{name}, one step: {right.float().mean():.2f} show their digit")
 
 

@@ -95,7 +95,7 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  network: mlp", "  network: dit", "model.network: samples of modes2d have shape (2,) and need 'mlp', got 'dit'"),
         ("  samples: 2000", "  samples: 20", "evaluate.samples: must be at least five per class, 40, got 20"),
         ("  name: amd", "  name: amd\n  match_sigma: [0.5, 30]", "objective.match_sigma: must be fractions"),
-        ("  name: amd", "  name: amd\n  sharpening: 100", "objective.sharpening: must be in [0, 40]"),
+        ("  name: amd", "  name: amd\n  strength: 1.5", "objective.strength: must be in [0, 1)"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(problems, old, new, said):
@@ -140,7 +140,7 @@ def test_overrides(plugins, problems):
 
 def test_another_objective_sets_amds_options_aside(plugins):
     loaded = recipe.load("modes2d", plugins, ["objective.strength=0.3"], objective="dmd")
-    assert loaded.unused_options == ["strength"] and "strength" not in loaded.objective_options
+    assert loaded.unused_options == ["sharpening", "strength"] and "strength" not in loaded.objective_options
     assert loaded.objective_options["normalizer"] == "per_sample"
     assert loaded.config.objective.options["strength"] == 0.3
 

@@ -11,23 +11,19 @@ third of the forwards: one exit rung for all ranks, one rollout for student and 
 
 from __future__ import annotations
 
-import copy
-import functools
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from amd_plugin.adapters.fast_rollout import one_teacher_call, short_rollout, watched
 from amd_plugin.adapters.steering import Steering, adaptive_objective, group_ids, make_reward
 from amd_plugin.adapters.surface import Host
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.signals import Signals
-
-log = logging.getLogger(__name__)
 
 HOST = Host("fastvideo", "0.2", "0.3", "fastvideo>=0.2,<0.3")
 
@@ -45,6 +41,7 @@ _TURNS = {
     "_dmd_loss": "self, generator_pred_x0, batch",
     "_critic_flow_matching_loss": "self, batch",
     "_get_denoising_step_list": "self, device",
+    "_should_update_student": "self, iteration",
 }
 _PREDICT = "self, noisy_latents, timestep, batch, conditional, cfg_uncond, attn_kind"
 HOST.check(DMD2Method, _TURNS)
@@ -52,21 +49,10 @@ HOST.check(SelfForcingMethod, {**_TURNS, "_sf_add_noise": "self, clean_latents, 
 HOST.check(
     ModelBase,
     {"predict_x0": _PREDICT, "predict_noise": _PREDICT, "add_noise": "self, clean_latents, noise, timestep",
-     "decode_latents": "self, latents_b_t_c_h_w"},
+     "decode_latents": "self, latents_b_t_c_h_w", "shift_and_clamp_timestep": "self, timestep"},
 )  # fmt: skip
 
 _Base = DMD2Method if TYPE_CHECKING else object
-
-
-@contextmanager
-def watched(owner: Any, name: str, watch: Callable[..., Any]) -> Iterator[None]:
-    """Has `watch` called with the method `name` of one object, and then its arguments, in the method's place."""
-    shadowed = vars(owner).get(name)
-    object.__setattr__(owner, name, functools.partial(watch, getattr(owner, name)))
-    try:
-        yield
-    finally:
-        object.__delattr__(owner, name) if shadowed is None else object.__setattr__(owner, name, shadowed)
 
 
 class Adaptive(_Base):  # type: ignore[misc]
@@ -78,93 +64,105 @@ class Adaptive(_Base):  # type: ignore[misc]
     Args:
         cfg, role_models: the host's.
 
+    Attributes:
+        plugins: whose rewards, noise levels and strength schedules are used; a subclass may name others than those installed.
+
     Raises:
         InputError: for an option that is unknown or out of range.
     """
 
+    plugins: PluginManager | None = None
+
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]):
         super().__init__(cfg=cfg, role_models=role_models)
-        options = dict(self.method_config.get("amd") or {})
+        options = self.method_config.get("amd") or {}
+        if not isinstance(options, dict):
+            raise InputError(f"method.amd: must be a mapping of options, got {options!r}")
+        options = dict(options)
         self._reward, self._fast = options.pop("reward", None), options.pop("fast_rollout", False)
         if not isinstance(self._fast, bool):
             raise InputError(f"method.amd.fast_rollout: must be true or false, got {self._fast!r}")
         options.setdefault("normalizer", "global")  # the host's: one mean over the batch
         scale = self.method_config.get("real_score_guidance_scale")
         self.objective = adaptive_objective(1.0 if scale is None else float(scale), options)
+        self._options = options
         self._steering = Steering(self.objective)
-        self._kept: Tensor | None = None
+        self._sample: Tensor | None = None  # the last rollout, without graph
         self._judged: tuple[Tensor, Tensor, Tensor] | None = None
         self._metrics: dict[str, Tensor] = {}
+        self._turn = (0, 0)  # iteration, and how often it accumulated gradients
 
     def on_train_start(self) -> None:
         """Loads the reward, so that a wrong one ends the run before its first step."""
         super().on_train_start()
+        plugins = self.plugins or get_plugin_manager()
         if isinstance(self._reward, dict) and set(self._reward) == {"fastvideo"}:
             scorer = HOST.load("fastvideo.train.methods.rl.rewards").build_multi_reward_scorer(
                 self._reward["fastvideo"], device=self.student.device
             )
             reward: Any = lambda media, prompts: scorer(media, prompts)["avg"]  # noqa: E731
         else:
-            reward = make_reward(self._reward)
+            reward = make_reward(self._reward, plugins)
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
             what = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
             raise InputError(f"{what}. Use a model of the host that has, or leave the reward out")
-        self._steering = Steering(self.objective, reward, self.student.decode_latents, _data_parallel())
+        self._steering = Steering(
+            self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
+            seed=int(self.training_config.data.seed),
+        )  # fmt: skip
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> tuple[Any, Any, dict[str, Any]]:
         """The host's, with AMD's metrics beside its own."""
-        self._kept, self._judged, self._metrics = None, None, {}
+        self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
+        every = max(1, int(self.method_config.get("generator_update_interval") or 1))
+        last = int(self.training_config.loop.max_train_steps)
+        self._steering.begin((iteration - 1) // every, last // every, self._metrics)
         losses, outputs, metrics = super().single_train_step(batch, iteration)
-        self._kept = None
-        ours = self._metrics | self._steering.metrics
+        self._sample, self._judged = None, None
+        ours = (self._metrics if self._should_update_student(iteration) else {}) | self._steering.metrics
         return losses, outputs, {**metrics, **{f"amd/{name}": value for name, value in ours.items()}}
 
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
-        if not self._fast:
-            return super()._student_rollout(batch, with_grad=with_grad)  # type: ignore[no-any-return]
-        if self._kept is not None and not with_grad:
-            return self._kept
-        x0 = self._short_rollout(batch, with_grad)
-        self._kept = x0.detach()
+        if self._fast and self._sample is not None and not with_grad:
+            return self._sample
+        short = self._fast and self._rollout_mode == "simulate" and not isinstance(self, SelfForcingMethod)
+        x0: Tensor = short_rollout(self, batch, with_grad) if short else super()._student_rollout(batch, with_grad=with_grad)
+        self._sample = x0.detach()
         return x0
 
-    def _short_rollout(self, batch: Any, with_grad: bool) -> Tensor:
-        """Only the steps before the exit rung, whose index rank 0 draws for all; other rollouts are the host's."""
-        if isinstance(self, SelfForcingMethod) or self._rollout_mode != "simulate":
-            return super()._student_rollout(batch, with_grad=with_grad)  # type: ignore[no-any-return]
-        shape, device, draws = batch.latents.shape, batch.latents.device, self.cuda_generator
-        rungs = self._get_denoising_step_list(device)
-        exit_rung = torch.randint(len(rungs), [1], device=device, generator=draws)
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(exit_rung, src=0)
-        x = torch.randn(shape, device=device, dtype=batch.latents.dtype, generator=draws)
-        options = {"conditional": True, "cfg_uncond": self._cfg_uncond, "attn_kind": "vsa"}
-        last = int(exit_rung)
-        for index in range(last):
-            with torch.no_grad():
-                x0 = self.student.predict_x0(x, rungs[index : index + 1], batch, **options)
-                noise = torch.randn(shape, device=device, dtype=x0.dtype, generator=draws)
-                x = self.student.add_noise(x0, noise, rungs[index + 1 : index + 2])
-        with torch.set_grad_enabled(with_grad):
-            x0 = self.student.predict_x0(x, rungs[last : last + 1], batch, **options)
-        batch.dmd_latent_vis_dict["generator_timestep"] = rungs[last : last + 1].float().detach()
-        return x0  # type: ignore[no-any-return]
-
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
-        if not (self._steering.active or self._fast):
+        if not (self._steering.active or self._steering.moves or self._fast):
             return super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[no-any-return]
         seen: list[Tensor] = []
-        with self._teacher_in_one_call(batch), self._watching(seen):
+        one_call = one_teacher_call(self.teacher, batch) if self._fast and self._cfg_uncond is None else nullcontext()
+        with self._moving("student", batch), one_call, self._watching(seen):
             loss: Tensor = super()._dmd_loss(generator_pred_x0, batch)
         if not self._steering.active:
             return loss
         if len(seen) != 3:
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(seen)} predictions, not 3. Install {HOST.range}")
         fake, cond, uncond = seen
-        advantage, _ = self._judge(generator_pred_x0, batch)
+        advantage, _ = self._judge(batch)
         output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage))
-        self._metrics |= output.metrics
+        self._metrics = output.metrics
         return output.loss
+
+    @contextmanager
+    def _moving(self, role: str, batch: Any) -> Iterator[None]:
+        """Has plugins move the one noise level that the host draws for a turn, within the bounds of the host's settings."""
+        if not self._steering.moves:
+            yield
+            return
+
+        def move(shift: Callable[..., Tensor], timestep: Tensor) -> Tensor:
+            drawn, horizon = shift(timestep), int(self.student.num_train_timesteps)
+            if self._steering.active:
+                self._judge(batch)
+            moved = self._steering.levels(drawn.float() / horizon, role, *self._turn) * horizon
+            return (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
+
+        with watched(self.student, "shift_and_clamp_timestep", move):
+            yield
 
     @contextmanager
     def _watching(self, seen: list[Tensor]) -> Iterator[None]:
@@ -181,31 +179,11 @@ class Adaptive(_Base):  # type: ignore[misc]
             with watched(self.critic, "predict_x0", note), watched(self.teacher, "predict_x0", note):
                 yield
 
-    @contextmanager
-    def _teacher_in_one_call(self, batch: Any) -> Iterator[None]:
-        """Both branches of guidance in one forward of twice the batch, where conditions can be joined."""
-        joined = _joined_conditions(batch) if self._fast and self._cfg_uncond is None else None
-        if joined is None:
-            yield
-            return
-        uncond: list[Tensor] = []
-
-        def both(
-            predict: Callable[..., Tensor], x_t: Tensor, timestep: Tensor, _: Any, *, conditional: bool, **options: Any
-        ) -> Tensor:
-            if not conditional and uncond:
-                return uncond.pop()
-            levels = timestep if len(timestep) == 1 else torch.cat([timestep, timestep])
-            flow = predict(torch.cat([x_t, x_t]), levels, joined, conditional=True, **options)
-            uncond.append(flow[len(x_t) :])
-            return flow[: len(x_t)]
-
-        with watched(self.teacher, "predict_noise", both):
-            yield
-
     def _critic_flow_matching_loss(self, batch: Any) -> tuple[Tensor, Any, dict[str, Any]]:
-        if not (self._steering.active and self.objective.sharpening):
-            return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
+        weighted = self._steering.active and self.objective.sharpening > 0
+        if not weighted:
+            with self._moving("fake_score", batch):
+                return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
         noised: list[tuple[Tensor, Tensor]] = []
         predicted: list[Tensor] = []
 
@@ -218,16 +196,20 @@ class Adaptive(_Base):  # type: ignore[misc]
             return predicted[-1]
 
         adder = (self, "_sf_add_noise") if isinstance(self, SelfForcingMethod) else (self.student, "add_noise")
-        with watched(*adder, note_noise), watched(self.critic, "predict_noise", note_flow):
+        critic = watched(self.critic, "predict_noise", note_flow)
+        with self._moving("fake_score", batch), watched(*adder, note_noise), critic:
             _, context, outputs = super()._critic_flow_matching_loss(batch)
         # The rollout adds noise too; the last call is the critic's own.
         x0, noise = noised[-1]
-        _, weight = self._judge(x0, batch)
+        _, weight = self._judge(batch)
         return self.objective.fake_score_loss(predicted[-1], noise - x0, weight).loss, context, outputs
 
-    def _judge(self, x0: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-        """Advantage and sharpening weight [B] of samples [B, T, C, H, W]; a rollout that is shared is scored once."""
-        if self._judged is None or not (self._kept is not None and self._judged[0] is self._kept):
+    def _judge(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Advantage and sharpening weight [B] of the last rollout; one that is shared is scored once."""
+        x0 = self._sample
+        if x0 is None:
+            raise RunError(f"{HOST.distribution}: a loss is computed before any rollout. Install {HOST.range}")
+        if self._judged is None or self._judged[0] is not x0:
             infos = getattr(batch, "infos", None)
             prompts = [str(info.get("prompt") or info.get("caption") or "") for info in infos] if infos else None
             if prompts is None or not any(prompts):
@@ -235,7 +217,7 @@ class Adaptive(_Base):  # type: ignore[misc]
                 groups, prompts = group_ids(condition, len(x0)), None
             else:
                 groups = group_ids(prompts, len(x0))
-            self._judged = (self._kept if self._kept is not None else x0, *self._steering(x0, groups, prompts))
+            self._judged = (x0, *self._steering(x0, groups, prompts))
         return self._judged[1:]
 
 
@@ -265,18 +247,6 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
         self._objective.load_state_dict(dict(state_dict))
-
-
-def _joined_conditions(batch: Any) -> Any:
-    """The batch with its conditional and unconditional texts one after the other; None where shapes do not allow it."""
-    cond, uncond = batch.conditional_dict, getattr(batch, "unconditional_dict", None)
-    if not cond or not uncond or set(cond) != set(uncond):
-        return None
-    if any(not isinstance(cond[k], Tensor) or cond[k].shape != uncond[k].shape for k in cond):
-        return None
-    joined = copy.copy(batch)
-    joined.conditional_dict = {k: torch.cat([cond[k], uncond[k].to(cond[k])]) for k in cond}
-    return joined
 
 
 def _data_parallel() -> Any:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from amd_plugin.adapters.steering import Steering, adaptive_objective, group_ids
 from amd_plugin.adapters.surface import Host
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
+from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.signals import Signals
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
@@ -55,6 +58,27 @@ HOST.check(
     },
 )
 
+TeacherSharding = Literal["none", "zero3", "zero3_offload"]
+
+
+@dataclass
+class _Turn:
+    """What is known of the turn that is on.
+
+    Attributes:
+        role: ``student`` or ``fake_score``.
+        condition, prompts: the user's, [B].
+        seen: network, predicted x0 and timesteps of every prediction so far.
+        judged: advantage and sharpening weight of the student's samples, once they are known.
+    """
+
+    role: str
+    condition: Tensor | None
+    prompts: Sequence[str] | None
+    seen: list[tuple[nn.Module, Tensor, Tensor]]
+    judged: tuple[Tensor, Tensor] | None = None
+
+
 # Types see a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
 _Base = DMDPipeline if TYPE_CHECKING else object
 
@@ -69,12 +93,16 @@ class Adaptive(_Base):  # type: ignore[misc]
         decode: makes media [B, C, (T,) H, W] in [0, 1] of latents; None scores the latents themselves.
         amd: further options of `AMDObjective`, e.g. ``{"side": "both"}``.
         objective: another objective instead, made by `get_plugin_manager().make_objective(...)`.
-        accelerator: place the teacher by hook ``distill_prepare_frozen``, which may shard it; None leaves it where it is.
+        accelerator: place the teacher by hook ``distill_prepare_frozen``; None leaves it where it is.
+        sharding: what that hook is asked for: ``none``, ``zero3`` or ``zero3_offload``.
+        plugins: whose rewards, noise levels, strength schedules and sharding are used; all that are installed, if None.
+        max_steps: student updates in all, for strength schedules; 0 if unknown.
         host: further arguments of the host's class.
 
     Attributes:
-        objective: its `state_dict()` belongs into the user's checkpoint.
+        objective: what computes the losses.
         metrics: of the last student turn, 0-dim tensors.
+        turns: how many of each role there were.
 
     Raises:
         InputError: for an option out of range.
@@ -95,29 +123,79 @@ class Adaptive(_Base):  # type: ignore[misc]
         amd: Mapping[str, Any] | None = None,
         objective: Objective | None = None,
         accelerator: Any = None,
+        sharding: TeacherSharding = "none",
+        plugins: PluginManager | None = None,
+        max_steps: int = 0,
         **host: Any,
     ):
         scale = 1.0 if config.guidance_scale is None else config.guidance_scale
+        options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
         if objective is None:
-            objective = adaptive_objective(scale, {**(amd or {}), "strength": strength, "sharpening": sharpening})
+            objective = adaptive_objective(scale, options)
+        plugins = plugins or get_plugin_manager()
+        if sharding not in get_args(TeacherSharding) or (sharding != "none" and accelerator is None):
+            what = f"must be one of {', '.join(get_args(TeacherSharding))}, and needs an accelerator"
+            raise InputError(f"sharding: {what}, got {sharding!r} and accelerator {accelerator!r}")
         if accelerator is not None:
-            from amd_plugin.plugins import get_plugin_manager
-
-            hook = get_plugin_manager().hook.distill_prepare_frozen
-            teacher = hook(role="teacher", module=teacher, accelerator=accelerator, options={})
+            placed = {"distributed": {"teacher": sharding}}
+            place = plugins.hook.distill_prepare_frozen
+            teacher = place(role="teacher", module=teacher, accelerator=accelerator, options=placed, read=None)
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
-        self.objective, self.metrics = objective, dict[str, Tensor]()
-        self._steering = Steering(objective, make_reward(reward), decode)
-        self._seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+        self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
+        self._steering = Steering(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
+        self._max_steps = max_steps
+        self._turn: _Turn | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: what belongs into the user's checkpoint beside networks and optimizers."""
+        return {"objective": self.objective.state_dict(), "turns": dict(self.turns)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave.
+
+        Raises:
+            InputError: for the state of something else.
+        """
+        if set(state) != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
+            raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
+        self.objective.load_state_dict(dict(state["objective"]))
+        self.turns = {role: int(count) for role, count in state["turns"].items()}
+
+    @contextmanager
+    def _turn_of(self, role: str, condition: Tensor | None, prompts: Sequence[str] | None) -> Iterator[_Turn]:
+        """Has the predictions of a turn noted, and its noise levels moved."""
+        self._steering.begin(self.turns["student"], self._max_steps, self.metrics)
+        self._turn = _Turn(role, condition, prompts, [])
+        try:
+            yield self._turn
+            self.turns[role] += 1
+        finally:
+            self._turn = None
 
     def _predict_x0(
         self, model: nn.Module, hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:  # fmt: skip
-        """The host's, and a note of what was predicted while a student turn is on."""
+        """The host's, and a note of what was predicted while a turn is on."""
         x0: Tensor = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
-        if self._seen is not None:
-            self._seen.append((model, x0, timestep))
+        if self._turn is not None:
+            self._turn.seen.append((model, x0, timestep))
         return x0
+
+    def sample_timesteps(self, n: int, **kwargs: Any) -> Tensor:
+        """The host's draw, which is a fraction of its noise schedule, and what plugins make of it."""
+        t: Tensor = super().sample_timesteps(n, **kwargs)
+        if self._turn is None or not self._steering.moves:
+            return t
+        if self._steering.active:
+            self._judge(self._turn)
+        return self._steering.levels(t, self._turn.role, self.turns[self._turn.role])
+
+    def _judge(self, turn: _Turn) -> tuple[Tensor, Tensor]:
+        """Advantage and sharpening weight [B] of the turn's student samples, which are scored once."""
+        if turn.judged is None:
+            x0 = next(x0 for model, x0, _ in reversed(turn.seen) if model is self.student)
+            turn.judged = self._steering(x0, group_ids(turn.condition, len(x0)), turn.prompts)
+        return turn.judged
 
     def compute_student_loss(
         self,
@@ -135,18 +213,15 @@ class Adaptive(_Base):  # type: ignore[misc]
             latents, noise, encoder_hidden_states, guidance_scale, kwargs: the host's.
             prompts: [B] for the reward, where it reads them.
         """
-        turn = super().compute_student_loss
-        if not self._steering.active:
-            return turn(latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs)  # type: ignore[no-any-return]
-        self._seen = []
-        try:
-            losses: dict[str, Tensor] = turn(latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs)
-            seen = self._seen
-        finally:
-            self._seen = None
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        signals = self._signals(seen, guided=scale is not None)
-        advantage, _ = self._steering(signals.x0, group_ids(encoder_hidden_states, len(latents)), prompts)
+        with self._turn_of("student", encoder_hidden_states, prompts) as turn:
+            losses: dict[str, Tensor] = super().compute_student_loss(
+                latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
+            )
+            if not self._steering.active:
+                return losses
+            scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+            signals = self._signals(turn.seen, guided=scale is not None)
+            advantage, _ = self._judge(turn)
         self.objective.guidance_scale = 1.0 if scale is None else scale
         output = self.objective.student_loss(signals._replace(advantage=advantage))
         self.metrics = output.metrics | self._steering.metrics
@@ -173,18 +248,19 @@ class Adaptive(_Base):  # type: ignore[misc]
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """The host's loss, each sample by its sharpening weight: failures are learnt harder."""
-        if not self._steering.active or not getattr(self.objective, "sharpening", 1):
-            return super().compute_fake_score_loss(latents, noise, encoder_hidden_states, **kwargs)  # type: ignore[no-any-return]
-        kwargs["encoder_hidden_states"] = encoder_hidden_states
-        x_s, t_s = self._build_student_input(latents, noise, **kwargs)
-        with torch.no_grad():
-            x0 = self._predict_x0(self.student, x_s, t_s, **kwargs)
-            t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
-            eps = torch.randn_like(latents)
-            x_t = dmd.add_noise(x0, eps, t)
-        _, weight = self._steering(x0, group_ids(encoder_hidden_states, len(latents)), prompts)
+        with self._turn_of("fake_score", encoder_hidden_states, prompts) as turn:
+            kwargs["encoder_hidden_states"] = encoder_hidden_states
+            if not self._steering.active or not getattr(self.objective, "sharpening", 1):
+                return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
+            x_s, t_s = self._build_student_input(latents, noise, **kwargs)
+            with torch.no_grad():
+                x0 = self._predict_x0(self.student, x_s, t_s, **kwargs)
+                t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
+                eps = torch.randn_like(latents)
+                x_t = dmd.add_noise(x0, eps, t)
+            _, weight = self._judge(turn)
+            raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
-        raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)
         # The host's loss is a mean over the batch, so of one sample it is that sample's.
         each = [
@@ -236,13 +312,13 @@ class AMDDiffusionRecipe:
     def _save_dmd_extras(self, path: str) -> None:
         super()._save_dmd_extras(path)  # type: ignore[misc]
         if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
-            state = self._dmd_pipeline.objective.state_dict()  # type: ignore[attr-defined]
+            state = self._dmd_pipeline.state_dict()  # type: ignore[attr-defined]
             Path(path, self.STATE).write_text(json.dumps(state))
 
     def _restore_dmd_extras(self, restore_from: str | None) -> None:
         super()._restore_dmd_extras(restore_from)  # type: ignore[misc]
         if restore_from is not None and (saved := Path(restore_from, self.STATE)).exists():
-            self._dmd_pipeline.objective.load_state_dict(json.loads(saved.read_text()))  # type: ignore[attr-defined]
+            self._dmd_pipeline.load_state_dict(json.loads(saved.read_text()))  # type: ignore[attr-defined]
         elif restore_from is not None:
             logging.getLogger(__name__).warning("%s has no %s: AMD's running statistics start anew", restore_from, self.STATE)
 

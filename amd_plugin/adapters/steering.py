@@ -1,4 +1,5 @@
-"""From student samples to advantages, for adapters: decode, score, compare within prompts over all ranks.
+"""What adapters share: from student samples to advantages (decode, score, compare within prompts over all ranks), and what
+plugins say about noise levels and strength.
 
 A reward that fails costs its samples their advantage and nothing else, so every rank makes the same collective calls
 whatever its rewards did.
@@ -7,8 +8,9 @@ whatever its rewards did.
 from __future__ import annotations
 
 import hashlib
-import inspect
+import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,16 +20,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from amd_plugin.adaptive import AMDObjective
-from amd_plugin.config import RewardConfig
-from amd_plugin.errors import InputError
+from amd_plugin.config import RewardConfig, options_model, wrong_values
+from amd_plugin.errors import InputError, OptionError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.randomness import generator
 from amd_plugin.rewards.reward_set import RewardSet
 
 log = logging.getLogger(__name__)
 
 # What a host decides by itself: its guidance, its draws of noise levels, its discriminator.
 HOSTS_OWN = ("guidance_scale", "guidance_sigma", "match_sigma", "gan_weight", "gan_r1", "gan_r1_sigma")
+# What asks more of a host than these give: noise levels at both turns, a memory, rewards with gradients.
+REFERENCE_HOST = (
+    "guidance_window", "sharpening_sigma", "memory_share", "memory_size", "reward_gradient", "coherence_gate",
+)  # fmt: skip
 
 
 def adaptive_objective(guidance_scale: float, options: Mapping[str, Any]) -> AMDObjective:
@@ -36,12 +43,22 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any]) -> AMD
     Raises:
         InputError: for an option that is unknown, out of range, or the host's own.
     """
-    known = set(inspect.signature(AMDObjective).parameters) - set(HOSTS_OWN)
+    model = options_model(AMDObjective, ignore=(*HOSTS_OWN, *REFERENCE_HOST))
+    known = model.model_fields
     for option in options:
         if option not in known:
-            why = "is set in the host's own configuration" if option in HOSTS_OWN else "is not an option of AMD"
-            raise InputError(f"amd.{option}: {why}. There are: {', '.join(sorted(known))}")
-    return AMDObjective(guidance_scale, **options)
+            why = {"is set in the host's own configuration": HOSTS_OWN, "needs amd-plugin's own host": REFERENCE_HOST}
+            said = next((text for text, options in why.items() if option in options), "is not an option of AMD")
+            raise InputError(f"amd.{option}: {said}. There are: {', '.join(sorted(known))}")
+    try:
+        # As JSON, whose lists may be tuples, while numbers, words and booleans still do not turn into each other.
+        checked = model.model_validate_json(json.dumps(dict(options), default=repr))
+        return AMDObjective(guidance_scale, **{option: getattr(checked, option) for option in options})
+    except ValidationError as error:
+        place, what = next(iter(wrong_values(error, options).items()))
+        raise InputError(f"amd.{'.'.join(map(str, place))}: {what}") from error
+    except OptionError as error:
+        raise InputError(f"amd.{error}") from error
 
 
 def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
@@ -81,16 +98,21 @@ def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tens
 
 
 class Steering:
-    """An objective with a sensor.
+    """An objective with a sensor, in a host that is not ours.
 
     Args:
         objective: gives advantages and weights.
         reward: called with (media, prompts); None leaves every advantage at 0.
         decode: makes media of student samples [B, ...]; None scores the samples as they are.
         process_group: ranks whose batches count as one, with as many samples each; None is all of them.
+        plugins: whose noise levels and strength schedules are followed; None is nobody's.
+        options: what `distill_sigma_sampler` is told about the run.
+        seed: of the samplers' own randomness.
 
     Attributes:
         metrics: reward and failures of the last batch, 0-dim tensors.
+        step: student updates so far, as `begin` was told.
+        moves: whether a plugin moves noise levels.
     """
 
     def __init__(
@@ -99,9 +121,19 @@ class Steering:
         reward: Callable[..., Any] | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
         process_group: Any = None,
+        *,
+        plugins: PluginManager | None = None,
+        options: Mapping[str, Any] | None = None,
+        seed: int = 0,
     ):
         self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
         self._decode, self._group, self._told, self._alone = decode, process_group, False, False
+        self._plugins, self._seed, self.step = plugins, seed, 0
+        self._advantage: Tensor | None = None
+        # pluggy answers in reverse order of registration.
+        found = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
+        self._samplers = found[::-1]
+        self.moves = bool(found)
 
     @property
     def active(self) -> bool:
@@ -121,7 +153,7 @@ class Steering:
                 "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts", len(joined)
             )
             self._alone = True
-        advantage = self.objective.advantage(joined, members)
+        advantage = self._advantage = self.objective.advantage(joined, members)
         finite = torch.isfinite(joined)
         count = finite.sum().clamp(min=1)
         self.metrics = {
@@ -129,6 +161,49 @@ class Steering:
             "failed_rewards": 1 - finite.float().mean(),
         }
         return advantage[mine], self.objective.sharpening_weights(advantage)[mine]
+
+    def begin(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
+        """To be called before every turn: has plugins set the objective's strength.
+
+        Args:
+            step: student updates so far.
+            max_steps: student updates in all, 0 where nobody knows.
+            metrics: 0-dim tensors of the last student turn; their mean over ranks is what plugins are told.
+        """
+        self.step, self._advantage = step, None
+        if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
+            return
+        means: dict[str, float] = {}
+        if metrics:
+            own = torch.stack([value.detach().float().reshape(()).cpu() for value in metrics.values()])
+            ranks = self._join(own.to(next(iter(metrics.values())).device)).view(-1, len(own))
+            means = dict(zip(metrics, ranks.mean(0).tolist(), strict=True))
+        self.objective.strength_scale = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
+
+    @torch.no_grad()
+    def levels(self, sigma: Tensor, role: str, *key: object) -> Tensor:
+        """Noise levels [N] that plugins make of the host's draw.
+
+        Args:
+            sigma: [N] as fractions in [0, 1] of the host's schedule; N is the batch size, or 1 where the host has one level
+                for all of a rank's samples, and plugins are told the samples' mean advantage.
+            role: ``student`` or ``fake_score``.
+            key: what else the samplers' randomness depends on, the same on every rank.
+
+        Raises:
+            RunError: if a sampler returns anything else than as many levels in [0, 1].
+        """
+        if not self.moves:
+            return sigma
+        joined, first = self._join(sigma.float()), self._rank() * len(sigma)
+        advantage = None if self._advantage is None else self._advantage.unflatten(0, (len(joined), -1)).mean(1)
+        for index, sampler in enumerate(self._samplers):
+            draws = generator(self._seed, "sigma", role, *key, index, device=joined.device)
+            moved = sampler(joined, role=role, advantage=advantage, step=self.step, generator=draws)
+            if moved.shape != joined.shape or not ((moved >= 0) & (moved <= 1)).all():
+                raise RunError(f"sigma sampler {sampler!r}: must return {len(joined)} levels in [0, 1], got {moved}")
+            joined = moved
+        return joined[first : first + len(sigma)].to(sigma.dtype)
 
     def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
         """[B] fp32; NaN where there is none."""

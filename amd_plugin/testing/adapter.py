@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class Trace(NamedTuple):
@@ -45,6 +47,32 @@ class Adapter(Protocol):
         """The host without AMD."""
         ...
 
-    def amd(self, options: Mapping[str, Any], reward: Callable[..., Any] | None) -> Run:
-        """The same with AMD: `options` of `AMDObjective`, and a reward called with (media [B, ...], prompts)."""
+    def amd(self, options: Mapping[str, Any], reward: Callable[..., Any] | None, order: Sequence[int] | None = None) -> Run:
+        """The same with AMD.
+
+        Args:
+            options: of `AMDObjective`.
+            reward: called with (media [B, ...], prompts).
+            order: takes the rows of each batch in this order, and trains inside `ReorderedDraws(order)`; an adapter without
+                this argument is not asked whether the order matters.
+        """
         ...
+
+
+class ReorderedDraws(TorchFunctionMode):
+    """Inside it, torch's random numbers for a batch of as many rows come in another order; of this thread, as all modes are.
+
+    Args:
+        order: which row comes where, e.g. ``[2, 0, 3, 1]``.
+    """
+
+    DRAWS = (torch.randn, torch.rand, torch.randint, torch.randn_like, torch.rand_like, torch.randint_like)
+
+    def __init__(self, order: Sequence[int]):
+        super().__init__()
+        self._order = list(order)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called for every function of torch."""
+        drawn = func(*args, **(kwargs or {}))
+        return drawn[self._order] if func in self.DRAWS and drawn.shape[:1] == (len(self._order),) else drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,29 @@ def constant(value: float) -> Callable[..., Any]:
 def test_equal_or_failed_rewards_are_advantage_0(adapter: Adapter, reward: Callable[..., Any]) -> None:
     """Through AMD's own code, guidance converted and the host's normaliser kept."""
     assert_near(adapter.amd({"strength": 0.5, "sharpening": 1.0}, reward).train(STEPS), adapter.stock().train(STEPS))
+
+
+def test_the_normaliser_and_the_guidance_scale_are_the_hosts(adapter: Adapter) -> None:
+    """Of the two normalisers one is the host's, which is the default; a guidance scale that is off by one is neither's loss."""
+    stock, kept = adapter.stock().train(4), []
+    for options in ({}, {"normalizer": "per_sample"}, {"normalizer": "global"}):
+        ours = adapter.amd({"side": "both", **options}, constant(1.0)).train(4)
+        kept.append(all(torch.allclose(a, b, rtol=1e-4, atol=1e-12) for a, b in zip(ours.losses, stock.losses, strict=True)))
+    assert kept[0] and sorted(kept[1:]) == [False, True]
+
+
+@pytest.mark.parametrize("part", [{"strength": 0.5, "sharpening": 0}, {"strength": 0, "sharpening": 1.0}], ids=str)
+def test_the_order_of_a_batch_does_not_matter(adapter: Adapter, part: dict[str, Any]) -> None:
+    """Rows and the random numbers drawn for them in another order: the same losses and weights."""
+    if "order" not in inspect.signature(adapter.amd).parameters:
+        pytest.skip("this adapter's amd() takes no order")
+    options = {"side": "both", **part}
+    straight = adapter.amd(options, brightness).train(4)
+    order = [2, 0, 3, 1]
+    reordered = adapter.amd(options, brightness, order=order).train(4)
+    torch.testing.assert_close(reordered.losses, straight.losses, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(reordered.weights, straight.weights, rtol=1e-3, atol=1e-5)
+    assert torch.equal(reordered.random_state, straight.random_state)
 
 
 @pytest.mark.parametrize(

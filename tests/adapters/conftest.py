@@ -39,22 +39,12 @@ def environment(host):
 
 @pytest.fixture
 def inside():
-    """Runs `inside/test_NAME.py` where host NAME is; asserts that every test in it ran and passed."""
+    """Runs `inside/test_NAME*.py` where host NAME is; asserts that every test in them ran and passed."""
 
     def run(host, source=None):
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            os.devnull,
-            "--rootdir",
-            HERE / "inside",
-        ]
-        command += ["--confcutdir", HERE / "inside", "-W", "ignore", HERE / "inside" / f"test_{host}.py"]
+        files = sorted((HERE / "inside").glob(f"test_{host}*.py"))
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "-W", "ignore"]
+        command += ["--rootdir", HERE / "inside", "--confcutdir", HERE / "inside", *files]
         env = environment(host)
         if source is not None:
             env["PYTHONPATH"] = os.pathsep.join([source, env["PYTHONPATH"]])

@@ -1,13 +1,14 @@
 """From rewards to advantages, over two real processes."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from amd_plugin import AMDObjective
-from amd_plugin.adapters.steering import Steering, group_ids, make_reward
+from amd_plugin import AMDObjective, hookimpl
+from amd_plugin.adapters.steering import HOSTS_OWN, REFERENCE_HOST, Steering, adaptive_objective, group_ids, make_reward
 from amd_plugin.errors import InputError
 
 PROMPTS = ["cat", "dog", "cat", "dog"]
@@ -15,7 +16,7 @@ X0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)
 
 RANK = """
 import sys, torch, torch.distributed as dist
-from amd_plugin import AMDObjective
+from amd_plugin import AMDObjective, get_plugin_manager, hookimpl
 from amd_plugin.adapters.steering import Steering, group_ids
 rank, store, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fails"
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -26,10 +27,22 @@ def reward(media, prompts):
 mine = slice(2 * rank, 2 * rank + 2)
 x0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)[mine]
 prompts = ["cat", "dog", "cat", "dog"][mine]
-steering = Steering(AMDObjective(sharpening=1.0), reward)
+class Flips:
+    @hookimpl
+    def distill_sigma_sampler(self, options):
+        return lambda sigma, advantage, **rest: sigma.flip(0) if len(advantage) == len(sigma) == 4 else 1 / 0
+    @hookimpl
+    def distill_strength_schedule(self, metrics):
+        return metrics.get("zone_share", 1.0)
+plugins = get_plugin_manager()
+plugins.register(Flips(), "flips")
+steering = Steering(AMDObjective(sharpening=1.0), reward, plugins=plugins)
 for _ in range(2):
+    steering.begin(0, 1, {"zone_share": torch.tensor(0.5 * rank)})
     advantage, weight = steering(x0, group_ids(prompts, 2), prompts)
-print(advantage.tolist(), weight.tolist(), steering.metrics["failed_rewards"].item(), sep=";")
+levels = steering.levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
+scale = steering.objective.strength_scale
+print(advantage.tolist(), weight.tolist(), steering.metrics["failed_rewards"].item(), levels.tolist(), scale, sep=";")
 dist.destroy_process_group()
 """
 
@@ -45,15 +58,19 @@ def two_ranks(tmp_path, how):
     answers = [rank.communicate(timeout=120) for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), answers
     columns = zip(*(out.strip().splitlines()[-1].split(";") for out, _ in answers), strict=True)
-    advantage, weight, failed = (
+    advantage, weight, failed, levels, scale = (
         [value for part in column for value in torch.tensor(eval(part)).reshape(-1)] for column in columns
     )
+    # Plugins see one batch of all ranks, and metrics that all ranks agree on.
+    torch.testing.assert_close(torch.stack(levels), torch.tensor([0.7, 0.6, 0.2, 0.1]))
+    assert torch.stack(scale).tolist() == [0.25, 0.25]
     return torch.stack(advantage), torch.stack(weight), torch.stack(failed)
 
 
 def test_groups_span_ranks(tmp_path):
     advantage, weight, failed = two_ranks(tmp_path, "works")
     steering = Steering(AMDObjective(sharpening=1.0), lambda media, prompts: media[:, 0])
+    steering.objective.strength_scale = 0.25
     for _ in range(2):
         alone = steering(X0, group_ids(PROMPTS, 4), PROMPTS)
     torch.testing.assert_close(advantage, alone[0])
@@ -86,3 +103,66 @@ def test_a_reward_by_name_and_a_sum_of_two():
     assert make_reward("random")(media, PROMPTS).shape == (4,)
     one, two = {"name": "random"}, [{"name": "random", "weight": 0.5}, {"name": "random", "weight": 0.5}]
     assert make_reward(two)(media, PROMPTS).shape == make_reward(one)(media, PROMPTS).shape
+
+
+class Third:
+    """Two plugins in one file: each adds what it was given."""
+
+    def __init__(self, shift, factor):
+        self.shift, self.factor = shift, factor
+
+    @hookimpl
+    def distill_sigma_sampler(self, options):
+        return lambda sigma, *, role, advantage, step, generator: sigma * 0.5 + self.shift
+
+    @hookimpl
+    def distill_strength_schedule(self, step, max_steps):
+        return self.factor if step < max_steps else None
+
+
+def test_plugins_follow_one_another_and_their_factors_multiply(plugins):
+    plugins.register(Third(0.0, 0.5), "first")
+    plugins.register(Third(0.5, 0.5), "second")
+    steering = Steering(AMDObjective(), plugins=plugins)
+    assert steering.moves and not steering.active
+    torch.testing.assert_close(steering.levels(torch.tensor([0.4, 0.8]), "student"), torch.tensor([0.6, 0.7]))
+    steering.begin(0, 1)
+    assert steering.objective.strength_scale == 0.25
+    steering.begin(1, 1)
+    assert steering.objective.strength_scale == 1
+
+
+def test_without_plugins_nothing_moves(plugins):
+    for steering in (Steering(AMDObjective()), Steering(AMDObjective(), plugins=plugins)):
+        sigma = torch.rand(3)
+        steering.begin(0, 0, {"a": torch.tensor(1.0)})
+        assert not steering.moves and steering.levels(sigma, "student") is sigma and steering.objective.strength_scale == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 1.0}, r"amd\.strength: must be in"),
+        ({"strength": "much"}, r"amd\.strength: .*got 'much'"),
+        ({"strength": True}, r"amd\.strength: .*got True"),
+        ({"side": "left"}, r"amd\.side: .*got 'left'"),
+        ({"std_floor": float("nan")}, r"amd\.std_floor"),
+        ({"squash": torch.nn}, r"amd\.squash"),
+        ({"guidance_scale": 2.0}, "host's own configuration"),
+        ({"memory_share": 0.2}, "needs amd-plugin's own host"),
+        ({"strenght": 0.5}, "is not an option"),
+    ],
+    ids=str,
+)
+def test_options_that_are_wrong_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        adaptive_objective(2.0, options)
+
+
+def test_every_option_of_amd_passes_through_by_its_signature():
+    parameters = inspect.signature(AMDObjective).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.name not in (*HOSTS_OWN, *REFERENCE_HOST)}
+    made = adaptive_objective(2.0, defaults)
+    assert made.state_dict() == AMDObjective(2.0).state_dict() and made.guidance_scale == 2.0
+    for name in ("strength", "sharpening", "limit", "std_floor"):
+        assert getattr(adaptive_objective(2.0, {**defaults, name: 0.25}), name) == 0.25

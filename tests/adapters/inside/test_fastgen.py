@@ -1,12 +1,16 @@
 """`AMDModel` against FastGen's own `DMD2Model`, on its tiny EDM network."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from fastgen.configs.config_utils import override_config_with_opts
 from fastgen.configs.methods.config_dmd2 import ModelConfig
 from fastgen.methods import DMD2Model
+from plugin import Levels
 
 from amd_plugin.adapters.fastgen import AMDModel
 from amd_plugin.errors import InputError
@@ -87,3 +91,87 @@ def test_bad_options():
         model(AMDModel, amd={"strenght": 1})
     with pytest.raises(InputError, match="mapping"):
         model(AMDModel, amd=3)
+
+
+def test_plugins_move_levels_and_set_the_strength():
+    plugin = Levels()
+
+    class Own(AMDModel):
+        plugins = plugin.plugins
+
+    made = model(Own, amd={"side": "both", "reward": lambda media, prompts: media.mean((1, 2, 3))})
+    seen, end = [], made.net.noise_scheduler.max_t
+    made.teacher.register_forward_pre_hook(lambda module, args: seen.append(args[1] / end))
+    train(made, 4)
+    turns = [("student", 0), ("fake_score", 0), ("student", 0), ("fake_score", 1)]
+    assert plugin.moved == [(role, step, 4, 4) for role, step in turns]
+    levels = torch.cat(seen)
+    assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(set(plugin.random)) == 4
+    assert made.objective.strength_scale == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
+
+
+def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():
+    heard = []
+    made = model(AMDModel, amd={"reward": lambda media, prompts: heard.append(prompts) or media.mean((1, 2, 3))})
+    texts = ["a fox", "a fox", "a boat", "a boat"]
+    data = {"real": torch.randn(4, 3, 8, 8), "condition": torch.eye(10)[[3, 3, 7, 7]], "neg_condition": torch.zeros(4, 10)}
+    for step in (1, 2):
+        made.single_train_step({**data, "condition_raw": texts}, step)
+    assert heard == [texts, texts]
+    before = made.objective.state_dict()
+    with torch.no_grad():
+        loss, _ = made.single_train_step({**data, "condition_raw": texts}, 2)
+    assert len(heard) == 2 and made.objective.state_dict() == before and not any(name.startswith("amd_") for name in loss)
+
+
+CONFIG = """
+import torch
+from fastgen.configs.config_utils import override_config_with_opts
+from fastgen.configs.methods.config_dmd2 import create_config as stock
+from fastgen.utils import LazyCall as L
+
+
+class Digits:
+    def __init__(self, batch_size=4, sampler_start_idx=None):
+        self.batch_size = batch_size
+
+    def __iter__(self):
+        while True:
+            digits = torch.eye(10)[[3, 3, 7, 7]]
+            yield {"real": torch.randn(4, 3, 8, 8), "condition": digits, "neg_condition": torch.zeros(4, 10)}
+
+
+def create_config():
+    config = stock()
+    config.trainer.callbacks = {}
+    net = ["-", "img_resolution=8", "channel_mult=[1]", "channel_mult_noise=1"]
+    config.model.net = override_config_with_opts(config.model.net, net)
+    config.model.device, config.model.precision = torch.device("cpu"), "float32"
+    config.model.pretrained_model_path, config.model.gan_loss_weight_gen = "", 0.0
+    config.model.student_update_freq, config.model.input_shape = 2, [3, 8, 8]
+    config.dataloader_train, config.dataloader_val = L(Digits)(batch_size=4), None
+    return config
+"""
+
+
+def test_the_command_line_and_its_checkpoints(tmp_path):
+    """`amd-plugin host fastgen`: the host's own trainer, and AMD's running statistics in its own checkpoints."""
+    (tmp_path / "run_config.py").write_text(CONFIG)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "FASTGEN_OUTPUT_ROOT": str(tmp_path / "out")}
+
+    def host(*words):
+        command = [sys.executable, "-W", "ignore", "-c", "import conftest; from amd_plugin.cli import main; main()"]
+        amd = "+model_class.amd={strength: 0.25, reward: {name: random}}"
+        command += ["host", "fastgen", "--", "--config=run_config.py", "-", "trainer.save_ckpt_iter=2", amd, *words]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {
+            int(path.stem): torch.load(path, weights_only=False)["callbacks"]["amd"]
+            for path in sorted((tmp_path / "out").rglob("*.pth"))
+        }
+
+    first = host("trainer.max_iter=3")
+    assert {step: state["updates"] for step, state in first.items()} == {2: 2, 3: 2}, "the host counts one more than it makes"
+    resumed = host("trainer.max_iter=5", "trainer.resume=True")
+    assert {step: state["updates"] for step, state in resumed.items()} == {2: 2, 3: 2, 4: 3, 5: 3}
+    assert resumed[2] == first[2] and resumed[4]["spread"] > 0

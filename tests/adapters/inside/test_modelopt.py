@@ -56,14 +56,14 @@ def batch(step):
     return torch.randn(LATENTS, generator=draws), torch.randn(LATENTS, generator=draws), condition, torch.zeros(4, 3, 8)
 
 
-def train(pipe, steps=10, start=0, random=None):
+def train(pipe, steps=10, start=0, random=None, rows=batch):
     """The user's loop, the same for both classes: every loss, the gradients of the last student turn, the generator's state."""
     students = torch.optim.SGD(pipe.student.parameters(), lr=0.05)
     fakes = torch.optim.SGD(pipe.fake_score.parameters(), lr=0.05)
     losses, gradients = [], []
     torch.set_rng_state(torch.Generator().manual_seed(7).get_state() if random is None else random)
     for step in range(start, start + steps):
-        latents, noise, condition, negative = batch(step)
+        latents, noise, condition, negative = rows(step)
         if step % 2 == 0:
             out = pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
             optimizer = students
@@ -273,7 +273,7 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
     recipe._save_dmd_extras(str(tmp_path))
     again = run()
     again._restore_dmd_extras(str(tmp_path))
-    assert again._dmd_pipeline.objective.state_dict() == recipe._dmd_pipeline.objective.state_dict()
-    assert again._dmd_pipeline.objective.state_dict()["updates"] > 0
+    assert again._dmd_pipeline.state_dict() == recipe._dmd_pipeline.state_dict()
+    assert again._dmd_pipeline.state_dict()["turns"] == {"student": 1, "fake_score": 1}
     with pytest.raises(InputError, match="amd_decode"):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)

@@ -1,4 +1,5 @@
-"""Roles small enough for FastVideo's trainer on a CPU: a `ModelBase` around a few linear layers, counting its calls."""
+"""Roles small enough for FastVideo's trainer on a CPU: a `ModelBase` around a few linear layers, counting its calls; and the
+YAML of a run with them."""
 
 from types import SimpleNamespace
 
@@ -10,6 +11,35 @@ from fastvideo.training.trackers import BaseTracker
 
 SHAPE = (2, 3, 4, 4)  # frames, channels, height, width
 PROMPTS = ["a cat", "a cat", "a dog", "a dog"]
+STOCK = "fastvideo.train.methods.distribution_matching.dmd2.DMD2Method"
+OURS = "amd_plugin.adapters.fastvideo.AMDMethod"
+STATE = {"amd": {"_target_": "amd_plugin.adapters.fastvideo.AMDStateCallback"}}
+
+
+def role(seed, name, trainable=True):
+    return {"_target_": "toy_fastvideo.Toy", "seed": seed, "name": name, "trainable": trainable}
+
+
+def settings(folder, method=OURS, amd=None, callbacks=None, steps=10, save=0, resume="", processes=1, batch=4, **options):
+    """What a user writes in YAML."""
+    return {
+        "models": {"student": role(1, "student"), "teacher": role(2, "teacher", False), "critic": role(3, "critic")},
+        "method": {
+            "_target_": method, "rollout_mode": "simulate", "generator_update_interval": 2, "real_score_guidance_scale": 4.5,
+            "dmd_denoising_steps": [1000, 750, 500, 250], "fake_score_learning_rate": 0.01, "fake_score_betas": [0.0, 0.999],
+            "fake_score_lr_scheduler": "constant", **({} if amd is None else {"amd": amd}), **options,
+        },
+        "training": {
+            "distributed": {"num_gpus": processes, "sp_size": 1, "tp_size": 1},
+            "data": {"data_path": "none", "train_batch_size": batch, "seed": 1000},
+            "optimizer": {"learning_rate": 0.01, "betas": [0.0, 0.999], "lr_scheduler": "constant", "lr_warmup_steps": 0},
+            "loop": {"max_train_steps": steps, "gradient_accumulation_steps": 1},
+            "checkpoint": {
+                "output_dir": str(folder), "training_state_checkpointing_steps": save, "resume_from_checkpoint": resume,
+            },
+        },
+        "callbacks": {"probe": {"_target_": "toy_fastvideo.Probe"}, "grad_clip": {"max_grad_norm": 1.0}, **(callbacks or {})},
+    }  # fmt: skip
 
 
 class Net(torch.nn.Module):
@@ -26,13 +56,14 @@ class Net(torch.nn.Module):
 class Toy(ModelBase):
     calls: list = []  # noqa: RUF012  # of all roles, for counting
 
-    def __init__(self, *, seed, trainable=True, training_config=None, name=""):
+    def __init__(self, *, seed, trainable=True, training_config=None, name="", order=None):
         super().__init__(trainable=trainable)
         self.transformer, self.name = Net(seed).requires_grad_(trainable), name
         self.noise_scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         draws = torch.Generator().manual_seed(0)
         texts = torch.randn(2, 5, generator=draws).repeat_interleave(2, 0)
-        self.dataloader = [{"text": texts, "info_list": [{"prompt": p} for p in PROMPTS]}]
+        rows = range(len(PROMPTS)) if order is None else order
+        self.dataloader = [{"text": texts[list(rows)], "info_list": [{"prompt": PROMPTS[row]} for row in rows]}]
 
     def decode_latents(self, latents):
         return latents.permute(0, 2, 1, 3, 4).sigmoid()
@@ -59,13 +90,13 @@ class Toy(ModelBase):
 
 
 class Probe(Callback):
-    """Keeps the method, and what its gradients were before each step."""
+    """Keeps the method, the callbacks beside it, and what the gradients were before each step."""
 
-    method = None
+    method = callbacks = None
     gradients: list = []  # noqa: RUF012
 
     def on_train_start(self, method, iteration=0):
-        Probe.method, Probe.gradients = method, []
+        Probe.method, Probe.callbacks, Probe.gradients = method, self._callback_dict, []
 
     def on_before_optimizer_step(self, method, iteration=0):
         roles = (method.student, method.critic)

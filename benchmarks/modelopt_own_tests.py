@@ -1,0 +1,76 @@
+"""ModelOpt's own unit tests of its DMD pipeline, with `AMDPipeline` in place of `DMDPipeline`.
+
+    git clone https://github.com/NVIDIA/Model-Optimizer
+    make install && .venv/bin/python -m pytest tests/adapters/test_hosts.py -k modelopt      # once: installs the host
+    .venv/bin/python benchmarks/modelopt_own_tests.py Model-Optimizer
+
+The tests are in ModelOpt's repository and not in its wheel, so a checkout is needed; its tests run against the wheel. Each
+file runs as it is and again with the class replaced, at strength 0 and sharpening 0 and at AMD's defaults with a constant
+reward: all three must pass the same tests. It exits with 1 otherwise.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = Path("tests", "unit", "torch", "fastgen")
+# A pytest plugin: what the tests import as DMDPipeline is ours, before any of them is imported.
+REPLACE = """
+import functools, os, torch
+import modelopt.torch.fastgen as fastgen
+import modelopt.torch.fastgen.methods.dmd as dmd
+from amd_plugin.adapters.modelopt import AMDPipeline
+
+stated = {"zero": dict(strength=0, sharpening=0), "constant": dict(reward=lambda media, prompts: torch.ones(len(media)))}
+options = stated[os.environ["AMD_OPTIONS"]]
+
+class Replaced(AMDPipeline):
+    __init__ = functools.partialmethod(AMDPipeline.__init__, **options)
+
+fastgen.DMDPipeline = dmd.DMDPipeline = Replaced
+"""
+
+
+def outcome(checkout: Path, options: str | None) -> dict[str, str]:
+    """Name of each test -> how it ended; without `options` the host is left as it is."""
+    from tests.adapters.conftest import environment
+
+    env = environment("modelopt") | {"AMD_OPTIONS": options or ""}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-rA", "-q", "-c", os.devnull]
+    command += ["--rootdir", checkout / "tests", "--import-mode", "importlib", checkout / TESTS]
+    folder = ROOT / ".venv-hosts" / "replaced"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "amd_replaces_dmd.py").write_text(REPLACE)
+    env["PYTHONPATH"] = os.pathsep.join([str(folder), env["PYTHONPATH"], str(checkout / "tests")])
+    if options:
+        command[3:3] = ["-p", "amd_replaces_dmd"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    ended = {name: how for how, name in re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+)", done.stdout, re.M)}
+    if not ended:
+        sys.exit(done.stdout + done.stderr)
+    return ended
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / TESTS).is_dir():
+        sys.exit(f"usage: {sys.argv[0]} CHECKOUT    # of github.com/NVIDIA/Model-Optimizer, with {TESTS}")
+    sys.path.insert(0, str(ROOT))
+    checkout = Path(sys.argv[1]).resolve()
+    stock = outcome(checkout, None)
+    wrong = 0
+    for name, options in (("as it is", None), ("strength 0, sharpening 0", "zero"), ("defaults, constant reward", "constant")):
+        ended = outcome(checkout, options) if options else stock
+        passed = sum(how == "PASSED" for how in ended.values())
+        print(f"{name:26} {passed:3} passed of {len(ended)}")
+        for test in sorted(stock.keys() | ended.keys()):
+            if stock.get(test) != ended.get(test):
+                wrong += 1
+                print(f"    {test}: {stock.get(test)} as it is, {ended.get(test)} here")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

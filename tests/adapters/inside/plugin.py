@@ -1,0 +1,35 @@
+"""A third party's plugin: moves noise levels into a window, and halves the strength."""
+
+import torch
+
+from amd_plugin import get_plugin_manager, hookimpl
+
+
+class Levels:
+    """Into [low, high], in the order of the host's draw; notes what it was asked.
+
+    Attributes:
+        moved: (role, step, number of levels, number of advantages or None) of each call.
+        steps: (step, max_steps, whether there were metrics) of each call of the schedule.
+    """
+
+    def __init__(self, low=0.4, high=0.5, factor=0.5):
+        self.low, self.high, self.factor, self.moved, self.steps, self.random = low, high, factor, [], [], []
+        self.plugins = get_plugin_manager()
+        self.plugins.register(self, "levels")
+
+    @hookimpl
+    def distill_sigma_sampler(self, options):
+        self.options = options
+        return self.move
+
+    def move(self, sigma, *, role, advantage, step, generator):
+        assert ((sigma >= 0) & (sigma <= 1)).all()
+        self.moved.append((role, step, len(sigma), None if advantage is None else len(advantage)))
+        self.random.append(torch.rand((), generator=generator).item())
+        return self.low + (self.high - self.low) * sigma
+
+    @hookimpl
+    def distill_strength_schedule(self, step, max_steps, metrics):
+        self.steps.append((step, max_steps, "zone_share" in metrics))
+        return self.factor

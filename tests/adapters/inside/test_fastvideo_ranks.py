@@ -1,0 +1,83 @@
+"""FastVideo's own trainer on two ranks: real processes, gloo, each role sharded over both.
+
+A forward, a gradient or a gather too many on one rank would wait for ever; every run has a time limit.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from rank_fastvideo import PROMPTS, REWARDS
+
+from amd_plugin import AMDObjective
+from amd_plugin.adapters.steering import group_ids
+
+FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all their rewards
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What each rank said, without and with `fast_rollout`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [port, tmp_path_factory.mktemp("run"), json.dumps(FAILS)]
+    command = [sys.executable, "-W", "ignore", "-c", "import rank_fastvideo; rank_fastvideo.main()"]
+    processes = [
+        subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        answers = [process.communicate(timeout=150) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), answers
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
+
+
+@pytest.fixture(params=[False, True], ids=["stock rollout", "fast_rollout"])
+def ranks(request, trained):
+    return request.param, [rank[request.param] for rank in trained]
+
+
+def test_every_rank_makes_the_same_calls_whatever_its_rewards_did(ranks):
+    _, (first, second) = ranks
+    assert first["collectives"] == second["collectives"] and first["forwards"] == second["forwards"]
+    # What is compared is not nothing: gathers of sharded weights, their gradients, and of rewards.
+    assert all({"all_gather", "all_gather_single"} <= set(step) for step in first["collectives"])
+    assert first["student"] == second["student"]
+
+
+def test_the_exit_rung_is_agreed_where_that_saves_forwards(ranks):
+    fast, (first, second) = ranks
+    if fast:
+        assert first["rungs"] == second["rungs"] and len({step[0] for step in first["rungs"]}) > 1
+        depth = {1000: 1, 750: 2, 500: 3, 250: 4}
+        assert [step["student"] for step in first["forwards"]] == [depth[step[0]] for step in first["rungs"]]
+    else:
+        assert first["rungs"] != second["rungs"], "the host draws one on each rank, and rolls out all steps"
+        assert [step["student"] for step in first["forwards"]] == [4, 8] * 4
+
+
+def test_groups_span_ranks_and_failed_rewards_are_advantage_0(ranks):
+    _, both = ranks
+    groups = group_ids([prompt for prompts in PROMPTS for prompt in prompts], 4)
+    expected = AMDObjective().advantage(torch.tensor([*REWARDS[0], *REWARDS[1]]), groups).view(2, 2)
+    assert expected[0, 0] < 0 < expected[1, 1], "a group's members are on different ranks"
+    for rank, seen in enumerate(both):
+        for iteration, judged in enumerate(seen["judged"], start=1):
+            failed = any(iteration in iterations for iterations in FAILS.values())
+            assert judged
+            for advantage, weight in judged:
+                torch.testing.assert_close(torch.tensor(advantage), torch.zeros(2) if failed else expected[rank])
+                assert (weight == [1, 1]) is failed
+
+
+def test_all_ranks_log_the_same(ranks):
+    _, (first, second) = ranks
+    assert first["reward"] == second["reward"]
+    assert [share for _, share in first["reward"]] == [0, 0, 0.5, 0.5, 0.5, 1, 0, 0]
