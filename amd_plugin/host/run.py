@@ -59,7 +59,6 @@ def train(
         RunError: when training had to stop; a checkpoint was written first.
         Preempted: after Ctrl-C or SIGTERM, likewise.
     """
-    _refuse_engines(recipe)
     accelerator = _accelerator(recipe, output)
     start = _on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
@@ -71,12 +70,6 @@ def train(
     finally:
         if trainer.rewards is not None:
             trainer.rewards.close()
-
-
-def _refuse_engines(recipe: Recipe) -> None:
-    if (how := recipe.config.distributed.trained) != "none":
-        what = f"must be none, got {how}: student and fake score cannot be sharded yet, only planned for. Use adapters instead"
-        raise InputError(f"distributed.trained: {what} (model.roles: shared_base), whose base distributed.teacher shards")
 
 
 def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None, roll_call: RollCall) -> dict[str, float]:
@@ -107,7 +100,6 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     from amd_plugin.schedule import Ladder
     from amd_plugin.tasks import TASKS
 
-    _refuse_engines(recipe)
     config = recipe.config
     start = find_checkpoint(output, recipe, resume)
     task = TASKS[config.data.task](**config.data.options)
@@ -227,18 +219,29 @@ def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
 
 
 def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
-    folder = output / "checkpoints"
-    if trainer.accelerator.is_main_process:
-        tensors = {name: part.state_dict() for name, part in trainer.state().items()}
-        state = {
-            "objective": trainer.objective.state_dict(),
-            "plugins": dict(trainer.plugins.hook.distill_state_dict()),
-            "recipe": trainer.recipe.as_dict(),
-            "last_metrics": run_log.last,
-            "evaluations": trainer.alarm.state_dict(),
-            "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
-        }
-        checkpoint.save(folder, trainer.step, tensors, state, trainer.train.keep_checkpoints)
+    """Writes a checkpoint; call on every process: all of them wait until it is there.
+
+    Raises:
+        RunError: on every process, where the first cannot write it.
+    """
+    folder, outcome, cause = output / "checkpoints", [""], None
+    main, keep = trainer.accelerator.is_main_process, trainer.train.keep_checkpoints
+    state = {
+        "objective": trainer.objective.state_dict(),
+        "plugins": dict(trainer.plugins.hook.distill_state_dict()) if main else {},
+        "recipe": trainer.recipe.as_dict(),
+        "last_metrics": run_log.last,
+        "evaluations": trainer.alarm.state_dict(),
+        "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
+    }
+    tensors = {name: part.state_dict() for name, part in trainer.state().items()}
+    try:
+        checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main)
+    except OSError as error:
+        outcome, cause = [f"{type(error).__name__}: {error}"], error
+    broadcast_object_list(outcome)
+    if outcome[0]:
+        raise RunError(f"the checkpoint of step {trainer.step} could not be written: {outcome[0]}") from cause
     return folder / f"step-{trainer.step:06d}"
 
 
@@ -257,14 +260,16 @@ def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
 
 def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
     """Brings `trainer` to where the checkpoint was written; returns the metrics last logged then."""
-    tensors, state = checkpoint.load(path)
+    engines = trainer.recipe.config.distributed.trained != "none"
+    tensors, state = checkpoint.load(path, later=engines)
     changed = differences(state["recipe"], trainer.recipe.as_dict())
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
     if state["step"] > trainer.train.max_steps:
         raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
     for name, part in trainer.state().items():
-        part.load_state_dict(checkpoint.tensors_on(tensors[name], trainer.accelerator.device))
+        whole = tensors[name] if engines else checkpoint.tensors_on(tensors[name], trainer.accelerator.device)
+        part.load_state_dict(whole)
     trainer.objective.load_state_dict(state["objective"])
     trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
     if trainer.scoring is not None:

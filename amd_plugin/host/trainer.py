@@ -10,6 +10,7 @@ What happens to signals, rewards and weights is the objective's business; nothin
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.adversary import Adversary
 from amd_plugin.host.alarm import Alarm
 from amd_plugin.host.batch import Batch
-from amd_plugin.host.learner import Learner
+from amd_plugin.host.learner import EngineLearner, Learner
 from amd_plugin.host.real import RealSamples
 from amd_plugin.host.scoring import Scoring
 from amd_plugin.models import backbone
@@ -287,28 +288,30 @@ class Trainer:
 
     def _make_roles(self) -> None:
         """Places the networks and gives those that learn their optimizers."""
-        model, train, device = self.recipe.config.model, self.train, self.accelerator.device
-        shared, base = model.roles == "shared_base", self.backbone.network
-        self.student_is_sharded = shared and self.recipe.config.distributed.teacher != "none"
+        config, train, device = self.recipe.config, self.train, self.accelerator.device
+        model, how = config.model, config.distributed.trained
+        shared, base, read = model.roles == "shared_base", self.backbone.network, self.backbone.read
+        self.student_is_sharded = how != "none" or (shared and config.distributed.teacher != "none")
         # Adapters are added to a base that has its place already; networks of their own are copied from one that has none yet.
         base = self._placed(base) if shared else base
-        roles = make_roles(model, base, self.backbone.student, train.seed, self.backbone.read)
+        roles = make_roles(model, base, self.backbone.student, train.seed, read, whole=how != "zero3")
         if not shared:
             roles["teacher"] = Role(self._placed(base), frozen=True)
         for role in (roles["student"], roles["fake_score"]):
-            role.network.to(device)
+            if how == "none":
+                role.network.to(device)
             if train.gradient_checkpointing:
                 _enable_checkpointing(role.network)
         if train.compile:
             for network in {id(role.network): role.network for role in roles.values()}.values():
                 network.compile()
         self.student, self.fake_score, self.teacher = roles["student"], roles["fake_score"], roles["teacher"]
-        self.ema = Average(self.student, train.ema)
         learning = {"student": (self.student, train.student_lr), "fake_score": (self.fake_score, train.fake_lr)}
+        make: Any = Learner if how == "none" else partial(EngineLearner, how=how, read=read)
         self.learners = {
-            name: Learner(role, name.replace("_", " "), rate, train, self.accelerator)
-            for name, (role, rate) in learning.items()
+            name: make(role, name.replace("_", " "), rate, train, self.accelerator) for name, (role, rate) in learning.items()
         }
+        self.ema = Average(self.student, train.ema)
 
     def _placed(self, teacher: torch.nn.Module) -> Any:
         hook, options = self.plugins.hook.distill_prepare_frozen, self.recipe.as_dict()
