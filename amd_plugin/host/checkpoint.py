@@ -154,9 +154,7 @@ def _stored(path: Path) -> dict[str, Later]:
     """The tensors in a file."""
     file = safe_open(path, "pt")
     parts = {key: file.get_slice(key) for key in file.keys()}
-    return {
-        key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()
-    }
+    return {key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
 
 
 def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any]:

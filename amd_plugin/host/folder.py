@@ -29,7 +29,7 @@ MAY_CHANGE = {
     ),
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
     "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
-    "distributed": ("mixed_precision", "device", "teacher", "timeout"),
+    "distributed": ("mixed_precision", "device", "teacher", "trained", "timeout"),
 }  # fmt: skip
 
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -147,7 +148,8 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) 
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
             what = f"{roll_call.absent(error)}{kind}{error}"
-            raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
+            saved = _rescue(trainer, run_log, output, roll_call)
+            raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {saved}") from error
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
@@ -224,8 +226,22 @@ def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
     Raises:
         RunError: on every process, where the first cannot write it.
     """
-    folder, outcome, cause = output / "checkpoints", [""], None
-    main, keep = trainer.accelerator.is_main_process, trainer.train.keep_checkpoints
+    outcome, cause = [""], None
+    try:
+        _write(trainer, run_log, output)
+    except (OSError, SafetensorError) as error:
+        outcome, cause = [f"{type(error).__name__}: {error}"], error
+    broadcast_object_list(outcome)
+    if outcome[0]:
+        raise RunError(f"the checkpoint of step {trainer.step} cannot be written: {outcome[0]}") from cause
+    return _checkpoint(trainer, output)
+
+
+def _write(trainer: Trainer, run_log: RunLog, output: Path) -> None:
+    """The main process's part of a checkpoint, and that of the others where each has a share of the weights."""
+    main = trainer.accelerator.is_main_process
+    if not (main or trainer.has_shares):
+        return
     state = {
         "objective": trainer.objective.state_dict(),
         "plugins": dict(trainer.plugins.hook.distill_state_dict()) if main else {},
@@ -235,24 +251,27 @@ def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
         "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
     }
     tensors = {name: part.state_dict() for name, part in trainer.state().items()}
-    try:
-        checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main)
-    except OSError as error:
-        outcome, cause = [f"{type(error).__name__}: {error}"], error
-    broadcast_object_list(outcome)
-    if outcome[0]:
-        raise RunError(f"the checkpoint of step {trainer.step} could not be written: {outcome[0]}") from cause
-    return folder / f"step-{trainer.step:06d}"
+    folder, keep = output / "checkpoints", trainer.train.keep_checkpoints
+    checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main)
 
 
-def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
+def _checkpoint(trainer: Trainer, output: Path) -> Path:
+    return output / "checkpoints" / f"step-{trainer.step:06d}"
+
+
+def _rescue(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) -> str:
     """Saves what an interrupted cycle left, unless the checkpoint of its beginning, which is exact, is there already."""
-    where = output / "checkpoints" / f"step-{trainer.step:06d}"
-    if not trainer.accelerator.is_main_process:
+    where, done = _checkpoint(trainer, output), [False]
+    if trainer.has_shares and not roll_call.complete():
+        return "without all processes there is nothing to be saved; --resume auto goes on from the newest checkpoint"
+    if not (trainer.accelerator.is_main_process or trainer.has_shares):
         return f"process 0 saves {where}, if it can"
     try:
-        if not where.exists():
-            _save(trainer, run_log, output)
+        done[0] = where.exists()
+        if trainer.has_shares:
+            broadcast_object_list(done)
+        if not done[0]:
+            _write(trainer, run_log, output)
         return f"saved {where}; --resume auto repeats the step"
     except Exception as error:
         return f"it could not be saved: {type(error).__name__}: {error}"
@@ -260,16 +279,15 @@ def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
 
 def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
     """Brings `trainer` to where the checkpoint was written; returns the metrics last logged then."""
-    engines = trainer.recipe.config.distributed.trained != "none"
-    tensors, state = checkpoint.load(path, later=engines)
+    tensors, state = checkpoint.load(path, later=trainer.has_shares)
     changed = differences(state["recipe"], trainer.recipe.as_dict())
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
     if state["step"] > trainer.train.max_steps:
         raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
     for name, part in trainer.state().items():
-        whole = tensors[name] if engines else checkpoint.tensors_on(tensors[name], trainer.accelerator.device)
-        part.load_state_dict(whole)
+        stored = tensors[name]
+        part.load_state_dict(stored if trainer.has_shares else checkpoint.tensors_on(stored, trainer.accelerator.device))
     trainer.objective.load_state_dict(state["objective"])
     trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
     if trainer.scoring is not None:

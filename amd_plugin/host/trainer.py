@@ -57,6 +57,7 @@ class Trainer:
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
+        has_shares: each process keeps a share of trained weights, so that all have to save and load them together.
         ladder: rungs of the few-step scheduler that is trained for and exported.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
         alarm: remembers held-out evaluations.
@@ -291,7 +292,8 @@ class Trainer:
         config, train, device = self.recipe.config, self.train, self.accelerator.device
         model, how = config.model, config.distributed.trained
         shared, base, read = model.roles == "shared_base", self.backbone.network, self.backbone.read
-        self.student_is_sharded = how != "none" or (shared and config.distributed.teacher != "none")
+        self.has_shares = how != "none"
+        self.student_is_sharded = self.has_shares or (shared and config.distributed.teacher != "none")
         # Adapters are added to a base that has its place already; networks of their own are copied from one that has none yet.
         base = self._placed(base) if shared else base
         roles = make_roles(model, base, self.backbone.student, train.seed, read, whole=how != "zero3")

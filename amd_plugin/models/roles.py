@@ -202,7 +202,13 @@ class Average:
 
 
 def make_roles(
-    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None, *, whole: bool = True
+    config: ModelConfig,
+    teacher: nn.Module,
+    student: nn.Module | None,
+    seed: int,
+    read: Read | None = None,
+    *,
+    whole: bool = True,
 ) -> dict[str, Role]:
     """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
 

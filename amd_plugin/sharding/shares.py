@@ -6,7 +6,7 @@ of the same layout, so that one description, where a parameter's elements are, p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
