@@ -202,14 +202,9 @@ class Average:
 
 
 def make_roles(
-    config: ModelConfig,
-    teacher: nn.Module,
-    student: nn.Module | None,
-    seed: int,
-    read: Read | None = None,
-    *,
+    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None, *,
     whole: bool = True,
-) -> dict[str, Role]:
+) -> dict[str, Role]:  # fmt: skip
     """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
 
     Args:
