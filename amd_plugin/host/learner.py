@@ -81,8 +81,8 @@ class EngineLearner:
     ):  # fmt: skip
         self.role, self._name, self._peak, self._train = role, name, learning_rate, train
         adam = partial(torch.optim.Adam, lr=learning_rate, betas=train.betas, fused=True)
-        self._engine, self._adam = engine_for(role, adam, train, accelerator, how, read)
-        self.optimizer = Moments(self._adam, role.shares)
+        self._engine, optimizer = engine_for(role, adam, train, accelerator, how, read)
+        self.optimizer = Moments(optimizer, role.shares)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss` to the role's."""
@@ -92,7 +92,7 @@ class EngineLearner:
 
     def update(self, step: int, suspects: dict[str, Any]) -> Tensor:
         """See `Learner.update`. Call it after as many backward passes as the recipe accumulates."""
-        for group in self._adam.param_groups:
+        for group in self.optimizer.optimizer.param_groups:
             group["lr"] = self._peak * _factor(step, self._train)
         self._engine.step()
         if not self._engine.was_step_applied():

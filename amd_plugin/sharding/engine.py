@@ -21,7 +21,6 @@ from amd_plugin.sharding.shares import Shares
 
 # Elements reduced at a time, as in recipes/launch/deepspeed_trained_zero3.json.
 BUCKET = 100_000_000
-STAGES = {"zero2": 2, "zero3": 3}
 
 
 def engine_for(
@@ -86,7 +85,7 @@ def _release_after_calls(network: nn.Module, engine: Any) -> None:
 def _config(role: Role, train: TrainConfig, accelerator: Any, how: str) -> dict[str, Any]:
     bucket = min(sum(p.numel() for p in role.parameters()), BUCKET)
     zero = {
-        **(gathering(role.network) if how == "zero3" else {"stage": 2, "allgather_bucket_size": bucket}),
+        **(gathering(role.network) if how == "zero3" else {"stage": 2}),
         "reduce_bucket_size": bucket,
         "overlap_comm": accelerator.device.type != "cpu",
     }

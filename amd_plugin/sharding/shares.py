@@ -110,15 +110,18 @@ class Moments:
     Args:
         optimizer: the torch optimizer that DeepSpeed drives; it has been given flat tensors instead of the parameters.
         shares: those, and which parameters, in their order.
+
+    Attributes:
+        optimizer: as given.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, shares: Shares):
-        self._optimizer, self._shares, self._flat, self._names = optimizer, shares, shares.flat, shares.names
+        self.optimizer, self._shares, self._flat, self._names = optimizer, shares, shares.flat, shares.names
 
     def state_dict(self) -> dict[str, Any]:
         """Like a torch optimizer's."""
-        states = [self._optimizer.state.get(flat, {}) for flat in self._flat]
-        group = {key: value for key, value in self._optimizer.param_groups[0].items() if key != "params"}
+        states = [self.optimizer.state.get(flat, {}) for flat in self._flat]
+        group = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
         groups = [{**group, "params": list(range(len(self._names)))}]
         if not all(states):
             return {"state": {}, "param_groups": groups}
@@ -134,9 +137,9 @@ class Moments:
         for key, value in first.items():
             if not value.shape:
                 for flat in self._flat:
-                    self._optimizer.state[flat][key] = at_hand(value).to(flat.device)
+                    self.optimizer.state[flat][key] = at_hand(value).to(flat.device, copy=True)
                 continue
             spread = [torch.zeros_like(flat) for flat in self._flat]
             self._shares.take_named(spread, {name: state["state"][i][key] for i, name in enumerate(self._names)})
             for flat, values in zip(self._flat, spread, strict=True):
-                self._optimizer.state[flat][key] = values
+                self.optimizer.state[flat][key] = values

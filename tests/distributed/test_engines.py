@@ -15,6 +15,10 @@ from tests.distributed.engine_runs import train_all
 from tests.distributed.processes import ROOT, run, torchrun
 from tests.distributed.test_launchers import assert_same
 
+# Runs are shared between tests, so that workers must not share those out.
+pytestmark = pytest.mark.xdist_group("engines")
+LOOKS = pytest.mark.xdist_group("engine shares")
+
 HERE = ROOT / "tests" / "distributed"
 ROLES = ("student", "fake_score", "ema")
 ALL = (*ROLES, "optimizer_student", "optimizer_fake_score")
@@ -158,6 +162,7 @@ def ranks(pipeline_folder, tmp_path_factory):
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(3)], encoder
 
 
+@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_process_keeps_its_share(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
@@ -171,12 +176,14 @@ def test_every_process_keeps_its_share(stage, ranks):
                 assert held <= rank["whole"] / 3 + padding, moment
 
 
+@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_average_plays_and_leaves(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
         assert rank["average applied"] == 0 == rank["given back"] < rank["average differs"]
 
 
+@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_gradient_that_is_not_finite_stops_all_before_the_update(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
@@ -185,6 +192,7 @@ def test_a_gradient_that_is_not_finite_stops_all_before_the_update(stage, ranks)
     assert all("output in samples [0, 1]" not in said for seen in ranks[0] for said, _ in seen[stage]["not finite"])
 
 
+@LOOKS
 def test_a_text_encoder_loaded_meanwhile_is_whole(ranks):
     seen, folder = ranks
     expected = sum(p.numel() for p in UMT5EncoderModel.from_pretrained(folder).parameters())
