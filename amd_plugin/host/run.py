@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,19 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 from rich.console import Console
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
-from amd_plugin.host import checkpoint
 from amd_plugin.host.decode_once import decoded_once
 from amd_plugin.host.export import export, export_run
-from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
+from amd_plugin.host.folder import find_checkpoint, open_folder, write_json
 from amd_plugin.host.held_out import mean_scores
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.roll_call import RollCall
 from amd_plugin.host.run_log import RunLog
+from amd_plugin.host.saving import rescue, restore, save
 from amd_plugin.host.trainer import Trainer
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
@@ -65,7 +65,8 @@ def train(
     if console is not None:
         console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
     roll_call = RollCall(accelerator, recipe.config.distributed.timeout)
-    trainer = Trainer(recipe, plugins, accelerator)
+    with _preparing(roll_call):
+        trainer = Trainer(recipe, plugins, accelerator)
     try:
         return _run(trainer, start, output, console, roll_call)
     finally:
@@ -75,7 +76,8 @@ def train(
 
 def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None, roll_call: RollCall) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
-    last_metrics = {} if start is None else _restore(trainer, start)
+    with _preparing(roll_call):
+        last_metrics = {} if start is None else restore(trainer, start)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
     _on_main(accelerator, lambda: open_folder(output, recipe))
     if recipe.config.train.trackers:
@@ -88,6 +90,19 @@ def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | 
         run_log.close()
         accelerator.end_training()
     return evaluation
+
+
+@contextmanager
+def _preparing(roll_call: RollCall) -> Iterator[None]:
+    """Names the process that fails the others before there is anything to save."""
+    try:
+        yield
+    except AmdPluginError:
+        raise
+    except Exception as error:
+        if absent := roll_call.absent(error):
+            raise RunError(f"{absent}{type(error).__name__}: {error}\nStopped before the first step") from error
+        raise
 
 
 def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None) -> dict[str, Any]:
@@ -138,9 +153,9 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) 
                 if last or (train.evaluate_every and step % train.evaluate_every == 0):
                     evaluation = _evaluate(trainer, run_log, output)
                 if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                    _save(trainer, run_log, output)
+                    save(trainer, run_log, output)
                 if signum := preemption.requested(trainer.accelerator):
-                    where = _save(trainer, run_log, output)
+                    where = save(trainer, run_log, output)
                     again = "run the same command with --resume auto to go on"
                     raise Preempted(f"stopped after step {step}; saved {where}; {again}", signum)
         except Preempted:
@@ -148,7 +163,7 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) 
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
             what = f"{roll_call.absent(error)}{kind}{error}"
-            saved = _rescue(trainer, run_log, output, roll_call)
+            saved = rescue(trainer, run_log, output, roll_call)
             raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {saved}") from error
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
@@ -218,84 +233,6 @@ def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
     if not known:
         log.warning("%s", said)
     return said
-
-
-def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
-    """Writes a checkpoint; call on every process: all of them wait until it is there.
-
-    Raises:
-        RunError: on every process, where the first cannot write it.
-    """
-    outcome, cause = [""], None
-    try:
-        _write(trainer, run_log, output)
-    except (OSError, SafetensorError) as error:
-        outcome, cause = [f"{type(error).__name__}: {error}"], error
-    broadcast_object_list(outcome)
-    if outcome[0]:
-        raise RunError(f"the checkpoint of step {trainer.step} cannot be written: {outcome[0]}") from cause
-    return _checkpoint(trainer, output)
-
-
-def _write(trainer: Trainer, run_log: RunLog, output: Path) -> None:
-    """The main process's part of a checkpoint, and that of the others where each has a share of the weights."""
-    main = trainer.accelerator.is_main_process
-    if not (main or trainer.has_shares):
-        return
-    state = {
-        "objective": trainer.objective.state_dict(),
-        "plugins": dict(trainer.plugins.hook.distill_state_dict()) if main else {},
-        "recipe": trainer.recipe.as_dict(),
-        "last_metrics": run_log.last,
-        "evaluations": trainer.alarm.state_dict(),
-        "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
-    }
-    tensors = {name: part.state_dict() for name, part in trainer.state().items()}
-    folder, keep = output / "checkpoints", trainer.train.keep_checkpoints
-    checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main)
-
-
-def _checkpoint(trainer: Trainer, output: Path) -> Path:
-    return output / "checkpoints" / f"step-{trainer.step:06d}"
-
-
-def _rescue(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) -> str:
-    """Saves what an interrupted cycle left, unless the checkpoint of its beginning, which is exact, is there already."""
-    where, done = _checkpoint(trainer, output), [False]
-    if trainer.has_shares and not roll_call.complete():
-        return "without all processes there is nothing to be saved; --resume auto goes on from the newest checkpoint"
-    if not (trainer.accelerator.is_main_process or trainer.has_shares):
-        return f"process 0 saves {where}, if it can"
-    try:
-        done[0] = where.exists()
-        if trainer.has_shares:
-            broadcast_object_list(done)
-        if not done[0]:
-            _write(trainer, run_log, output)
-        return f"saved {where}; --resume auto repeats the step"
-    except Exception as error:
-        return f"it could not be saved: {type(error).__name__}: {error}"
-
-
-def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
-    """Brings `trainer` to where the checkpoint was written; returns the metrics last logged then."""
-    tensors, state = checkpoint.load(path, later=trainer.has_shares)
-    changed = differences(state["recipe"], trainer.recipe.as_dict())
-    if changed:
-        raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
-    if state["step"] > trainer.train.max_steps:
-        raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
-    for name, part in trainer.state().items():
-        stored = tensors[name]
-        part.load_state_dict(stored if trainer.has_shares else checkpoint.tensors_on(stored, trainer.accelerator.device))
-    trainer.objective.load_state_dict(state["objective"])
-    trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
-    if trainer.scoring is not None:
-        trainer.scoring.load_state_dict(state.get("failed_rewards", {}))
-    trainer.alarm.load_state_dict(state.get("evaluations", []))
-    trainer.step = state["step"]
-    last_metrics: dict[str, float] = state["last_metrics"]
-    return last_metrics
 
 
 def _on_main(accelerator: Accelerator, what: Callable[[], Any]) -> Any:

@@ -39,6 +39,7 @@ HOW = {
         checkpoint, "_write", lambda path, content: end() if MINE and "000002" in str(path) else None
     ),
     "dies while all save": end_in_second_save,
+    "hangs while it prepares": lambda: wrapped(Trainer, "_make_roles", lambda trainer: time.sleep(25) if MINE else None),
     "dies": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(end)),
     "hangs": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(lambda: time.sleep(20))),
 }
