@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from safetensors.torch import save_file
 from transformers import UMT5EncoderModel
 
 from amd_plugin import get_plugin_manager, recipe
@@ -15,6 +16,8 @@ from amd_plugin.host.trainer import Trainer
 from amd_plugin.models.weights import at_hand
 from amd_plugin.sharding.frozen import held
 from tests.conftest import TINY
+
+SETTINGS = ("train.batch_size=12", "train.ema=0.5")
 
 
 def weights(role):
@@ -39,7 +42,8 @@ def refused(trainer, name):
     return "", 0.0
 
 
-def look(trainer):
+def look(trainer, trained):
+    """What there is to see of shares in two cycles; the student after them goes to the file `trained`."""
     seen = {}
     network = trainer.student.network
     seen["whole"] = sum(value.numel() for value in weights(trainer.student).values())
@@ -51,6 +55,7 @@ def look(trainer):
     for cycle in range(2):
         metrics = trainer.cycle()
         seen["held"][f"cycle {cycle}"] = held(network)
+    save_file(weights(trainer.student), trained)
     before, average = weights(trainer.student), trainer.ema.state_dict()["weights"]
     average = {name: at_hand(value).clone() for name, value in average.items()}
     with trainer.ema.applied():
@@ -67,8 +72,9 @@ def main(encoder, out):
     accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     plugins, seen = get_plugin_manager(), {}
     for stage in ("zero2", "zero3"):
-        settings = (*TINY, "train.batch_size=12", "train.ema=0.5", f"distributed.trained={stage}")
-        seen[stage] = look(Trainer(recipe.load("modes2d", plugins, settings, "dmd"), plugins, accelerator))
+        settings = (*TINY, *SETTINGS, f"distributed.trained={stage}")
+        trainer = Trainer(recipe.load("modes2d", plugins, settings, "dmd"), plugins, accelerator)
+        seen[stage] = look(trainer, Path(out) / f"{stage}-{accelerator.process_index}.safetensors")
     seen["text encoder"] = sum(p.numel() for p in UMT5EncoderModel.from_pretrained(encoder).parameters())
     (Path(out) / f"rank-{accelerator.process_index}.json").write_text(json.dumps(seen))
 

@@ -5,18 +5,21 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
+from amd_plugin.host.trainer import Trainer
 from tests.distributed.conftest import train_here
+from tests.distributed.engine_checks import SETTINGS
 from tests.distributed.engine_runs import train_all
 from tests.distributed.processes import ROOT, run, torchrun
 from tests.distributed.test_launchers import assert_same
 
 # Runs are shared between tests, so that workers must not share those out.
-pytestmark = pytest.mark.xdist_group("engines")
+pytestmark = [pytest.mark.xdist_group("engines"), pytest.mark.timeout(600)]
 LOOKS = pytest.mark.xdist_group("engine shares")
 
 HERE = ROOT / "tests" / "distributed"
@@ -36,7 +39,7 @@ KINDS = {
 
 
 def together(count, runs, cwd):
-    code, printed = run([*torchrun(count), HERE / "engine_runs.py", json.dumps(runs)], cwd, timeout=240)
+    code, printed = run([*torchrun(count), HERE / "engine_runs.py", json.dumps(runs)], cwd, timeout=500)
     assert code == 0, printed
 
 
@@ -155,11 +158,11 @@ def test_killed_while_all_save_it_ends_and_goes_on_from_the_checkpoint_before(wa
 
 @pytest.fixture(scope="module")
 def ranks(pipeline_folder, tmp_path_factory):
-    """What each of three processes saw, and a text encoder's folder."""
+    """What each of three processes saw, a text encoder's folder, and where the students they trained are."""
     out, encoder = tmp_path_factory.mktemp("ranks"), pipeline_folder("wan") / "text_encoder"
     code, printed = run([*torchrun(3), HERE / "engine_checks.py", encoder, out], out)
     assert code == 0, printed
-    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(3)], encoder
+    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(3)], encoder, out
 
 
 @LOOKS
@@ -174,6 +177,18 @@ def test_every_process_keeps_its_share(stage, ranks):
             assert len(rank["elements"]) == 17
             for moment, held in rank["held"].items():
                 assert held <= rank["whole"] / 3 + padding, moment
+
+
+@LOOKS
+@pytest.mark.parametrize("stage", STAGES)
+def test_three_processes_are_one(stage, ranks, tiny, plugins):
+    trainer = Trainer(tiny(*SETTINGS, objective="dmd"), plugins, Accelerator(cpu=True))
+    trainer.cycle()
+    trainer.cycle()
+    for rank in range(3):
+        trained = load_file(ranks[2] / f"{stage}-{rank}.safetensors")
+        for name, value in trainer.student.state_dict().items():
+            torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-5)
 
 
 @LOOKS
@@ -194,7 +209,7 @@ def test_a_gradient_that_is_not_finite_stops_all_before_the_update(stage, ranks)
 
 @LOOKS
 def test_a_text_encoder_loaded_meanwhile_is_whole(ranks):
-    seen, folder = ranks
+    seen, folder, _ = ranks
     expected = sum(p.numel() for p in UMT5EncoderModel.from_pretrained(folder).parameters())
     assert all(rank["text encoder"] == expected for rank in seen)
 
