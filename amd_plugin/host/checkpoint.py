@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from amd_plugin.errors import InputError
+from amd_plugin.host import streamed
 from amd_plugin.models.weights import Later, at_hand
 
 log = logging.getLogger(__name__)
@@ -45,23 +46,20 @@ def save(
     """
     final = folder / f"step-{step:06d}"
     draft = folder / f".{final.name}.tmp"
-    failed: Exception | None = None
+    failed: OSError | None = None
+    try:
+        if writes:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+    except OSError as error:  # the others wait for what this process shares with them all the same
+        failed = error
     rest = {}
     for name, state_dict in tensors.items():
         flat, rest[name] = _split(state_dict)
-        ready = {}
-        for key, value in flat.items():
-            if isinstance(value, Later) or writes:
-                whole = at_hand(value).detach()
-                ready |= {key: whole.cpu().contiguous().clone()} if writes and failed is None else {}
-        if writes and failed is None:
-            try:
-                if name == next(iter(tensors)):
-                    shutil.rmtree(draft, ignore_errors=True)
-                    draft.mkdir(parents=True)
-                save_file(ready, draft / f"{name}.safetensors")
-            except Exception as error:  # once the others are done; now they would wait
-                failed = error
+        try:
+            streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failed is None)
+        except OSError as error:
+            failed = error
     if failed is not None:
         raise failed
     if not writes:
