@@ -248,8 +248,8 @@ class DistributedConfig(Strict):
         "ZeRO-3, or sharded and kept in host memory",
     )  # fmt: skip
     trained: Literal["none", "zero2", "zero3"] = Field(
-        "none", description="how student and fake score are kept over processes: whole copies, or as DeepSpeed engines of ZeRO "
-        "stage 2 or 3, which `amd-plugin plan` counts with and training refuses so far",
+        "none", description="how student and fake score are kept: whole on every process, or as DeepSpeed engines that share "
+        "out gradients and optimizer (zero2), the weights too (zero3)",
     )  # fmt: skip
     timeout: float | None = Field(
         None, gt=0, description="seconds that processes wait for one of them before the run fails; by default torch's own, "

@@ -56,13 +56,28 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
 
 
 def _check_distributed(config: RecipeConfig, source: Source) -> None:
-    if config.distributed.teacher == "none":
+    sharded = {key: how for key in ("teacher", "trained") if (how := getattr(config.distributed, key)) != "none"}
+    if config.train.compile and sharded:
+        what = "torch.compile cannot follow a sharded network; set distributed."
+        source.problem(("train", "compile"), f"{what}{' and distributed.'.join(sharded)} to none")
+    if "trained" in sharded:
+        _check_engines(config, source)
+    if "teacher" not in sharded:
         return
-    if config.train.compile:
-        source.problem(("train", "compile"), "torch.compile cannot follow a sharded network; set distributed.teacher to none")
     if config.train.real == "teacher":
         what = "its samples are made by one process, and all have to call a sharded teacher; set distributed.teacher to none"
         source.problem(("train", "real"), f"{what}, got 'teacher'")
+
+
+def _check_engines(config: RecipeConfig, source: Source) -> None:
+    """Student and fake score as DeepSpeed engines."""
+    got = f"got '{config.distributed.trained}'"
+    if config.model.roles == "shared_base":
+        what = "an engine needs a network of its own, and adapters on a shared base are small; set it to none"
+        source.problem(("distributed", "trained"), f"{what}, distributed.teacher shards the base; {got}")
+    if config.distributed.mixed_precision == "fp16":
+        what = "engines would skip updates to scale their losses; set it to bf16 or no, or distributed.trained to none"
+        source.problem(("distributed", "mixed_precision"), f"{what}; got 'fp16'")
 
 
 def _check_held_out(config: RecipeConfig, source: Source) -> None:
@@ -143,6 +158,9 @@ def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, op
         what = f"objective '{name}' compares samples of the same prompt and needs at least {objective.min_group_size}"
         source.problem(("train", "group_size"), f"{what}, got {train.group_size}")
     adversarial = getattr(objective, "adversarial", None) is not None
+    if adversarial and config.distributed.trained != "none":
+        what = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
+        source.problem(("distributed", "trained"), f"{what}, got '{config.distributed.trained}'")
     if (adversarial or train.rollout == "data") and train.real == "data" and not task.has_samples:
         who = f"objective '{name}'" if adversarial else "rollout 'data'"
         what = f"{who} needs real samples; name data.image_column, or take the teacher's own with 'teacher'"

@@ -1,6 +1,7 @@
 """What `amd-plugin plan` predicts against what real runs on the CPU hold: bytes by role, and peaks by torch's own allocator.
 
     python benchmarks/plan_against_measured.py [RECIPE ...]          # default: digits_sdxl and moving_digits
+    torchrun --nproc_per_node=2 benchmarks/plan_against_measured.py  # the same as DeepSpeed engines, without the peaks
 
 For each recipe a real `Trainer` makes one cycle. Parameters, gradients (as the optimizer sees them), Adam's state and the
 average are counted; then a forward and a backward pass of the student are made under torch's profiler, whose allocator
@@ -9,7 +10,9 @@ statistics know nothing of the planner. Prints predicted and measured bytes and 
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch.profiler import ProfilerActivity, profile
 
 from amd_plugin import get_plugin_manager, recipe
@@ -27,20 +31,25 @@ from amd_plugin.plan.outline import outline
 from amd_plugin.plan.planner import plan
 from amd_plugin.tasks import TASKS
 
+GROUP = [InitProcessGroupKwargs(backend="gloo")] if "WORLD_SIZE" in os.environ else []
 SMALL = ("model.teacher.steps=10", "train.max_steps=1", "train.batch_size=16", "train.fake_updates=1", "train.trackers=[]")
 
 
 def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
-    """(predicted, measured) bytes by ``role.column``, and of the student's ``activations``."""
-    predicted = plan(loaded, plugins, 1, 80_000_000_000)
-    trainer = Trainer(loaded, plugins, Accelerator(cpu=True))
+    """(predicted, measured) bytes by ``role.column`` on this process; and of the student's ``activations``, without engines."""
+    accelerator = Accelerator(cpu=True, mixed_precision=loaded.config.distributed.mixed_precision, kwargs_handlers=GROUP)
+    predicted = plan(loaded, plugins, accelerator.num_processes, 80_000_000_000)
+    trainer = Trainer(loaded, plugins, accelerator)
+    optimizers = {
+        name: getattr(learner.optimizer, "optimizer", learner.optimizer) for name, learner in trainer.learners.items()
+    }
     gradients: dict[str, int] = {}
-    for name, learner in trainer.learners.items():
+    for name, optimizer in optimizers.items():
 
         def count(optimizer: Any, *rest: Any, name: str = name) -> None:
             gradients[name] = _bytes(p.grad for group in optimizer.param_groups for p in group["params"])
 
-        getattr(learner.optimizer, "optimizer", learner.optimizer).register_step_pre_hook(count)
+        optimizer.register_step_pre_hook(count)
     trainer.cycle()
     roles = {"student": trainer.student, "fake_score": trainer.fake_score, "teacher": trainer.teacher}
     shared = loaded.config.model.roles == "shared_base"
@@ -48,15 +57,18 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
     for name, role in roles.items():
         own = {id(p) for r in roles.values() for p in r.parameters()} if shared else set()
         whole = [p for p in role.network.parameters() if id(p) not in own]
-        measured = {"weights": _bytes(role.parameters() if shared and name != "teacher" else whole)}
+        measured = {
+            "weights": _bytes(getattr(p, "ds_tensor", p) for p in (role.parameters() if own and not role.frozen else whole))
+        }
         if name != "teacher":
-            state = trainer.learners[name].optimizer.state.values()
-            measured |= {"gradients": gradients[name], "optimizer": _bytes(v for s in state for v in s.values())}
+            state = optimizers[name].state.values()
+            kept = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
+            measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
         if name == "student":
-            measured["average"] = _bytes(trainer.ema.state_dict()["weights"].values())
+            measured["average"] = _bytes(trainer.ema._shadow)
         for column, size in measured.items():
             found[f"{name}.{column}"] = (getattr(predicted.rows[name], column), size)
-    return found | {"student.activations": _activations(trainer, loaded, plugins)}
+    return found if trainer.has_shares else found | {"student.activations": _activations(trainer, loaded, plugins)}
 
 
 def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]:
@@ -96,12 +108,20 @@ def _bytes(tensors: Any) -> int:
 
 def main() -> None:
     plugins = get_plugin_manager()
+    stages = ("zero2", "zero3") if GROUP else ("none",)
+    variants = (
+        [f"train.gradient_checkpointing={flag}" for flag in ("false", "true")] if not GROUP else ["distributed.teacher=zero3"]
+    )
     for name in sys.argv[1:] or ["digits_sdxl", "moving_digits"]:
-        for checkpointing in ("false", "true"):
-            loaded = recipe.load(name, plugins, (*SMALL, f"train.gradient_checkpointing={checkpointing}"), "dmd")
-            print(f"{name}, gradient checkpointing {checkpointing}")
-            for what, (predicted, measured) in compare(loaded, plugins).items():
-                print(f"  {what:<24} predicted {predicted:>12,}  measured {measured:>12,}  ratio {predicted / measured:.4f}")
+        for stage, variant in itertools.product(stages, variants):
+            loaded = recipe.load(name, plugins, (*SMALL, variant, f"distributed.trained={stage}"), "dmd")
+            compared = compare(loaded, plugins)
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{name}, {variant}, distributed.trained={stage}")
+                for what, (predicted, measured) in compared.items():
+                    print(
+                        f"  {what:<24} predicted {predicted:>12,}  measured {measured:>12,}  ratio {predicted / measured:.4f}"
+                    )
 
 
 if __name__ == "__main__":

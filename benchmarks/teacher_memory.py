@@ -1,17 +1,20 @@
-"""What a sharded teacher costs each process in memory, kept and while it loads, against the number of processes.
+"""What a sharded teacher, and a student as an engine, cost each process in memory, kept and while they load.
 
     python benchmarks/teacher_memory.py [--width 512] [--depth 24]
 
 Real processes on CPUs. "kept" are bytes of parameters between calls; "peak" is the growth of resident memory while the
 teacher was loaded: "streamed" as `distributed.teacher: zero3` loads it, "whole first" as `from_pretrained` and DeepSpeed do.
+"student" is one loaded as `distributed.trained: zero3` loads it, in fp32: shares of weights and of masters, no moments yet.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +32,10 @@ def measure(folder, how, out):
     from accelerate.utils import InitProcessGroupKwargs
 
     from amd_plugin import get_plugin_manager
+    from amd_plugin.config import TrainConfig
     from amd_plugin.models.pretrained import Pretrained
+    from amd_plugin.models.roles import Role
+    from amd_plugin.sharding.engine import engine_for
     from amd_plugin.sharding.frozen import held, shard
     from amd_plugin.sharding.setup import deepspeed_for
 
@@ -45,12 +51,18 @@ def measure(folder, how, out):
     accelerator.wait_for_everyone()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    if how == "whole first":
+    network, weights = where.outlined_network(family, torch.float32)
+    kept = 0
+    if how == "student":
+        role = Role(network.requires_grad_(True))
+        train = TrainConfig(max_steps=1, batch_size=1, student_lr=1e-5, fake_lr=1e-5)
+        engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), train, accelerator, "zero3", weights)
+        kept = 4 * sum(masters.numel() for masters in role.masters())
+    elif how == "whole first":
         network = shard(where.network(family, torch.float32), accelerator)
     else:
-        network, weights = where.outlined_network(family, torch.float32)
         shard(network, accelerator, read=weights)
-    seen = {"kept": 4 * held(network), "peak": resident("VmHWM") - before}
+    seen = {"kept": kept + 4 * held(network), "peak": resident("VmHWM") - before}
     (Path(out) / f"{accelerator.process_index}.json").write_text(json.dumps(seen))
 
 
@@ -69,13 +81,13 @@ def main():
         whole, mib = sum(sizes), 2**20
         largest = max(sizes) / mib
         print(f"\nA Wan of {whole / mib:.0f} MiB, its largest parameter of {largest:.0f} MiB; MiB per process\n")
-        print("| processes | kept | kept x processes / whole | peak, streamed: first, others | peak, whole first |")
+        print("| processes | loaded as | kept | kept x processes / whole | peak: first, others |")
         print("| --- | --- | --- | --- | --- |")
-        for count in options.processes:
-            seen = {how: launch(count, Path(folder), how) for how in ("streamed", "whole first")}
-            kept = max(rank["kept"] for rank in seen["streamed"])
-            peaks = [", ".join(f"{peak / mib:.0f}" for peak in first_and_others(ranks)) for ranks in seen.values()]
-            print(f"| {count} | {kept / mib:.1f} | {kept * count / whole:.3f} | {' | '.join(peaks)} |", flush=True)
+        for count, how in itertools.product(options.processes, ("streamed", "whole first", "student")):
+            seen = launch(count, Path(folder), how)
+            kept = max(rank["kept"] for rank in seen)
+            peaks = ", ".join(f"{peak / mib:.0f}" for peak in first_and_others(seen))
+            print(f"| {count} | {how} | {kept / mib:.1f} | {kept * count / whole:.3f} | {peaks} |", flush=True)
 
 
 def first_and_others(ranks):

@@ -10,43 +10,60 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from amd_plugin.errors import InputError
+from amd_plugin.host import streamed
+from amd_plugin.models.weights import Later, at_hand
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int, *, writes: bool = True
+) -> Path:
     """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
 
     Args:
         folder: holds the run's checkpoints.
         step: student updates done.
-        tensors: file stem -> state dict of a module or an optimizer.
+        tensors: file stem -> state dict of a module or an optimizer. Where it has a `Later` all processes call this.
         state: JSON-able rest.
+        writes: whether this process does; the others only put together what they share.
 
     Returns:
         The checkpoint's folder.
     """
     final = folder / f"step-{step:06d}"
     draft = folder / f".{final.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    failed: OSError | None = None
+    try:
+        if writes:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+    except OSError as error:  # the others wait for what this process shares with them all the same
+        failed = error
     rest = {}
     for name, state_dict in tensors.items():
         flat, rest[name] = _split(state_dict)
-        save_file(
-            {key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, draft / f"{name}.safetensors"
-        )
+        try:
+            streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failed is None)
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    if not writes:
+        return final
     _write(draft / "state.json", {"step": step, "rest": rest, **state})
     sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
     _write(draft / "manifest.json", {"format": FORMAT, "files": sizes})
@@ -57,8 +74,11 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dic
     return final
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(tensors, state) as they were given to `save`.
+
+    Args:
+        later: tensors as `Later`, each to be read on its own.
 
     Raises:
         InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
@@ -67,7 +87,8 @@ def load(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     try:
         state = json.loads((path / "state.json").read_text())
         rest = state.pop("rest")
-        return {name: _join(load_file(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
+        stored = _stored if later else load_file
+        return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"checkpoint {path}: cannot be read: {type(error).__name__}: {error}. Use an earlier one") from error
 
@@ -127,9 +148,16 @@ def find(folder: Path, at: str | None = None) -> Path:
     return path
 
 
-def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
+def _stored(path: Path) -> dict[str, Later]:
+    """The tensors in a file."""
+    file = safe_open(path, "pt")
+    parts = {key: file.get_slice(key) for key in file.keys()}
+    return {key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
+
+
+def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any]:
     """Nested dicts and lists as (tensors by path, the rest with a mark where a tensor was)."""
-    if isinstance(state, Tensor):
+    if isinstance(state, (Tensor, Later)):
         return {prefix: state}, {"tensor": prefix}
     if isinstance(state, dict):
         parts = [(key, *_split(value, f"{prefix}.{key}")) for key, value in state.items()]
@@ -141,7 +169,7 @@ def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
     return {}, {"plain": state}
 
 
-def _join(flat: dict[str, Tensor], rest: Any) -> Any:
+def _join(flat: Mapping[str, Tensor | Later], rest: Any) -> Any:
     kind, value = next(iter(rest.items()))
     if kind == "tensor":
         return flat[value]
@@ -162,4 +190,4 @@ def _write(path: Path, content: Any) -> None:
 def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """`state` with its tensors on `device`; optimizers load theirs where they are given them."""
     flat, rest = _split(state)
-    return _join({key: value.to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]
+    return _join({key: at_hand(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]

@@ -29,7 +29,7 @@ MAY_CHANGE = {
     ),
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
     "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
-    "distributed": ("mixed_precision", "device", "teacher", "timeout"),
+    "distributed": ("mixed_precision", "device", "teacher", "trained", "timeout"),
     # Whether that fits is seen in the checkpoint itself.
     "model": ("rung_conditioning",),
 }  # fmt: skip

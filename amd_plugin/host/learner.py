@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from amd_plugin.config import TrainConfig
 from amd_plugin.errors import RunError
 from amd_plugin.models.roles import Role
+from amd_plugin.models.weights import Read
+from amd_plugin.sharding.engine import engine_for
+from amd_plugin.sharding.shares import Moments
 
 
 class Learner:
@@ -55,17 +59,55 @@ class Learner:
         norm = self._accelerator.clip_grad_norm_(parameters, self._train.clip_norm)
         # The norm is of gradients averaged over all processes, so all of them come to the same verdict here.
         if not torch.isfinite(norm):
-            raise RunError(f"step {step + 1}, {self._name} update: the gradient is not finite; {_culprits(suspects)}")
+            raise _not_finite(step, self._name, suspects)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._peak * self._factor(step)
+            group["lr"] = self._peak * _factor(step, self._train)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
-    def _factor(self, step: int) -> float:
-        warm_up = min(1.0, (step + 1) / (self._train.warmup_steps + 1))
-        decay = 1 - 0.9 * step / self._train.max_steps if self._train.decay == "linear" else 1.0
-        return warm_up * decay
+
+class EngineLearner:
+    """Likewise, as a DeepSpeed engine that spreads what it keeps over processes; clips and joins gradients itself.
+
+    Args:
+        how: ``zero2`` or ``zero3``.
+        read: values of the network's parameters that are on the meta device.
+    """
+
+    def __init__(
+        self, role: Role, name: str, learning_rate: float, train: TrainConfig, accelerator: Accelerator, how: str,
+        read: Read | None,
+    ):  # fmt: skip
+        self.role, self._name, self._peak, self._train = role, name, learning_rate, train
+        adam = partial(torch.optim.Adam, lr=learning_rate, betas=train.betas, fused=True)
+        self._engine, optimizer = engine_for(role, adam, train, accelerator, how, read)
+        self.optimizer = Moments(optimizer, role.shares)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss` to the role's."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch, no more
+
+    def update(self, step: int, suspects: dict[str, Any]) -> Tensor:
+        """See `Learner.update`. Call it after as many backward passes as the recipe accumulates."""
+        for group in self.optimizer.optimizer.param_groups:
+            group["lr"] = self._peak * _factor(step, self._train)
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            raise _not_finite(step, self._name, suspects)
+        return torch.as_tensor(self._engine.get_global_grad_norm()).float()
+
+
+def _factor(step: int, train: TrainConfig) -> float:
+    warm_up = min(1.0, (step + 1) / (train.warmup_steps + 1))
+    decay = 1 - 0.9 * step / train.max_steps if train.decay == "linear" else 1.0
+    return warm_up * decay
+
+
+def _not_finite(step: int, name: str, suspects: dict[str, Any]) -> RunError:
+    return RunError(f"step {step + 1}, {name} update: the gradient is not finite; {_culprits(suspects)}")
 
 
 def _culprits(suspects: dict[str, Any]) -> str:

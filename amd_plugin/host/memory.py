@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.host.batch import Batch
+from amd_plugin.models.weights import at_hand
 
 WORST = 8  # an eighth of each batch
 
@@ -59,4 +60,4 @@ class Memory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self._kept = {rung: dict(kept) for rung, kept in state.items()}
+        self._kept = {rung: {key: at_hand(value) for key, value in kept.items()} for rung, kept in state.items()}

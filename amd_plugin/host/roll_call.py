@@ -40,6 +40,15 @@ class RollCall:
         who = f"process{'es' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
         return f"no answer from {who} of 0 to {self._count - 1}: dead or hanging; look into its log\n"
 
+    def complete(self) -> bool:
+        """Whether all processes call this; waits for them no longer than for an answer."""
+        try:
+            if self._group is not None:
+                dist.monitored_barrier(self._group, self._patience)
+        except RuntimeError:
+            return False
+        return True
+
     def _ask(self, others: list[int]) -> list[bool]:
         """Whether each of `others` takes our greeting and sends its own."""
         greetings: list[list[Any]] = []

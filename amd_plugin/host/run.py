@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,17 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, OptionError, RunError, did_you_mean
-from amd_plugin.host import checkpoint
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
 from amd_plugin.host.decode_once import decoded_once
 from amd_plugin.host.export import export, export_run
-from amd_plugin.host.folder import differences, find_checkpoint, open_folder, write_json
+from amd_plugin.host.folder import find_checkpoint, open_folder, write_json
 from amd_plugin.host.held_out import mean_scores
 from amd_plugin.host.pictures import save_samples
 from amd_plugin.host.preemption import Preempted, Preemption
 from amd_plugin.host.roll_call import RollCall
 from amd_plugin.host.run_log import RunLog
+from amd_plugin.host.saving import rescue, restore, save
 from amd_plugin.host.trainer import Trainer
-from amd_plugin.models.rungs import check_rungs
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
 
@@ -60,13 +60,13 @@ def train(
         RunError: when training had to stop; a checkpoint was written first.
         Preempted: after Ctrl-C or SIGTERM, likewise.
     """
-    _refuse_engines(recipe)
     accelerator = _accelerator(recipe, output)
     start = _on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
         console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
     roll_call = RollCall(accelerator, recipe.config.distributed.timeout)
-    trainer = Trainer(recipe, plugins, accelerator)
+    with _preparing(roll_call):
+        trainer = Trainer(recipe, plugins, accelerator)
     try:
         return _run(trainer, start, output, console, roll_call)
     finally:
@@ -74,15 +74,10 @@ def train(
             trainer.rewards.close()
 
 
-def _refuse_engines(recipe: Recipe) -> None:
-    if (how := recipe.config.distributed.trained) != "none":
-        what = f"must be none, got {how}: student and fake score cannot be sharded yet, only planned for. Use adapters instead"
-        raise InputError(f"distributed.trained: {what} (model.roles: shared_base), whose base distributed.teacher shards")
-
-
 def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None, roll_call: RollCall) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
-    last_metrics = {} if start is None else _restore(trainer, start)
+    with _preparing(roll_call):
+        last_metrics = {} if start is None else restore(trainer, start)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
     _on_main(accelerator, lambda: open_folder(output, recipe))
     if recipe.config.train.trackers:
@@ -97,6 +92,19 @@ def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | 
     return evaluation
 
 
+@contextmanager
+def _preparing(roll_call: RollCall) -> Iterator[None]:
+    """Names the process that fails the others before there is anything to save."""
+    try:
+        yield
+    except AmdPluginError:
+        raise
+    except Exception as error:
+        if absent := roll_call.absent(error):
+            raise RunError(f"{absent}{type(error).__name__}: {error}\nStopped before the first step") from error
+        raise
+
+
 def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None) -> dict[str, Any]:
     """Builds everything a run needs, the teacher excepted where it is not cached yet, and says what would happen.
 
@@ -108,7 +116,6 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     from amd_plugin.schedule import Ladder
     from amd_plugin.tasks import TASKS
 
-    _refuse_engines(recipe)
     config = recipe.config
     start = find_checkpoint(output, recipe, resume)
     task = TASKS[config.data.task](**config.data.options)
@@ -146,9 +153,9 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) 
                 if last or (train.evaluate_every and step % train.evaluate_every == 0):
                     evaluation = _evaluate(trainer, run_log, output)
                 if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                    _save(trainer, run_log, output)
+                    save(trainer, run_log, output)
                 if signum := preemption.requested(trainer.accelerator):
-                    where = _save(trainer, run_log, output)
+                    where = save(trainer, run_log, output)
                     again = "run the same command with --resume auto to go on"
                     raise Preempted(f"stopped after step {step}; saved {where}; {again}", signum)
         except Preempted:
@@ -156,7 +163,8 @@ def _loop(trainer: Trainer, run_log: RunLog, output: Path, roll_call: RollCall) 
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
             what = f"{roll_call.absent(error)}{kind}{error}"
-            raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {_rescue(trainer, run_log, output)}") from error
+            saved = rescue(trainer, run_log, output, roll_call)
+            raise RunError(f"{what}\nStopped in step {trainer.step + 1}; {saved}") from error
     evaluation = evaluation or _evaluate(trainer, run_log, output)
     if trainer.accelerator.is_main_process:
         recipe = trainer.recipe
@@ -226,59 +234,6 @@ def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
     if not known:
         log.warning("%s", said)
     return said
-
-
-def _save(trainer: Trainer, run_log: RunLog, output: Path) -> Path:
-    folder = output / "checkpoints"
-    if trainer.accelerator.is_main_process:
-        tensors = {name: part.state_dict() for name, part in trainer.state().items()}
-        state = {
-            "objective": trainer.objective.state_dict(),
-            "plugins": dict(trainer.plugins.hook.distill_state_dict()),
-            "recipe": trainer.recipe.as_dict(),
-            "last_metrics": run_log.last,
-            "evaluations": trainer.alarm.state_dict(),
-            "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
-        }
-        checkpoint.save(folder, trainer.step, tensors, state, trainer.train.keep_checkpoints)
-    return folder / f"step-{trainer.step:06d}"
-
-
-def _rescue(trainer: Trainer, run_log: RunLog, output: Path) -> str:
-    """Saves what an interrupted cycle left, unless the checkpoint of its beginning, which is exact, is there already."""
-    where = output / "checkpoints" / f"step-{trainer.step:06d}"
-    if not trainer.accelerator.is_main_process:
-        return f"process 0 saves {where}, if it can"
-    try:
-        if not where.exists():
-            _save(trainer, run_log, output)
-        return f"saved {where}; --resume auto repeats the step"
-    except Exception as error:
-        return f"it could not be saved: {type(error).__name__}: {error}"
-
-
-def _restore(trainer: Trainer, path: Path) -> dict[str, float]:
-    """Brings `trainer` to where the checkpoint was written; returns the metrics last logged then."""
-    tensors, state = checkpoint.load(path)
-    changed = differences(state["recipe"], trainer.recipe.as_dict())
-    if changed:
-        raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
-    if state["step"] > trainer.train.max_steps:
-        raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
-    try:
-        check_rungs(tensors["fake_score"], trainer.fake_score.network)
-    except OptionError as error:
-        raise InputError(f"checkpoint {path}: model.{error}") from error
-    for name, part in trainer.state().items():
-        part.load_state_dict(checkpoint.tensors_on(tensors[name], trainer.accelerator.device))
-    trainer.objective.load_state_dict(state["objective"])
-    trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
-    if trainer.scoring is not None:
-        trainer.scoring.load_state_dict(state.get("failed_rewards", {}))
-    trainer.alarm.load_state_dict(state.get("evaluations", []))
-    trainer.step = state["step"]
-    last_metrics: dict[str, float] = state["last_metrics"]
-    return last_metrics
 
 
 def _on_main(accelerator: Accelerator, what: Callable[[], Any]) -> Any:

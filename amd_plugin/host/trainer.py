@@ -11,6 +11,7 @@ What happens to signals, rewards and weights is the objective's business; nothin
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.adversary import Adversary
 from amd_plugin.host.alarm import Alarm
 from amd_plugin.host.batch import Batch
-from amd_plugin.host.learner import Learner
+from amd_plugin.host.learner import EngineLearner, Learner
 from amd_plugin.host.memory import Memory
 from amd_plugin.host.real import RealSamples
 from amd_plugin.host.scoring import Scoring
@@ -62,6 +63,7 @@ class Trainer:
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
+        has_shares: each process keeps a share of trained weights, so that all have to save and load them together.
         ladder: rungs of the few-step scheduler that is trained for and exported.
         floors: by rung, the lowest fraction of the schedule that its samples are re-noised to.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
@@ -344,29 +346,32 @@ class Trainer:
 
     def _make_roles(self) -> None:
         """Places the networks and gives those that learn their optimizers."""
-        model, train, device = self.recipe.config.model, self.train, self.accelerator.device
-        shared, base = model.roles == "shared_base", self.backbone.network
-        self.student_is_sharded = shared and self.recipe.config.distributed.teacher != "none"
+        config, train, device = self.recipe.config, self.train, self.accelerator.device
+        model, how = config.model, config.distributed.trained
+        shared, base, read = model.roles == "shared_base", self.backbone.network, self.backbone.read
+        self.has_shares = how != "none"
+        self.student_is_sharded = self.has_shares or (shared and config.distributed.teacher != "none")
         # Adapters are added to a base that has its place already; networks of their own are copied from one that has none yet.
         base = self._placed(base) if shared else base
         told = time_embeddings(model, self.backbone.family, warn=self.accelerator.is_main_process)
-        roles = make_roles(model, base, self.backbone.student, train.seed, self.backbone.read, told)
+        roles = make_roles(model, base, self.backbone.student, train.seed, read, told, whole=how != "zero3")
         if not shared:
             roles["teacher"] = Role(self._placed(base), frozen=True)
         for role in (roles["student"], roles["fake_score"]):
-            role.network.to(device)
+            if how == "none":
+                role.network.to(device)
             if train.gradient_checkpointing:
                 _enable_checkpointing(role.network)
         if train.compile:
             for network in {id(role.network): role.network for role in roles.values()}.values():
                 network.compile()
         self.student, self.fake_score, self.teacher = roles["student"], roles["fake_score"], roles["teacher"]
-        self.ema = Average(self.student, train.ema)
         learning = {"student": (self.student, train.student_lr), "fake_score": (self.fake_score, train.fake_lr)}
+        make: Any = Learner if how == "none" else partial(EngineLearner, how=how, read=read)
         self.learners = {
-            name: Learner(role, name.replace("_", " "), rate, train, self.accelerator)
-            for name, (role, rate) in learning.items()
+            name: make(role, name.replace("_", " "), rate, train, self.accelerator) for name, (role, rate) in learning.items()
         }
+        self.ema = Average(self.student, train.ema)
 
     def _placed(self, teacher: torch.nn.Module) -> Any:
         hook, options = self.plugins.hook.distill_prepare_frozen, self.recipe.as_dict()

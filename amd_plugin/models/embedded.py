@@ -42,6 +42,10 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
 
         schedule = NoiseSchedule(pipeline.scheduler, flow_shift(pipeline.scheduler))
         train_teacher(network, family, schedule, condition, task, config.teacher, seed)
+        for part in pipeline.components.values():
+            # The first of several processes that comes here writes, and transformers only lets process 0.
+            if hasattr(part, "should_save_on_this_rank"):
+                part.should_save_on_this_rank = bool
         with quiet():
             pipeline.save_pretrained(folder)
 

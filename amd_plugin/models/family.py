@@ -7,6 +7,7 @@ A family is one small class with one instance per loaded pipeline, found by the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -127,7 +128,7 @@ class Caller:
 
     Args:
         family: what to call as.
-        autocast: makes the context of mixed precision, `Accelerator.autocast`.
+        autocast: makes the context of mixed precision, `Accelerator.autocast`, for all networks that do not decline it.
     """
 
     def __init__(self, family: Any, autocast: Callable[[], Any]):
@@ -136,6 +137,6 @@ class Caller:
     def call(self, network: Any, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """The raw output [B, ...]; timesteps keep their precision, 999 is no bf16 number."""
         cast = {name: value.to(network.dtype) if value.is_floating_point() else value for name, value in condition.items()}
-        with self._autocast():
+        with self._autocast() if getattr(network, "autocast", True) else nullcontext():
             output: Tensor = self._family.call(network, x_t.to(network.dtype), timestep, cast)
         return output

@@ -31,8 +31,9 @@ class PointMLP(ModelMixin, ConfigMixin):
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Transformer2DModelOutput:
         """Output [B, channels] for points [B, channels], timesteps [B] in [0, 1000] and labels [B]."""
-        h = self.enter(torch.cat((hidden_states, _waves(hidden_states, 3, 1.0)), 1))
-        time = self.time(_waves(timestep[:, None] / 1000, 6, torch.pi / 2))
+        dtype = self.enter.weight.dtype
+        h = self.enter(torch.cat((hidden_states, _waves(hidden_states, 3, 1.0)), 1).to(dtype))
+        time = self.time(_waves(timestep[:, None] / 1000, 6, torch.pi / 2).to(dtype))
         condition = self.modulate(nn.functional.silu(time + self.label(class_labels)))
         for block, modulation in zip(self.blocks, condition.chunk(len(self.blocks), 1), strict=True):
             scale, shift = modulation.chunk(2, 1)

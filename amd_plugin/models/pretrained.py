@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
-from amd_plugin.models.weights import Weights, outline
+from amd_plugin.models.weights import Read, Weights, outline
 
 SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,13 +115,14 @@ class Pretrained:
                 folder = Path(found)
             return Weights(folder / family.component, self.variant, self.key)
 
-    def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, Weights]:
+    def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, Read]:
         """The network that is distilled with its parameters on the meta device, frozen, in eval mode; and their values."""
         weights = self.weights(family)
         with self._reading(family.component):
             network = outline(lambda: self.empty_network(family), dtype, weights)
         weights.check(network)
-        return network, weights
+        dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
+        return network, lambda name: weights(name).to(dtypes[name])
 
     def autoencoder(self, family: Family) -> nn.Module:
         """The part ``vae`` in fp32: several of the released ones overflow in half precision."""

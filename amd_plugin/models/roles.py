@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
 from amd_plugin.models.rungs import Where, add_rungs, remove_rungs, rungs_of
-from amd_plugin.models.weights import Read, filled
+from amd_plugin.models.weights import Read, at_hand, filled
 from amd_plugin.randomness import generator
 
 
@@ -39,6 +39,9 @@ class Role:
         wrapped: what calls with gradient go through, so that gradients are joined over processes; set by the host.
         shared: other roles use the same network.
         rung: which rung's samples the role is asked about, from its next call on; heard where its network has tables for it.
+        dtype: that its network computes in.
+        autocast: whether mixed precision is for it to choose where to compute in another.
+        shares: `amd_plugin.sharding.shares.Shares` where each process keeps a part of the trained weights; set by the host.
     """
 
     def __init__(self, network: nn.Module, adapter: str | None = None, *, frozen: bool = False, shared: bool = False):
@@ -46,6 +49,7 @@ class Role:
         self.wrapped: nn.Module = network
         self.rung: int | None = None
         self._rungs = rungs_of(network)
+        self.autocast, self.shares = True, None
         self._layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
         mine = [] if frozen else [name for name, _ in network.named_parameters()]
         self._names = mine if adapter is None else [name for name in mine if f".{adapter}." in name]
@@ -81,21 +85,47 @@ class Role:
         own = dict(self.network.named_parameters())
         return {name: own[name] for name in self._names}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of this role."""
-        return self.network.state_dict() if self.adapter is None else dict(self.named_parameters())
+    def masters(self) -> list[Tensor]:
+        """The fp32 tensors that this process trains: the parameters, or its shares of them."""
+        return [p.detach() for p in (self.parameters() if self.shares is None else self.shares.flat)]
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
-        if self.adapter is None:
-            self.network.load_state_dict(state)
+    def push(self) -> None:
+        """Has the network play with `masters` as they are now. Call on every process."""
+        if self.shares is not None:
+            self.shares.push()
+
+    def named(self, values: list[Tensor]) -> dict[str, Any]:
+        """Tensors like `masters` by parameter; `amd_plugin.models.weights.Later` where several processes have a share."""
+        return dict(zip(self._names, values, strict=True)) if self.shares is None else self.shares.named(values)
+
+    @torch.no_grad()
+    def take_named(self, values: list[Tensor], named: Mapping[str, Any]) -> None:
+        """Takes what `named` gave back into `values`."""
+        if self.shares is not None:
+            self.shares.take_named(values, named)
             return
-        own = self.named_parameters()
+        for name, value in zip(self._names, values, strict=True):
+            value.copy_(at_hand(named[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold of this role: what it trains and, of a whole network, its buffers."""
+        kept = self.network.state_dict() if self.adapter is None else {}
+        return {**kept, **self.named(self.masters())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        if self.adapter is None and self.shares is None:
+            self.network.load_state_dict({name: at_hand(value) for name, value in state.items()})
+            return
+        own = self.state_dict()
         if own.keys() != state.keys():
-            raise ValueError(f"adapter '{self.adapter}' has other parameters than the state given")
-        with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)
+            who = "the network" if self.adapter is None else f"adapter '{self.adapter}'"
+            raise ValueError(f"{who} has other parameters than the state given")
+        self.take_named(self.masters(), state)
+        self.push()
+        for name, buffer in self.network.named_buffers():
+            if name in own:
+                buffer.copy_(at_hand(state[name]))
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """The adapter's weights under the names that diffusers' ``save_lora_weights`` takes."""
@@ -144,46 +174,43 @@ class Average:
     def __init__(self, role: Role, decay: float):
         self._role, self._updates = role, 0
         self._blend = get_ema_multi_avg_fn(decay)
-        self._shadow = {name: p.detach().clone() for name, p in role.named_parameters().items()}
+        self._shadow = [weight.clone() for weight in role.masters()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Takes the role's weights in; the first time, takes them over."""
-        current = [p.detach() for p in self._role.parameters()]
-        shadow = list(self._shadow.values())
         if self._updates == 0:
-            torch._foreach_copy_(shadow, current)
+            torch._foreach_copy_(self._shadow, self._role.masters())
         else:
-            self._blend(shadow, current, self._updates)
+            self._blend(self._shadow, self._role.masters(), self._updates)
         self._updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The role plays with its averaged weights meanwhile."""
-        parameters = self._role.parameters()
-        kept = [p.detach().clone() for p in parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, list(self._shadow.values()))
+        """The role plays with its averaged weights meanwhile. Enter on every process where each has a share of them."""
+        masters = self._role.masters()
+        kept = [weight.clone() for weight in masters]
+        torch._foreach_copy_(masters, self._shadow)
+        self._role.push()
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, kept)
+            torch._foreach_copy_(masters, kept)
+            self._role.push()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        return {"updates": self._updates, "weights": self._shadow}
+        return {"updates": self._updates, "weights": self._role.named(self._shadow)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         self._updates = int(state["updates"])
-        for name, value in self._shadow.items():
-            value.copy_(state["weights"][name])
+        self._role.take_named(self._shadow, state["weights"])
 
 
 def make_roles(
     config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None,
-    time_embeddings: Where | None = None,
+    time_embeddings: Where | None = None, *, whole: bool = True,
 ) -> dict[str, Role]:  # fmt: skip
     """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
 
@@ -194,6 +221,7 @@ def make_roles(
         seed: of the adapters' initial weights.
         read: values of the parameters of `teacher` that are on the meta device; the others' copies need them.
         time_embeddings: where the fake score is told the exit rung, if it is.
+        whole: do not leave such parameters there, in networks that are trained in full, for who reads them later.
 
     Raises:
         OptionError: for adapters on a network that has none of the wanted layers.
@@ -208,7 +236,7 @@ def make_roles(
     roles = {"teacher": Role(teacher, frozen=True)}
     for name, how in (("student", config.student), ("fake_score", config.fake_score)):
         network = copy.deepcopy(student if name == "student" and student is not None else teacher)
-        network = network if read is None else filled(network, read)
+        network = filled(network, read) if read is not None and (whole or how == "lora") else network
         if how == "lora":
             _add_adapter(network, name, config.lora, seed)
         else:

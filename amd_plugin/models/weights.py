@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,18 @@ from amd_plugin.errors import InputError
 Read = Callable[[str], Tensor]
 
 STEM = "diffusion_pytorch_model"
+
+
+class Later(NamedTuple):
+    """A tensor that is made when it is read: from a file, or from what all processes keep of it."""
+
+    shape: torch.Size
+    read: Callable[[], Tensor]
+
+
+def at_hand(value: Tensor | Later) -> Tensor:
+    """The tensor itself."""
+    return value.read() if isinstance(value, Later) else value
 
 
 class Weights:

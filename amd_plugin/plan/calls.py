@@ -117,9 +117,10 @@ def _roles(outline: Outline, config: RecipeConfig, depth: int | None) -> dict[st
         roles = make_roles(config.model, base, None, config.train.seed, time_embeddings=told)
     if config.distributed.trained != "none":
         # An engine keeps weights in the precision it computes in, and masters of them with its optimizer.
-        for name in ("student", "fake_score"):
-            for parameter in roles[name].parameters():
-                parameter.data = parameter.data.to(PRECISION[config.distributed.mixed_precision])
+        for role in (roles["student"], roles["fake_score"]):
+            role.dtype, role.autocast = PRECISION[config.distributed.mixed_precision], False
+            for parameter in role.network.parameters():
+                parameter.data = parameter.data.to(role.dtype)
     return roles
 
 

@@ -109,10 +109,10 @@ def _after_call(output: Any, release: Callable[[], None]) -> None:
         end.register_hook(lambda gradient: Variable._execution_engine.queue_callback(release))
 
 
-def _config(module: nn.Module, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's, for inference: every size a number, since "auto" asks for attributes that diffusers' models lack."""
+def gathering(module: nn.Module) -> dict[str, Any]:
+    """ZeRO-3's part of DeepSpeed's config: sizes are numbers, since "auto" asks for attributes that diffusers' models lack."""
     largest = max((p.numel() for p in module.parameters()), default=1)
-    zero = {
+    return {
         "stage": 3,
         "stage3_param_persistence_threshold": 0,
         "stage3_max_reuse_distance": 0,
@@ -121,6 +121,11 @@ def _config(module: nn.Module, offload: bool) -> dict[str, Any]:
         # It would replace torch.nn.functional.linear for the whole program.
         "memory_efficient_linear": False,
     }
+
+
+def _config(module: nn.Module, offload: bool) -> dict[str, Any]:
+    """DeepSpeed's, for inference."""
+    zero = gathering(module)
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}

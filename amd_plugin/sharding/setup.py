@@ -29,8 +29,8 @@ def deepspeed_for(accelerator: Any) -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        what = f"distributed.teacher: sharded teachers need deepspeed, which cannot be imported: {error}"
-        raise MissingDependency(f"{what}. Install it (Linux only), or set it to none") from error
+        what = f"distributed: what is sharded needs deepspeed, which cannot be imported: {error}"
+        raise MissingDependency(f"{what}. Install it (Linux only), or set teacher and trained to none") from error
 
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

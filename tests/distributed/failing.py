@@ -8,6 +8,7 @@ import time
 from amd_plugin.cli import main
 from amd_plugin.host import checkpoint
 from amd_plugin.host.trainer import Trainer
+from amd_plugin.sharding.shares import Shares
 
 MINE = os.environ["RANK"] == os.environ["BAD"]
 
@@ -21,6 +22,14 @@ def wrapped(owner, name, before):
     setattr(owner, name, lambda *args, **kwargs: (before(*args, **kwargs), original(*args, **kwargs))[1])
 
 
+def end_in_second_save():
+    """In the middle of what all processes put together."""
+    steps = []
+    wrapped(checkpoint, "save", lambda folder, step, *rest, **options: steps.append(step))
+    wrapped(Shares, "whole", lambda *arguments: steps.append(0) if steps and max(steps) == 2 else None)
+    wrapped(Shares, "whole", lambda *arguments: end() if MINE and steps.count(0) > 20 else None)
+
+
 def in_second_cycle(action):
     return lambda trainer, *rest: action() if MINE and trainer.step == 1 else None
 
@@ -29,6 +38,8 @@ HOW = {
     "dies while it saves": lambda: wrapped(
         checkpoint, "_write", lambda path, content: end() if MINE and "000002" in str(path) else None
     ),
+    "dies while all save": end_in_second_save,
+    "hangs while it prepares": lambda: wrapped(Trainer, "_make_roles", lambda trainer: time.sleep(25) if MINE else None),
     "dies": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(end)),
     "hangs": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(lambda: time.sleep(20))),
 }

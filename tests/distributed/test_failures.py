@@ -20,6 +20,15 @@ def test_a_process_that_does_not_answer_is_named(how, bad, wan, tmp_path):
     assert saved[-1].name == "step-000001"
 
 
+def test_a_process_that_does_not_answer_before_the_first_step_is_named(wan, tmp_path):
+    arguments = [*wan, SHARDED, "--set=distributed.timeout=8", "--output", "run"]
+    code, printed = run([*torchrun(2), SCRIPT, *arguments], tmp_path, HOW="hangs while it prepares", BAD="1")
+    assert code != 0
+    said = " ".join(printed.split())
+    assert "no answer from process 1 of 0 to 1" in said and "Stopped before the first step" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_killed_while_it_saves_a_run_goes_on_from_the_checkpoint_before(wan, alone, tmp_path):
     arguments = [*wan, SHARDED, "--output", "run"]
     code, _ = run([*torchrun(2), SCRIPT, *arguments], tmp_path, HOW="dies while it saves", BAD="0")

@@ -30,7 +30,7 @@ def test_without_deepspeed(accelerator, monkeypatch):
         return original(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependency, match=r"need deepspeed.* set it to none"):
+    with pytest.raises(MissingDependency, match=r"needs deepspeed.* set teacher and trained to none"):
         deepspeed_for(accelerator)
 
 
