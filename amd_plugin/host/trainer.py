@@ -11,7 +11,6 @@ What happens to signals, rewards and weights is the objective's business; nothin
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,19 +18,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.coherence import by_band
-from amd_plugin.errors import InputError, RunError
+from amd_plugin.errors import InputError
 from amd_plugin.host.adversary import Adversary
 from amd_plugin.host.alarm import Alarm
 from amd_plugin.host.batch import Batch
-from amd_plugin.host.learner import EngineLearner, Learner
+from amd_plugin.host.cast import make_cast
+from amd_plugin.host.levels import NoiseLevels
 from amd_plugin.host.memory import Memory
 from amd_plugin.host.real import RealSamples
 from amd_plugin.host.scoring import Scoring
 from amd_plugin.models import backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
-from amd_plugin.models.roles import Average, Role, make_roles
-from amd_plugin.models.rungs import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.recipe import Recipe
@@ -105,13 +103,14 @@ class Trainer:
         self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
         self._ahead: dict[tuple[str, int], Start] = {}
         self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
-        samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
-        self._samplers = [*reversed(samplers)]  # pluggy answers in reverse order of registration
 
         self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
         self.ladder = Ladder(self.backbone.scheduler, config.model.student_steps, accelerator.device)
         windows = {"train.sigma": self.train.sigma, "objective.match_sigma": self.objective.match_sigma}
         self.floors = floors(self.schedule, self.ladder, windows) if self.train.sub_interval else [0.0] * len(self.ladder)
+        samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
+        # pluggy answers in reverse order of registration
+        self._levels = NoiseLevels(self.train, self.floors, samplers[::-1])
         self.caller = Caller(self.backbone.family, accelerator.autocast)
         self._make_roles()
         adversarial = getattr(self.objective, "adversarial", None)
@@ -328,55 +327,14 @@ class Trainer:
         return self.objective.sharpening_weights(advantage, sigma)  # type: ignore[call-arg]
 
     def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
-        """Noise levels [B] as fractions of the schedule: the host's uniform draw, then every plugin's sampler in turn."""
-        low, high = window or self.train.sigma
-        # What the guidance term sees is not matched there.
-        low = low if role == "guide" else max(low, self.floors[batch.exit_rung])
-        sigma = batch.uniform(f"sigma {role}", (low, high))
-        for index, sampler in enumerate(self._samplers):
-            draws = batch.generator(f"sigma {role} sampler {index}")
-            moved = sampler(sigma, role=role, advantage=advantage, step=self.step, generator=draws)
-            if moved.shape != sigma.shape or not ((moved >= 0) & (moved <= 1)).all():
-                raise RunError(f"sigma sampler {sampler!r}: must return {len(sigma)} levels in [0, 1], got {moved}")
-            sigma = moved
-        return sigma
+        return self._levels(batch, role, window, advantage, self.step)
 
     def _condition(self, labels: Tensor) -> Condition:
         return self.backbone.conditions(labels, prompts_of(self.task, labels))
 
     def _make_roles(self) -> None:
-        """Places the networks and gives those that learn their optimizers."""
-        config, train, device = self.recipe.config, self.train, self.accelerator.device
-        model, how = config.model, config.distributed.trained
-        shared, base, read = model.roles == "shared_base", self.backbone.network, self.backbone.read
-        self.has_shares = how != "none"
-        self.student_is_sharded = self.has_shares or (shared and config.distributed.teacher != "none")
-        # Adapters are added to a base that has its place already; networks of their own are copied from one that has none yet.
-        base = self._placed(base) if shared else base
-        told = time_embeddings(model, self.backbone.family, warn=self.accelerator.is_main_process)
-        roles = make_roles(model, base, self.backbone.student, train.seed, read, told, whole=how != "zero3")
-        if not shared:
-            roles["teacher"] = Role(self._placed(base), frozen=True)
-        for role in (roles["student"], roles["fake_score"]):
-            if how == "none":
-                role.network.to(device)
-            if train.gradient_checkpointing:
-                _enable_checkpointing(role.network)
-        if train.compile:
-            for network in {id(role.network): role.network for role in roles.values()}.values():
-                network.compile()
-        self.student, self.fake_score, self.teacher = roles["student"], roles["fake_score"], roles["teacher"]
-        learning = {"student": (self.student, train.student_lr), "fake_score": (self.fake_score, train.fake_lr)}
-        make: Any = Learner if how == "none" else partial(EngineLearner, how=how, read=read)
-        self.learners = {
-            name: make(role, name.replace("_", " "), rate, train, self.accelerator) for name, (role, rate) in learning.items()
-        }
-        self.ema = Average(self.student, train.ema)
-
-    def _placed(self, teacher: torch.nn.Module) -> Any:
-        hook, options = self.plugins.hook.distill_prepare_frozen, self.recipe.as_dict()
-        read = self.backbone.read
-        return hook(role="teacher", module=teacher, accelerator=self.accelerator, options=options, read=read)
+        cast = make_cast(self.recipe, self.backbone, self.plugins, self.accelerator)
+        self.student, self.fake_score, self.teacher, self.learners, self.ema, self.has_shares, self.student_is_sharded = cast
 
     def _batches_of(self, steps: int) -> int:
         return steps * (self.train.fake_updates + 1)
@@ -400,12 +358,6 @@ class Trainer:
         rows = self._rows()
         size = (rows.stop - rows.start) // self.train.accumulation
         return [slice(start, start + size) for start in range(rows.start, rows.stop, size)]
-
-
-def _enable_checkpointing(network: Any) -> None:
-    if not getattr(network, "_supports_gradient_checkpointing", False):
-        raise InputError(f"train.gradient_checkpointing: a {type(network).__name__} does not support it. Set it to false")
-    network.enable_gradient_checkpointing()
 
 
 def _mean(values: Any) -> Tensor:
