@@ -163,21 +163,21 @@ def _holm(content: Mapping[str, Any], shown: Sequence[str], best: Mapping[str, s
         others = [arm for arm in content["arms"] if arm != best[metric] and not arm.startswith("dmd@") and arm != "dmd"]
         tests = {}
         for arm in others:
-            a, b = content["arms"][arm][metric], content["arms"][best[metric]][metric]
+            a, b = (_errors(content, name, metric) for name in (arm, best[metric]))
             if len(a) > 1 and any(x != y for x, y in zip(a, b, strict=True)):
                 tests[arm] = float(ttest_rel(a, b).pvalue)
         for rank, arm in enumerate(sorted(tests, key=lambda name: tests[name])):
             if not tests[arm] * (len(tests) - rank) < 0.05:
                 break
-            difference = paired(content, arm, best[metric], metric)[0]
-            good = {"up": difference > 0, "down": difference < 0, "one": _nearer(content, arm, best[metric], metric)}
-            found[arm, metric] = "better" if good[content["better"][metric]] else "worse"
+            mine, theirs = (statistics.fmean(_errors(content, name, metric)) for name in (arm, best[metric]))
+            found[arm, metric] = "better" if mine < theirs else "worse"
     return found
 
 
-def _nearer(content: Mapping[str, Any], arm: str, other: str, metric: str) -> bool:
-    mean = lambda name: statistics.fmean(abs(v - 1) for v in content["arms"][name][metric])  # noqa: E731
-    return mean(arm) < mean(other)
+def _errors(content: Mapping[str, Any], arm: str, metric: str) -> list[float]:
+    """A metric's values turned so that less is better."""
+    turn = {"up": lambda v: -v, "down": lambda v: v, "one": lambda v: abs(v - 1)}[content["better"][metric]]
+    return [turn(value) for value in content["arms"][arm][metric]]
 
 
 def _target_row(target: Target, content: Mapping[str, Any]) -> dict[str, str]:
