@@ -20,16 +20,9 @@ demo: install
 	$(BIN)/amd-plugin compare digits --objectives dmd,amd --seeds 2 --output $(OUTPUT)/digits
 	$(BIN)/amd-plugin report $(OUTPUT)/modes2d $(OUTPUT)/digits --output $(OUTPUT)/report.html
 
-# The tables of docs/results: about three quarters of an hour on two cores; finished runs are kept, so it can be stopped and continued.
+# docs/evidence.md and the tables of docs/results: hours on two cores; finished runs are kept, so it can be stopped and continued.
 evidence: install
-	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd --ablate --tune objective.guidance_scale=1.1,1.25,1.4,1.6 --seeds 8 --output runs/evidence/modes2d
-	$(BIN)/amd-plugin compare digits --objectives dmd,amd --ablate --tune objective.guidance_scale=1.1,1.25,1.4 --seeds 4 --output runs/evidence/digits
-	$(BIN)/amd-plugin compare moving_digits --objectives dmd,amd --seeds 4 --output runs/evidence/moving_digits
-	$(BIN)/amd-plugin report runs/evidence/modes2d runs/evidence/digits runs/evidence/moving_digits --output runs/evidence/report.html
-	mkdir -p docs/results
-	cp runs/evidence/modes2d/compare.md docs/results/modes2d.md
-	cp runs/evidence/digits/compare.md docs/results/digits.md
-	cp runs/evidence/moving_digits/compare.md docs/results/moving_digits.md
+	$(BIN)/python benchmarks/evidence.py run
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

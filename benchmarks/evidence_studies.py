@@ -84,6 +84,35 @@ STUDIES = {
             f"amd_random_reward=amd {RANDOM} {RUNGS}",
         ),
     ),
+    "digits_reliable": Study(
+        title="Handwritten digits, a reliable teacher, one step",
+        question="The same with the right labels.",
+        recipe="digits", settings=(*QUICK, "data.label_noise=0", f"{W}1"), seeds="4",
+        more=(f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", "amd_sharpening_0.5=amd objective.sharpening=0.5",
+              f"amd_random_reward=amd {RANDOM}"),
+    ),
+    "digits_four_steps": Study(
+        title="Handwritten digits, an unreliable teacher, four steps",
+        question="As in the plane: one fake score for all steps in `dmd`, told the exit rung in the others. 1500 updates.",
+        recipe="digits", seeds="4",
+        settings=(*QUICK, "model.student_steps=4", "train.max_steps=1500", "model.rung_conditioning=false"),
+        more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd_rungs=dmd {RUNGS}", f"amd=amd {RUNGS}",
+              f"amd_random_reward=amd {RANDOM} {RUNGS}"),
+    ),
+    "video": Study(
+        title="Moving digits, an unreliable teacher, two steps",
+        question="Video through Wan's classes, at a tiny size.",
+        recipe="moving_digits", settings=QUICK, seeds="4",
+        more=(
+            f"dmd@1.25=dmd {W}1.25", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.25=amd {W}1.25", f"amd_random_reward=amd {RANDOM}",
+        ),
+    ),
+    "sdxl_class": Study(
+        title="Digits through SDXL's classes, four steps",
+        question="A latent model with a text encoder, through SDXL's pipeline, at a tiny size.",
+        recipe="digits_sdxl", settings=QUICK, seeds="4",
+        more=(f"dmd@1.25=dmd {W}1.25", "amd=amd", f"amd_random_reward=amd {RANDOM}"),
+    ),
 }  # fmt: skip
 
 TARGETS = (
@@ -101,6 +130,11 @@ TARGETS = (
     Target("digits_unreliable", "amd", "dmd@1.4", "accuracy", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "precision", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "recall", 0.0, wins=4),
+    Target("digits_reliable", "amd", "best dmd", "frechet", 0.90, "ratio"),
+    Target("digits_reliable", "amd", "best dmd", "recall", 0.02),
+    Target("plane_reliable", "amd", "dmd", "sliced_wasserstein", 0.0),
+    Target("plane_reliable", "amd", "dmd", "coverage", 0.0),
+    Target("digits_four_steps", "amd", "best dmd", "frechet", 0.60, "ratio"),
     Target("plane_four_steps", "amd", "best dmd", "precision", 0.06),
     Target("plane_four_steps", "amd", "best dmd", "tv", -0.09),
     Target("plane_four_steps", "amd", "best dmd", "sliced_wasserstein", 0.0),
