@@ -104,7 +104,8 @@ STUDIES = {
         question="Video through Wan's classes, at a tiny size.",
         recipe="moving_digits", settings=QUICK, seeds="4",
         more=(
-            f"dmd@1.25=dmd {W}1.25", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.25=amd {W}1.25", f"amd_random_reward=amd {RANDOM}",
+            f"dmd@1.25=dmd {W}1.25", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.25=amd {W}1.25",
+            f"amd_random_reward=amd {RANDOM}",
         ),
     ),
     "sdxl_class": Study(
