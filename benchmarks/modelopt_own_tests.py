@@ -17,25 +17,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path("tests", "unit", "torch", "fastgen")
-# A pytest plugin: what the tests import as DMDPipeline is ours, before any of them is imported.
+# A pytest plugin: what the tests import as the host's pipelines is ours, before any of them is imported.
 REPLACE = """
-import functools, os, torch
+import os, torch
 import modelopt.torch.fastgen as fastgen
 import modelopt.torch.fastgen.methods.dmd as dmd
-from amd_plugin.adapters.modelopt import AMDPipeline
+import modelopt.torch.fastgen.plugins.qwen_image as qwen
+from amd_plugin.adapters.modelopt import AMDPipeline, adaptive
 
 stated = {"zero": dict(strength=0, sharpening=0), "constant": dict(reward=lambda media, prompts: torch.ones(len(media)))}
-options = stated[os.environ["AMD_OPTIONS"]]
+options, made = stated[os.environ["AMD_OPTIONS"]], []
 
-class Replaced(AMDPipeline):
-    __init__ = functools.partialmethod(AMDPipeline.__init__, **options)
+def replaced(ours):
+    class Replaced(ours):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **options, **kwargs)
+            made.append(1)
+    return Replaced
 
-fastgen.DMDPipeline = dmd.DMDPipeline = Replaced
+qwen.QwenImageDMDPipeline = replaced(adaptive(qwen.QwenImageDMDPipeline))
+fastgen.DMDPipeline = dmd.DMDPipeline = replaced(AMDPipeline)
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"made {len(made)} of ours")
 """
 
 
-def outcome(checkout: Path, options: str | None) -> dict[str, str]:
-    """Name of each test -> how it ended; without `options` the host is left as it is."""
+def outcome(checkout: Path, options: str | None) -> tuple[dict[str, str], int]:
+    """Name of each test -> how it ended, and how many pipelines were ours; without `options` the host is left as it is."""
     from tests.adapters.conftest import environment
 
     env = environment("modelopt") | {"AMD_OPTIONS": options or ""}
@@ -51,7 +60,8 @@ def outcome(checkout: Path, options: str | None) -> dict[str, str]:
     ended = {name: how for how, name in re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+)", done.stdout, re.M)}
     if not ended:
         sys.exit(done.stdout + done.stderr)
-    return ended
+    made = re.search(r"^made (\d+) of ours", done.stdout, re.M)
+    return ended, int(made[1]) if made else 0
 
 
 def main() -> int:
@@ -62,13 +72,13 @@ def main() -> int:
     stock = outcome(checkout, None)
     wrong = 0
     for name, options in (("as it is", None), ("strength 0, sharpening 0", "zero"), ("defaults, constant reward", "constant")):
-        ended = outcome(checkout, options) if options else stock
+        ended, made = outcome(checkout, options) if options else stock
         passed = sum(how == "PASSED" for how in ended.values())
-        print(f"{name:26} {passed:3} passed of {len(ended)}")
-        for test in sorted(stock.keys() | ended.keys()):
-            if stock.get(test) != ended.get(test):
+        print(f"{name:26} {passed:3} passed of {len(ended)}, {made} pipelines of ours")
+        for test in sorted(stock[0].keys() | ended.keys()):
+            if stock[0].get(test) != ended.get(test):
                 wrong += 1
-                print(f"    {test}: {stock.get(test)} as it is, {ended.get(test)} here")
+                print(f"    {test}: {stock[0].get(test)} as it is, {ended.get(test)} here")
     return 1 if wrong else 0
 
 

@@ -39,12 +39,11 @@ def environment(host):
 
 @pytest.fixture
 def inside():
-    """Runs `inside/test_NAME*.py` where host NAME is; asserts that every test in them ran and passed."""
+    """Runs `inside/test_HOST_ABOUT.py` where that host is; asserts that every test in it ran and passed, and says how many."""
 
-    def run(host, source=None):
-        files = sorted((HERE / "inside").glob(f"test_{host}*.py"))
+    def run(host, about="", source=None):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "-W", "ignore"]
-        command += ["--rootdir", HERE / "inside", "--confcutdir", HERE / "inside", *files]
+        command += ["--rootdir", HERE / "inside", "--confcutdir", HERE / "inside", HERE / "inside" / f"test_{host}{about}.py"]
         env = environment(host)
         if source is not None:
             env["PYTHONPATH"] = os.pathsep.join([source, env["PYTHONPATH"]])

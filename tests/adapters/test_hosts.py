@@ -7,17 +7,20 @@ import sys
 import pytest
 
 
-def test_modelopt(inside):
-    assert inside("modelopt") == 30
-
-
-def test_fastvideo(inside):
-    assert inside("fastvideo") == 21
+@pytest.mark.parametrize(
+    ("host", "about", "count"),
+    [
+        ("modelopt", "", 30), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 18),
+        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 8), ("fastvideo", "_wan", 5),
+    ],
+)  # fmt: skip
+def test_inside_a_host_from_pypi(inside, host, about, count):
+    assert inside(host, about) == count
 
 
 @pytest.mark.skipif("FASTGEN_SOURCE" not in os.environ, reason="FastGen is on GitHub only; FASTGEN_SOURCE names a checkout")
-def test_fastgen(inside):
-    assert inside("fastgen", os.environ["FASTGEN_SOURCE"]) == 19
+def test_inside_fastgen(inside):
+    assert inside("fastgen", source=os.environ["FASTGEN_SOURCE"]) == 22
 
 
 @pytest.mark.parametrize(

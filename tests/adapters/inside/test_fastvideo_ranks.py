@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rank_fastvideo import PROMPTS, REWARDS
 from amd_plugin import AMDObjective
 from amd_plugin.adapters.steering import group_ids
 
+HERE = Path(__file__).parent
 FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all their rewards
 
 
@@ -27,11 +29,11 @@ def trained(tmp_path_factory):
     words = [port, tmp_path_factory.mktemp("run"), json.dumps(FAILS)]
     command = [sys.executable, "-W", "ignore", "-c", "import rank_fastvideo; rank_fastvideo.main()"]
     processes = [
-        subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
         for rank in (0, 1)
     ]
     try:
-        answers = [process.communicate(timeout=150) for process in processes]
+        answers = [process.communicate(timeout=280) for process in processes]
     finally:
         for process in processes:
             process.kill()

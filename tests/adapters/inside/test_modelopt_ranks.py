@@ -4,8 +4,11 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
+
+HERE = Path(__file__).parent
 
 
 def two_ranks():
@@ -14,11 +17,11 @@ def two_ranks():
         port = str(free.getsockname()[1])
     command = [sys.executable, "-W", "ignore", "-c", "import rank_modelopt; rank_modelopt.main()"]
     processes = [
-        subprocess.Popen([*command, str(rank), port], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), port], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
         for rank in (0, 1)
     ]
     try:
-        answers = [process.communicate(timeout=150) for process in processes]
+        answers = [process.communicate(timeout=280) for process in processes]
     finally:
         for process in processes:
             process.kill()
