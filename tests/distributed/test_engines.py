@@ -202,9 +202,9 @@ def test_the_average_plays_and_leaves(stage, ranks):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_gradient_that_is_not_finite_stops_all_before_the_update(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
+        assert len(rank["not finite"]) >= 2
         for said, gap in rank["not finite"]:
             assert "the gradient is not finite" in said and gap == 0
-    assert all("output in samples [0, 1]" not in said for seen in ranks[0] for said, _ in seen[stage]["not finite"])
 
 
 @LOOKS
