@@ -32,7 +32,7 @@ evidence: install
 	cp runs/evidence/moving_digits/compare.md docs/results/moving_digits.md
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group lint
