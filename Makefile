@@ -25,7 +25,7 @@ evidence: install
 	$(BIN)/python benchmarks/evidence.py run
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group lint

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import save_file
 from transformers import UMT5EncoderModel
@@ -75,6 +76,12 @@ def main(encoder, out):
         settings = (*TINY, *SETTINGS, f"distributed.trained={stage}")
         trainer = Trainer(recipe.load("modes2d", plugins, settings, "dmd"), plugins, accelerator)
         seen[stage] = look(trainer, Path(out) / f"{stage}-{accelerator.process_index}.safetensors")
+    AcceleratorState._reset_state()  # it keeps the first precision
+    half = Accelerator(cpu=True, mixed_precision="bf16")
+    settings = (*TINY, *SETTINGS, "distributed.trained=zero2", "distributed.mixed_precision=bf16")
+    trainer = Trainer(recipe.load("modes2d", plugins, settings, "dmd"), plugins, half)
+    trainer.cycle()
+    seen["zero2"]["not finite"] += [refused(trainer, name) for name in trainer.learners]
     seen["text encoder"] = sum(p.numel() for p in UMT5EncoderModel.from_pretrained(encoder).parameters())
     (Path(out) / f"rank-{accelerator.process_index}.json").write_text(json.dumps(seen))
 

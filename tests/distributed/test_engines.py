@@ -18,9 +18,8 @@ from tests.distributed.engine_runs import train_all
 from tests.distributed.processes import ROOT, run, torchrun
 from tests.distributed.test_launchers import assert_same
 
-# Runs are shared between tests, so that workers must not share those out.
-pytestmark = [pytest.mark.xdist_group("engines"), pytest.mark.timeout(600)]
-LOOKS = pytest.mark.xdist_group("engine shares")
+# Several runs are made for all tests at once.
+pytestmark = pytest.mark.timeout(600)
 
 HERE = ROOT / "tests" / "distributed"
 ROLES = ("student", "fake_score", "ema")
@@ -165,7 +164,6 @@ def ranks(pipeline_folder, tmp_path_factory):
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(3)], encoder, out
 
 
-@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_process_keeps_its_share(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
@@ -179,7 +177,6 @@ def test_every_process_keeps_its_share(stage, ranks):
                 assert held <= rank["whole"] / 3 + padding, moment
 
 
-@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_three_processes_are_one(stage, ranks, tiny, plugins):
     trainer = Trainer(tiny(*SETTINGS, objective="dmd"), plugins, Accelerator(cpu=True))
@@ -191,23 +188,20 @@ def test_three_processes_are_one(stage, ranks, tiny, plugins):
             torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-5)
 
 
-@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_average_plays_and_leaves(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
         assert rank["average applied"] == 0 == rank["given back"] < rank["average differs"]
 
 
-@LOOKS
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_gradient_that_is_not_finite_stops_all_before_the_update(stage, ranks):
     for rank in (seen[stage] for seen in ranks[0]):
+        assert len(rank["not finite"]) >= 2
         for said, gap in rank["not finite"]:
             assert "the gradient is not finite" in said and gap == 0
-    assert all("output in samples [0, 1]" not in said for seen in ranks[0] for said, _ in seen[stage]["not finite"])
 
 
-@LOOKS
 def test_a_text_encoder_loaded_meanwhile_is_whole(ranks):
     seen, folder, _ = ranks
     expected = sum(p.numel() for p in UMT5EncoderModel.from_pretrained(folder).parameters())
