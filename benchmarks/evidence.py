@@ -47,7 +47,6 @@ class Study:
         seeds: as for `amd-plugin compare`.
         objectives, more, tune, ablate: its arms, as for `amd_plugin.evaluate.compare.arms`.
         followed: guidance scale of the teacher whose samples the students are also compared with; None: not done.
-        found: what the table says, for the page.
     """
 
     title: str
@@ -60,7 +59,6 @@ class Study:
     tune: tuple[str, ...] = ()
     ablate: bool = False
     followed: float | None = None
-    found: str = ""
 
 
 @dataclass(frozen=True)
