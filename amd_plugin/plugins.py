@@ -284,13 +284,28 @@ def get_plugin_manager() -> PluginManager:
 def accepted(function: Callable[..., Any]) -> set[str] | None:
     """Names of the keyword parameters `function` takes when called; None where it takes any.
 
-    A torch module's call is its `forward`; a class's is its constructor, that of a module class too.
+    A torch module's call is its `forward`; a class's is its constructor, that of a module class too. One that takes any and is
+    a class passes them on to its bases, as far as the first that names what it takes.
     """
-    called = function if isinstance(function, type) else getattr(function, "forward", function)
-    parameters = inspect.signature(called).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not isinstance(function, type):
+        return _named(inspect.signature(getattr(function, "forward", function)))[0]
+    found: set[str] = set()
+    for base in function.__mro__[:-1]:
+        if "__init__" not in vars(base) and base is not function:
+            continue
+        signature = inspect.signature(function if base is function else vars(base)["__init__"])
+        names, closed = _named(signature)
+        if names is not None:
+            return found | names - {"self"}
+        found |= closed - {"self"}
+    return None
+
+
+def _named(signature: inspect.Signature) -> tuple[set[str] | None, set[str]]:
+    """Names of the keyword parameters, None where any is taken; and those that are named all the same."""
+    parameters = signature.parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return (None if any(p.kind is p.VAR_KEYWORD for p in parameters) else names), names
 
 
 def _names(variable: str) -> set[str] | None:

@@ -11,6 +11,7 @@ third of the forwards: one exit rung for all ranks, one rollout for student and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -241,12 +242,12 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
         self._objective = method.objective
 
     def state_dict(self) -> dict[str, Any]:
-        """The objective's."""
-        return dict(self._objective.state_dict())
+        """The objective's, as JSON: the host's checkpoints only hold what has the keys of what is there when they are read."""
+        return {"objective": json.dumps(self._objective.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
-        self._objective.load_state_dict(dict(state_dict))
+        self._objective.load_state_dict(json.loads(state_dict["objective"]))
 
 
 def _data_parallel() -> Any:

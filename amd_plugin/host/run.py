@@ -227,8 +227,8 @@ def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
     known, finding = trainer.alarm.ringing, trainer.alarm.add({"step": trainer.step, **row})
     if finding is None:
         return ""
-    options = trainer.recipe.objective_options
-    levers = [f"objective.{name} (now {options[name]})" for name in getattr(trainer.objective, "reward_options", ())]
+    used = {name: getattr(trainer.objective, name, 0) for name in getattr(trainer.objective, "reward_options", ())}
+    levers = [f"objective.{name} (now {value})" for name, value in used.items() if value]
     advice = f"Lower {' or '.join(levers) or 'the strength of the objective'}, or give it less weight beside another reward"
     said = f"{finding}. {advice}; look at the samples first"
     if not known:

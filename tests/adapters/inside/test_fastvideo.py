@@ -102,7 +102,7 @@ def test_resumed_equals_straight(tmp_path):
     resumed = run(again, reward=brightness, amd={}, callbacks=STATE, steps=8, resume=str(first / "checkpoint-4"))
     assert resumed[3][0]["step"] == 5
     assert same(straight[0], resumed[0]) and same(straight[1][4:], resumed[1]) and torch.equal(straight[2], resumed[2])
-    assert Probe.method.objective.state_dict() == updates and updates["updates"] > 8
+    assert Probe.method.objective.state_dict() == updates and updates["rewards"]["updates"]["0"] > 8
 
 
 def test_self_forcing(tmp_path, monkeypatch):

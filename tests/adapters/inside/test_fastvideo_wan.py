@@ -94,6 +94,6 @@ def test_rewards_see_what_the_hosts_autoencoder_decodes_and_a_resumed_run_equals
     steps = [line for line in straight.lines if "total_loss" in line]
     assert {"amd/reward", "amd/failed_rewards"} <= set(steps[-1]) and steps[-1]["amd/failed_rewards"] == 0
     assert [line for line in resumed.lines if "total_loss" in line] == steps[5:]
-    assert Probe.method.objective.state_dict() == state and state["updates"] == 10
+    assert Probe.method.objective.state_dict() == state and state["rewards"]["updates"]["0"] == 10
     last = [whole(p) for p in Probe.method.student.transformer.parameters()]
     assert all(map(torch.equal, last, straight.tensors))
