@@ -16,7 +16,7 @@ from amd_plugin import operators
 from amd_plugin.advantage import Scale, Squash, group_advantage
 from amd_plugin.coherence import Coherence, by_band
 from amd_plugin.errors import OptionError
-from amd_plugin.objective import DMDObjective, LossOutput, check_windows, expect_keys
+from amd_plugin.objective import DMDObjective, check_windows, expect_keys
 from amd_plugin.operators import Maker, Side, Window, adaptation_weights
 from amd_plugin.sharpening import LARGEST, Kind, implied_tilt, sharpening_weights
 from amd_plugin.signals import Direction, Signals
@@ -180,12 +180,6 @@ class AMDObjective(DMDObjective):
         low, high = self.sharpening_sigma
         return torch.where((sigma >= low) & (sigma <= high), weights, 1.0)
 
-    def student_loss(self, signals: Signals) -> LossOutput:
-        """The surrogate loss on `signals.x0`; takes in how far the matching direction agrees with itself."""
-        output = super().student_loss(signals)
-        measurable = signals.advantage is not None and signals.sigma is not None and signals.groups is not None
-        return output._replace(metrics=output.metrics | self._coherence.metrics()) if measurable else output
-
     def operator(self) -> Maker:
         """Eq. 10."""
 
@@ -225,6 +219,7 @@ class AMDObjective(DMDObjective):
             found, share = by_band(sizes, signals.sigma), by_band(in_zone, signals.sigma)
             metrics |= {f"zone_share/{name}": value for name, value in share.items()}
             metrics |= {f"zone_match_norm/{name}": found[name] / share[name] for name in found}
+            metrics |= self._coherence.metrics() if signals.groups is not None else {}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

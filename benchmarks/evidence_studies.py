@@ -2,12 +2,11 @@
 
 from evidence import FOLLOWED, Study, Target
 
+from amd_plugin.evaluate.compare import VARIANTS
+
 W = "objective.guidance_scale="
 WINDOW = "objective.guidance_window=[0,0.5]"
-PAPER = (
-    "objective.side=both objective.strength=0.5 objective.sharpening_kind=linear objective.sharpening=1 "
-    "objective.sharpening_sigma=null objective.std_floor=0"
-)
+PAPER = " ".join(VARIANTS["amd_paper"])
 RANDOM = 'rewards=[{"name":"random"}]'
 INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
 RELIABLE = ("data.label_noise=0", "data.outliers=0")

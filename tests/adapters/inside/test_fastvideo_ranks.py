@@ -4,41 +4,22 @@ A forward, a gradient or a gather too many on one rank would wait for ever; ever
 """
 
 import json
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from rank_fastvideo import PROMPTS, REWARDS
+from ranks import two_ranks
 
 from amd_plugin import AMDObjective
 from amd_plugin.adapters.steering import group_ids
 
-HERE = Path(__file__).parent
 FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all their rewards
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What each rank said, without and with `fast_rollout`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = [port, tmp_path_factory.mktemp("run"), json.dumps(FAILS)]
-    command = [sys.executable, "-W", "ignore", "-c", "import rank_fastvideo; rank_fastvideo.main()"]
-    processes = [
-        subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
-        for rank in (0, 1)
-    ]
-    try:
-        answers = [process.communicate(timeout=280) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), answers
-    return [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
+    return two_ranks("rank_fastvideo", tmp_path_factory.mktemp("run"), json.dumps(FAILS))
 
 
 @pytest.fixture(params=[False, True], ids=["stock rollout", "fast_rollout"])

@@ -1,0 +1,30 @@
+"""Two processes of a script here, as the two ranks of a host's run."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def two_ranks(script, *words):
+    """What each rank's ``main()`` in `script` printed last, as JSON; it is told its rank, a free port and `words`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-W", "ignore", "-c", f"import {script}; {script}.main()"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), port, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        answers = [process.communicate(timeout=280) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), answers
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
