@@ -45,16 +45,23 @@ class AMDObjective(DMDObjective):
         sharpening: lambda >= 0 of Repulsive Landscape Sharpening, at most 1 for the linear kind; 0 turns it off.
         sharpening_kind: ``exponential`` (the exact reward tilt) or ``linear`` (the paper's), see `amd_plugin.sharpening`.
         sharpening_sigma: (low, high) noise levels at which the fake score's loss is weighted; None is all. Low levels only
-            tilt within modes and leave the masses of modes to the unweighted high ones. ``auto`` is (0, 0.5), fractions
-            of the schedule, and all where the host gives no noise levels, or guidance is 2 or more at all of them.
+            tilt within modes and leave the masses of modes to the unweighted high ones. ``auto`` is all of them where
+            advantages have a unit or guidance is 2 or more at all levels, (0, 0.5), fractions of the schedule, elsewhere.
         baseline: what a reward is compared with: ``group``, the other samples of its prompt in the batch, or ``prompt``, the
             prompt's running mean, over one running spread (see `amd_plugin.reward_statistics`).
         scale, squash, limit: of `group_advantage`; `scale` says nothing about the ``prompt`` baseline.
-        std_floor: smallest spread to divide rewards by, as a share of the running mean of group spreads; 0 is the paper's form.
+        unit: what rewards are divided by, in place of their own spread: a difference that says something. A spread makes the
+            worst of eight good samples as bad as a failure; a unit leaves them alone, so that a teacher that is right is
+            followed, and one that is not is corrected. 0: the spread, the paper's form. ``auto``: `reward_unit`; 0 where
+            guidance is 2 or more at all levels, since there every sample suffers, or `scale` asks for another spread.
+        std_floor: without a unit, the smallest spread to divide by, as a share of the running mean of group spreads.
         memory_share: share in [0, 1) of the samples the fake score learns from that are taken from a memory of failures:
             the host keeps the `memory_size` latest of those that did worst, an eighth of each batch. Needs a host with one.
         memory_size: see `memory_share`.
         zone: a sample with an advantage at or below this counts as lying in a Forbidden Zone, for metrics and coherence.
+
+    Attributes:
+        reward_unit: what the rewards' unit is (`amd_plugin.rewards.protocol.Traits`), written by the host; 0: nobody knows.
 
     Raises:
         OptionError: for a value out of range.
@@ -81,6 +88,7 @@ class AMDObjective(DMDObjective):
         scale: Scale = "group",
         squash: Squash = "clip",
         limit: float = 1.0,
+        unit: float | Literal["auto"] = "auto",
         std_floor: float = 0.1,
         memory_share: float = 0.0,
         memory_size: int = 384,
@@ -107,10 +115,9 @@ class AMDObjective(DMDObjective):
             raise OptionError(
                 "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
             )
-        self._must_know_sigma = sharpening_sigma not in ("auto", None)
-        if sharpening_sigma == "auto":
-            sharpening_sigma = None if overshoots else LOW_NOISE
-        check_windows(sharpening_sigma=sharpening_sigma)
+        check_windows(sharpening_sigma=None if sharpening_sigma == "auto" else sharpening_sigma)
+        if unit != "auto" and not (math.isfinite(unit) and unit >= 0):
+            raise OptionError("unit", f"must be 'auto' or a number of at least 0, got {unit}")
         if not 0 < limit <= 1:
             raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
         if squash is None and (strength > 0 or sharpening > 0):
@@ -129,8 +136,9 @@ class AMDObjective(DMDObjective):
         self.strength = strength
         self.side: Side = ("negative" if guidance_scale > 1 else "both") if side == "auto" else side
         self.static, self.coherence_gate = static, coherence_gate
-        self.sharpening, self.sharpening_kind, self.sharpening_sigma = sharpening, sharpening_kind, sharpening_sigma
+        self.sharpening, self.sharpening_kind, self._sharpening_sigma = sharpening, sharpening_kind, sharpening_sigma
         self.baseline, self.scale, self.squash, self.limit = baseline, scale, squash, limit
+        self._unit, self._overshoots, self.reward_unit = unit, overshoots, 0.0
         self.std_floor, self.zone = std_floor, zone
         self.memory_share, self.memory_size = memory_share, memory_size
         compares = strength > 0 or sharpening > 0 or memory_share > 0
@@ -140,6 +148,20 @@ class AMDObjective(DMDObjective):
         self._coherence = Coherence()
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
         self._failed_share: Tensor = torch.zeros(())
+
+    @property
+    def unit(self) -> float:
+        """What rewards are divided by; 0: their own spread."""
+        if self._unit == "auto":
+            return 0.0 if self._overshoots or self.scale != "group" else self.reward_unit
+        return self._unit
+
+    @property
+    def sharpening_sigma(self) -> Window | None:
+        """Noise levels at which the fake score's loss is weighted; None: all."""
+        if self._sharpening_sigma == "auto":
+            return None if self._overshoots or self.unit else LOW_NOISE
+        return self._sharpening_sigma
 
     def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
         """Advantage [B] of the joined batch, Eq. 12, and an update of the running statistics of rewards.
@@ -156,7 +178,11 @@ class AMDObjective(DMDObjective):
         self._observe(reward, groups, rung)
         floor = self.std_floor * self._spread
         if self.baseline == "prompt":
-            return self.statistics.prompt_advantage(reward, groups, rung, self.squash, self.limit, float(floor))
+            return self.statistics.prompt_advantage(
+                reward, groups, rung, self.squash, self.limit, std_floor=float(floor), unit=self.unit
+            )
+        if self.unit:
+            return group_advantage(reward / self.unit, groups, "none", self.squash, self.limit)
         return group_advantage(reward, groups, self.scale, self.squash, self.limit, std_floor=floor)
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
@@ -173,11 +199,11 @@ class AMDObjective(DMDObjective):
             ValueError: without `sigma`, where `sharpening_sigma` was given.
         """
         weights = sharpening_weights(advantage, self.strength_scale * self.sharpening, self.sharpening_kind)
-        if sigma is None and self._must_know_sigma:
+        if sigma is None and self._sharpening_sigma not in ("auto", None):
             raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
-        if self.sharpening_sigma is None or sigma is None:
+        if (window := self.sharpening_sigma) is None or sigma is None:
             return weights
-        low, high = self.sharpening_sigma
+        low, high = window
         return torch.where((sigma >= low) & (sigma <= high), weights, 1.0)
 
     def operator(self) -> Maker:

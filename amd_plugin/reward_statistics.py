@@ -46,9 +46,10 @@ class RewardStatistics:
         self._spread[rung] = self._running(self._spread.get(rung), spread, rung)
 
     def prompt_advantage(
-        self, reward: Tensor, groups: Tensor, rung: int, squash: Squash, limit: float, std_floor: float
+        self, reward: Tensor, groups: Tensor, rung: int, squash: Squash, limit: float, std_floor: float, unit: float = 0.0
     ) -> Tensor:
-        """``a_i = squash((r_i - m_c) / (s + 1e-4))``: m_c the running mean of prompt c, s one running spread for all prompts.
+        """``a_i = squash((r_i - m_c) / (s + 1e-4))``: m_c the running mean of prompt c, s one running spread for all prompts,
+        or `unit` where that is above 0.
 
         Takes in the batch first, so that the first one of a prompt is compared with its own mean. Unlike with groups, samples
         of a prompt that does badly today are worse than usual, all of them; and one sample per prompt is enough.
@@ -73,8 +74,8 @@ class RewardStatistics:
         centred[valid] = reward[valid] - torch.tensor(means).to(reward)[index]
         if valid.any():
             self._variance[rung] = self._running(self._variance.get(rung), centred[valid].square().mean(), rung)
-        scale = self._variance.get(rung, torch.zeros(())).to(centred).sqrt().clamp(min=std_floor)
-        return torch.where(valid, squashed(centred / (scale + EPS), squash, limit), 0.0)
+        spread = self._variance.get(rung, torch.zeros(())).to(centred).sqrt().clamp(min=std_floor) + EPS
+        return torch.where(valid, squashed(centred / (unit or spread), squash, limit), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""

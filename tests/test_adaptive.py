@@ -180,3 +180,44 @@ def test_options_out_of_range_are_named(options, name):
     with pytest.raises(OptionError) as caught:
         AMDObjective(**options)
     assert caught.value.option == name
+
+
+ALL_FINE, ONE_FAILED = torch.tensor([0.0, -0.02, -0.05, -0.1]), torch.tensor([0.0, -0.02, -0.05, -4.6])
+GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("baseline", ["group", "prompt"])
+def test_a_unit_tells_a_failure_from_the_worst_of_good_samples(baseline):
+    reward = torch.cat([ALL_FINE, ONE_FAILED])
+    by_spread, by_unit = (AMDObjective(baseline=baseline, std_floor=0.0, unit=unit) for unit in (0.0, 1.0))
+    assert AMDObjective(unit=0.0, std_floor=0.0).advantage(reward, GROUPS)[3] < -0.99, "as bad as can be, of all that are fine"
+    a = by_unit.advantage(reward, GROUPS)
+    assert a[:4].abs().max() < 0.1 and a[7] == -1
+    torch.testing.assert_close(a[:4], ALL_FINE - ALL_FINE.mean())
+    assert not torch.equal(a, by_spread.advantage(reward, GROUPS))
+
+
+def test_with_a_unit_the_tilt_is_the_rewards_own_whatever_a_group_holds():
+    """q* ~ p exp(lambda r / unit): two samples are tilted apart by their rewards and by nothing else in their group."""
+    objective = AMDObjective(sharpening=1.5, unit=2.0)
+    for others in ([0.0, 0.1], [-0.5, 0.9], [0.3, 0.3]):
+        reward, groups = torch.tensor([0.2, 1.0, *others]), torch.zeros(4, dtype=torch.long)
+        weights = objective.sharpening_weights(objective.advantage(reward, groups))
+        torch.testing.assert_close((weights[0] / weights[1]).log(), torch.tensor(1.5 * 0.8 / 2.0))
+
+
+def test_the_unit_of_rewards_is_followed_where_it_helps():
+    auto = AMDObjective(1.25)
+    assert auto.unit == 0 and auto.sharpening_sigma == (0.0, 0.5), "nobody said anything"
+    auto.reward_unit = 2.0
+    assert auto.unit == 2.0 and auto.sharpening_sigma is None
+    assert torch.equal(auto.sharpening_weights(A, torch.linspace(0, 1, 8)), auto.sharpening_weights(A))
+    for objective in (AMDObjective(2.0), AMDObjective(1.25, scale="batch"), AMDObjective(1.25, unit=0.0)):
+        objective.reward_unit = 2.0
+        assert objective.unit == 0
+    own = AMDObjective(2.0, unit=0.5, sharpening_sigma=(0.0, 0.3))
+    own.reward_unit = 2.0
+    assert own.unit == 0.5 and own.sharpening_sigma == (0.0, 0.3)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(OptionError, match="unit"):
+            AMDObjective(unit=wrong)

@@ -25,6 +25,7 @@ from amd_plugin.errors import InputError, OptionError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.randomness import generator
+from amd_plugin.rewards.protocol import traits
 from amd_plugin.rewards.reward_set import RewardSet
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,17 @@ def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[...
             first = error.errors()[0]
             raise InputError(f"reward.{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from error
     rewards = RewardSet(configs, plugins or get_plugin_manager(), None)
-    return lambda media, prompts: rewards(media, prompts).total
+    return _Total(rewards)
+
+
+class _Total:
+    """The weighted sum of rewards, as one reward."""
+
+    def __init__(self, rewards: RewardSet):
+        self._rewards, self.unit = rewards, rewards.unit
+
+    def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self._rewards(media, prompts).total
 
 
 def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
@@ -127,6 +138,8 @@ class Steering:
         seed: int = 0,
     ):
         self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
+        if reward is not None and hasattr(objective, "reward_unit"):
+            objective.reward_unit = traits(reward).unit
         self._decode, self._group, self._told, self._alone = decode, process_group, False, False
         self._plugins, self._seed, self.step = plugins, seed, 0
         self._advantage: Tensor | None = None

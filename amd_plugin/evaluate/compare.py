@@ -37,7 +37,7 @@ VARIANTS: dict[str, Overrides] = {
     "amd_static": ("objective.static=true",),
     "amd_paper": (
         "objective.side=both", "objective.sharpening_kind=linear", "objective.sharpening=1", "objective.sharpening_sigma=null",
-        "objective.baseline=group", "objective.std_floor=0", "objective.strength=0.5", "objective.guidance_sigma=null",
+        "objective.baseline=group", "objective.unit=0", "objective.std_floor=0", "objective.strength=0.5",
     ),
     "amd_random_reward": ("rewards=[{name: random}]",),
     "amd_inverted_reward": (),  # the recipe's own rewards, see `inverted`

@@ -59,6 +59,7 @@ class Scoring:
 
     Attributes:
         rewards: the recipe's.
+        unit: of what the objective is given, see `amd_plugin.rewards.protocol.Traits`.
 
     Raises:
         InputError: for a reward that cannot be built, or a `model.reward_pixels` that latents cannot be shrunk to.
@@ -73,6 +74,8 @@ class Scoring:
         self._shrink_to = _shrunk_size(config.model.reward_pixels, size, latents)
         self.rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device)
         self._weights = torch.tensor([*self.rewards.weights.values()], device=accelerator.device)
+        # Rewards that are normalised one by one have lost theirs.
+        self.unit = self.rewards.unit if config.train.aggregation == "sum_then_normalize" else 0.0
         window = config.train.failed_rewards_window
         self._window: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.rewards.configs}
         self._causes: dict[str, str] = {}

@@ -92,6 +92,8 @@ class Trainer:
         if self.objective.needs_reward:
             latents = self.backbone.sample_shape[-2:]
             self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
+            if hasattr(self.objective, "reward_unit"):
+                self.objective.reward_unit = self.scoring.unit
             if getattr(self.objective, "reward_gradient", 0):
                 self.scoring.rewards.check_gradients()
         share = getattr(self.objective, "memory_share", 0)

@@ -29,7 +29,7 @@ class AestheticReward:
         InputError: if either cannot be loaded, or they do not fit each other.
     """
 
-    differentiable, media, version = Traits(differentiable=True, version="1")
+    differentiable, media, version, unit = Traits(differentiable=True, version="1")
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ class ClassifierReward:
         flip_sign: reward failure instead: the control in which AMD must do harm.
     """
 
-    differentiable, media, version = Traits(differentiable=True, version="1")
+    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=1.0)
 
     def __init__(self, task: Any, floor: Annotated[float, Field(ge=0, lt=1)] = 0.01, flip_sign: bool = False):
         self._classifier = task.classifier()

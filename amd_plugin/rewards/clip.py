@@ -98,7 +98,7 @@ class ClipReward:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version = Traits(differentiable=True, version="1")
+    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=1.0)
 
     def __init__(
         self,

@@ -11,6 +11,8 @@ from amd_plugin.randomness import generator
 class RandomReward:
     """A fixed, wildly oscillating function of the sample: noise in all but name, the same when a run is resumed."""
 
+    unit = 12**-0.5  # its spread, so that it moves the student as far as any reward may
+
     def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], roughly uniform in [0, 1)."""
         flat = media.flatten(1).double()

@@ -48,7 +48,7 @@ class HPSv2Reward:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version = Traits(differentiable=True, version="2.1")
+    differentiable, media, version, unit = Traits(differentiable=True, version="2.1", unit=0.01)  # trained on 100 x cosine
 
     def __init__(
         self,

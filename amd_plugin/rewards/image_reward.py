@@ -57,7 +57,7 @@ class ImageReward:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version = Traits(differentiable=True, version="1.0")
+    differentiable, media, version, unit = Traits(differentiable=True, version="1.0", unit=1.0)
 
     def __init__(
         self,

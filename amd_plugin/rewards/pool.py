@@ -73,6 +73,7 @@ class Pool:
 
     Attributes:
         takes: columns the reward asks for by name; None if it takes any.
+        unit: the reward's, see `Traits`.
 
     Raises:
         InputError: if the reward cannot be built there.
@@ -81,7 +82,7 @@ class Pool:
     def __init__(self, spec: Spec, size: int):
         self._workers = [_Worker(spec) for _ in range(size)]
         self._next = 0
-        problem, self.takes = self._workers[0].about()
+        problem, self.takes, self.unit = self._workers[0].about()
         for worker in self._workers[1:]:
             problem = problem or worker.about()[0]
         if problem:
@@ -118,13 +119,13 @@ class _Worker:
         self._spec, self._life = spec, 0
         self._start()
 
-    def about(self) -> tuple[str, set[str] | None]:
-        """(why the reward could not be built, columns it takes)."""
+    def about(self) -> tuple[str, set[str] | None, float]:
+        """(why the reward could not be built, columns it takes, its unit)."""
         try:
             return self._ready.result(START_LIMIT)
         except (BrokenProcessPool, TooLate) as error:
             what = f"reward '{self._spec.config.name}': its worker process did not start ({type(error).__name__})"
-            return f"{what}; see its output above. A script needs `if __name__ == '__main__':` around what trains", None
+            return f"{what}; see its output above. A script needs `if __name__ == '__main__':` around what trains", None, 0.0
 
     def submit(self, batch: tuple[bytes, Sequence[str], dict[str, Any]], index: int) -> Call:
         try:
@@ -137,7 +138,7 @@ class _Worker:
     def result(self, call: Call, limit: float | None) -> tuple[list[float], str]:
         if call.life != self._life:  # lost with the worker that an earlier call brought down
             call = self.submit(call.batch, call.worker)
-        problem, _ = self.about()
+        problem = self.about()[0]
         if problem:
             self._restart()
             return [], problem
@@ -215,8 +216,8 @@ def _begin(spec: Spec) -> None:
         _problem = f"reward '{spec.config.name}' could not be built: {type(error).__name__}: {error}"
 
 
-def _about() -> tuple[str, set[str] | None]:
-    return _problem, None if _scorer is None else _scorer.takes
+def _about() -> tuple[str, set[str] | None, float]:
+    return (_problem, None, 0.0) if _scorer is None else (_problem, _scorer.takes, _scorer.unit)
 
 
 def _score(packed: bytes, prompts: Sequence[str], columns: dict[str, Any]) -> tuple[list[float], str]:

@@ -7,6 +7,7 @@ are [B, C, H, W] or [B, C, T, H, W] in [0, 1]; columns of the batch go to reward
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,11 +27,13 @@ class Traits(NamedTuple):
         media: ``image`` ([B, C, H, W] only), ``video`` ([B, C, T, H, W] only), ``any``, or ``pil``: a list of PIL images, of
             lists of them for videos.
         version: changes whenever the same media get other scores.
+        unit: a difference of scores that says something: 1 for log-probabilities and logits, 0 where nobody knows.
     """
 
     differentiable: bool = False
     media: Media = "any"
     version: str = ""
+    unit: float = 0.0
 
 
 def traits(reward: Any) -> Traits:
@@ -46,6 +49,9 @@ def traits(reward: Any) -> Traits:
     for field, kind in (("differentiable", bool), ("version", str)):
         if not isinstance(value := getattr(found, field), kind):
             raise InputError(f"reward {name}: {field} must be a {kind.__name__}, got {value!r}")
+    number = isinstance(found.unit, int | float) and not isinstance(found.unit, bool)
+    if not (number and math.isfinite(found.unit) and found.unit >= 0):
+        raise InputError(f"reward {name}: unit must be a number of at least 0, got {found.unit!r}")
     return found
 
 

@@ -91,6 +91,12 @@ class RewardSet:
         """By name."""
         return {name: config.weight for name, config in self.configs.items()}
 
+    @property
+    def unit(self) -> float:
+        """A difference of their weighted sum that says something (`Traits.unit`); 0 if one of them has none."""
+        units = [abs(config.weight) * self._askers[name].unit for name, config in self.configs.items() if config.weight]
+        return sum(units) if all(units) else 0.0
+
     def __len__(self) -> int:
         """How many there are."""
         return len(self.configs)

@@ -29,6 +29,7 @@ class Scorer:
 
     Attributes:
         takes: columns of a batch it asks for by name; None if it takes any.
+        unit: the reward's, see `Traits`.
 
     Raises:
         InputError: if it cannot be built or placed as the recipe says.
@@ -50,7 +51,7 @@ class Scorer:
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
             what = f"device '{config.device}': this machine has {torch.cuda.device_count()} CUDA devices"
             raise InputError(f"{where}: {what}. Set it to auto or cpu")
-        self._media = traits(self._reward).media
+        self._media, self.unit = traits(self._reward).media, traits(self._reward).unit
         self._networks = _networks(self._reward)
         self._offload = config.offload and "offload" not in own
         if self._offload and not self._networks:

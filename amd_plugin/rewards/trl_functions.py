@@ -36,7 +36,7 @@ class FromTRL:
     captions or other text that comes with a batch. Media that are a list already are handed on as they are.
     """
 
-    differentiable, media, version = Traits()
+    differentiable, media, version, unit = Traits()
 
     def __init__(self, function: Callable[..., Any], completions: Completions = "pil"):
         if not callable(function):

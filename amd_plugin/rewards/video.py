@@ -41,7 +41,7 @@ class VideoReward:
         InputError: if that reward is unknown, refuses its options, or takes videos only.
     """
 
-    media, version = Traits(version="1")[1:]
+    media, version = Traits(version="1")[1:3]
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class VideoReward:
         self._reduce, self._frames, self._batch_size = reduce, frames, batch_size
         self._weight, self._enough = weight, enough
         self._wanted = traits(self._reward).media
-        self.differentiable = traits(self._reward).differentiable
+        self.differentiable, self.unit = traits(self._reward).differentiable, traits(self._reward).unit
         if self._wanted == "video":
             raise InputError(f"reward video: {reward['name']} takes videos, and needs no help with them. Use it itself")
 

@@ -60,7 +60,7 @@ class VLMReward:
         InputError: for a url that is none, or a key that cannot be sent.
     """
 
-    differentiable, media, version = Traits(media="pil", version="1")
+    differentiable, media, version, unit = Traits(media="pil", version="1")
 
     def __init__(
         self,

@@ -101,6 +101,12 @@ def test_rewards_that_are_none(spec):
 def test_a_reward_by_name_and_a_sum_of_two():
     media = torch.rand(4, 3, 8, 8)
     assert make_reward("random")(media, PROMPTS).shape == (4,)
+    objective = AMDObjective(1.25)
+    for spec, unit in (("random", 12**-0.5), ([{"name": "random", "weight": 2.0}], 2 * 12**-0.5), ("hackable", 0.0)):
+        Steering(objective, make_reward(spec))
+        assert objective.unit == pytest.approx(unit), spec
+    Steering(objective, lambda media, prompts: media[:, 0])
+    assert objective.unit == 0, "the objective forgets the unit of another reward"
     one, two = {"name": "random"}, [{"name": "random", "weight": 0.5}, {"name": "random", "weight": 0.5}]
     assert make_reward(two)(media, PROMPTS).shape == make_reward(one)(media, PROMPTS).shape
 

@@ -195,6 +195,15 @@ def test_a_rewards_unit_matters_only_where_rewards_are_summed(tiny, with_rewards
     assert torch.allclose(one, two, atol=2e-3) == equal
 
 
+@pytest.mark.parametrize(("overrides", "unit"), [
+    (("rewards=[{name: in_logits, weight: 3}]",), 1.5), (("rewards=[{name: first}]",), 0.0),
+    (("rewards=[{name: in_logits}]", "train.aggregation=normalize_then_sum"), 0.0),
+    (("rewards=[{name: in_logits}]", "objective.unit=0.25"), 0.25),
+])  # fmt: skip
+def test_the_objective_is_told_what_differences_of_rewards_mean(tiny, with_rewards, overrides, unit):
+    assert Trainer(tiny(*overrides), with_rewards, Accelerator(cpu=True)).objective.unit == unit
+
+
 def test_rewards_may_see_fewer_pixels(piped, plugins):
     shapes = []
 

@@ -14,6 +14,15 @@ def by_label():
     return lambda media, prompts, labels: labels.float() + media.flatten(1).mean(1)
 
 
+class InLogits:
+    """Says of itself what a difference of its scores means."""
+
+    unit = 0.5
+
+    def __call__(self, media, prompts):
+        return media.flatten(1)[:, 0]
+
+
 def threads():
     return lambda media, prompts: [torch.get_num_threads()] * len(media)
 
@@ -61,5 +70,5 @@ class Network(torch.nn.Module):
 
 FACTORIES = {
     "first": first, "by_label": by_label, "threads": threads, "process": process, "unbuildable": unbuildable,
-    "sleepy": sleepy, "deadly": deadly, "network": Network,
+    "sleepy": sleepy, "deadly": deadly, "network": Network, "in_logits": InLogits,
 }  # fmt: skip

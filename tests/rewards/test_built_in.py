@@ -210,3 +210,17 @@ def test_media_as_rewards_ask_for_them():
 
     with pytest.raises(InputError, match="media must be one of image, video, any, pil, got 'sound'"):
         traits(Odd())
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", True, None])
+def test_a_unit_is_a_number(value):
+    odd = type("Odd", (), {"unit": value})
+    with pytest.raises(InputError, match="reward Odd: unit must be a number of at least 0, got"):
+        traits(odd())
+
+
+def test_built_in_rewards_in_logits_say_so(build):
+    units = {name: traits(build(name)).unit for name in NAMES}
+    assert {name for name, unit in units.items() if unit == 1} == {"image_reward", "pickscore", "clip", "video"} & set(NAMES)
+    assert units["hpsv2"] == 0.01, "its logits are a hundred cosines"
+    assert traits(build("video", reward={"name": "random"})).unit == 12**-0.5

@@ -196,6 +196,15 @@ def test_a_pool_answers_like_this_process(rewards):
     assert len(processes) == 2 and os.getpid() not in processes
 
 
+def test_the_unit_of_a_sum_is_the_sum_of_units(rewards):
+    of = lambda *entries: rewards(*entries).unit  # noqa: E731
+    assert of({"name": "in_logits"}) == of({"name": "in_logits", "pool": 1}) == 0.5
+    assert of({"name": "in_logits", "weight": -2.0}, {"name": "classifier"}) == 2.0
+    assert of({"name": "in_logits"}, {"name": "by_label"}) == 0, "nobody knows what that one's differences mean"
+    assert of({"name": "in_logits"}, {"name": "by_label", "weight": 0}) == 0.5, "it is only logged"
+    assert of() == 0
+
+
 def test_workers_that_hang_or_die_are_replaced(rewards):
     """What waited in the queue of the lost worker is asked again."""
     both = rewards(
