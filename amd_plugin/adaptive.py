@@ -34,8 +34,8 @@ class AMDObjective(DMDObjective):
     Args:
         guidance_scale, normalizer, guidance_sigma, guidance_window, match_sigma, reward_gradient, gan_weight, gan_r1,
             gan_r1_sigma: as for `DMDObjective`.
-        strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off. ``auto`` is 0.5, but 0 where measurements
-            say it costs modes and gives nothing: with guidance below 2, or at noise levels of its own (docs/evidence.md).
+        strength: s in [0, 1) of Dynamic Score Adaptation, Eq. 13; 0 turns it off. ``auto`` is 0.5 where guidance
+            is 2 or more at all noise levels, and 0 elsewhere, where it costs modes and gives nothing (docs/evidence.md).
         side: ``negative`` weighs failing samples only; ``guidance_only`` takes guidance from them and nothing else; ``both`` is
             the paper's form, which loses modes once there is guidance (see `operators.adapt`); ``auto`` is ``negative`` above
             guidance scale 1, ``both`` otherwise.
@@ -50,7 +50,7 @@ class AMDObjective(DMDObjective):
         baseline: what a reward is compared with: ``group``, the other samples of its prompt in the batch, or ``prompt``, the
             prompt's running mean, over one running spread (see `amd_plugin.reward_statistics`).
         scale, squash, limit: of `group_advantage`; `scale` says nothing about the ``prompt`` baseline.
-        unit: what rewards are divided by, in place of their own spread: a difference that says something. A spread makes the
+        unit: what rewards are divided by, in place of their own spread: a clear difference. A spread makes the
             worst of eight good samples as bad as a failure; a unit leaves them alone, so that a teacher that is right is
             followed, and one that is not is corrected. 0: the spread, the paper's form. ``auto``: `reward_unit`; 0 where
             guidance is 2 or more at all levels, since there every sample suffers, or `scale` asks for another spread.
@@ -106,7 +106,7 @@ class AMDObjective(DMDObjective):
         # Guidance that overshoots at every noise level is what adaptation and sharpening at every level are for.
         overshoots = guidance_scale >= 2 and guidance_sigma is None and guidance_window is None
         if strength == "auto":
-            strength = 0.5 if guidance_scale <= 1 or overshoots else 0.0
+            strength = 0.5 if overshoots else 0.0
         if not 0 <= strength < 1:
             raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
         if not 0 <= sharpening <= LARGEST:

@@ -43,7 +43,7 @@ class Objective(Protocol):
         per_rung: true: `advantage` takes the student's exit rung as a third argument, ``rung``.
         sharpening_sigma: not None: `sharpening_weights` takes the noise levels [B] of the fake score's turn as a second
             argument, ``sigma``.
-        reward_unit: written by the host: a difference of rewards that says something (docs/rewards.md), 0 where nobody knows.
+        reward_unit: written by the host: a clear difference of rewards (docs/rewards.md), 0 where nobody knows.
         reward_gradient: above 0: `Signals.reward` must carry a differentiable reward.
         memory_share, memory_size: above 0: a share of what the fake score learns from is to come from a memory of failures.
     """

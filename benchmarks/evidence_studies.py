@@ -8,6 +8,8 @@ W = "objective.guidance_scale="
 WINDOW = "objective.guidance_window=[0,0.5]"
 PAPER = " ".join(VARIANTS["amd_paper"])
 RANDOM = 'rewards=[{"name":"random"}]'
+SPREAD = "objective.unit=0"
+HALF = "objective.sharpening=0.5"
 INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
 RELIABLE = ("data.label_noise=0", "data.outliers=0")
 RUNGS = "model.rung_conditioning=true"
@@ -17,11 +19,12 @@ STUDIES = {
     "plane_unreliable": Study(
         title="In the plane, an unreliable teacher, one step",
         question="The recipe as it is shipped: a mixture of known density, whose teacher learnt from 20 % random labels and "
-        "5 % outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2.",
+        "5 % outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2; "
+        "`amd_by_spread` divides rewards by each group's spread, as the paper does, and weighs low noise only.",
         recipe="modes2d", settings=QUICK,
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
-            "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1",
+            "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1", f"amd_by_spread=amd {SPREAD}",
             "amd_adaptation_only=amd objective.sharpening=0 objective.strength=0.5",
             "amd_with_adaptation=amd objective.strength=0.5",
             f"amd_paper=amd {PAPER}", f"amd_paper@1=amd {W}1 {PAPER}",
@@ -37,8 +40,9 @@ STUDIES = {
         question="The same with clean labels and no outliers: there is little for a reward to say, and AMD must do no harm.",
         recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"),
         more=(
-            f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", "amd_sharpening_0.5=amd objective.sharpening=0.5",
-            "amd_sharpening_2=amd objective.sharpening=2", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
+            f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", f"amd@1.25=amd {W}1.25",
+            "amd_sharpening_2=amd objective.sharpening=2", f"amd_by_spread=amd {SPREAD}",
+            f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
         ),
     ),
     "plane_guided_2": Study(
@@ -108,7 +112,7 @@ STUDIES = {
         ),
     ),
     "sdxl_class": Study(
-        title="Digits through SDXL's classes, four steps",
+        title="Digits through SDXL's classes, two steps",
         question="A latent model with a text encoder, through SDXL's pipeline, at a tiny size.",
         recipe="digits_sdxl", settings=QUICK, seeds="4",
         more=(f"dmd@1.25=dmd {W}1.25", "amd=amd", f"amd_random_reward=amd {RANDOM}"),

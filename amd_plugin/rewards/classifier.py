@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from amd_plugin.rewards.protocol import Traits
+from amd_plugin.rewards.protocol import LOGITS, Traits
 
 
 class ClassifierReward:
@@ -20,7 +20,7 @@ class ClassifierReward:
         flip_sign: reward failure instead: the control in which AMD must do harm.
     """
 
-    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=1.0)
+    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=LOGITS)
 
     def __init__(self, task: Any, floor: Annotated[float, Field(ge=0, lt=1)] = 0.01, flip_sign: bool = False):
         self._classifier = task.classifier()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.pretrained import DTYPES
-from amd_plugin.rewards.protocol import Traits, resize, score_frames
+from amd_plugin.rewards.protocol import LOGITS, Traits, resize, score_frames
 from amd_plugin.rewards.weights import check_words, reading
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -98,7 +98,7 @@ class ClipReward:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=1.0)
+    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=LOGITS)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.rewards.clip import HINT, Clip, Count, Dtype
-from amd_plugin.rewards.protocol import Traits, score_frames
+from amd_plugin.rewards.protocol import LOGITS, Traits, score_frames
 from amd_plugin.rewards.weights import check_words, checkpoint_file, fill, read_weights, reading
 
 NAMES = ("HPS_v2.1_compressed.safetensors", "HPS_v2.1_compressed.pt")
@@ -48,7 +48,8 @@ class HPSv2Reward:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version, unit = Traits(differentiable=True, version="2.1", unit=0.01)  # trained on 100 x cosine
+    # Its logits are a hundred cosines.
+    differentiable, media, version, unit = Traits(differentiable=True, version="2.1", unit=LOGITS / 100)
 
     def __init__(
         self,

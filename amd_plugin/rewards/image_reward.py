@@ -18,7 +18,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from amd_plugin.errors import InputError
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.rewards.clip import Count, Dtype
-from amd_plugin.rewards.protocol import Traits, resize, score_frames
+from amd_plugin.rewards.protocol import LOGITS, Traits, resize, score_frames
 from amd_plugin.rewards.weights import check_words, checkpoint_file, fill, read_weights, reading, score_head
 
 NAMES = ("ImageReward.safetensors", "ImageReward.pt")
@@ -57,7 +57,7 @@ class ImageReward:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version, unit = Traits(differentiable=True, version="1.0", unit=1.0)
+    differentiable, media, version, unit = Traits(differentiable=True, version="1.0", unit=LOGITS)
 
     def __init__(
         self,

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from amd_plugin.errors import InputError
 
+LOGITS = 2.0  # a clear difference of logits, or of log-probabilities: odds of seven to one
+
 Media = Literal["image", "video", "any", "pil"]
 
 
@@ -27,7 +29,7 @@ class Traits(NamedTuple):
         media: ``image`` ([B, C, H, W] only), ``video`` ([B, C, T, H, W] only), ``any``, or ``pil``: a list of PIL images, of
             lists of them for videos.
         version: changes whenever the same media get other scores.
-        unit: a difference of scores that says something: 1 for log-probabilities and logits, 0 where nobody knows.
+        unit: a clear difference of scores: `LOGITS` for logits and log-probabilities; 0: nobody knows.
     """
 
     differentiable: bool = False

@@ -93,7 +93,7 @@ class RewardSet:
 
     @property
     def unit(self) -> float:
-        """A difference of their weighted sum that says something (`Traits.unit`); 0 if one of them has none."""
+        """A clear difference of their weighted sum (`Traits.unit`); 0 if one of them has none."""
         units = [abs(config.weight) * self._askers[name].unit for name, config in self.configs.items() if config.weight]
         return sum(units) if all(units) else 0.0
 

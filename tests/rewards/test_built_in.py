@@ -7,7 +7,7 @@ from transformers import BertTokenizer, CLIPModel
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.rewards.protocol import present, resize, to_pil, traits
+from amd_plugin.rewards.protocol import LOGITS, present, resize, to_pil, traits
 from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.rewards.video import motion
 from amd_plugin.rewards.weights import check_words
@@ -221,6 +221,8 @@ def test_a_unit_is_a_number(value):
 
 def test_built_in_rewards_in_logits_say_so(build):
     units = {name: traits(build(name)).unit for name in NAMES}
-    assert {name for name, unit in units.items() if unit == 1} == {"image_reward", "pickscore", "clip", "video"} & set(NAMES)
-    assert units["hpsv2"] == 0.01, "its logits are a hundred cosines"
+    assert {name for name, unit in units.items() if unit == LOGITS} == {"image_reward", "pickscore", "clip", "video"} & set(
+        NAMES
+    )
+    assert units["hpsv2"] == LOGITS / 100, "its logits are a hundred cosines"
     assert traits(build("video", reward={"name": "random"})).unit == 12**-0.5

@@ -15,7 +15,7 @@ import torch
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
-from amd_plugin.rewards.protocol import to_pil
+from amd_plugin.rewards.protocol import LOGITS, to_pil
 from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.tasks import TASKS
 from tests.rewards import sample_rewards
@@ -199,7 +199,7 @@ def test_a_pool_answers_like_this_process(rewards):
 def test_the_unit_of_a_sum_is_the_sum_of_units(rewards):
     of = lambda *entries: rewards(*entries).unit  # noqa: E731
     assert of({"name": "in_logits"}) == of({"name": "in_logits", "pool": 1}) == 0.5
-    assert of({"name": "in_logits", "weight": -2.0}, {"name": "classifier"}) == 2.0
+    assert of({"name": "in_logits", "weight": -2.0}, {"name": "classifier"}) == 1.0 + LOGITS
     assert of({"name": "in_logits"}, {"name": "by_label"}) == 0, "nobody knows what that one's differences mean"
     assert of({"name": "in_logits"}, {"name": "by_label", "weight": 0}) == 0.5, "it is only logged"
     assert of() == 0
