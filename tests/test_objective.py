@@ -41,7 +41,7 @@ def test_the_side_follows_guidance_unless_it_is_named():
 
 
 def test_failing_samples_pull_harder_and_the_fake_learns_them_more():
-    objective = AMDObjective(1.0, side="negative")
+    objective = AMDObjective(1.0, strength=0.5, side="negative")
     a = torch.tensor([-1.0, 0, 0, 0, 0, 0, 0, 1.0])
     plain, moved = DMDObjective(1.0).student_loss(signals()).per_sample, objective.student_loss(signals(a)).per_sample
     assert moved[0] > plain[0]
@@ -52,7 +52,7 @@ def test_failing_samples_pull_harder_and_the_fake_learns_them_more():
 
 def test_the_zone_is_measured():
     metrics = (
-        AMDObjective(1.0, side="negative", zone=-0.5)
+        AMDObjective(1.0, strength=0.5, side="negative", zone=-0.5)
         .student_loss(signals(torch.tensor([-1.0, -0.6, -0.4, 0, 0, 0.2, 0.4, 1.0])))
         .metrics
     )
