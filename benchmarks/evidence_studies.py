@@ -9,11 +9,16 @@ WINDOW = "objective.guidance_window=[0,0.5]"
 PAPER = " ".join(VARIANTS["amd_paper"])
 RANDOM = 'rewards=[{"name":"random"}]'
 SPREAD = "objective.unit=0"
-HALF = "objective.sharpening=0.5"
+LOW = "objective.sharpening_sigma=[0,0.5]"
 INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
 RELIABLE = ("data.label_noise=0", "data.outliers=0")
 RUNGS = "model.rung_conditioning=true"
 QUICK = ("train.evaluate_every=0",)
+
+ELSEWHERE = (
+    f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
+    "amd_sharpening_1=amd objective.sharpening=1", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
+)  # fmt: skip
 
 STUDIES = {
     "plane_unreliable": Study(
@@ -35,6 +40,18 @@ STUDIES = {
             f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
         ),
     ),
+    "plane_ring": Study(
+        title="In the plane, another mixture: six classes on a ring, 10 % random labels",
+        question="Nothing was chosen on this one: recipe and settings are the first study's.",
+        recipe="modes2d", settings=(*QUICK, "data.geometry=ring", "data.classes=6", "data.modes=4", "data.label_noise=0.1"),
+        seeds="4", more=ELSEWHERE,
+    ),
+    "plane_grid": Study(
+        title="In the plane, another mixture: twelve classes on a grid, 40 % random labels",
+        question="Nor on this one.",
+        recipe="modes2d", settings=(*QUICK, "data.geometry=grid", "data.classes=12", "data.modes=2", "data.label_noise=0.4"),
+        seeds="4", more=ELSEWHERE,
+    ),
     "plane_reliable": Study(
         title="In the plane, a reliable teacher, one step",
         question="The same with clean labels and no outliers: there is little for a reward to say, and AMD must do no harm.",
@@ -51,7 +68,8 @@ STUDIES = {
         "direction. `sliced_wasserstein_to_teacher` is the distance to what the teacher itself makes of that scale.",
         recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}2", "objective.sharpening=1"), followed=2.0,
         more=(
-            "amd=amd", "amd_guidance_only=amd objective.side=guidance_only objective.strength=0.9",
+            "amd=amd", "amd_unit=amd objective.unit=2",
+            "amd_guidance_only=amd objective.side=guidance_only objective.strength=0.9",
             "amd_static=amd objective.static=true", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
             f"dmd_window=dmd {WINDOW}", f"amd_window=amd {WINDOW}",
         ),
@@ -68,9 +86,10 @@ STUDIES = {
         "labels random. `amd` has its defaults, at guidance 1.25.",
         recipe="digits", settings=QUICK, seeds="4",
         more=(
-            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", "amd=amd", "amd_sharpening_2=amd objective.sharpening=2",
-            "amd_all_levels=amd objective.sharpening_sigma=null", "amd_memory=amd objective.memory_share=0.2",
-            f"amd_random_reward=amd {RANDOM}",
+            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1=amd {W}1",
+            "amd_sharpening_2=amd objective.sharpening=2", f"amd_low_noise=amd objective.sharpening=2 {LOW}",
+            f"amd_by_spread=amd {SPREAD}", f"amd_random_reward=amd {RANDOM}",
+            "dmd_reward_gradient=dmd objective.reward_gradient=0.02",
         ),
     ),
     "plane_four_steps": Study(
@@ -83,7 +102,8 @@ STUDIES = {
         ),
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", f"dmd_rungs=dmd {RUNGS}", f"dmd_rungs_1=dmd {W}1 {RUNGS}",
-            f"amd=amd {RUNGS}", f"amd_all_levels=amd objective.sharpening_sigma=null {RUNGS}", "amd_shared_fake=amd",
+            f"amd=amd {RUNGS}", f"amd@1=amd {W}1 {RUNGS}", f"amd_low_noise=amd {LOW} {RUNGS}",
+            f"amd_with_adaptation=amd objective.strength=0.5 {RUNGS}", "amd_shared_fake=amd",
             f"amd_random_reward=amd {RANDOM} {RUNGS}",
         ),
     ),
@@ -91,8 +111,8 @@ STUDIES = {
         title="Handwritten digits, a reliable teacher, one step",
         question="The same with the right labels.",
         recipe="digits", settings=(*QUICK, "data.label_noise=0", f"{W}1"), seeds="4",
-        more=(f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", "amd_sharpening_0.5=amd objective.sharpening=0.5",
-              f"amd_random_reward=amd {RANDOM}"),
+        more=(f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", f"amd@1.1=amd {W}1.1",
+              f"amd_by_spread=amd {SPREAD}", f"amd_random_reward=amd {RANDOM}"),
     ),
     "digits_four_steps": Study(
         title="Handwritten digits, an unreliable teacher, four steps",
