@@ -232,6 +232,7 @@ class AMDObjective(DMDObjective):
             "clip_share": (a.abs() >= self.limit).float().mean(),
             "advantage_std": a.std(correction=0),
             "reward_spread": self._spread.clone(),
+            "reward_unit": torch.tensor(float(self.unit), device=a.device),
             "failed_rewards": self._failed_share,
             "tilt_ratio": ratio,
             "tilt_kl": divergence,
