@@ -51,7 +51,8 @@ class Scorer:
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
             what = f"device '{config.device}': this machine has {torch.cuda.device_count()} CUDA devices"
             raise InputError(f"{where}: {what}. Set it to auto or cpu")
-        self._media, self.unit = traits(self._reward).media, traits(self._reward).unit
+        found = traits(self._reward)
+        self._media, self.unit, self._differentiable = found.media, found.unit, found.differentiable
         self._networks = _networks(self._reward)
         self._offload = config.offload and "offload" not in own
         if self._offload and not self._networks:
@@ -80,7 +81,7 @@ class Scorer:
     @property
     def no_gradient(self) -> str:
         """Why gradients do not reach the media, empty where they do."""
-        if not traits(self._reward).differentiable:
+        if not self._differentiable:
             return "says of itself that it is not differentiable"
         return "is offloaded between calls, and its weights are needed in the backward pass" if self._offload else ""
 

@@ -56,8 +56,8 @@ class VideoReward:
         self._reward = _build(reward, task)
         self._reduce, self._frames, self._batch_size = reduce, frames, batch_size
         self._weight, self._enough = weight, enough
-        self._wanted = traits(self._reward).media
-        self.differentiable, self.unit = traits(self._reward).differentiable, traits(self._reward).unit
+        found = traits(self._reward)
+        self._wanted, self.differentiable, self.unit = found.media, found.differentiable, found.unit
         if self._wanted == "video":
             raise InputError(f"reward video: {reward['name']} takes videos, and needs no help with them. Use it itself")
 
