@@ -24,6 +24,7 @@ from amd_plugin.signals import Direction, Signals
 log = logging.getLogger(__name__)
 
 LOW_NOISE: Window = (0.0, 0.5)
+TOLERANCE = 0.25  # of a unit: half a logit, where rewards are logits
 
 
 class AMDObjective(DMDObjective):
@@ -54,6 +55,8 @@ class AMDObjective(DMDObjective):
             worst of eight good samples as bad as a failure; a unit leaves them alone, so that a teacher that is right is
             followed, and one that is not is corrected. 0: the spread, the paper's form. ``auto``: `reward_unit`; 0 where
             guidance is 2 or more at all levels, since there every sample suffers, or `scale` asks for another spread.
+        tolerance: differences of at most this, in units (or spreads), count as none, and larger ones by what they exceed
+            it: how a reward ranks good samples says less of the teacher than of the reward. ``auto``: 0.25 with a unit, else 0.
         std_floor: without a unit, the smallest spread to divide by, as a share of the running mean of group spreads.
         memory_share: share in [0, 1) of the samples the fake score learns from that are taken from a memory of failures:
             the host keeps the `memory_size` latest of those that did worst, an eighth of each batch. Needs a host with one.
@@ -89,6 +92,7 @@ class AMDObjective(DMDObjective):
         squash: Squash = "clip",
         limit: float = 1.0,
         unit: float | Literal["auto"] = "auto",
+        tolerance: float | Literal["auto"] = "auto",
         std_floor: float = 0.1,
         memory_share: float = 0.0,
         memory_size: int = 384,
@@ -116,8 +120,9 @@ class AMDObjective(DMDObjective):
                 "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
             )
         check_windows(sharpening_sigma=None if sharpening_sigma == "auto" else sharpening_sigma)
-        if unit != "auto" and not (math.isfinite(unit) and unit >= 0):
-            raise OptionError("unit", f"must be 'auto' or a number of at least 0, got {unit}")
+        for name, value in {"unit": unit, "tolerance": tolerance}.items():
+            if value != "auto" and not (math.isfinite(value) and value >= 0):
+                raise OptionError(name, f"must be 'auto' or a number of at least 0, got {value}")
         if not 0 < limit <= 1:
             raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
         if squash is None and (strength > 0 or sharpening > 0):
@@ -138,7 +143,7 @@ class AMDObjective(DMDObjective):
         self.static, self.coherence_gate = static, coherence_gate
         self.sharpening, self.sharpening_kind, self._sharpening_sigma = sharpening, sharpening_kind, sharpening_sigma
         self.baseline, self.scale, self.squash, self.limit = baseline, scale, squash, limit
-        self._unit, self._overshoots, self.reward_unit = unit, overshoots, 0.0
+        self._unit, self._tolerance, self._overshoots, self.reward_unit = unit, tolerance, overshoots, 0.0
         self.std_floor, self.zone = std_floor, zone
         self.memory_share, self.memory_size = memory_share, memory_size
         compares = strength > 0 or sharpening > 0 or memory_share > 0
@@ -155,6 +160,13 @@ class AMDObjective(DMDObjective):
         if self._unit == "auto":
             return 0.0 if self._overshoots or self.scale != "group" else self.reward_unit
         return self._unit
+
+    @property
+    def tolerance(self) -> float:
+        """Differences that count as none, in units, or spreads where there is no unit."""
+        if self._tolerance == "auto":
+            return TOLERANCE if self.unit else 0.0
+        return self._tolerance
 
     @property
     def sharpening_sigma(self) -> Window | None:
@@ -176,14 +188,12 @@ class AMDObjective(DMDObjective):
         self._failed = self._failed.to(reward.device) + (~finite).sum()
         self._failed_share = 1 - finite.float().mean()
         self._observe(reward, groups, rung)
-        floor = self.std_floor * self._spread
+        floor, squash, limit, tolerance = self.std_floor * self._spread, self.squash, self.limit, self.tolerance
         if self.baseline == "prompt":
-            return self.statistics.prompt_advantage(
-                reward, groups, rung, self.squash, self.limit, std_floor=float(floor), unit=self.unit
-            )
+            return self.statistics.prompt_advantage(reward, groups, rung, squash, limit, float(floor), self.unit, tolerance)
         if self.unit:
-            return group_advantage(reward / self.unit, groups, "none", self.squash, self.limit)
-        return group_advantage(reward, groups, self.scale, self.squash, self.limit, std_floor=floor)
+            return group_advantage(reward / self.unit, groups, "none", squash, limit, tolerance=tolerance)
+        return group_advantage(reward, groups, self.scale, squash, limit, floor, tolerance)
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Weights [B] for the fake score's loss; give it the advantages of the joined batch.

@@ -24,8 +24,9 @@ def group_advantage(
     squash: Squash = "clip",
     limit: float = 1.0,
     std_floor: float | Tensor = 0.0,
+    tolerance: float = 0.0,
 ) -> Tensor:
-    """``a_i = squash((r_i - mean_g) / (max(std, std_floor) + 1e-4))`` for each sample i of group g.
+    """``a_i = squash(shrink((r_i - mean_g) / (max(std, std_floor) + 1e-4)))`` for each sample i of group g.
 
     A reward that is NaN or infinite stands for a failed one: it counts in no mean or spread and gets advantage 0. A group
     whose rewards are all equal gets exactly 0. On several ranks, call it on the joined rewards: groups may span ranks.
@@ -38,6 +39,7 @@ def group_advantage(
         limit: > 0.
         std_floor: smallest spread to divide by, in reward units. Where a group agrees to within noise, dividing by its own
             spread turns noise into a sign function; a floor of a fraction of the usual spread prevents it.
+        tolerance: see `settled`.
 
     Returns:
         [B], fp32 or wider, finite, no grad.
@@ -64,11 +66,18 @@ def group_advantage(
             raise ValueError(f"std_floor: must be 0 or above, got {std_floor}")
         floor = torch.as_tensor(std_floor, dtype=centred.dtype, device=centred.device)
         a = centred / (torch.maximum(spread, floor) + EPS)
-    return torch.where(valid, squashed(a, squash, limit), 0.0)
+    return torch.where(valid, settled(a, squash, limit, tolerance), 0.0)
 
 
-def squashed(a: Tensor, squash: Squash, limit: float) -> Tensor:
-    """`a` [B] within [-limit, limit]: ``clip``, the paper's; ``tanh``, limit * tanh(a / limit); or None, as it is."""
+def settled(a: Tensor, squash: Squash, limit: float, tolerance: float = 0.0) -> Tensor:
+    """`a` [B] without what is too small to matter, and within [-limit, limit].
+
+    Args:
+        squash: ``clip``, the paper's; ``tanh``, limit * tanh(a / limit); or None, as it is.
+        tolerance: >= 0; ``shrink`` sets differences of at most this to 0 and shortens the rest by it.
+    """
+    if tolerance:
+        a = torch.nn.functional.softshrink(a, tolerance)
     if squash == "clip":
         return a.clamp(-limit, limit)
     return limit * torch.tanh(a / limit) if squash == "tanh" else a

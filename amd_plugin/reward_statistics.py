@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.advantage import EPS, Squash, group_std, squashed
+from amd_plugin.advantage import EPS, Squash, group_std, settled
 
 
 class RewardStatistics:
@@ -46,17 +46,25 @@ class RewardStatistics:
         self._spread[rung] = self._running(self._spread.get(rung), spread, rung)
 
     def prompt_advantage(
-        self, reward: Tensor, groups: Tensor, rung: int, squash: Squash, limit: float, std_floor: float, unit: float = 0.0
+        self,
+        reward: Tensor,
+        groups: Tensor,
+        rung: int,
+        squash: Squash,
+        limit: float,
+        std_floor: float,
+        unit: float = 0.0,
+        tolerance: float = 0.0,
     ) -> Tensor:
-        """``a_i = squash((r_i - m_c) / (s + 1e-4))``: m_c the running mean of prompt c, s one running spread for all prompts,
-        or `unit` where that is above 0.
+        """``a_i = squash(shrink((r_i - m_c) / (s + 1e-4)))``: m_c the running mean of prompt c, s one running spread for all
+        prompts, or `unit` where that is above 0.
 
         Takes in the batch first, so that the first one of a prompt is compared with its own mean. Unlike with groups, samples
         of a prompt that does badly today are worse than usual, all of them; and one sample per prompt is enough.
 
         Args:
             reward, groups: [B], as for `group_advantage`; `groups` must mean the same prompts in every batch.
-            squash, limit: likewise.
+            squash, limit, tolerance: likewise.
             std_floor: smallest spread to divide by, in units of the reward.
 
         Returns:
@@ -75,7 +83,7 @@ class RewardStatistics:
         if valid.any():
             self._variance[rung] = self._running(self._variance.get(rung), centred[valid].square().mean(), rung)
         spread = self._variance.get(rung, torch.zeros(())).to(centred).sqrt().clamp(min=std_floor) + EPS
-        return torch.where(valid, squashed(centred / (unit or spread), squash, limit), 0.0)
+        return torch.where(valid, settled(centred / (unit or spread), squash, limit, tolerance), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -189,7 +189,7 @@ GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 @pytest.mark.parametrize("baseline", ["group", "prompt"])
 def test_a_unit_tells_a_failure_from_the_worst_of_good_samples(baseline):
     reward = torch.cat([ALL_FINE, ONE_FAILED])
-    by_spread, by_unit = (AMDObjective(baseline=baseline, std_floor=0.0, unit=unit) for unit in (0.0, 1.0))
+    by_spread, by_unit = (AMDObjective(baseline=baseline, std_floor=0.0, unit=unit, tolerance=0) for unit in (0.0, 1.0))
     assert AMDObjective(unit=0.0, std_floor=0.0).advantage(reward, GROUPS)[3] < -0.99, "as bad as can be, of all that are fine"
     a = by_unit.advantage(reward, GROUPS)
     assert a[:4].abs().max() < 0.1 and a[7] == -1
@@ -199,7 +199,7 @@ def test_a_unit_tells_a_failure_from_the_worst_of_good_samples(baseline):
 
 def test_with_a_unit_the_tilt_is_the_rewards_own_whatever_a_group_holds():
     """q* ~ p exp(lambda r / unit): two samples are tilted apart by their rewards and by nothing else in their group."""
-    objective = AMDObjective(sharpening=1.5, unit=2.0)
+    objective = AMDObjective(sharpening=1.5, unit=2.0, tolerance=0)
     for others in ([0.0, 0.1], [-0.5, 0.9], [0.3, 0.3]):
         reward, groups = torch.tensor([0.2, 1.0, *others]), torch.zeros(4, dtype=torch.long)
         weights = objective.sharpening_weights(objective.advantage(reward, groups))
@@ -219,5 +219,26 @@ def test_the_unit_of_rewards_is_followed_where_it_helps():
     own.reward_unit = 2.0
     assert own.unit == 0.5 and own.sharpening_sigma == (0.0, 0.3)
     for wrong in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(OptionError, match="unit"):
-            AMDObjective(unit=wrong)
+        for option in ("unit", "tolerance"):
+            with pytest.raises(OptionError, match=f"{option}"):
+                AMDObjective(**{option: wrong})
+
+
+@pytest.mark.parametrize("baseline", ["group", "prompt"])
+def test_good_samples_are_left_alone_and_failures_are_not(baseline):
+    objective = AMDObjective(baseline=baseline, unit=1.0)
+    assert objective.tolerance == 0.25
+    a = objective.advantage(torch.cat([ALL_FINE, ONE_FAILED / 4]), GROUPS)
+    assert not a[:4].any(), "the order of good samples is nothing to learn from"
+    exact = (ONE_FAILED / 4 - ONE_FAILED.mean() / 4)[3] + 0.25
+    torch.testing.assert_close(a[7], exact)
+    weights = objective.sharpening_weights(a)
+    assert (weights[:4] == weights[0]).all() and weights[7] > weights[0]
+
+
+def test_without_a_unit_small_differences_count_unless_asked():
+    assert AMDObjective().tolerance == 0 and AMDObjective(unit=0.0, tolerance=0.5).tolerance == 0.5
+    reward = torch.tensor([0.0, 1.0, 2.0, 5.0, 0.0, 0.0, 0.0, 0.0])
+    plain, tolerant = (AMDObjective(unit=0.0, limit=1.0, tolerance=t).advantage(reward, GROUPS) for t in (0.0, 0.5))
+    assert plain[2] == 0 and (plain[:2] < 0).all()
+    assert tolerant[1] == 0 and tolerant[0] == pytest.approx(float(plain[0]) + 0.5)

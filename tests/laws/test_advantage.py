@@ -62,6 +62,16 @@ def test_a_failed_reward_is_neutral_and_silent(values, size, bad, index):
     torch.testing.assert_close(got[others], group_advantage(reward[others], groups[others]), rtol=1e-4, atol=1e-4)
 
 
+@given(rewards, st.integers(1, 6), st.floats(0, 3))
+def test_a_tolerance_only_ever_shortens_differences(values, size, tolerance):
+    reward, groups = torch.tensor(values), groups_of(len(values), size)
+    plain = group_advantage(reward, groups, squash=None)
+    got = group_advantage(reward, groups, squash=None, tolerance=tolerance)
+    assert not got[plain.abs() <= tolerance].any()
+    torch.testing.assert_close(got.abs(), (plain.abs() - tolerance).clamp(min=0))
+    assert (got * plain >= 0).all()
+
+
 def test_all_failed():
     assert not group_advantage(torch.full((4,), math.nan), torch.zeros(4, dtype=torch.long)).any()
 
