@@ -24,7 +24,7 @@ from amd_plugin.signals import Direction, Signals
 log = logging.getLogger(__name__)
 
 LOW_NOISE: Window = (0.0, 0.5)
-TOLERANCE = 0.25  # of a unit: half a logit, where rewards are logits
+TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
 
 
 class AMDObjective(DMDObjective):
@@ -56,7 +56,7 @@ class AMDObjective(DMDObjective):
             followed, and one that is not is corrected. 0: the spread, the paper's form. ``auto``: `reward_unit`; 0 where
             guidance is 2 or more at all levels, since there every sample suffers, or `scale` asks for another spread.
         tolerance: differences of at most this, in units (or spreads), count as none, and larger ones by what they exceed
-            it: how a reward ranks good samples says less of the teacher than of the reward. ``auto``: 0.25 with a unit, else 0.
+            it: how a reward ranks good samples says less of the teacher than of the reward. ``auto``: 0.5 with a unit, else 0.
         std_floor: without a unit, the smallest spread to divide by, as a share of the running mean of group spreads.
         memory_share: share in [0, 1) of the samples the fake score learns from that are taken from a memory of failures:
             the host keeps the `memory_size` latest of those that did worst, an eighth of each batch. Needs a host with one.
