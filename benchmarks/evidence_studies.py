@@ -24,12 +24,13 @@ STUDIES = {
     "plane_unreliable": Study(
         title="In the plane, an unreliable teacher, one step",
         question="The recipe as it is shipped: a mixture of known density, whose teacher learnt from 20 % random labels and "
-        "5 % outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2; "
-        "`amd_by_spread` divides rewards by each group's spread, as the paper does, and weighs low noise only.",
+        "5 % outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2.5; "
+        "`amd_by_spread` divides rewards by each group's spread, as the paper does, and weighs low noise only, by 2.",
         recipe="modes2d", settings=QUICK,
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
-            "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1", f"amd_by_spread=amd {SPREAD}",
+            "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1",
+            f"amd_by_spread=amd objective.sharpening=2 {SPREAD}",
             "amd_adaptation_only=amd objective.sharpening=0 objective.strength=0.5",
             "amd_with_adaptation=amd objective.strength=0.5",
             f"amd_paper=amd {PAPER}", f"amd_paper@1=amd {W}1 {PAPER}",
@@ -135,7 +136,7 @@ STUDIES = {
         title="Digits through SDXL's classes, two steps",
         question="A latent model with a text encoder, through SDXL's pipeline, at a tiny size.",
         recipe="digits_sdxl", settings=QUICK, seeds="4",
-        more=(f"dmd@1.25=dmd {W}1.25", "amd=amd", f"amd_random_reward=amd {RANDOM}"),
+        more=("amd=amd", f"amd_random_reward=amd {RANDOM}"),
     ),
 }  # fmt: skip
 
