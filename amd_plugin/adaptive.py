@@ -61,7 +61,8 @@ class AMDObjective(DMDObjective):
         memory_share: share in [0, 1) of the samples the fake score learns from that are taken from a memory of failures:
             the host keeps the `memory_size` latest of those that did worst, an eighth of each batch. Needs a host with one.
         memory_size: see `memory_share`.
-        zone: a sample with an advantage at or below this counts as lying in a Forbidden Zone, for metrics and coherence.
+        zone: in [-1, 0); a sample with an advantage at or below this, or at -`limit`, counts as lying in a Forbidden Zone, for
+            metrics and coherence.
 
     Attributes:
         reward_unit: what the rewards' unit is (`amd_plugin.rewards.protocol.Traits`), written by the host; 0: nobody knows.
@@ -108,7 +109,7 @@ class AMDObjective(DMDObjective):
             gan_weight=gan_weight, gan_r1=gan_r1, gan_r1_sigma=gan_r1_sigma,
         )  # fmt: skip
         # Guidance that overshoots at every noise level is what adaptation and sharpening at every level are for.
-        overshoots = guidance_scale >= 2 and guidance_sigma is None and guidance_window is None
+        overshoots = guidance_scale >= 2 and all(_everywhere(window) for window in (guidance_sigma, guidance_window))
         if strength == "auto":
             strength = 0.5 if overshoots else 0.0
         if not 0 <= strength < 1:
@@ -131,6 +132,8 @@ class AMDObjective(DMDObjective):
             raise OptionError("std_floor", f"must be a number of at least 0, got {std_floor}")
         if not 0 <= memory_share < 1:
             raise OptionError("memory_share", f"must be in [0, 1), got {memory_share}")
+        if not -1 <= zone < 0:
+            raise OptionError("zone", f"must be in [-1, 0), got {zone}")
         if memory_size < 1:
             raise OptionError("memory_size", f"must be at least 1, got {memory_size}")
         if side == "both" and guidance_scale > 1 and strength > 0:
@@ -144,7 +147,7 @@ class AMDObjective(DMDObjective):
         self.sharpening, self.sharpening_kind, self._sharpening_sigma = sharpening, sharpening_kind, sharpening_sigma
         self.baseline, self.scale, self.squash, self.limit = baseline, scale, squash, limit
         self._unit, self._tolerance, self._overshoots, self.reward_unit = unit, tolerance, overshoots, 0.0
-        self.std_floor, self.zone = std_floor, zone
+        self.std_floor, self.zone = std_floor, max(zone, -limit)
         self.memory_share, self.memory_size = memory_share, memory_size
         compares = strength > 0 or sharpening > 0 or memory_share > 0
         self.needs_reward = compares or reward_gradient > 0
@@ -284,7 +287,12 @@ class AMDObjective(DMDObjective):
         return self._coherence.of(signals.sigma, zone) if self.coherence_gate else None
 
 
+def _everywhere(window: Window | None) -> bool:
+    """Whether these are all noise levels, as far as training draws them."""
+    return window is None or (window[0] <= 0.02 and window[1] >= 0.98)
+
+
 def _share_without_spread(advantage: Tensor, groups: Tensor) -> Tensor:
-    """Share of samples whose group says nothing about them, as all of it did equally well."""
+    """Share of samples whose group says nothing about them, as all of it did equally well, to within the tolerance."""
     alike = (groups[:, None] == groups).to(advantage)
     return ((alike * advantage.abs()).amax(1) == 0).float().mean()

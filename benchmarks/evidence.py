@@ -35,6 +35,7 @@ from amd_plugin.tasks import TASKS
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "evidence.md"
 FOLLOWED = "sliced_wasserstein_to_teacher"
+EVERYWHERE = ("not worse", "no effect")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Target:
     Attributes:
         against: an arm, or ``best dmd``: the tuning with the best mean of that very metric.
         bound: the difference, or with `ratio` the quotient of means, that must be reached; ``better`` says on which side.
-        bound_of: ``difference``, ``ratio`` or ``value``.
+        bound_of: ``difference``, ``ratio`` or ``value``; or what needs no bound: ``not worse`` and ``no effect``, in a paired
+            t-test at 5 %, uncorrected, so that a doubtful harm counts as one.
         wins: in how many seeds at least.
     """
 
@@ -76,7 +78,7 @@ class Target:
     arm: str
     against: str
     metric: str
-    bound: float
+    bound: float = 0.0
     bound_of: str = "difference"
     wins: int = 0
 
@@ -121,8 +123,11 @@ def page(studies: Mapping[str, Study], targets: Sequence[Target]) -> str:
     found = {name: json.loads(path.read_text()) for name in studies if (path := RESULTS / f"{name}.json").is_file()}
     sections = [_section(name, studies[name], content) for name, content in found.items()]
     missing = [name for name in studies if name not in found]
-    rows = [_target_row(target, found[target.study]) for target in targets if target.study in found]
-    return environment.get_template("evidence.md.j2").render(sections=sections, targets=rows, missing=missing)
+    rows = [(target, _target_row(target, found[target.study])) for target in targets if target.study in found]
+    everywhere = [row for target, row in rows if target.bound_of in EVERYWHERE]
+    aimed = [row for target, row in rows if target.bound_of not in EVERYWHERE]
+    template = environment.get_template("evidence.md.j2")
+    return template.render(sections=sections, targets=aimed, everywhere=everywhere, missing=missing)
 
 
 def _section(name: str, study: Study, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,14 +191,20 @@ def _target_row(target: Target, content: Mapping[str, Any]) -> dict[str, str]:
     up = content["better"][target.metric] == "up"
     if target.bound_of == "ratio":
         value, aim, shown = mean(target.arm) / mean(against), f"at most {target.bound:g} x", "{:.2f} x"
+    elif target.bound_of in EVERYWHERE:
+        value, aim, shown = difference, f"{target.bound_of}, at 5 %", "{:+.3f}"
     elif target.bound_of == "value":
         value, aim, shown = mean(target.arm), f"{'at least' if up else 'at most'} {target.bound:g}", "{:.3f}"
     else:
         value, aim, shown = difference, f"{'at least' if up else 'at most'} {target.bound:+g}", "{:+.3f}"
     reached = value >= target.bound if up and target.bound_of != "ratio" else value <= target.bound
-    spread = f" ± {sd:.3f}" if target.bound_of == "difference" else ""
-    met = reached and wins >= target.wins
     missed = "" if reached else f" by {abs(value - target.bound):.3f}"
+    if target.bound_of in EVERYWHERE:
+        a, b = (_errors(content, name, target.metric) for name in (target.arm, against))
+        alike = a == b or not float(ttest_rel(a, b).pvalue) < 0.05
+        reached, missed = alike or (target.bound_of == "not worse" and statistics.fmean(a) < statistics.fmean(b)), ""
+    spread = "" if target.bound_of in ("ratio", "value") else f" ± {sd:.3f}"
+    met = reached and wins >= target.wins
     return {
         "study": target.study, "claim": f"{target.arm} against {against}, {target.metric}: {aim}"
         + (f" in {target.wins} seeds" if target.wins else ""),

@@ -140,6 +140,16 @@ STUDIES = {
     ),
 }  # fmt: skip
 
+# "Everywhere": AMD as it is no worse than DMD at its guidance scale, with a random reward neither better nor worse.
+SAME_W = {
+    "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
+    "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_reliable": "dmd", "digits_four_steps": "dmd_rungs",
+    "video": "dmd", "sdxl_class": "dmd",
+}  # fmt: skip
+PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
+JUDGES = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_W}
+JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
+
 TARGETS = (
     Target("plane_unreliable", "amd", "best dmd", "precision", 0.15, wins=7),
     Target("plane_unreliable", "amd", "best dmd", "tv", -0.10, wins=7),
@@ -167,4 +177,15 @@ TARGETS = (
     Target("plane_four_steps", "amd", "dmd_rungs", "precision", 0.05),
     Target("plane_four_steps", "amd", "dmd_rungs", "tv", 0.0),
     Target("plane_four_steps", "amd", "dmd_rungs", "coverage", 0.0),
+    Target("digits_four_steps", "amd", "best dmd", "accuracy", 0.0),
+    Target("digits_four_steps", "amd", "best dmd", "precision", 0.0),
+    Target("digits_four_steps", "amd", "dmd@1.4", "recall", 0.0),
+    Target("digits_four_steps", "amd", "dmd_rungs", "accuracy", 0.05),
+    Target("digits_four_steps", "amd", "dmd_rungs", "frechet", 1.0, "ratio"),
+    *(Target(study, "amd", base, metric, bound_of="not worse") for study, base in SAME_W.items() for metric in JUDGES[study]),
+    *(
+        Target(study, "amd_random_reward", base, metric, bound_of="no effect")
+        for study, base in SAME_W.items()
+        for metric in JUDGES[study]
+    ),
 )

@@ -32,8 +32,8 @@ class NoiseByAdvantage:
 
     @amd_plugin.hookimpl
     def distill_sigma_sampler(self, options):
-        """Called once, with the resolved recipe."""
-        _, highest = options["train"]["sigma"]
+        """Called once, with the resolved recipe, or in another host with the objective's options alone."""
+        _, highest = options.get("train", {}).get("sigma", (0.02, 0.98))
 
         def sampler(sigma, *, role, advantage, step, generator):
             if role != "student" or advantage is None:

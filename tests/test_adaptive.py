@@ -206,6 +206,27 @@ def test_with_a_unit_the_tilt_is_the_rewards_own_whatever_a_group_holds():
         torch.testing.assert_close((weights[0] / weights[1]).log(), torch.tensor(1.5 * 0.8 / 2.0))
 
 
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_groups_mean_holds_the_sample_itself(size):
+    """The tilt by a sample's own reward is lambda (1 - 1 / n) / unit, as docs/how-it-works.md says."""
+    objective, groups = AMDObjective(unit=2.0, tolerance=0, limit=1.0), torch.zeros(size, dtype=torch.long)
+    low, high = (objective.advantage(torch.cat([torch.tensor([r]), torch.zeros(size - 1)]), groups)[0] for r in (0.0, 1.0))
+    torch.testing.assert_close(high - low, torch.tensor((1 - 1 / size) / 2.0))
+
+
+def test_guidance_at_all_levels_is_strong_guidance_however_it_is_said():
+    for options in ({}, {"guidance_window": (0.0, 1.0)}, {"guidance_sigma": (0.02, 0.98)}):
+        assert AMDObjective(4.0, **options).strength == 0.5
+    assert AMDObjective(4.0, guidance_window=(0.0, 0.5)).strength == 0
+
+
+def test_a_zone_can_be_reached():
+    assert AMDObjective(limit=0.25).zone == -0.25
+    for zone in (0.0, -1.5, float("nan")):
+        with pytest.raises(OptionError, match="zone"):
+            AMDObjective(zone=zone)
+
+
 def test_the_unit_of_rewards_is_followed_where_it_helps():
     auto = AMDObjective(1.25)
     assert auto.unit == 0 and auto.sharpening_sigma == (0.0, 0.5), "nobody said anything"

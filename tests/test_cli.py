@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+import amd_plugin
+from amd_plugin import recipe
+from amd_plugin.evaluate.compare import arms
+
 TINY = [
     "--set=model.width=16", "--set=model.teacher.steps=30", "--set=train.max_steps=3", "--set=train.batch_size=16",
     "--set=train.group_size=4", "--set=train.trackers=[]", "--set=evaluate.samples=160", "--set=train.evaluate_every=1",
@@ -86,6 +90,20 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     assert (tmp_path / "arms" / "soft@guidance_scale=2" / "seed-6").is_dir()
     assert "on the seeds 5, 6" in (tmp_path / "compare.md").read_text()
     assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.25, 3.0])
+def test_every_ablation_differs_from_plain_dmd(guidance):
+    """And each from the others that are about AMD's parts, where guidance is below 2 and adaptation is off by default."""
+    plugins, seen = amd_plugin.get_plugin_manager(), []
+    rewards = recipe.load("modes2d", plugins).config.rewards
+    for arm in arms(["dmd"], rewards, ablate=True)[1:]:
+        overrides = (*arm.overrides, f"objective.guidance_scale={guidance}")
+        options = recipe.load("modes2d", plugins, overrides, arm.objective).objective_options
+        made = plugins.make_objective("amd", options)
+        assert made.needs_reward, arm.name
+        seen.append((made.strength, made.sharpening, made.static, made.sharpening_kind, str(arm.overrides[0])))
+    assert len(set(seen)) == len(seen)
 
 
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):

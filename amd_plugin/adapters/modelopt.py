@@ -116,7 +116,7 @@ class Adaptive(_Base):  # type: ignore[misc]
         config: Any,
         *,
         discriminator: nn.Module | None = None,
-        strength: float = 0.5,
+        strength: float | Literal["auto"] = "auto",
         sharpening: float = 1.0,
         reward: Callable[..., Any] | Mapping[str, Any] | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,

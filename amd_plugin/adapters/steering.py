@@ -181,7 +181,7 @@ class Steering:
         Args:
             step: student updates so far.
             max_steps: student updates in all, 0 where nobody knows.
-            metrics: 0-dim tensors of the last student turn; their mean over ranks is what plugins are told.
+            metrics: 0-dim tensors of the last student turn; plugins are told their mean over ranks, as ``objective/NAME``.
         """
         self.step, self._advantage = step, None
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
@@ -190,7 +190,9 @@ class Steering:
         if metrics:
             own = torch.stack([value.detach().float().reshape(()).cpu() for value in metrics.values()])
             ranks = self._join(own.to(next(iter(metrics.values())).device)).view(-1, len(own))
-            means = dict(zip(metrics, ranks.mean(0).tolist(), strict=True))
+            # Named as the reference host names them, so that one plugin reads them in every host.
+            names = [f"objective/{name}" for name in metrics]
+            means = dict(zip(names, ranks.mean(0).tolist(), strict=True))
         self.objective.strength_scale = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
 
     @torch.no_grad()

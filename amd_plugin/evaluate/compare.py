@@ -30,19 +30,23 @@ from amd_plugin.evaluate.tables import best_overall, markdown, terminal_table
 
 Overrides = tuple[str, ...]
 
-# AMD's parts, the paper's form, and the controls an effect must beat.
+# AMD's parts, the paper's form, and the controls an effect must beat. Below guidance 2 AMD's default is sharpening alone, so
+# arms about adaptation switch it on.
 VARIANTS: dict[str, Overrides] = {
-    "amd_adaptation_only": ("objective.sharpening=0",),
+    "amd_adaptation_only": ("objective.sharpening=0", "objective.strength=0.5"),
     "amd_sharpening_only": ("objective.strength=0",),
-    "amd_static": ("objective.static=true",),
+    "amd_both": ("objective.strength=0.5",),
+    "amd_static": ("objective.static=true", "objective.strength=0.5"),
     "amd_paper": (
         "objective.side=both", "objective.sharpening_kind=linear", "objective.sharpening=1", "objective.sharpening_sigma=null",
         "objective.baseline=group", "objective.unit=0", "objective.std_floor=0", "objective.strength=0.5",
+        "objective.tolerance=0", "objective.scale=group", "objective.squash=clip", "objective.limit=1",
+        "objective.static=false", "objective.coherence_gate=false", "objective.memory_share=0",
     ),
     "amd_random_reward": ("rewards=[{name: random}]",),
     "amd_inverted_reward": (),  # the recipe's own rewards, see `inverted`
 }  # fmt: skip
-ABLATION = ("amd_adaptation_only", "amd_sharpening_only", "amd_static", "amd_paper", "amd_random_reward", "amd_inverted_reward")
+ABLATION = tuple(VARIANTS)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Flips:
         return lambda sigma, advantage, **rest: sigma.flip(0) if len(advantage) == len(sigma) == 4 else 1 / 0
     @hookimpl
     def distill_strength_schedule(self, metrics):
-        return metrics.get("zone_share", 1.0)
+        return metrics.get("objective/zone_share", 1.0)
 plugins = get_plugin_manager()
 plugins.register(Flips(), "flips")
 steering = Steering(AMDObjective(sharpening=1.0), reward, plugins=plugins)

@@ -31,5 +31,5 @@ class Levels:
 
     @hookimpl
     def distill_strength_schedule(self, step, max_steps, metrics):
-        self.steps.append((step, max_steps, "zone_share" in metrics))
+        self.steps.append((step, max_steps, "objective/zone_share" in metrics))
         return self.factor
