@@ -7,7 +7,7 @@ Eq. 12: a, the advantage of each sample within its prompt. Eq. 10 and 13: the st
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ from amd_plugin.signals import Direction, Signals
 log = logging.getLogger(__name__)
 
 LOW_NOISE: Window = (0.0, 0.5)
+WORDS: dict[str, tuple[Any, ...]] = {
+    "side": (*get_args(Side), "auto"), "sharpening_kind": get_args(Kind), "baseline": ("group", "prompt"),
+    "scale": get_args(Scale), "squash": ("clip", "tanh", None),
+}  # fmt: skip
 TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
 
 
@@ -108,6 +112,8 @@ class AMDObjective(DMDObjective):
             match_sigma=match_sigma, reward_gradient=reward_gradient,
             gan_weight=gan_weight, gan_r1=gan_r1, gan_r1_sigma=gan_r1_sigma,
         )  # fmt: skip
+        _expect_words(side=side, sharpening_kind=sharpening_kind, baseline=baseline, scale=scale, squash=squash)
+        _expect_numbers_or_auto(strength=strength, unit=unit, tolerance=tolerance)
         # Guidance that overshoots at every noise level is what adaptation and sharpening at every level are for.
         overshoots = guidance_scale >= 2 and all(_everywhere(window) for window in (guidance_sigma, guidance_window))
         if strength == "auto":
@@ -121,9 +127,6 @@ class AMDObjective(DMDObjective):
                 "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
             )
         check_windows(sharpening_sigma=None if sharpening_sigma == "auto" else sharpening_sigma)
-        for name, value in {"unit": unit, "tolerance": tolerance}.items():
-            if value != "auto" and not (math.isfinite(value) and value >= 0):
-                raise OptionError(name, f"must be 'auto' or a number of at least 0, got {value}")
         if not 0 < limit <= 1:
             raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
         if squash is None and (strength > 0 or sharpening > 0):
@@ -285,6 +288,18 @@ class AMDObjective(DMDObjective):
         zone = signals.advantage <= self.zone
         self._coherence.update(direction.match, signals.sigma, signals.groups, zone)
         return self._coherence.of(signals.sigma, zone) if self.coherence_gate else None
+
+
+def _expect_words(**options: Any) -> None:
+    for name, word in options.items():
+        if word not in WORDS[name]:
+            raise OptionError(name, f"must be one of {', '.join(map(str, WORDS[name]))}, got {word!r}")
+
+
+def _expect_numbers_or_auto(**options: Any) -> None:
+    for name, value in options.items():
+        if value != "auto" and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            raise OptionError(name, f"must be 'auto' or a number of at least 0, got {value!r}")
 
 
 def _everywhere(window: Window | None) -> bool:

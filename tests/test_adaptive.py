@@ -220,6 +220,13 @@ def test_guidance_at_all_levels_is_strong_guidance_however_it_is_said():
     assert AMDObjective(4.0, guidance_window=(0.0, 0.5)).strength == 0
 
 
+@pytest.mark.parametrize(("option", "value"), [("baseline", "promt"), ("side", "negativ"), ("sharpening_kind", "lin"),
+                                               ("squash", "foo"), ("scale", "grp"), ("strength", "Auto"), ("tolerance", None)])  # fmt: skip
+def test_a_word_that_is_none_is_refused_by_name(option, value):
+    with pytest.raises(OptionError, match=rf"{option}: must be .*got {value!r}"):
+        AMDObjective(**{option: value})
+
+
 def test_a_zone_can_be_reached():
     assert AMDObjective(limit=0.25).zone == -0.25
     for zone in (0.0, -1.5, float("nan")):
