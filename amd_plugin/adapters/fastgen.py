@@ -1,6 +1,6 @@
 """AMD in NVIDIA FastGen: `AMDModel`, named by ``model_class._target_`` on the host's own command line, after its ``-``.
 
-    model_class._target_=amd_plugin.adapters.fastgen.AMDModel '+model_class.amd={strength: 0.5, reward: {name: clip}}'
+    model_class._target_=amd_plugin.adapters.fastgen.AMDModel '+model_class.amd={sharpening: 1.0, reward: {name: clip}}'
 
 FastGen is on GitHub only; what PyPI calls fastgen is an unrelated package. The host's own code draws, calls the networks and
 computes the adversarial terms; hooks note what the networks answer, and AMD's losses take the place of the host's.

@@ -2,7 +2,7 @@
 
     method:
       _target_: amd_plugin.adapters.fastvideo.AMDMethod
-      amd: {strength: 0.5, sharpening: 1.0, reward: {name: clip, path: openai/clip-vit-large-patch14}}
+      amd: {sharpening: 1.0, reward: {name: clip, path: openai/clip-vit-large-patch14}}
 
 The host's own code draws, rolls out and calls the networks; the adapter watches what they answer and puts AMD's losses in
 the place of the host's. Where there is nothing to steer by it is the host's own code. ``amd.fast_rollout: true`` saves a
