@@ -32,7 +32,7 @@ def test_levels_and_strength(reward):
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(levels.unique()) == 16, "teacher, critic: one draw for a turn"
     assert plugin.steps == [(0, 2, False), *[(step, 2, reward is not None) for step in (1, 1, 2)]]
     assert pipe.objective.strength_scale == 0.5 and len(set(plugin.random)) == 4
-    assert plugin.options["objective"] == {"strength": 0.5, "sharpening": 1.0, "side": "both"}
+    assert plugin.options["objective"] == {"strength": "auto", "sharpening": 1.0, "side": "both"}
 
 
 def test_a_sampler_that_moves_nothing_is_the_host_to_the_bit():
