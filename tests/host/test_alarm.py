@@ -119,7 +119,7 @@ def test_a_hacked_run_stops_if_it_may_and_goes_on_if_it_must(tiny, plugins, tmp_
         RunError, match=r"'hackable' may be hacked(.|\n)*set train.stop_on_hacking to false(.|\n)*saved"
     ) as stop:
         run.train(stopping, plugins, folder)
-    assert "Lower objective.sharpening (now 2.0), or give it less weight" in str(stop.value)
+    assert "Lower objective.sharpening (now 2.5), or give it less weight" in str(stop.value)
     (first,) = rang(folder)
     (saved,) = checkpoint.available(folder / "checkpoints")
     assert saved.name == f"step-{first:06d}"

@@ -187,7 +187,12 @@ def test_a_run_stopped_by_a_reward_goes_on_when_the_policy_changes(tiny, with_re
 def test_a_rewards_unit_matters_only_where_rewards_are_summed(tiny, with_rewards, how, equal):
     small, large = (
         trained(
-            tiny(f"train.aggregation={how}", f"rewards=[{{name: classifier}}, {{name: first, scale: {scale}}}]"), with_rewards
+            tiny(
+                f"train.aggregation={how}",
+                "objective.sharpening=1",
+                f"rewards=[{{name: classifier}}, {{name: first, scale: {scale}}}]",
+            ),
+            with_rewards,
         )
         for scale in (1.0, 1000.0)
     )
