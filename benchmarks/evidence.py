@@ -35,7 +35,6 @@ from amd_plugin.tasks import TASKS
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "evidence.md"
 FOLLOWED = "sliced_wasserstein_to_teacher"
-EVERYWHERE = ("not worse", "no effect")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ class Target:
     Attributes:
         against: an arm, or ``best dmd``: the tuning with the best mean of that very metric.
         bound: the difference, or with `ratio` the quotient of means, that must be reached; ``better`` says on which side.
-        bound_of: ``difference``, ``ratio`` or ``value``; or what needs no bound: ``not worse`` and ``no effect``, in a paired
-            t-test at 5 %, uncorrected, so that a doubtful harm counts as one.
+        bound_of: ``difference``, ``ratio`` or ``value``.
         wins: in how many seeds at least.
     """
 
@@ -78,9 +76,23 @@ class Target:
     arm: str
     against: str
     metric: str
-    bound: float = 0.0
+    bound: float
     bound_of: str = "difference"
     wins: int = 0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """That `arm` is no worse in `metric` than `against`, and unless it `may_win`, no better either.
+
+    A paired t-test at 5 % decides, uncorrected, so that a doubtful harm counts as one.
+    """
+
+    study: str
+    arm: str
+    against: str
+    metric: str
+    may_win: bool
 
 
 def run(name: str, study: Study, output: Path, workers: int | None, console: Console) -> None:
@@ -115,7 +127,7 @@ def _to_teacher(study: Study, seed: int, folder: Path) -> float:
     return statistics.fmean(metrics.sliced_wasserstein(a, b) for a, b in by_class)
 
 
-def page(studies: Mapping[str, Study], targets: Sequence[Target]) -> str:
+def page(studies: Mapping[str, Study], targets: Sequence[Target], parities: Sequence[Parity]) -> str:
     """The evidence page, from committed numbers only."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
@@ -123,9 +135,8 @@ def page(studies: Mapping[str, Study], targets: Sequence[Target]) -> str:
     found = {name: json.loads(path.read_text()) for name in studies if (path := RESULTS / f"{name}.json").is_file()}
     sections = [_section(name, studies[name], content) for name, content in found.items()]
     missing = [name for name in studies if name not in found]
-    rows = [(target, _target_row(target, found[target.study])) for target in targets if target.study in found]
-    everywhere = [row for target, row in rows if target.bound_of in EVERYWHERE]
-    aimed = [row for target, row in rows if target.bound_of not in EVERYWHERE]
+    aimed = [_target_row(target, found[target.study]) for target in targets if target.study in found]
+    everywhere = [_parity_row(parity, found[parity.study]) for parity in parities if parity.study in found]
     template = environment.get_template("evidence.md.j2")
     return template.render(sections=sections, targets=aimed, everywhere=everywhere, missing=missing)
 
@@ -166,15 +177,25 @@ def _holm(content: Mapping[str, Any], shown: Sequence[str], best: Mapping[str, s
         others = [arm for arm in content["arms"] if arm != best[metric] and not arm.startswith("dmd@") and arm != "dmd"]
         tests = {}
         for arm in others:
-            a, b = (_errors(content, name, metric) for name in (arm, best[metric]))
-            if len(a) > 1 and any(x != y for x, y in zip(a, b, strict=True)):
-                tests[arm] = float(ttest_rel(a, b).pvalue)
+            if (p := _p_value(content, arm, best[metric], metric)) is not None:
+                tests[arm] = p
         for rank, arm in enumerate(sorted(tests, key=lambda name: tests[name])):
             if not tests[arm] * (len(tests) - rank) < 0.05:
                 break
-            mine, theirs = (statistics.fmean(_errors(content, name, metric)) for name in (arm, best[metric]))
-            found[arm, metric] = "better" if mine < theirs else "worse"
+            found[arm, metric] = "better" if _better(content, arm, best[metric], metric) else "worse"
     return found
+
+
+def _p_value(content: Mapping[str, Any], arm: str, against: str, metric: str) -> float | None:
+    """Of a paired t-test over seeds; None where there is nothing to test: one seed, or no difference in any."""
+    a, b = (_errors(content, name, metric) for name in (arm, against))
+    return float(ttest_rel(a, b).pvalue) if len(a) > 1 and a != b else None
+
+
+def _better(content: Mapping[str, Any], arm: str, against: str, metric: str) -> bool:
+    """On average over seeds."""
+    mine, theirs = (statistics.fmean(_errors(content, name, metric)) for name in (arm, against))
+    return mine < theirs
 
 
 def _errors(content: Mapping[str, Any], arm: str, metric: str) -> list[float]:
@@ -191,20 +212,14 @@ def _target_row(target: Target, content: Mapping[str, Any]) -> dict[str, str]:
     up = content["better"][target.metric] == "up"
     if target.bound_of == "ratio":
         value, aim, shown = mean(target.arm) / mean(against), f"at most {target.bound:g} x", "{:.2f} x"
-    elif target.bound_of in EVERYWHERE:
-        value, aim, shown = difference, f"{target.bound_of}, at 5 %", "{:+.3f}"
     elif target.bound_of == "value":
         value, aim, shown = mean(target.arm), f"{'at least' if up else 'at most'} {target.bound:g}", "{:.3f}"
     else:
         value, aim, shown = difference, f"{'at least' if up else 'at most'} {target.bound:+g}", "{:+.3f}"
     reached = value >= target.bound if up and target.bound_of != "ratio" else value <= target.bound
-    missed = "" if reached else f" by {abs(value - target.bound):.3f}"
-    if target.bound_of in EVERYWHERE:
-        a, b = (_errors(content, name, target.metric) for name in (target.arm, against))
-        alike = a == b or not float(ttest_rel(a, b).pvalue) < 0.05
-        reached, missed = alike or (target.bound_of == "not worse" and statistics.fmean(a) < statistics.fmean(b)), ""
-    spread = "" if target.bound_of in ("ratio", "value") else f" ± {sd:.3f}"
+    spread = f" ± {sd:.3f}" if target.bound_of == "difference" else ""
     met = reached and wins >= target.wins
+    missed = "" if reached else f" by {abs(value - target.bound):.3f}"
     return {
         "study": target.study, "claim": f"{target.arm} against {against}, {target.metric}: {aim}"
         + (f" in {target.wins} seeds" if target.wins else ""),
@@ -213,9 +228,22 @@ def _target_row(target: Target, content: Mapping[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _parity_row(parity: Parity, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What should make no difference, or no harm, what came out, and whether that holds."""
+    arm, against, metric = parity.arm, parity.against, parity.metric
+    difference, sd, wins = paired(content, arm, against, metric)
+    p, aim = _p_value(content, arm, against, metric), "not worse" if parity.may_win else "no effect"
+    alike = p is None or not p < 0.05
+    return {
+        "study": parity.study, "claim": f"{arm} against {against}, {metric}: {aim}, at 5 %",
+        "value": f"{difference:+.3f} ± {sd:.3f}, better in {wins} of {len(content['seeds'])}",
+        "holds": alike or (parity.may_win and _better(content, arm, against, metric)),
+    }  # fmt: skip
+
+
 def main() -> None:
     """Command line."""
-    from evidence_studies import STUDIES, TARGETS
+    from evidence_studies import PARITIES, STUDIES, TARGETS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "page"])
@@ -231,7 +259,7 @@ def main() -> None:
         for name in options.names or STUDIES:
             console.print(f"[bold]{name}")
             run(name, STUDIES[name], options.output, options.workers, console)
-    PAGE.write_text(page(STUDIES, TARGETS))
+    PAGE.write_text(page(STUDIES, TARGETS, PARITIES))
     console.print(f"{PAGE}")
 
 

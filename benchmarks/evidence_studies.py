@@ -1,12 +1,14 @@
 """What is measured for docs/evidence.md, and what was aimed at. `evidence.py` runs it."""
 
-from evidence import FOLLOWED, Study, Target
+from evidence import FOLLOWED, Parity, Study, Target
 
 from amd_plugin.evaluate.compare import VARIANTS
 
 W = "objective.guidance_scale="
 WINDOW = "objective.guidance_window=[0,0.5]"
-PAPER = " ".join(VARIANTS["amd_paper"])
+PAPER, ADAPTATION, BOTH, STATIC = (
+    " ".join(VARIANTS[name]) for name in ("amd_paper", "amd_adaptation_only", "amd_both", "amd_static")
+)
 RANDOM = 'rewards=[{"name":"random"}]'
 SPREAD = "objective.unit=0"
 LOW = "objective.sharpening_sigma=[0,0.5]"
@@ -31,8 +33,8 @@ STUDIES = {
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
             "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1",
             f"amd_by_spread=amd objective.sharpening=2 {SPREAD}",
-            "amd_adaptation_only=amd objective.sharpening=0 objective.strength=0.5",
-            "amd_with_adaptation=amd objective.strength=0.5",
+            f"amd_adaptation_only=amd {ADAPTATION}",
+            f"amd_with_adaptation=amd {BOTH}",
             f"amd_paper=amd {PAPER}", f"amd_paper@1=amd {W}1 {PAPER}",
             f"amd_random_reward=amd {RANDOM}", f"amd_inverted_reward=amd {INVERTED}",
             "amd_memory=amd objective.memory_share=0.2",
@@ -71,7 +73,7 @@ STUDIES = {
         more=(
             "amd=amd", "amd_unit=amd objective.unit=2",
             "amd_guidance_only=amd objective.side=guidance_only objective.strength=0.9",
-            "amd_static=amd objective.static=true", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
+            f"amd_static=amd {STATIC}", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
             f"dmd_window=dmd {WINDOW}", f"amd_window=amd {WINDOW}",
         ),
     ),
@@ -104,7 +106,7 @@ STUDIES = {
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", f"dmd_rungs=dmd {RUNGS}", f"dmd_rungs_1=dmd {W}1 {RUNGS}",
             f"amd=amd {RUNGS}", f"amd@1=amd {W}1 {RUNGS}", f"amd_low_noise=amd {LOW} {RUNGS}",
-            f"amd_with_adaptation=amd objective.strength=0.5 {RUNGS}", "amd_shared_fake=amd",
+            f"amd_with_adaptation=amd {BOTH} {RUNGS}", "amd_shared_fake=amd",
             f"amd_random_reward=amd {RANDOM} {RUNGS}",
         ),
     ),
@@ -140,16 +142,6 @@ STUDIES = {
     ),
 }  # fmt: skip
 
-# "Everywhere": AMD as it is no worse than DMD at its guidance scale, with a random reward neither better nor worse.
-SAME_W = {
-    "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
-    "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_reliable": "dmd", "digits_four_steps": "dmd_rungs",
-    "video": "dmd", "sdxl_class": "dmd",
-}  # fmt: skip
-PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
-JUDGES = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_W}
-JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
-
 TARGETS = (
     Target("plane_unreliable", "amd", "best dmd", "precision", 0.15, wins=7),
     Target("plane_unreliable", "amd", "best dmd", "tv", -0.10, wins=7),
@@ -182,10 +174,20 @@ TARGETS = (
     Target("digits_four_steps", "amd", "dmd@1.4", "recall", 0.0),
     Target("digits_four_steps", "amd", "dmd_rungs", "accuracy", 0.05),
     Target("digits_four_steps", "amd", "dmd_rungs", "frechet", 1.0, "ratio"),
-    *(Target(study, "amd", base, metric, bound_of="not worse") for study, base in SAME_W.items() for metric in JUDGES[study]),
-    *(
-        Target(study, "amd_random_reward", base, metric, bound_of="no effect")
-        for study, base in SAME_W.items()
-        for metric in JUDGES[study]
-    ),
+)
+
+# "Everywhere": AMD as it is no worse than DMD at its guidance scale, with a random reward neither better nor worse.
+SAME_W = {
+    "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
+    "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_reliable": "dmd", "digits_four_steps": "dmd_rungs",
+    "video": "dmd", "sdxl_class": "dmd",
+}  # fmt: skip
+PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
+JUDGES = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_W}
+JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
+PARITIES = tuple(
+    Parity(study, arm, base, metric, may_win=arm == "amd")
+    for arm in ("amd", "amd_random_reward")
+    for study, base in SAME_W.items()
+    for metric in JUDGES[study]
 )
