@@ -76,8 +76,7 @@ def settled(a: Tensor, squash: Squash, limit: float, tolerance: float = 0.0) -> 
         squash: ``clip``, the paper's; ``tanh``, limit * tanh(a / limit); or None, as it is.
         tolerance: >= 0; ``shrink`` sets differences of at most this to 0 and shortens the rest by it.
     """
-    if tolerance:
-        a = torch.nn.functional.softshrink(a, tolerance)
+    a = torch.nn.functional.softshrink(a, tolerance)
     if squash == "clip":
         return a.clamp(-limit, limit)
     return limit * torch.tanh(a / limit) if squash == "tanh" else a

@@ -248,7 +248,7 @@ def test_the_unit_of_rewards_is_followed_where_it_helps():
     assert own.unit == 0.5 and own.sharpening_sigma == (0.0, 0.3)
     for wrong in (-1.0, float("nan"), float("inf")):
         for option in ("unit", "tolerance"):
-            with pytest.raises(OptionError, match=f"{option}"):
+            with pytest.raises(OptionError, match=option):
                 AMDObjective(**{option: wrong})
 
 

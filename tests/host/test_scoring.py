@@ -189,7 +189,7 @@ def test_a_rewards_unit_matters_only_where_rewards_are_summed(tiny, with_rewards
         trained(
             tiny(
                 f"train.aggregation={how}",
-                "objective.sharpening=1",
+                "objective.sharpening=2",
                 f"rewards=[{{name: classifier}}, {{name: first, scale: {scale}}}]",
             ),
             with_rewards,
