@@ -42,13 +42,13 @@ SENSOR = {
     "objective/match_guide_cosine": "cosine of matching and guidance",
     "loss/fake_score/low": "fake-score loss, low noise",
     "loss/fake_score/high": "fake-score loss, high noise",
-    "objective/coherence_zone/low": "agreement of matching, zone, low noise",
-    "objective/coherence_outside/low": "agreement of matching, elsewhere, low noise",
+    "objective/coherence_zone/low": "agreement, zone, low noise",
+    "objective/coherence_outside/low": "agreement, elsewhere, low noise",
 }
 REWARDS = {
     "reward/": "{} (training reward)",
     "evaluated_reward/": "{}, evaluation samples",
-    "sensor/": "correlation of {} with the held-out judge",
+    "sensor/": "correlation of {} with judge",
 }
 
 
