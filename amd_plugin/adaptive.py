@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from amd_plugin import operators
-from amd_plugin.advantage import Scale, Squash, group_advantage
-from amd_plugin.coherence import Coherence, by_band
+from amd_plugin.advantage import Scale, Squash, group_advantage, group_std, quiet_share
+from amd_plugin.coherence import Coherence
+from amd_plugin.diagnostics import limit_share, weight_metrics, zone_metrics
 from amd_plugin.errors import OptionError
 from amd_plugin.objective import DMDObjective, check_windows, expect_keys
-from amd_plugin.operators import Maker, Side, Window, adaptation_weights
+from amd_plugin.operators import Maker, Side, Window, inside
 from amd_plugin.sharpening import LARGEST, Kind, implied_tilt, sharpening_weights
 from amd_plugin.signals import Direction, Signals
 
@@ -29,6 +30,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "scale": get_args(Scale), "squash": ("clip", "tanh", None),
 }  # fmt: skip
 TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
+LISTENED = 50  # batches without anything beyond the tolerance, before the user is told
 
 
 class AMDObjective(DMDObjective):
@@ -44,9 +46,9 @@ class AMDObjective(DMDObjective):
         side: ``negative`` weighs failing samples only; ``guidance_only`` takes guidance from them and nothing else; ``both`` is
             the paper's form, which loses modes once there is guidance (see `operators.adapt`); ``auto`` is ``negative`` above
             guidance scale 1, ``both`` otherwise.
-        static: the control: every sample gets the batch's mean alpha and beta.
+        static: the control: every sample gets the whole batch's mean alpha and beta (`Signals.joined`).
         coherence_gate: let beta rise above 1 only as far as the matching direction agrees with itself in the zone at that
-            noise level, see `amd_plugin.coherence`. Needs `Signals.groups` and `sigma`.
+            noise level, see `amd_plugin.coherence`. Needs `Signals.groups` and `sigma`, and goes not with `static`.
         sharpening: lambda >= 0 of Repulsive Landscape Sharpening, at most 1 for the linear kind; 0 turns it off.
         sharpening_kind: ``exponential`` (the exact reward tilt) or ``linear`` (the paper's), see `amd_plugin.sharpening`.
         sharpening_sigma: (low, high) noise levels at which the fake score's loss is weighted; None is all. Low levels only
@@ -152,19 +154,24 @@ class AMDObjective(DMDObjective):
         self._unit, self._tolerance, self._overshoots, self.reward_unit = unit, tolerance, overshoots, 0.0
         self.std_floor, self.zone = std_floor, max(zone, -limit)
         self.memory_share, self.memory_size = memory_share, memory_size
+        if static and coherence_gate:
+            raise OptionError("static", "gives all samples the same weights, and coherence_gate each its own; leave one out")
         compares = strength > 0 or sharpening > 0 or memory_share > 0
         self.needs_reward = compares or reward_gradient > 0
         within_groups = compares and baseline == "group"
-        self.min_group_size, self.recommended_group_size = (2, 4) if within_groups else (1, 1)
+        if within_groups:
+            self.min_group_size, self.recommended_group_size = 2, 4
         self._coherence = Coherence()
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
-        self._failed_share: Tensor = torch.zeros(())
+        self._heard = dict[str, Tensor]()  # what the last batch of rewards said, as metrics
+        self._listened, self._quiet, self._known = 0, torch.zeros(()), 0.0
 
     @property
     def unit(self) -> float:
         """What rewards are divided by; 0: their own spread."""
         if self._unit == "auto":
-            return 0.0 if self._overshoots or self.scale != "group" else self.reward_unit
+            other_spread = self.baseline == "group" and self.scale != "group"
+            return 0.0 if self._overshoots or other_spread else self.reward_unit
         return self._unit
 
     @property
@@ -192,14 +199,23 @@ class AMDObjective(DMDObjective):
         reward = reward.detach().float()
         finite = torch.isfinite(reward)
         self._failed = self._failed.to(reward.device) + (~finite).sum()
-        self._failed_share = 1 - finite.float().mean()
         self._observe(reward, groups, rung)
         floor, squash, limit, tolerance = self.std_floor * self._spread, self.squash, self.limit, self.tolerance
         if self.baseline == "prompt":
-            return self.statistics.prompt_advantage(reward, groups, rung, squash, limit, float(floor), self.unit, tolerance)
-        if self.unit:
-            return group_advantage(reward / self.unit, groups, "none", squash, limit, tolerance=tolerance)
-        return group_advantage(reward, groups, self.scale, squash, limit, floor, tolerance)
+            a = self.statistics.prompt_advantage(reward, groups, rung, squash, limit, float(floor), self.unit, tolerance)
+        elif self.unit:
+            a = group_advantage(reward / self.unit, groups, "none", squash, limit, tolerance=tolerance)
+        else:
+            a = group_advantage(reward, groups, self.scale, squash, limit, floor, tolerance)
+        self._heard = {
+            "failed_rewards": 1 - finite.float().mean(),
+            "zero_spread_share": quiet_share(group_std(reward, groups), groups),
+            "quiet_share": quiet_share(a, groups),
+        }
+        if self.baseline == "prompt":
+            self._heard["known_prompts"] = torch.tensor(self.statistics.known_prompts)
+        self._tell_if_deaf()
+        return a
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Weights [B] for the fake score's loss; give it the advantages of the joined batch.
@@ -219,8 +235,7 @@ class AMDObjective(DMDObjective):
             raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
         if (window := self.sharpening_sigma) is None or sigma is None:
             return weights
-        low, high = window
-        return torch.where((sigma >= low) & (sigma <= high), weights, 1.0)
+        return torch.where(inside(sigma, window), weights, 1.0)
 
     def operator(self) -> Maker:
         """Eq. 10."""
@@ -240,30 +255,27 @@ class AMDObjective(DMDObjective):
         if signals.advantage is None:
             return {}
         a = signals.advantage.detach().float()
-        alpha, beta = adaptation_weights(a, self.strength_scale * self.strength, self.side)
-        ratio, divergence = implied_tilt(a, self.strength_scale * self.sharpening, self.sharpening_kind)
-        in_zone = (a <= self.zone).float()
+        whole = a if signals.joined is None else signals.joined.detach().float()
+        ratio, divergence = implied_tilt(whole, self.strength_scale * self.sharpening, self.sharpening_kind)
         metrics = {
-            "zone_share": in_zone.mean(),
-            "clip_share": (a.abs() >= self.limit).float().mean(),
-            "advantage_std": a.std(correction=0),
+            "clip_share": limit_share(whole, self.limit, self.squash),
+            "advantage_std": whole.std(correction=0),
             "reward_spread": self._spread.clone(),
             "reward_unit": torch.tensor(float(self.unit), device=a.device),
-            "failed_rewards": self._failed_share,
             "tilt_ratio": ratio,
             "tilt_kl": divergence,
+            **self._heard,
+            **zone_metrics(direction, a <= self.zone),
+            **weight_metrics(direction, self.guidance_window),
         }
-        for name, weight in (("alpha", alpha), ("beta", beta), ("guidance", 1 + alpha / beta * (self.guidance_scale - 1))):
-            metrics |= {name: weight.mean(), f"{name}/lowest": weight.min(), f"{name}/highest": weight.max()}
-        if signals.groups is not None:
-            metrics["zero_spread_share"] = _share_without_spread(a, signals.groups)
-        if signals.sigma is not None:
-            sizes = direction.match.flatten(1).square().mean(1).sqrt() * in_zone
-            found, share = by_band(sizes, signals.sigma), by_band(in_zone, signals.sigma)
-            metrics |= {f"zone_share/{name}": value for name, value in share.items()}
-            metrics |= {f"zone_match_norm/{name}": found[name] / share[name] for name in found}
-            metrics |= self._coherence.metrics() if signals.groups is not None else {}
+        if signals.sigma is not None and signals.groups is not None:
+            metrics |= self._coherence.metrics()
         return metrics
+
+    @property
+    def shared_sums(self) -> list[Tensor]:
+        """Running sums over this process's samples; several average each over all, in place, after every student turn."""
+        return [self._coherence.sums] if self._coherence.measured else []
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: running statistics of rewards and of coherence, and rewards that failed so far."""
@@ -277,6 +289,27 @@ class AMDObjective(DMDObjective):
             self.statistics.load_state_dict(state["rewards"])
         self._coherence.load_state_dict(state["coherence"])
         self._failed = torch.tensor(int(state["failed"]))
+
+    def _tell_if_deaf(self) -> None:
+        """Warns, once, where the first batches of rewards said next to nothing by the way that they are compared."""
+        if self._listened >= LISTENED:
+            return
+        self._listened += 1
+        self._quiet = self._quiet.to(self._heard["quiet_share"]) + self._heard["quiet_share"] - self._heard["zero_spread_share"]
+        self._known += self.statistics.known_prompts
+        if self._listened < LISTENED:
+            return
+        if self.tolerance and float(self._quiet) > 0.95 * LISTENED:
+            log.warning(
+                "in the first %d batches rewards of a prompt hardly ever differed by more than objective.tolerance, %g %s, and "
+                "count as equal: AMD is DMD here. If such differences matter, lower objective.tolerance%s", LISTENED,
+                self.tolerance, "units" if self.unit else "spreads", f" or objective.unit ({self.unit:g})" if self.unit else "",
+            )  # fmt: skip
+        if self.baseline == "prompt" and self._known < 0.1 * LISTENED:
+            log.warning(
+                "in the first %d batches hardly any prompt came twice, and objective.baseline 'prompt' compares with what a "
+                "prompt did before: it is 'group' here, and nothing in groups of one", LISTENED,
+            )  # fmt: skip
 
     def _measured_coherence(self, direction: Direction) -> Tensor | None:
         """Takes in the batch's matching directions; the running coherence [B] of each sample's place, where it is asked for."""
@@ -305,9 +338,3 @@ def _expect_numbers_or_auto(**options: Any) -> None:
 def _everywhere(window: Window | None) -> bool:
     """Whether these are all noise levels, as far as training draws them."""
     return window is None or (window[0] <= 0.02 and window[1] >= 0.98)
-
-
-def _share_without_spread(advantage: Tensor, groups: Tensor) -> Tensor:
-    """Share of samples whose group says nothing about them, as all of it did equally well, to within the tolerance."""
-    alike = (groups[:, None] == groups).to(advantage)
-    return ((alike * advantage.abs()).amax(1) == 0).float().mean()

@@ -125,6 +125,13 @@ def aggregate(
     return torch.where(spoken | (len(weights) == 0), total, torch.nan), torch.zeros_like(groups)
 
 
+def quiet_share(values: Tensor, groups: Tensor) -> Tensor:
+    """Share of samples in groups [B] all of whose `values` [B] are 0: such a group says nothing about its samples."""
+    members, index = torch.unique(groups, return_inverse=True)
+    loudest = torch.zeros(len(members), dtype=values.dtype, device=values.device).scatter_reduce(0, index, values.abs(), "amax")
+    return (loudest[index] == 0).float().mean()
+
+
 def group_std(reward: Tensor, groups: Tensor) -> Tensor:
     """Spread of each sample's group [B], with Bessel's correction; 0 for groups with fewer than two finite rewards."""
     return _statistics(reward, groups)[1]

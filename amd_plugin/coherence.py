@@ -37,43 +37,49 @@ def cosines(direction: Tensor) -> Tensor:
 class Coherence:
     """Running agreement of the matching direction by noise level, for samples in the zone and for the others.
 
-    Each is a ratio of running sums, so that batches with many pairs count for more.
+    Each is a ratio of running sums, so that batches with many pairs count for more. Pairs are those of one call: samples of a
+    prompt in different micro-batches or on different processes make none.
+
+    Attributes:
+        sums: [2, 3, 2]: outside of the zone or in it, band, (sum of cosines, pairs).
+        measured: whether anything was taken in.
     """
 
     MOMENTUM = 0.98
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(2, len(BANDS), 2)  # in the zone or not, band, (sum of cosines, pairs)
+        self.sums = torch.zeros(2, len(BANDS), 2)
+        self.measured = False
 
     def update(self, match: Tensor, sigma: Tensor, groups: Tensor, zone: Tensor) -> None:
         """Takes in the matching directions [B, ...] at `sigma` [B] of `groups` [B]; `zone` [B] is a mask."""
         alike = groups[:, None] == groups
         alike &= ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
         angles, bands = cosines(match), band(sigma)
-        self._sums = self.MOMENTUM * self._sums.to(match.device)
+        self.sums, self.measured = self.MOMENTUM * self.sums.to(match.device), True
         for place in range(2):
             for index in range(len(BANDS)):
                 mine = (zone == bool(place)) & (bands == index)
                 pairs = (alike & mine[:, None] & mine).to(angles)
-                self._sums[place, index] += torch.stack(((angles * pairs).sum(), pairs.sum())).to(self._sums)
+                self.sums[place, index] += torch.stack(((angles * pairs).sum(), pairs.sum())).to(self.sums)
 
     def of(self, sigma: Tensor, zone: Tensor) -> Tensor:
         """Running coherence [B] in [0, 1] where each sample lies; 1 where nothing was measured."""
-        sums = self._sums.to(sigma.device)[zone.long(), band(sigma)]
+        sums = self.sums.to(sigma.device)[zone.long(), band(sigma)]
         return torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1e-12), 1.0).clamp(0, 1)
 
     def metrics(self) -> dict[str, Tensor]:
         """By place and band; NaN where nothing was measured."""
         return {
-            f"coherence_{where}/{name}": self._sums[place, index, 0] / self._sums[place, index, 1]
+            f"coherence_{where}/{name}": self.sums[place, index, 0] / self.sums[place, index, 1]
             for place, where in enumerate(("outside", "zone"))
             for index, name in enumerate(BANDS)
         }
 
     def state_dict(self) -> list[Any]:
         """JSON-able."""
-        return self._sums.tolist()
+        return self.sums.tolist()
 
     def load_state_dict(self, state: list[Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self._sums = torch.tensor(state)
+        self.sums = torch.tensor(state)

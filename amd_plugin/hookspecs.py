@@ -45,6 +45,8 @@ class Objective(Protocol):
             argument, ``sigma``.
         reward_unit: written by the host: a clear difference of rewards (docs/rewards.md), 0 where nobody knows.
         reward_gradient: above 0: `Signals.reward` must carry a differentiable reward.
+        shared_sums: running sums over a process's own samples; a host of several averages each of these tensors over them,
+            in place, after every student turn.
         memory_share, memory_size: above 0: a share of what the fake score learns from is to come from a memory of failures.
     """
 

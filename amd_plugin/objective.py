@@ -18,7 +18,7 @@ from torch import Tensor
 
 from amd_plugin import operators
 from amd_plugin.adversarial import Adversarial, adversarial
-from amd_plugin.coherence import by_band
+from amd_plugin.diagnostics import term_metrics
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.losses import fake_score_loss_per_sample, matching_loss_per_sample
 from amd_plugin.operators import Maker, Transform, Window, normalize
@@ -53,8 +53,9 @@ class DMDObjective:
             mask without a call of its own, weaker than `guidance_sigma`. Not both.
         match_sigma: (low, high) noise levels of the matching term; None leaves them to the host.
         reward_gradient: weight of a differentiable reward's own gradient, ``- reward_gradient * mean(r / spread)`` added to the
-            loss, `spread` being the running mean of the reward's spread within prompts (DMDR, 2511.13649, has it plain). It
-            needs no sensor: the strongest arm in many settings, and the first to be hacked. 0 leaves it out.
+            loss, `spread` being the running mean of the reward's spread within prompts, and a tenth of the widest it has been
+            at least (DMDR, 2511.13649, has it plain). It needs no sensor: the strongest arm in many settings, and the first to
+            be hacked. 0 leaves it out.
         gan_weight: of DMD2's adversarial loss, which needs a host with a discriminator; 0 leaves it out.
         gan_r1, gan_r1_sigma: weight and noise of its approximate R1 penalty, see `amd_plugin.adversarial`.
 
@@ -97,8 +98,11 @@ class DMDObjective:
         self.match_sigma = match_sigma
         self.reward_gradient = reward_gradient
         self.needs_reward = reward_gradient > 0
+        if reward_gradient > 0:
+            self.min_group_size = self.recommended_group_size = 2  # a spread of one sample is none
         self.statistics = RewardStatistics()
         self._spread: Tensor = torch.zeros(())
+        self._widest: Tensor = torch.zeros(())
         self.strength_scale = 1.0
         self.adversarial: Adversarial | None = adversarial(gan_weight, gan_r1, gan_r1_sigma)
         self._normalize = normalize(normalizer)
@@ -128,7 +132,7 @@ class DMDObjective:
             raise ValueError(f"Signals.real_uncond: needed at guidance scale {self.guidance_scale}, got None")
         direction = operators.chain(self.operator(), self._normalize)(signals)
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
-        metrics = {**direction_metrics(direction), **self.direction_metrics(direction)}
+        metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
         if self.reward_gradient:
             per_sample = per_sample + self._reward_loss(signals)
         return LossOutput(per_sample.mean(), per_sample.detach(), metrics)
@@ -171,7 +175,7 @@ class DMDObjective:
     def _observe(self, reward: Tensor, groups: Tensor, rung: int) -> None:
         """Takes in the spread of rewards [B]; the student's turn that follows uses that of its rung."""
         self.statistics.update(reward, groups, rung)
-        self._spread = self.statistics.spread(rung)
+        self._spread, self._widest = self.statistics.spread(rung), self.statistics.widest(rung)
 
     def _masks(self) -> list[Transform]:
         return [] if self.guidance_window is None else [operators.window(guide=self.guidance_window)]
@@ -181,7 +185,8 @@ class DMDObjective:
         if signals.reward is None:
             raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
         reward = torch.where(torch.isfinite(signals.reward), signals.reward, 0.0)
-        spread = self._spread.to(reward)
+        # Where the student has learnt all that the reward can tell apart, what is left of its spread is noise.
+        spread = torch.maximum(self._spread, 0.1 * self._widest).to(reward)
         return -self.strength_scale * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
 
 
@@ -216,21 +221,6 @@ def dmd2(
     windows = {"guidance_sigma": guidance_sigma, "guidance_window": guidance_window, "match_sigma": match_sigma}
     gan = {"gan_weight": gan_weight, "gan_r1": gan_r1, "gan_r1_sigma": gan_r1_sigma}
     return DMDObjective(guidance_scale, normalizer=normalizer, reward_gradient=reward_gradient, **windows, **gan)  # type: ignore[arg-type]
-
-
-def direction_metrics(direction: Direction) -> dict[str, Tensor]:
-    """What the two terms of a normalised direction look like: sizes, their angle, and the matching term by noise level.
-
-    The sizes are root mean squares, in units of the normaliser; the cosine is that of each sample, averaged.
-    """
-    match, guide = direction.match.flatten(1), direction.guide.flatten(1)
-    metrics = {"match_norm": match.square().mean().sqrt(), "guide_norm": guide.square().mean().sqrt()}
-    if direction.guidance_scale != 1:
-        metrics["match_guide_cosine"] = torch.nn.functional.cosine_similarity(match, guide, dim=1).mean()
-    if direction.signals.sigma is not None:
-        sizes = match.square().mean(1).sqrt()
-        metrics |= {f"match_norm/{name}": value for name, value in by_band(sizes, direction.signals.sigma).items()}
-    return metrics
 
 
 def check_windows(**windows: Window | None) -> None:

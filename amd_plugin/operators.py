@@ -79,25 +79,31 @@ def adapt(strength: float, side: Side = "both", *, static: bool = False, coheren
         side: ``both`` is the paper's form. ``negative`` uses min(a, 0): samples that do well keep plain DMD, only failing
             ones get more matching and less guidance. With guidance, ``both`` also pushes good samples outward and loses modes.
             ``guidance_only`` is ``negative`` with beta = 1: failing samples get less guidance, and nothing else changes.
-        static: the control: every sample gets the mean alpha and beta of its batch, so that only their level is left.
-        coherence: see `adaptation_weights`.
+        static: the control: every sample gets the mean alpha and beta of the whole batch (`Signals.joined`), so that only
+            their level is left.
+        coherence: see `adaptation_weights`; not together with `static`.
 
     Raises:
-        ValueError: for a strength outside [0, 1) or another side.
+        ValueError: for a strength outside [0, 1), another side, or a coherence of a static weight.
     """
     if not 0 <= strength < 1:
         raise ValueError(f"strength: must be in [0, 1), got {strength}. At 1 the weight of matching reaches 0")
     if side not in get_args(Side):
         raise ValueError(f"side: must be one of {', '.join(get_args(Side))}, got {side!r}")
+    if static and coherence is not None:
+        raise ValueError("static: every sample has the same weights, so none goes by its coherence; got both")
 
     def transform(direction: Direction) -> Direction:
-        if direction.signals.advantage is None:
+        signals, shaped = direction.signals, direction.signals.per_sample
+        if signals.advantage is None or strength == 0:
             return direction
-        alpha, beta = adaptation_weights(direction.signals.advantage, strength, side, coherence)
+        alpha, beta = adaptation_weights(signals.advantage, strength, side, coherence)
         if static:
-            alpha, beta = alpha.mean().expand_as(alpha), beta.mean().expand_as(beta)
-        shaped = direction.signals.per_sample
-        return direction._replace(match=shaped(beta) * direction.match, guide=shaped(alpha) * direction.guide)
+            whole = signals.advantage if signals.joined is None else signals.joined
+            means = (weight.mean() for weight in adaptation_weights(whole, strength, side))
+            alpha, beta = (mean.expand_as(alpha) for mean in means)
+        match, guide = shaped(beta) * direction.match, shaped(alpha) * direction.guide
+        return direction._replace(match=match, guide=guide, alpha=alpha, beta=beta)
 
     return transform
 
@@ -145,11 +151,16 @@ def window(match: Window = EVERYWHERE, guide: Window = EVERYWHERE) -> Transform:
             raise ValueError("Signals.sigma: needed by a window over noise levels, got None")
         shaped = direction.signals.per_sample
         return direction._replace(
-            match=shaped((sigma >= match[0]) & (sigma <= match[1])) * direction.match,
-            guide=shaped((sigma >= guide[0]) & (sigma <= guide[1])) * direction.guide,
+            match=shaped(inside(sigma, match)) * direction.match, guide=shaped(inside(sigma, guide)) * direction.guide
         )
 
     return transform
+
+
+def inside(sigma: Tensor, window: Window) -> Tensor:
+    """Which of `sigma` [B] lie in (low, high), inclusive; [B] bool."""
+    low, high = window
+    return (sigma >= low) & (sigma <= high)
 
 
 def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float = 1e-6) -> Transform:

@@ -7,6 +7,8 @@ early rungs score worse: each rung has statistics of its own.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,20 +23,29 @@ class RewardStatistics:
     Attributes:
         MOMENTUM: of the spreads, with bias correction.
         PROMPT_MOMENTUM: of the mean of every prompt, likewise.
+        PROMPTS: as many are remembered, at all rungs together; the one that was not asked for longest is forgotten first.
+        known_prompts: share of the last batch's samples whose prompt was remembered from an earlier one.
     """
 
     MOMENTUM = 0.99
     PROMPT_MOMENTUM = 0.9
+    PROMPTS = 16384
 
     def __init__(self) -> None:
         self._updates: dict[int, int] = {}
         self._spread: dict[int, Tensor] = {}
+        self._widest: dict[int, Tensor] = {}
         self._variance: dict[int, Tensor] = {}
         self._prompts: dict[tuple[int, int], tuple[int, float]] = {}
+        self.known_prompts = 0.0
 
     def spread(self, rung: int = 0) -> Tensor:
         """Running mean of the spread within a group, in units of the reward; 0 before any reward was seen."""
         return self._spread.get(rung, torch.zeros(()))
+
+    def widest(self, rung: int = 0) -> Tensor:
+        """The largest that `spread` has been."""
+        return self._widest.get(rung, torch.zeros(()))
 
     def update(self, reward: Tensor, groups: Tensor, rung: int = 0) -> None:
         """Takes in the spread within the groups [B] of `reward` [B], NaN or infinite for failed ones."""
@@ -44,6 +55,7 @@ class RewardStatistics:
         spread = torch.where(finite, group_std(reward, groups), 0.0).sum() / finite.sum()
         self._updates[rung] = self._updates.get(rung, 0) + 1
         self._spread[rung] = self._running(self._spread.get(rung), spread, rung)
+        self._widest[rung] = torch.maximum(self.widest(rung).to(spread), self._spread[rung])
 
     def prompt_advantage(
         self,
@@ -63,7 +75,8 @@ class RewardStatistics:
         of a prompt that does badly today are worse than usual, all of them; and one sample per prompt is enough.
 
         Args:
-            reward, groups: [B], as for `group_advantage`; `groups` must mean the same prompts in every batch.
+            reward, groups: [B], as for `group_advantage`; `groups` must mean the same prompts in every batch. One that is new,
+                or forgotten, is compared with its own mean in this batch, as groups are.
             squash, limit, tolerance: likewise.
             std_floor: smallest spread to divide by, in units of the reward.
 
@@ -73,12 +86,16 @@ class RewardStatistics:
         valid, centred = torch.isfinite(reward), torch.zeros_like(reward)
         members, index = torch.unique(groups[valid], return_inverse=True)
         total = torch.zeros(len(members), dtype=reward.dtype, device=reward.device).index_add(0, index, reward[valid])
-        means = []
+        means, known = [], []
         for prompt, now in zip(members.tolist(), (total / torch.bincount(index).clamp(min=1)).tolist(), strict=True):
-            seen, mean = self._prompts.get((rung, prompt), (0, 0.0))
+            seen, mean = self._prompts.pop((rung, prompt), (0, 0.0))
+            known.append(float(seen > 0))
             mean += max(1 / (seen + 1), 1 - self.PROMPT_MOMENTUM) * (now - mean)
             self._prompts[rung, prompt] = seen + 1, mean
             means.append(mean)
+        self.known_prompts = float((torch.tensor(known).to(reward)[index]).mean()) if known else 0.0
+        for forgotten in list(self._prompts)[: -self.PROMPTS]:
+            del self._prompts[forgotten]
         centred[valid] = reward[valid] - torch.tensor(means).to(reward)[index]
         if valid.any():
             self._variance[rung] = self._running(self._variance.get(rung), centred[valid].square().mean(), rung)
@@ -90,6 +107,7 @@ class RewardStatistics:
         return {
             "updates": {str(rung): count for rung, count in self._updates.items()},
             "spread": {str(rung): value.item() for rung, value in self._spread.items()},
+            "widest": {str(rung): value.item() for rung, value in self._widest.items()},
             "variance": {str(rung): value.item() for rung, value in self._variance.items()},
             "prompts": [[*key, *value] for key, value in self._prompts.items()],
         }
@@ -98,9 +116,24 @@ class RewardStatistics:
         """Takes back what `state_dict` gave."""
         self._updates = {int(rung): int(count) for rung, count in state["updates"].items()}
         self._spread = {int(rung): torch.tensor(float(value)) for rung, value in state["spread"].items()}
+        self._widest = {int(rung): torch.tensor(float(value)) for rung, value in state.get("widest", state["spread"]).items()}
         self._variance = {int(rung): torch.tensor(float(value)) for rung, value in state["variance"].items()}
         self._prompts = {(rung, prompt): (seen, mean) for rung, prompt, seen, mean in state["prompts"]}
 
     def _running(self, old: Tensor | None, new: Tensor, rung: int) -> Tensor:
         momentum = min(self.MOMENTUM, 1 - 1 / self._updates[rung])
         return new if old is None else momentum * old.to(new) + (1 - momentum) * new
+
+
+def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
+    """[B] int64, equal where conditions are: rows of a tensor [B, ...] or prompts; one group for None.
+
+    A condition has the same number on every process and in every batch.
+    """
+    if condition is None:
+        return torch.zeros(batch_size, dtype=torch.long)
+    if isinstance(condition, Tensor):
+        rows = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in condition.detach().cpu().flatten(1)]
+    else:
+        rows = [prompt.encode() for prompt in condition]
+    return torch.tensor([int.from_bytes(hashlib.sha256(row).digest()[:7], "big") for row in rows])

@@ -27,6 +27,8 @@ class Signals(NamedTuple):
         reward: a differentiable reward of x0 [B], with its graph; NaN for a failed one. Only for objectives that follow
             its gradient (`DMDObjective.reward_gradient`).
         groups: [B], the same number for samples of one prompt; only the coherence diagnostic reads it.
+        joined: advantages [N] of the whole batch, over micro-batches and processes, that these B samples are a part of; None
+            where they are all of it. What is a property of the batch (the static control, the implied tilt) is taken there.
     """
 
     x0: Tensor
@@ -39,6 +41,7 @@ class Signals(NamedTuple):
     guide_uncond: Tensor | None = None
     reward: Tensor | None = None
     groups: Tensor | None = None
+    joined: Tensor | None = None
 
     def augmentation(self) -> Tensor:
         """The CFG augmentation d_ca = cond - uncond [B, ...], 0 where no unconditional prediction is given."""
@@ -76,12 +79,15 @@ class Direction(NamedTuple):
         guide: CFG augmentation, (w - 1) d_ca.
         signals: what it was made of, for the transforms that need it.
         guidance_scale: the w of `guide`, before any per-sample weight.
+        alpha, beta: [B], what `amd_plugin.operators.adapt` multiplied `guide` and `match` by; None for nothing.
     """
 
     match: Tensor
     guide: Tensor
     signals: Signals
     guidance_scale: float
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
 
     def total(self) -> Tensor:
         """Match + guide [B, ...]."""

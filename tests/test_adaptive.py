@@ -38,6 +38,12 @@ def test_static_weights_have_the_mean_of_the_adaptive_ones():
     torch.testing.assert_close(direction.match, beta.mean() * plain.match)
     torch.testing.assert_close(direction.guide, alpha.mean() * plain.guide)
     assert not torch.equal(direction.match, per_sample.operator()(s).match)
+    part = Signals(*(value[:2] for value in s[:6]), joined=A)
+    torch.testing.assert_close(
+        static.operator()(part).match, direction.match[:2], msg="a part of a batch has the batch's means"
+    )
+    with pytest.raises(OptionError, match=r"static.*coherence_gate"):
+        AMDObjective(2.0, static=True, coherence_gate=True)
 
 
 @pytest.mark.parametrize("make", [DMDObjective, AMDObjective, dmd2])
@@ -153,10 +159,109 @@ def test_the_gate_needs_to_know_the_prompts_and_costs_nothing_without_them():
 def test_metrics_say_what_a_setting_implies():
     metrics = AMDObjective(3.0).student_loss(signals(groups=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))).metrics
     assert metrics["tilt_ratio"].item() == pytest.approx(torch.tensor(2.0).exp().item(), rel=1e-4)
-    assert metrics["guidance/lowest"].item() == pytest.approx(1 + 2 * 0.5 / 1.5, rel=1e-5)
-    assert metrics["guidance/highest"] == 3 and metrics["zero_spread_share"] == 0
+    alpha, beta = adaptation_weights(A, 0.5, "negative")
+    assert metrics["alpha"] == alpha.mean() and metrics["beta"] == beta.mean()
+    assert metrics["guidance"].item() == pytest.approx((1 + 2 * alpha / beta).mean().item(), rel=1e-6)
+    assert metrics["alpha_share/0.95"] == 5 / 8 and metrics["alpha_share/0.50"] == 2 / 8
+    assert metrics["guidance_share/0.25"] == 1 / 8, "the sample that did worst has a third of its guidance"
     assert metrics["zone_share/low"] == 1 - 1 / 3 and metrics["zone_share/high"] == 0
     assert -1 <= metrics["match_guide_cosine"] <= 1
+
+
+def test_weights_are_logged_as_they_were_applied():
+    joined = {"joined": A}
+    static = AMDObjective(3.0, static=True).student_loss(signals(**joined)).metrics
+    alpha, _ = adaptation_weights(A, 0.5, "negative")
+    assert static["alpha"].item() == pytest.approx(alpha.mean().item()) and static["alpha_share/0.75"] == 1
+    masked = AMDObjective(3.0, strength=0.5, guidance_window=(0.0, 0.5)).student_loss(signals()).metrics
+    assert masked["guidance_share/0.00"] == 0.5 and masked["guidance"] < 2, "outside of the window there is no guidance"
+    assert "alpha" not in AMDObjective(1.0).student_loss(signals()).metrics, "nothing is adapted here"
+    parts = [
+        AMDObjective(3.0).student_loss(Signals(*(v[i : i + 2] for v in signals()[:6]), joined=A)).metrics for i in (0, 2, 4, 6)
+    ]
+    whole = AMDObjective(3.0).student_loss(signals()).metrics
+    for name in ("tilt_ratio", "tilt_kl", "advantage_std", "clip_share"):
+        assert all(part[name] == whole[name] for part in parts), f"{name} is of the batch, whichever part is looked at"
+    for name in ("alpha", "alpha_share/0.50", "guidance_share/1.00", "zone_share"):
+        if name in whole:
+            assert sum(part[name] for part in parts).item() / 4 == pytest.approx(whole[name].item(), abs=1e-6)
+
+
+def heard(objective, reward, groups=None):
+    """The metrics of a student turn after `reward`."""
+    a = objective.advantage(reward, torch.arange(8) // 4 if groups is None else groups)
+    return objective.student_loss(signals(a)).metrics
+
+
+def test_equal_rewards_and_small_differences_are_told_apart():
+    objective = AMDObjective()
+    objective.reward_unit = 2.0
+    small = torch.tensor([0.0, 0.1, 0.2, 0.3, 1.0, 1.0, 1.0, 1.0])
+    metrics = heard(objective, small)
+    assert metrics["zero_spread_share"] == 0.5 and metrics["quiet_share"] == 1
+    metrics = heard(objective, small + torch.tensor([-9.0, 0, 0, 0, 0, 0, 0, 0]))
+    assert metrics["zero_spread_share"] == 0.5 and metrics["quiet_share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "unit", "said"), [({"tolerance": 2.0}, 0.0, "2 spreads"), ({}, 100.0, "objective.unit (100)")]
+)
+def test_a_tolerance_that_hears_nothing_is_told_once(options, unit, said, caplog):
+    objective, draws = AMDObjective(**options), torch.Generator().manual_seed(0)
+    objective.reward_unit = unit
+    with caplog.at_level(logging.WARNING):
+        for _ in range(120):
+            objective.advantage(torch.randn(8, generator=draws), torch.arange(8) // 4)
+    assert len(caplog.records) == 1 and said in caplog.text
+    caplog.clear()
+    for loud, reward in ((AMDObjective(), torch.arange(8.0)), (AMDObjective(tolerance=0.5), torch.ones(8))):
+        for _ in range(60):
+            loud.advantage(reward, torch.arange(8) // 4)
+    assert not caplog.records, "a constant reward is not the tolerance's doing"
+
+
+def test_tanh_has_a_limit_too():
+    far = torch.tensor([-9.0, 0, 0, 0, 9.0, 0, 0, 0])
+    clip, tanh = (heard(AMDObjective(squash=squash, scale="none"), far)["clip_share"] for squash in ("clip", "tanh"))
+    assert clip == tanh == 1, "means of far rewards are far too"
+    assert heard(AMDObjective(squash="tanh", scale="none"), 0.5 * torch.sign(far))["clip_share"] == 0
+
+
+def test_prompts_are_known_again_and_not_remembered_for_ever(monkeypatch, caplog):
+    objective = AMDObjective(baseline="prompt")
+    groups = torch.arange(8) // 4
+    assert heard(objective, torch.arange(8.0), groups)["known_prompts"] == 0
+    assert heard(objective, torch.arange(8.0), groups + 1)["known_prompts"] == 0.5
+    monkeypatch.setattr(type(objective.statistics), "PROMPTS", 2)
+    objective.advantage(torch.arange(8.0), groups + 7)
+    assert [prompt for _, prompt, *_ in objective.state_dict()["rewards"]["prompts"]] == [7, 8]
+    with caplog.at_level(logging.WARNING):
+        for batch in range(60):
+            objective.advantage(torch.arange(8.0), groups + 10 * batch)
+    assert len(caplog.records) == 1 and "hardly any prompt came twice" in caplog.text
+
+
+def test_a_prompt_baseline_has_the_rewards_unit_whatever_the_scale():
+    objective = AMDObjective(baseline="prompt", scale="batch")
+    objective.reward_unit = 2.0
+    assert objective.unit == 2 and AMDObjective(scale="batch").unit == 0
+
+
+def test_a_reward_gradient_does_not_blow_up_what_is_left_of_a_spread():
+    objective = DMDObjective(reward_gradient=1.0)
+    assert objective.min_group_size == 2, "one sample has no spread"
+    groups = torch.arange(8) // 4
+    objective.advantage(torch.arange(8.0), groups)
+    widest = torch.arange(4.0).std()
+    for _ in range(2000):
+        objective.advantage(torch.arange(8.0) * 1e-6, groups)
+    s = signals(torch.zeros(8))
+    grad = torch.autograd.grad(objective.student_loss(s._replace(reward=s.x0[:, 0])).loss, s.x0)[0]
+    base = torch.autograd.grad(DMDObjective().student_loss(s).loss, s.x0)[0]
+    torch.testing.assert_close((grad - base)[:, 0], torch.full((8,), -1 / (0.1 * widest.item()) / 8), rtol=1e-4, atol=1e-5)
+    again = DMDObjective(reward_gradient=1.0)
+    again.load_state_dict(objective.state_dict())
+    assert again.state_dict() == objective.state_dict()
 
 
 def test_the_papers_side_is_warned_about_where_it_loses_modes(caplog):

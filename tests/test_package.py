@@ -16,7 +16,7 @@ LAYERS = [
     {"prediction"},
     {"signals"},
     {"operators", "advantage", "sharpening", "losses", "adversarial", "coherence"},
-    {"reward_statistics"},
+    {"reward_statistics", "diagnostics"},
     {"objective"},
     {"adaptive"},
     {"plugins", "builtin", "cache", "config", "metrics", "source"},
@@ -66,11 +66,21 @@ def test_imports_point_one_way():
 
 
 def test_the_maths_needs_torch_and_nothing_else():
-    for name in ("prediction", "signals", "operators", "advantage", "sharpening", "losses", "adversarial", "coherence"):
+    for name in (
+        "prediction",
+        "signals",
+        "operators",
+        "advantage",
+        "sharpening",
+        "losses",
+        "adversarial",
+        "coherence",
+        "diagnostics",
+    ):
         tree = ast.parse((ROOT / "amd_plugin" / f"{name}.py").read_text())
         roots = {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         roots |= {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-        assert roots <= {"torch", "amd_plugin", "typing", "collections"}, f"{name} imports {roots}"
+        assert roots <= {"torch", "amd_plugin", "math", "typing", "collections"}, f"{name} imports {roots}"
 
 
 def test_the_host_knows_no_amd():

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.steering import Steering, adaptive_objective, group_ids, make_reward
+from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward
 from amd_plugin.adapters.surface import Host
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.reward_statistics import group_ids
 from amd_plugin.signals import Signals
 
 HOST = Host("fastgen", "0.1", "0.2", "git+https://github.com/NVlabs/FastGen")
@@ -152,7 +153,8 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         if len(fakes) != 1 or len(reals) != 1 + guided:
             what = f"a student step makes {len(fakes)} fake-score and {len(reals)} teacher calls, not 1 and {1 + guided}"
             raise RunError(f"fastgen: {what}. Use a newer amd-plugin")
-        output = self.objective.student_loss(Signals(x0, reals[0], reals[1] if guided else None, fakes[0], t, advantage))
+        sigma, uncond = t / self.net.noise_scheduler.max_t, reals[1] if guided else None
+        output = self.objective.student_loss(Signals(x0, reals[0], uncond, fakes[0], sigma, advantage, **steering.sensed))
         self._metrics = output.metrics
         metrics = {f"amd_{name}": value for name, value in (output.metrics | steering.metrics).items()}
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss

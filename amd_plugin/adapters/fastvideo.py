@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from amd_plugin.adapters.fast_rollout import one_teacher_call, short_rollout, watched
-from amd_plugin.adapters.steering import Steering, adaptive_objective, group_ids, make_reward
+from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward
 from amd_plugin.adapters.surface import Host
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.reward_statistics import group_ids
 from amd_plugin.signals import Signals
 
 HOST = Host("fastvideo", "0.2", "0.3", "fastvideo>=0.2,<0.3")
@@ -91,6 +93,7 @@ class Adaptive(_Base):  # type: ignore[misc]
         self._sample: Tensor | None = None  # the last rollout, without graph
         self._judged: tuple[Tensor, Tensor, Tensor] | None = None
         self._metrics: dict[str, Tensor] = {}
+        self._level = torch.zeros(1)  # of the last draw, as a fraction of the schedule
         self._turn = (0, 0)  # iteration, and how often it accumulated gradients
 
     def on_train_start(self) -> None:
@@ -144,23 +147,24 @@ class Adaptive(_Base):  # type: ignore[misc]
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(seen)} predictions, not 3. Install {HOST.range}")
         fake, cond, uncond = seen
         advantage, _ = self._judge(batch)
-        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage))
+        sigma, sensed = self._level.expand(len(advantage)), self._steering.sensed
+        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, sigma, advantage, **sensed))
         self._metrics = output.metrics
         return output.loss
 
     @contextmanager
     def _moving(self, role: str, batch: Any) -> Iterator[None]:
-        """Has plugins move the one noise level that the host draws for a turn, within the bounds of the host's settings."""
-        if not self._steering.moves:
-            yield
-            return
+        """Notes the one noise level that the host draws for a turn, and has plugins move it within the host's bounds."""
 
         def move(shift: Callable[..., Tensor], timestep: Tensor) -> Tensor:
             drawn, horizon = shift(timestep), int(self.student.num_train_timesteps)
-            if self._steering.active:
-                self._judge(batch)
-            moved = self._steering.levels(drawn.float() / horizon, role, *self._turn) * horizon
-            return (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
+            if self._steering.moves:
+                if self._steering.active:
+                    self._judge(batch)
+                moved = self._steering.levels(drawn.float() / horizon, role, *self._turn) * horizon
+                drawn = (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
+            self._level = drawn.detach().float().flatten() / horizon
+            return drawn
 
         with watched(self.student, "shift_and_clamp_timestep", move):
             yield

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.steering import Steering, adaptive_objective, group_ids, make_reward
+from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward
 from amd_plugin.adapters.surface import Host
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.reward_statistics import group_ids
 from amd_plugin.signals import Signals
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
@@ -223,7 +224,7 @@ class Adaptive(_Base):  # type: ignore[misc]
             signals = self._signals(turn.seen, guided=scale is not None)
             advantage, _ = self._judge(turn)
         self.objective.guidance_scale = 1.0 if scale is None else scale
-        output = self.objective.student_loss(signals._replace(advantage=advantage))
+        output = self.objective.student_loss(signals._replace(advantage=advantage, **self._steering.sensed))
         self.metrics = output.metrics | self._steering.metrics
         # Whatever else the host adds to its total stays in it; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}

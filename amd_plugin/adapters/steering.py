@@ -7,7 +7,6 @@ whatever its rewards did.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -97,17 +96,6 @@ class _Total:
         return self._rewards(media, prompts).total
 
 
-def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
-    """[B] int64, equal where conditions are: rows of a tensor [B, ...] or prompts, the same on every rank. None: one group."""
-    if condition is None:
-        return torch.zeros(batch_size, dtype=torch.long)
-    if isinstance(condition, Tensor):
-        rows = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in condition.detach().cpu().flatten(1)]
-    else:
-        rows = [prompt.encode() for prompt in condition]
-    return torch.tensor([int.from_bytes(hashlib.sha256(row).digest()[:7], "big") for row in rows])
-
-
 class Steering:
     """An objective with a sensor, in a host that is not ours.
 
@@ -122,6 +110,8 @@ class Steering:
 
     Attributes:
         metrics: reward and failures of the last batch, 0-dim tensors.
+        sensed: what `Signals` is told about the last batch beside the rank's advantages: its `groups`, and the `joined`
+            advantages of all ranks; empty before any.
         step: student updates so far, as `begin` was told.
         moves: whether a plugin moves noise levels.
     """
@@ -138,6 +128,7 @@ class Steering:
         seed: int = 0,
     ):
         self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
+        self.sensed: dict[str, Tensor] = {}
         if reward is not None and hasattr(objective, "reward_unit"):
             objective.reward_unit = traits(reward).unit
         self._decode, self._group, self._told, self._alone = decode, process_group, False, False
@@ -161,12 +152,13 @@ class Steering:
         rewards = self._score(x0.detach(), prompts)
         joined, mine = self._join(rewards), slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
         members = self._join(groups.to(x0.device))
-        if len(members.unique()) == len(members) and not self._alone:
+        if self.objective.min_group_size > 1 and len(members.unique()) == len(members) and not self._alone:
             log.warning(
                 "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts", len(joined)
             )
             self._alone = True
         advantage = self._advantage = self.objective.advantage(joined, members)
+        self.sensed = {"groups": members[mine], "joined": advantage}
         finite = torch.isfinite(joined)
         count = finite.sum().clamp(min=1)
         self.metrics = {
@@ -183,7 +175,7 @@ class Steering:
             max_steps: student updates in all, 0 where nobody knows.
             metrics: 0-dim tensors of the last student turn; plugins are told their mean over ranks, as ``objective/NAME``.
         """
-        self.step, self._advantage = step, None
+        self.step, self._advantage, self.sensed = step, None, {}
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}

@@ -51,8 +51,12 @@ class RunLog:
         names = sorted({name for metrics in self._window for name in metrics})
         if not names:
             return {}
+        # What one process has no value of, e.g. because none of its samples is at that noise level, others may have.
         means = torch.stack([torch.stack([m[n].float() for m in self._window if n in m]).nanmean() for n in names])
-        means = self._accelerator.reduce(means.to(self._accelerator.device), "mean")
+        known = ~means.isnan()
+        both = torch.stack((torch.where(known, means, 0.0), known.float())).to(self._accelerator.device)
+        total, count = self._accelerator.reduce(both, "sum")
+        means = total / count
         self._window.clear()
         self.last = dict(zip(names, means.tolist(), strict=True))
         self.record(step, self.last)

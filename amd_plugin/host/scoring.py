@@ -24,7 +24,9 @@ from amd_plugin.host.batch import Batch
 from amd_plugin.metrics import correlation_within
 from amd_plugin.models.family import Size
 from amd_plugin.plugins import PluginManager
+from amd_plugin.prediction import widen
 from amd_plugin.recipe import Recipe
+from amd_plugin.reward_statistics import group_ids
 from amd_plugin.rewards.reward_set import Pending, RewardSet, Scores
 
 log = logging.getLogger(__name__)
@@ -100,15 +102,29 @@ class Scoring:
         self._tell(joined, scores.causes)
         self._judge(joined, scores.causes)
         self._recent.append(joined)
-        reward, groups = aggregate(joined.values, batch.labels, self._weights, self._train.aggregation)
+        # A label may be a place in a stream of prompts, which is new each time; what was asked for is not.
+        asked = group_ids(self._task.prompts(batch.labels), len(batch.labels)).to(batch.labels.device)
+        reward, groups = aggregate(joined.values, asked, self._weights, self._train.aggregation)
         rung = (batch.exit_rung,) if getattr(objective, "per_rung", False) else ()
         return objective.advantage(reward, groups, *rung)
 
     def with_gradient(self, batch: Batch, rows: slice, x0: Tensor) -> Tensor:
-        """Weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its graph; NaN where one failed."""
-        labels = batch.labels[rows]
-        media = self._task.decode(self._shrunk(x0))
-        return self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
+        """Weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its gradient there.
+
+        A sample that a reward failed on, in value or in gradient, gets NaN and no gradient. The graph of decoder and rewards is
+        gone when this returns.
+        """
+        labels, free = batch.labels[rows], x0.detach().requires_grad_()
+        media = self._task.decode(self._shrunk(free))
+        reward = self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
+        answered, slope = torch.isfinite(reward), torch.zeros_like(free)
+        if reward.requires_grad:
+            [slope] = torch.autograd.grad(torch.where(answered, reward, 0.0).sum(), free)
+        answered &= slope.flatten(1).isfinite().all(1)
+        # Masked here, since 0 times a gradient that is NaN is NaN.
+        slope = torch.where(answered.reshape(-1, *[1] * (x0.dim() - 1)), slope, 0.0)
+        moved = widen(slope * (x0 - x0.detach())).flatten(1).sum(1)
+        return torch.where(answered, reward.detach(), torch.nan) + moved
 
     def metrics(self) -> dict[str, Tensor]:
         """Of the batches since the last call: every reward's mean in the last one, and the share it failed on in all."""

@@ -207,6 +207,8 @@ class Trainer:
             metrics[f"objective/zone_share/rung {batch.exit_rung}"] = metrics["objective/zone_share"]
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
         metrics["grad_norm/student"] = learner.update(self.step, suspects)
+        for sums in getattr(self.objective, "shared_sums", ()):
+            sums.copy_(self.accelerator.reduce(sums, "mean"))
         return metrics
 
     def _fake_score_turn(self, update: int) -> Metrics:
@@ -287,7 +289,8 @@ class Trainer:
             real_cond = predict(self.caller.call(self.teacher, x_t, t, condition), x_t, t)
         fake = predict(self.caller.call(self.fake_score, x_t, t, condition), x_t, t)
         mine = None if advantage is None else advantage[rows]
-        return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond, groups=labels)
+        about = {"groups": labels, "joined": advantage}
+        return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond, **about)
 
     def _pair(self, x_t: Tensor, timestep: Tensor, condition: Condition, labels: Tensor) -> list[Tensor]:
         return pair(self.caller, self.teacher, x_t, timestep, condition, self.backbone.conditions.uncond(labels))

@@ -131,6 +131,35 @@ def test_a_gradient_that_breaks_costs_its_step_only(tiny, plugins):
     assert_close(weights(broken), weights(without), 0.0)
 
 
+def test_a_sample_without_a_gradient_costs_itself_only(tiny, plugins):
+    class Rooted:
+        @hookimpl
+        def distill_rewards(self):
+            def reward(media, prompts):
+                rows = list(media[:, 0])
+                rows[1] = (0 * rows[1]).sqrt()  # a score of 0, whose gradient is 0 / 0
+                return torch.stack(rows)
+
+            reward.differentiable = True
+            return {"rooted": lambda: reward}
+
+    plugins.register(Rooted())
+    common = ("rewards=[{name: rooted}]", "objective.reward_gradient=0.25")
+    trainer = trained(tiny, plugins, *common)
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+    batch, x0 = trainer._batch("student", 0), torch.randn(6, 2, requires_grad=True)
+    reward = trainer.scoring.with_gradient(batch, slice(0, 6), x0)
+    [slope] = torch.autograd.grad(reward.nan_to_num(0).sum(), x0)
+    assert reward.isnan().tolist() == [False, True, False, False, False, False]
+    assert slope[:, 0].tolist() == [1, 0, 1, 1, 1, 1] and not slope[:, 1].any()
+
+
+def test_static_weights_are_those_of_the_whole_batch(tiny, plugins):
+    static = ("objective.static=true", "objective.strength=0.5", "objective.guidance_scale=2", "objective.sharpening=0")
+    whole, parts = (trained(tiny, plugins, *static, f"train.accumulation={n}") for n in (1, 8))
+    assert_close(weights(whole), weights(parts), 1e-5)
+
+
 def test_few_samples_per_prompt_are_warned_about(tiny, plugins, caplog):
     with caplog.at_level(logging.WARNING):
         trained(tiny, plugins, "train.group_size=4", cycles=0)
