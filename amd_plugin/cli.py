@@ -101,7 +101,8 @@ def compare(
     seeds: Annotated[str, typer.Option(help="how many seeds, or a comma-separated list of them")] = "4",
     ablate: Annotated[bool, typer.Option("--ablate", help="add AMD's parts and its control arms")] = False,
     tune: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=V1,V2", help="also run every objective named with each value of a key")
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="also run every arm with each value of a key, and each of another"),
     ] = None,
     select_seeds: Annotated[
         str | None, typer.Option(metavar="SEEDS", help="choose every arm's best tuning on these seeds, apart from --seeds")

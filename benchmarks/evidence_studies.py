@@ -147,6 +147,11 @@ STUDIES = {
         recipe="digits_sdxl", settings=QUICK, seeds="4",
         more=("amd=amd", f"amd_random_reward=amd {RANDOM}"),
     ),
+    "sdxl_class_longer": Study(
+        title="Digits through SDXL's classes, two steps, three times as long",
+        question="The same with 600 updates.",
+        recipe="digits_sdxl", settings=(*QUICK, "train.max_steps=600"), seeds="4", more=("amd=amd",),
+    ),
 }  # fmt: skip
 
 TARGETS = (

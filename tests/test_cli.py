@@ -6,6 +6,7 @@ import pytest
 
 import amd_plugin
 from amd_plugin import recipe
+from amd_plugin.errors import InputError
 from amd_plugin.evaluate.compare import arms
 
 TINY = [
@@ -89,7 +90,43 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     assert all(len(values) == 1 for values in content["arms"]["dmd"].values()), "chosen on 5 and 6, reported on 1"
     assert (tmp_path / "arms" / "soft@guidance_scale=2" / "seed-6").is_dir()
     assert "on the seeds 5, 6" in (tmp_path / "compare.md").read_text()
+    assert "chosen on the seeds 5, 6" in printed and "on the seeds 5, 6" in (tmp_path / "report.html").read_text()
+    assert content["unused"] == {"dmd": ["sharpening"]}
     assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
+
+
+def test_every_arm_is_tuned_alike_over_what_it_leaves_open():
+    tune = ("objective.guidance_window=[0,0.5],[0.1,1]", "objective.sharpening=1,2", "train.student_lr=1e-3")
+    own = ("mine=amd objective.sharpening=3",)
+    found = {arm.name: arm for arm in arms(["dmd", "amd", "amd_paper", "decoupled_dmd"], tune=tune, more=own)}
+    assert found["dmd@guidance_window=0.1-1@student_lr=1e-3"].overrides == (
+        "objective.guidance_window=[0.1,1]", "train.student_lr=1e-3",
+    ), "dmd has no sharpening"  # fmt: skip
+    assert found["amd@guidance_window=0-0.5@sharpening=2@student_lr=1e-3"].family == "amd"
+    families = [arm.family for arm in found.values()]
+    counts = {"dmd": 1 + 2, "amd": 1 + 4, "amd_paper": 1 + 2, "decoupled_dmd": 1 + 1, "mine": 1 + 2}
+    assert {family: families.count(family) for family in counts} == counts
+    ablated = [arm.family for arm in arms(["dmd"], (), ablate=True, tune=("objective.guidance_scale=1,2",))]
+    assert set(map(ablated.count, ablated)) == {3}, "controls are tuned as often as what they control"
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        (["objective.sharpning=1"], "sharpning: no arm"),
+        (["train.ema=0.9", "train.ema=0.99"], "each key once"),
+        (["=1"], "must read"),
+    ],
+)
+def test_what_cannot_be_tuned_is_said(tune, said):
+    with pytest.raises(InputError, match=said):
+        arms(["dmd", "amd"], tune=tune)
+
+
+def test_an_arm_with_an_option_that_it_does_not_have_is_refused(cli, tmp_path):
+    arguments = ("compare", "modes2d", *TINY, "--objectives", "dmd", "--output", tmp_path)
+    code, printed = cli(*arguments, "--arm", "sharp=dmd objective.sharpening=2")
+    assert code == 2 and "'sharp'" in printed and "has no option sharpening" in printed
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.25, 3.0])
@@ -129,7 +166,7 @@ def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     assert {"amd_adaptation_only", "amd_sharpening_only", "amd_random_reward", "amd_paper"} < set(more)
     assert more["dmd"] == content["arms"]["dmd"]
     code, printed = cli("report", folder, "--output", tmp_path / "all.html")
-    assert code == 0 and (tmp_path / "all.html").exists()
+    assert code == 0 and "How samples were weighed" in (tmp_path / "all.html").read_text()
 
 
 def test_a_comparison_with_a_run_that_fails_keeps_the_others(cli, tmp_path):

@@ -6,6 +6,7 @@ be stopped, continued and extended. Writes `compare.json` and `compare.md`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -36,7 +37,7 @@ VARIANTS: dict[str, Overrides] = {
     "amd_adaptation_only": ("objective.sharpening=0", "objective.strength=0.5"),
     "amd_sharpening_only": ("objective.strength=0",),
     "amd_both": ("objective.strength=0.5",),
-    "amd_static": ("objective.static=true", "objective.strength=0.5"),
+    "amd_static": ("objective.static=true", "objective.coherence_gate=false", "objective.strength=0.5"),
     "amd_paper": (
         "objective.side=both", "objective.sharpening_kind=linear", "objective.sharpening=1", "objective.sharpening_sigma=null",
         "objective.baseline=group", "objective.unit=0", "objective.std_floor=0", "objective.strength=0.5",
@@ -76,12 +77,13 @@ def arms(
         names: objectives, or keys of `VARIANTS`.
         rewards: the recipe's, which the inverted control turns round.
         ablate: add AMD's parts, the paper's form and the controls: random and inverted rewards, and the mean weights.
-        tune: ``key=v1,v2`` each: everything in `names` and `more` again with every value, as arms ``dmd@key=v1``: an objective
-            that was tuned must not be compared with one that was not.
+        tune: ``key=v1,v2`` each: every arm again with every value, as arms ``dmd@key=v1``, and with several keys every
+            combination: an objective that was tuned must not be compared with one that was not. A value may be a list. An arm
+            is not tuned over what it sets itself, nor over options that its objective does not have.
         more: ``name=objective key=value key=value`` each: arms of one's own.
 
     Raises:
-        InputError: for a malformed `tune` or `more`, or two arms of one name.
+        InputError: for a malformed `tune` or `more`, a key that no arm can be tuned over, or two arms of one name.
     """
     wanted = [name.strip() for name in names if name.strip()]
     if not wanted:
@@ -89,9 +91,11 @@ def arms(
     special = VARIANTS | {"amd_inverted_reward": inverted(rewards)}
     named = lambda name: Arm(name, "amd" if name in special else name, special.get(name, ()))  # noqa: E731
     chosen = [*map(named, dict.fromkeys(wanted)), *map(_own_arm, more)]
-    tuned = [_tuned(arm, text) for text in tune for arm in chosen]
     chosen += [named(name) for name in ABLATION if ablate and name not in wanted]
-    chosen += [arm for family in tuned for arm in family]
+    grid = dict(map(_values, tune))
+    if len(grid) < len(tune):
+        raise InputError(f"--tune: name each key once, with all its values; got {', '.join(tune)}")
+    chosen += _tuned(chosen, grid)
     every = [arm.name for arm in chosen]
     twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
@@ -115,12 +119,44 @@ def _own_arm(text: str) -> Arm:
     return Arm(name, objective, tuple(overrides))
 
 
-def _tuned(arm: Arm, text: str) -> list[Arm]:
-    key, equals, values = text.partition("=")
-    if not equals or not key or not all(values.split(",")):
+def _values(text: str) -> tuple[str, list[str]]:
+    """``key=v1,v2`` as (key, values), which may be lists."""
+    key, _, listed = text.partition("=")
+    values = re.split(r",(?![^\[]*\])", listed)
+    if not key or not all(values):
         raise InputError(f"--tune {text}: must read key.key=value,value")
-    named = lambda value: f"{arm.name}@{key.rpartition('.')[2]}={value}"  # noqa: E731
-    return [Arm(named(v), arm.objective, (*arm.overrides, f"{key}={v}"), arm.name) for v in values.split(",")]
+    return key, values
+
+
+def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]]) -> list[Arm]:
+    """Every arm at every point of `grid`, key -> values, as far as the keys are its own."""
+    from amd_plugin.plugins import accepted, get_plugin_manager
+
+    factories, found, used = get_plugin_manager().objectives(), list[Arm](), set[str]()
+    for arm in arms:
+        known = accepted(factories[arm.objective]) if arm.objective in factories else None
+        fixed = {override.partition("=")[0] for override in arm.overrides}
+        mine = {key: values for key, values in grid.items() if key not in fixed and _has(known, key)}
+        used |= set(mine)
+        for point in itertools.product(*mine.values()) if mine else ():
+            at = dict(zip(mine, point, strict=True))
+            name = arm.name + "".join(f"@{key.rpartition('.')[2]}={_in_a_name(value)}" for key, value in at.items())
+            overrides = (f"{key}={value}" for key, value in at.items())
+            found.append(Arm(name, arm.objective, (*arm.overrides, *overrides), arm.name))
+    if nobody := set(grid) - used:
+        raise InputError(f"--tune {min(nobody)}: no arm has this option, or leaves it open")
+    return found
+
+
+def _has(options: Container[str] | None, key: str) -> bool:
+    """Whether an objective of these options, None for any, listens to a recipe's `key`."""
+    section, _, option = key.partition(".")
+    return options is None or section != "objective" or option in options
+
+
+def _in_a_name(value: str) -> str:
+    """A value as part of an arm's name, which becomes a folder's."""
+    return re.sub(r"[^-+.\w]+", "-", value.strip("[]"))
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
@@ -171,6 +207,10 @@ def compare(
     if both := sorted({*seeds} & {*select}):
         raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
     loaded = [load(recipe, plugins, (*overrides, *arm.overrides), arm.objective) for arm in arms]
+    for arm, found in zip(arms, loaded, strict=True):
+        own = (override.partition("=")[0].removeprefix("objective.") for override in arm.overrides)
+        if lost := sorted({*own} & {*found.unused_options}):
+            raise InputError(f"arm '{arm.name}': objective '{arm.objective}' has no option {', '.join(lost)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(arms) * len(seeds))
     tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
@@ -199,6 +239,7 @@ def compare(
         "select_seeds": list(select),
         "families": {a.name: a.family for a in arms},
         "selected": {},
+        "unused": {a.objective: found.unused_options for a, found in zip(arms, loaded, strict=True) if found.unused_options},
         "seconds": {a.name: [_seconds(output, a.name, seed) for seed in seeds] for a in arms},
         "teacher": {m: [teachers["teacher", seed][m] for seed in seeds] for m in metrics},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -12,10 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from amd_plugin.diagnostics import EDGES
 from amd_plugin.host.pictures import picture
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; an arm has one colour in all pictures.
 COLOURS = ["#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+# As `amd_plugin.diagnostics.weight_metrics` names them.
+WEIGHTS = {"alpha": "alpha, of guidance", "beta": "beta, of matching", "guidance": "alpha / beta, as felt"}
 
 Curves = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 
@@ -67,6 +71,38 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
     return _inline(figure)
 
 
+def weights_over_time(curves: Curves) -> str | None:
+    """How alpha, beta and their ratio, which guidance feels, were spread over samples as training went on; mean over seeds.
+
+    Args:
+        curves: arm -> per seed, the lines of its metrics.jsonl. Arms that adapted nothing are left out.
+
+    Returns:
+        A picture, one row per arm; None where no arm adapted anything.
+    """
+    adapting = {
+        arm: kept for arm, seeds in curves.items()
+        if all(kept := [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds])
+    }  # fmt: skip
+    if not adapting:
+        return None
+    figure = Figure(figsize=(9, 0.6 + 2.2 * len(adapting)), layout="constrained")
+    grid = figure.subplots(len(adapting), len(WEIGHTS), squeeze=False)
+    for row, (arm, seeds) in zip(grid, adapting.items(), strict=True):
+        length = min(map(len, seeds))
+        steps = [line["step"] for line in seeds[0][:length]]
+        for axes, (weight, title) in zip(row, WEIGHTS.items(), strict=True):
+            shares = np.array([[[line[key] for key in _share_keys(weight)] for line in lines[:length]] for lines in seeds])
+            shown = axes.pcolormesh(
+                steps, range(len(EDGES)), shares.mean(0).T, vmin=0, vmax=1, cmap="cividis", shading="nearest"
+            )
+            axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
+            axes.set_title(f"{arm}: {title}", fontsize=9)
+            axes.set_xlabel("student updates", fontsize=8)
+    figure.colorbar(shown, ax=grid, shrink=0.8, label="share of samples")
+    return _inline(figure)
+
+
 def paired_seeds(
     arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str], palette: Mapping[str, str]
 ) -> str:
@@ -85,6 +121,10 @@ def paired_seeds(
     return _inline(figure)
 
 
+def _share_keys(weight: str) -> list[str]:
+    return [f"objective/{weight}_share/{edge:.2f}" for edge in EDGES]
+
+
 def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str, colour: str) -> None:
     seeds = [points for points in seeds if points]
     if not seeds:
@@ -92,6 +132,7 @@ def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str
     length = min(len(points) for points in seeds)
     x = [step for step, _ in seeds[0][:length]]
     y = np.array([[value for _, value in points[:length]] for points in seeds])
+    y[~np.isfinite(y)] = np.nan  # the tilt of a weight of 0 is infinite
     mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
     axes.plot(x, mean, color=colour, label=label, linewidth=1.6)
     axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)

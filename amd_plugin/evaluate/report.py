@@ -17,7 +17,7 @@ import amd_plugin
 from amd_plugin.config import RecipeConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate import figures
-from amd_plugin.evaluate.tables import best_tuned, deviation, paired
+from amd_plugin.evaluate.tables import best_tuned, deviation, difference, how_selected, paired, selected
 from amd_plugin.host import run_log
 from amd_plugin.models import backbone, teacher
 from amd_plugin.plugins import get_plugin_manager
@@ -32,11 +32,12 @@ SENSOR = {
     "objective/zone_share/low": "share in the zone, low noise",
     "objective/zone_share/high": "share in the zone, high noise",
     "objective/clip_share": "share of advantages at the limit",
-    "objective/zero_spread_share": "share in groups that do equally well",
+    "objective/zero_spread_share": "share in groups of equal rewards",
+    "objective/quiet_share": "share in groups equal to within tolerance",
+    "objective/known_prompts": "share of prompts seen before",
     "objective/tilt_ratio": "implied tilt, largest / smallest",
     "objective/tilt_kl": "implied tilt, KL in nats",
     "objective/guidance": "effective guidance scale",
-    "objective/guidance/lowest": "effective guidance scale, lowest",
     "objective/match_norm": "size of matching",
     "objective/guide_norm": "size of guidance",
     "objective/match_guide_cosine": "cosine of matching and guidance",
@@ -73,11 +74,12 @@ def _comparison(folder: Path) -> dict[str, Any]:
     base, seeds = content["baseline"], content["seeds"]
     runs = {arm: [folder / "arms" / arm / f"seed-{seed}" for seed in seeds] for arm in content["arms"]}
     config = _config(runs[base][0])
-    shown = [arm for arm in runs if "@" not in arm][:4]
+    followed = [arm for arm in runs if "@" not in arm][: len(figures.COLOURS)]
+    shown = followed[:4]
     held_out = _judges(config, content["teacher"])
     titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
-    curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in shown}
-    palette = figures.colours(shown)
+    curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in followed}
+    palette = figures.colours(followed)
     sensing = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
     return {
         "title": content["recipe"],
@@ -88,6 +90,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
         **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0]),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
         "sensor": figures.learning_curves(sensing, _sensed(sensing), palette) if sensing else None,
+        "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, seeds),
         "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles, palette),
         "table": _table(content),
@@ -112,6 +115,7 @@ def _run(folder: Path) -> dict[str, Any]:
         **_samples(config, {about["objective"]: folder}, config.train.seed),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in _judges(config, evaluation)}, palette),
         "sensor": figures.learning_curves(curves, {**_sensed(curves), **losses}, palette),
+        "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
         "commands": [about["command"]],
@@ -156,25 +160,27 @@ def _tile(content: dict[str, Any], metric: str) -> dict[str, Any]:
         "difference": f"{mean:+.3f} ± {sd:.3f}",
         "wins": f"better in {wins} of {len(content['seeds'])} seeds",
     }
-    best = best_tuned(content, metric)
-    if best != base:
-        mean, sd, wins = paired(content, arm, best, metric)
-        tile["tuned"] = f"against {best}: {mean:+.3f} ± {sd:.3f}, better in {wins} of {len(content['seeds'])}"
+    if arm in content.get("selected", {}):
+        best, arm = content["selected"].get(base, base), content["selected"][arm]
+        tile["tuned"] = f"chosen on other seeds, {arm} to {best}: {difference(content, arm, best, metric)}"
+    elif (best := best_tuned(content, metric)) != base:
+        tile["tuned"] = f"to {best}, the best here: {difference(content, arm, best, metric)}"
     return tile
 
 
 def _table(content: dict[str, Any]) -> dict[str, Any]:
-    base, metrics, count = content["baseline"], list(content["teacher"]), len(content["seeds"])
+    base, metrics = content["baseline"], list(content["teacher"])
     cell = lambda values: f"{statistics.fmean(values):.3f} ± {deviation(values):.3f}"  # noqa: E731
     rows = [("teacher, many steps", [cell(content["teacher"][m]) for m in metrics])]
     rows += [(arm, [cell(values[m]) for m in metrics]) for arm, values in content["arms"].items()]
-    pairs = []
-    for arm in content["arms"]:
-        if arm != base:
-            differences = [paired(content, arm, base, m) for m in metrics]
-            pairs.append((arm, [f"{mean:+.3f} ± {sd:.3f} ({wins}/{count})" for mean, sd, wins in differences]))
+    pairs = [(arm, [difference(content, arm, base, m) for m in metrics]) for arm in content["arms"] if arm != base]
     heads = [f"{metric} {_ARROWS[content['better'][metric]]}" for metric in metrics]
-    return {"metrics": heads, "rows": rows, "pairs": pairs, "base": base}
+    table: dict[str, Any] = {"metrics": heads, "rows": rows, "pairs": pairs, "base": base}
+    if content.get("selected"):
+        against, chosen = selected(content)
+        table |= {"how": how_selected(content), "against": against}
+        table["chosen"] = [(arm, [difference(content, arm, against, m) for m in metrics]) for arm in chosen]
+    return table
 
 
 def _caveat(config: RecipeConfig) -> str:

@@ -70,19 +70,36 @@ def markdown(content: Mapping[str, Any]) -> str:
         rest = [arm for arm in arms if arm != base and not arm.startswith(f"{base}@")]
         lines += [_difference_row(content, arm, metrics, best.__getitem__) for arm in rest]
     if content.get("selected"):
-        chosen, seeds_apart = content["selected"], ", ".join(map(str, content["select_seeds"]))
-        how = f"best mean rank over {', '.join(content['held_out'])} on the seeds {seeds_apart}, which are not reported"
-        lines += ["", f"Every arm at the setting with the {how}; difference to {chosen.get(base, base)}.", "", head]
-        lines += [_difference_row(content, arm, metrics, lambda metric: chosen.get(base, base)) for arm in chosen.values()]
+        against, chosen = selected(content)
+        lines += ["", f"{how_selected(content)} Difference to {against}.", "", head]
+        lines += [_difference_row(content, arm, metrics, lambda metric: against) for arm in chosen]
+    for objective, options in content.get("unused", {}).items():
+        lines += ["", f"`{objective}` has no option {', '.join(options)}; what the recipe says of it is for the other arms."]
     return "\n".join(lines) + "\n"
 
 
+def selected(content: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The baseline at the setting that was chosen for it on seeds of their own, and the chosen settings of the other arms."""
+    base, chosen = content["baseline"], content["selected"]
+    against = chosen.get(base, base)
+    return against, [arm for arm in chosen.values() if arm != against]
+
+
+def how_selected(content: Mapping[str, Any]) -> str:
+    """How the chosen settings were found, in a sentence."""
+    apart = ", ".join(map(str, content["select_seeds"]))
+    how = f"best mean rank over {', '.join(content['held_out'])} on the seeds {apart}, which are not reported"
+    return f"Every arm at the setting with the {how}."
+
+
+def difference(content: Mapping[str, Any], arm: str, against: str, metric: str) -> str:
+    """``+0.123 ± 0.045 (7/8)``: mean and deviation of arm - against over seeds, and in how many the arm is better."""
+    mean, sd, wins = paired(content, arm, against, metric)
+    return f"{mean:+.3f} ± {sd:.3f} ({wins}/{len(content['seeds'])})"
+
+
 def _difference_row(content: Mapping[str, Any], arm: str, metrics: Iterable[str], against: Any) -> str:
-    cells = []
-    for metric in metrics:
-        mean, sd, wins = paired(content, arm, against(metric), metric)
-        cells.append(f"{mean:+.3f} ± {sd:.3f} ({wins}/{len(content['seeds'])})")
-    return f"| {arm} | " + " | ".join(cells) + " |"
+    return f"| {arm} | " + " | ".join(difference(content, arm, against(metric), metric) for metric in metrics) + " |"
 
 
 def terminal_table(content: Mapping[str, Any]) -> Table:
@@ -99,6 +116,10 @@ def terminal_table(content: Mapping[str, Any]) -> Table:
                 f"{c} ({paired(content, arm, base, m)[2]}/{len(content['seeds'])})" for c, m in zip(cells, metrics, strict=True)
             ]
         table.add_row(arm, *cells)
+    if content.get("selected"):
+        against, chosen = selected(content)
+        apart = ", ".join(map(str, content["select_seeds"]))
+        table.caption = f"chosen on the seeds {apart}: {', '.join([against, *chosen])}"
     return table
 
 
