@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -93,7 +92,6 @@ class Adaptive(_Base):  # type: ignore[misc]
         self._sample: Tensor | None = None  # the last rollout, without graph
         self._judged: tuple[Tensor, Tensor, Tensor] | None = None
         self._metrics: dict[str, Tensor] = {}
-        self._level = torch.zeros(1)  # of the last draw, as a fraction of the schedule
         self._turn = (0, 0)  # iteration, and how often it accumulated gradients
 
     def on_train_start(self) -> None:
@@ -147,24 +145,24 @@ class Adaptive(_Base):  # type: ignore[misc]
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(seen)} predictions, not 3. Install {HOST.range}")
         fake, cond, uncond = seen
         advantage, _ = self._judge(batch)
-        sigma, sensed = self._level.expand(len(advantage)), self._steering.sensed
-        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, sigma, advantage, **sensed))
+        sensed = self._steering.sensed
+        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage, **sensed))
         self._metrics = output.metrics
         return output.loss
 
     @contextmanager
     def _moving(self, role: str, batch: Any) -> Iterator[None]:
-        """Notes the one noise level that the host draws for a turn, and has plugins move it within the host's bounds."""
+        """Has plugins move the one noise level that the host draws for a turn, within the bounds of the host's settings."""
+        if not self._steering.moves:
+            yield
+            return
 
         def move(shift: Callable[..., Tensor], timestep: Tensor) -> Tensor:
             drawn, horizon = shift(timestep), int(self.student.num_train_timesteps)
-            if self._steering.moves:
-                if self._steering.active:
-                    self._judge(batch)
-                moved = self._steering.levels(drawn.float() / horizon, role, *self._turn) * horizon
-                drawn = (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
-            self._level = drawn.detach().float().flatten() / horizon
-            return drawn
+            if self._steering.active:
+                self._judge(batch)
+            moved = self._steering.levels(drawn.float() / horizon, role, *self._turn) * horizon
+            return (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
 
         with watched(self.student, "shift_and_clamp_timestep", move):
             yield

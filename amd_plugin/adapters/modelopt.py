@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward
+from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward, refuse_what_is_missing
 from amd_plugin.adapters.surface import Host
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
@@ -93,7 +93,9 @@ class Adaptive(_Base):  # type: ignore[misc]
         reward: called with (media, prompts), or a mapping with ``name`` and options; None leaves every advantage at 0.
         decode: makes media [B, C, (T,) H, W] in [0, 1] of latents; None scores the latents themselves.
         amd: further options of `AMDObjective`, e.g. ``{"side": "both"}``.
-        objective: another objective instead, made by `get_plugin_manager().make_objective(...)`.
+        objective: another objective instead, made by `get_plugin_manager().make_objective(...)` with the guidance scale of
+            `config`: its loss takes the place of the host's, with a reward or without. `strength`, `sharpening` and `amd` are
+            then not looked at.
         accelerator: place the teacher by hook ``distill_prepare_frozen``; None leaves it where it is.
         sharding: what that hook is asked for: ``none``, ``zero3`` or ``zero3_offload``.
         plugins: whose rewards, noise levels, strength schedules and sharding are used; all that are installed, if None.
@@ -106,7 +108,7 @@ class Adaptive(_Base):  # type: ignore[misc]
         turns: how many of each role there were.
 
     Raises:
-        InputError: for an option out of range.
+        InputError: for an option out of range, or an objective that asks for what the host does not do.
     """
 
     def __init__(
@@ -131,8 +133,11 @@ class Adaptive(_Base):  # type: ignore[misc]
     ):
         scale = 1.0 if config.guidance_scale is None else config.guidance_scale
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
+        self._in_place = objective is not None
         if objective is None:
             objective = adaptive_objective(scale, options)
+        else:
+            refuse_what_is_missing(objective, scale)
         plugins = plugins or get_plugin_manager()
         if sharding not in get_args(TeacherSharding) or (sharding != "none" and accelerator is None):
             what = f"must be one of {', '.join(get_args(TeacherSharding))}, and needs an accelerator"
@@ -218,7 +223,7 @@ class Adaptive(_Base):  # type: ignore[misc]
             losses: dict[str, Tensor] = super().compute_student_loss(
                 latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
             )
-            if not self._steering.active:
+            if not (self._steering.active or self._in_place):
                 return losses
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
             signals = self._signals(turn.seen, guided=scale is not None)

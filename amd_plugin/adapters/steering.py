@@ -61,6 +61,25 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any]) -> AMD
         raise InputError(f"amd.{error}") from error
 
 
+def refuse_what_is_missing(objective: Objective, guidance_scale: float) -> None:
+    """Raises InputError where `objective` asks for more than samples, predictions and one noise level for both terms.
+
+    Args:
+        objective: made by somebody else.
+        guidance_scale: the host's.
+    """
+    if objective.guidance_scale != guidance_scale:
+        what = f"must have the guidance scale of the host's configuration, {guidance_scale:g}, got {objective.guidance_scale:g}"
+        raise InputError(f"objective: {what}")
+    for option in ("guidance_sigma", "match_sigma", "adversarial", "reward_gradient", "memory_share"):
+        if asked := getattr(objective, option, None):
+            raise InputError(f"objective.{option}: is not to be had in this host, got {asked!r}")
+    try:
+        objective.sharpening_weights(torch.zeros(2))
+    except ValueError as error:
+        raise InputError(f"objective.{error}") from error
+
+
 def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
     """A reward from what a user wrote: a callable, ``{name, weight, options...}``, a list of such, or None.
 

@@ -8,9 +8,11 @@ from diffusers import WanTransformer3DModel
 from modelopt.torch.fastgen import DMDConfig, DMDPipeline, EMAConfig
 from modelopt.torch.fastgen.config import SampleTimestepConfig
 
+from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import modelopt
 from amd_plugin.adapters.modelopt import AMDDiffusionRecipe, AMDPipeline
 from amd_plugin.errors import InputError, MissingDependency
+from amd_plugin.objective import decoupled_dmd, dmd2
 
 LATENTS = (4, 4, 2, 4, 4)
 
@@ -120,6 +122,35 @@ def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, reward)
 def test_without_a_reward_every_advantage_is_0():
     stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline)
     assert same(train(stock, 4)[0], train(ours, 4)[0]) and same(weights(stock), weights(ours))
+
+
+def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward():
+    stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline, objective=DMDObjective(3.0))
+    expected, got = train(stock, 4), train(ours, 4)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(ours), weights(stock), rtol=1e-4, atol=1e-6)
+    masked = pipeline(AMDPipeline, objective=DMDObjective(3.0, guidance_window=(0.0, 0.5)))
+    assert not same(train(masked, 4)[0], got[0]) and "guide_norm" in masked.metrics
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (DMDObjective(1.5), "guidance scale"), (decoupled_dmd(3.0), "guidance_sigma"),
+        (DMDObjective(3.0, match_sigma=(0.1, 0.5)), "match_sigma"), (dmd2(3.0), "adversarial"),
+        (DMDObjective(3.0, reward_gradient=0.1), "reward_gradient"), (AMDObjective(3.0, memory_share=0.2), "memory_share"),
+        (AMDObjective(3.0, sharpening_sigma=(0.0, 0.5)), "sharpening_sigma"),
+    ],
+)  # fmt: skip
+def test_an_objective_that_asks_for_more_is_refused(objective, said):
+    with pytest.raises(InputError, match=f"objective.*{said}"):
+        pipeline(AMDPipeline, objective=objective)
+
+
+def test_metrics_know_levels_and_prompts():
+    ours = pipeline(AMDPipeline, reward=brightness, sharpening=1.0)
+    train(ours, 3)
+    assert {"zone_share/low", "coherence_outside/high", "zero_spread_share", "quiet_share"} <= set(ours.metrics)
 
 
 def test_rewards_change_both_turns():
