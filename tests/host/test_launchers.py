@@ -74,6 +74,39 @@ def test_two_processes_equal_one_on_the_joined_batch(launcher, tmp_path):
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss/student", "objective/zone_share", "reward/classifier"):
         assert one[0][key] == pytest.approx(two[0][key], abs=1e-4)
+    for key in ("objective/tilt_ratio", "objective/advantage_std", "objective/clip_share", "objective/zero_spread_share"):
+        assert one[0][key] == pytest.approx(two[0][key], abs=1e-4), f"{key} is of the joined batch"
+
+
+EACH_ON_ITS_OWN = """
+import json, os, sys, torch
+from pathlib import Path
+from accelerate import Accelerator
+from amd_plugin.host.run_log import RunLog
+from amd_plugin.host.trainer import Trainer
+from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe import load
+from tests.conftest import TINY
+accelerator, plugins, rank = Accelerator(cpu=True), get_plugin_manager(), int(os.environ["RANK"])
+trainer = Trainer(load("modes2d", plugins, TINY), plugins, accelerator)
+trainer.cycle(), trainer.cycle()
+Path(f"sums-{rank}.json").write_text(json.dumps(trainer.objective.state_dict()["coherence"]))
+log = RunLog(Path("metrics.jsonl"), 0, 1, accelerator, None)
+log.add({"both": torch.tensor(1.0 + rank), "one": torch.tensor([torch.nan, 4.0][rank]), "none": torch.tensor(torch.nan)})
+log.write(1)
+"""
+
+
+def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
+    """Noise levels that only one process has samples at are logged; running sums over a process's own samples become all's."""
+    (tmp_path / "each.py").write_text(EACH_ON_ITS_OWN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*LAUNCHERS["torchrun"][:-2], "each.py"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "both": 1.5, "one": 4.0}
+    zero, one = (json.loads((tmp_path / f"sums-{rank}.json").read_text()) for rank in (0, 1))
+    assert zero == one and torch.tensor(zero)[..., 1].sum() > 0
 
 
 REWARDS = """
