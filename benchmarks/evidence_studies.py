@@ -97,7 +97,7 @@ STUDIES = {
     ),
     "digits_converged": Study(
         title="Handwritten digits, an unreliable teacher, one step, three times as long",
-        question="The study above with 900 updates, after which no arm improves much: is what is better there only faster?",
+        question="The first of these studies with 900 updates: is what is better there only faster?",
         recipe="digits", settings=(*QUICK, "train.max_steps=900"), seeds="4",
         more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
               f"amd_random_reward=amd {RANDOM}"),
@@ -169,6 +169,10 @@ TARGETS = (
     Target("digits_unreliable", "amd", "dmd@1.4", "accuracy", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "precision", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "recall", 0.0, wins=4),
+    Target("digits_converged", "amd", "best dmd", "frechet", 0.90, "ratio", wins=4),
+    Target("digits_converged", "amd", "dmd", "accuracy", 0.0, wins=4),
+    Target("digits_converged", "amd", "dmd", "precision", 0.0, wins=4),
+    Target("digits_converged", "amd", "dmd", "recall", 0.0, wins=4),
     Target("digits_reliable", "amd", "best dmd", "frechet", 0.90, "ratio"),
     Target("digits_reliable", "amd", "best dmd", "recall", 0.02),
     Target("plane_reliable", "amd", "dmd", "sliced_wasserstein", 0.0),
@@ -192,7 +196,7 @@ TARGETS = (
 SAME_W = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
-    "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd",
+    "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_W}
@@ -202,4 +206,5 @@ PARITIES = tuple(
     for arm in ("amd", "amd_random_reward")
     for study, base in SAME_W.items()
     for metric in JUDGES[study]
+    if any(spec.startswith(f"{arm}=") for spec in STUDIES[study].more)
 )
