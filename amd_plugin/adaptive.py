@@ -120,27 +120,25 @@ class AMDObjective(DMDObjective):
         overshoots = guidance_scale >= 2 and all(_everywhere(window) for window in (guidance_sigma, guidance_window))
         if strength == "auto":
             strength = 0.5 if overshoots else 0.0
-        if not 0 <= strength < 1:
-            raise OptionError("strength", f"must be in [0, 1): at 1 the weight of matching reaches 0, got {strength}")
-        if not 0 <= sharpening <= LARGEST:
-            raise OptionError("sharpening", f"must be in [0, {LARGEST}], got {sharpening}")
-        if sharpening_kind == "linear" and sharpening > 1:
-            raise OptionError(
-                "sharpening", f"must be in [0, 1] for the linear kind, whose weights would turn negative, got {sharpening}"
-            )
+        _expect("strength", strength, 0 <= strength < 1, "in [0, 1): at 1 the weight of matching reaches 0")
+        _expect("sharpening", sharpening, 0 <= sharpening <= LARGEST, f"in [0, {LARGEST}]")
+        linear = "in [0, 1] for the linear kind, whose weights would turn negative"
+        _expect("sharpening", sharpening, sharpening_kind == "exponential" or sharpening <= 1, linear)
         check_windows(sharpening_sigma=None if sharpening_sigma == "auto" else sharpening_sigma)
-        if not 0 < limit <= 1:
-            raise OptionError("limit", f"must be in (0, 1], so that alpha and beta stay above 0, got {limit}")
-        if squash is None and (strength > 0 or sharpening > 0):
-            raise OptionError("squash", "must be 'clip' or 'tanh' while advantages are used, got None")
-        if not (math.isfinite(std_floor) and std_floor >= 0):
-            raise OptionError("std_floor", f"must be a number of at least 0, got {std_floor}")
-        if not 0 <= memory_share < 1:
-            raise OptionError("memory_share", f"must be in [0, 1), got {memory_share}")
-        if not -1 <= zone < 0:
-            raise OptionError("zone", f"must be in [-1, 0), got {zone}")
-        if memory_size < 1:
-            raise OptionError("memory_size", f"must be at least 1, got {memory_size}")
+        _expect("limit", limit, 0 < limit <= 1, "in (0, 1], so that alpha and beta stay above 0")
+        _expect(
+            "squash", squash, squash is not None or strength == sharpening == 0, "'clip' or 'tanh' while advantages are used"
+        )
+        _expect("std_floor", std_floor, math.isfinite(std_floor) and std_floor >= 0, "a number of at least 0")
+        _expect("memory_share", memory_share, 0 <= memory_share < 1, "in [0, 1)")
+        _expect("memory_size", memory_size, memory_size >= 1, "at least 1")
+        _expect("zone", zone, -1 <= zone < 0, "in [-1, 0)")
+        _expect(
+            "static",
+            static,
+            not (static and coherence_gate),
+            "false with coherence_gate, which gives each sample its own weight",
+        )
         if side == "both" and guidance_scale > 1 and strength > 0:
             log.warning(
                 "side 'both' at guidance scale %g multiplies guidance by up to %g for the samples that do best, which loses "
@@ -154,8 +152,6 @@ class AMDObjective(DMDObjective):
         self._unit, self._tolerance, self._overshoots, self.reward_unit = unit, tolerance, overshoots, 0.0
         self.std_floor, self.zone = std_floor, max(zone, -limit)
         self.memory_share, self.memory_size = memory_share, memory_size
-        if static and coherence_gate:
-            raise OptionError("static", "gives all samples the same weights, and coherence_gate each its own; leave one out")
         compares = strength > 0 or sharpening > 0 or memory_share > 0
         self.needs_reward = compares or reward_gradient > 0
         within_groups = compares and baseline == "group"
@@ -323,16 +319,20 @@ class AMDObjective(DMDObjective):
         return self._coherence.of(signals.sigma, zone) if self.coherence_gate else None
 
 
+def _expect(option: str, value: Any, holds: bool, what: str) -> None:
+    if not holds:
+        raise OptionError(option, f"must be {what}, got {value!r}")
+
+
 def _expect_words(**options: Any) -> None:
     for name, word in options.items():
-        if word not in WORDS[name]:
-            raise OptionError(name, f"must be one of {', '.join(map(str, WORDS[name]))}, got {word!r}")
+        _expect(name, word, word in WORDS[name], f"one of {', '.join(map(str, WORDS[name]))}")
 
 
 def _expect_numbers_or_auto(**options: Any) -> None:
     for name, value in options.items():
-        if value != "auto" and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-            raise OptionError(name, f"must be 'auto' or a number of at least 0, got {value!r}")
+        number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+        _expect(name, value, number or value == "auto", "'auto' or a number of at least 0")
 
 
 def _everywhere(window: Window | None) -> bool:
