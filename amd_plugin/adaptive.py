@@ -32,6 +32,15 @@ WORDS: dict[str, tuple[Any, ...]] = {
 TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
 LISTENED = 50  # batches without anything beyond the tolerance, before the user is told
 
+UNHEARD = (
+    "in the first %d batches rewards of a prompt hardly ever differed by more than objective.tolerance, %g %s, and count as "
+    "equal: AMD is DMD here. If such differences matter, lower objective.tolerance%s"
+)
+STRANGERS = (
+    "hardly any of the last %d prompts came twice, and objective.baseline 'prompt' compares with what a prompt did before: it "
+    "is 'group' here, and nothing in groups of one"
+)
+
 
 class AMDObjective(DMDObjective):
     """Adaptive Matching Distillation (2602.07345); drops in for `DMDObjective`.
@@ -160,7 +169,10 @@ class AMDObjective(DMDObjective):
         self._coherence = Coherence()
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
         self._heard = dict[str, Tensor]()  # what the last batch of rewards said, as metrics
-        self._listened, self._quiet, self._known = 0, torch.zeros(()), 0.0
+        self._listened, self._known, self._told = 0, 0.0, False
+        self._differing = torch.zeros(
+            2
+        )  # samples in groups that differ, and those of them that the tolerance leaves nothing of
 
     @property
     def unit(self) -> float:
@@ -203,13 +215,11 @@ class AMDObjective(DMDObjective):
             a = group_advantage(reward / self.unit, groups, "none", squash, limit, tolerance=tolerance)
         else:
             a = group_advantage(reward, groups, self.scale, squash, limit, floor, tolerance)
-        self._heard = {
-            "failed_rewards": 1 - finite.float().mean(),
-            "zero_spread_share": quiet_share(group_std(reward, groups), groups),
-            "quiet_share": quiet_share(a, groups),
-        }
+        self._heard = {"failed_rewards": 1 - finite.float().mean(), "quiet_share": quiet_share(a, groups)}
         if self.baseline == "prompt":
-            self._heard["known_prompts"] = torch.tensor(self.statistics.known_prompts)
+            self._heard["known_prompts"] = torch.tensor(self.statistics.known_prompts, device=a.device)
+        else:
+            self._heard["zero_spread_share"] = quiet_share(group_std(reward, groups), groups)
         self._tell_if_deaf()
         return a
 
@@ -287,25 +297,19 @@ class AMDObjective(DMDObjective):
         self._failed = torch.tensor(int(state["failed"]))
 
     def _tell_if_deaf(self) -> None:
-        """Warns, once, where the first batches of rewards said next to nothing by the way that they are compared."""
-        if self._listened >= LISTENED:
-            return
+        """Warns, once each, where rewards say next to nothing by the way that they are compared."""
         self._listened += 1
-        self._quiet = self._quiet.to(self._heard["quiet_share"]) + self._heard["quiet_share"] - self._heard["zero_spread_share"]
-        self._known += self.statistics.known_prompts
-        if self._listened < LISTENED:
-            return
-        if self.tolerance and float(self._quiet) > 0.95 * LISTENED:
-            log.warning(
-                "in the first %d batches rewards of a prompt hardly ever differed by more than objective.tolerance, %g %s, and "
-                "count as equal: AMD is DMD here. If such differences matter, lower objective.tolerance%s", LISTENED,
-                self.tolerance, "units" if self.unit else "spreads", f" or objective.unit ({self.unit:g})" if self.unit else "",
-            )  # fmt: skip
-        if self.baseline == "prompt" and self._known < 0.1 * LISTENED:
-            log.warning(
-                "in the first %d batches hardly any prompt came twice, and objective.baseline 'prompt' compares with what a "
-                "prompt did before: it is 'group' here, and nothing in groups of one", LISTENED,
-            )  # fmt: skip
+        if self.baseline == "prompt":
+            self._known += self.statistics.known_prompts
+            if self.statistics.forgets and not self._told and self._known < 0.1 * self._listened:
+                log.warning(STRANGERS, self.statistics.PROMPTS)
+                self._told = True
+        elif self.tolerance and self._listened <= LISTENED:
+            equal, quiet = self._heard["zero_spread_share"], self._heard["quiet_share"]
+            self._differing = self._differing.to(equal) + torch.stack((1 - equal, quiet - equal))
+            if self._listened == LISTENED and self._differing[1] > max(1, 0.95 * float(self._differing[0])):
+                kind, lever = ("units", f" or objective.unit ({self.unit:g})") if self.unit else ("spreads", "")
+                log.warning(UNHEARD, LISTENED, self.tolerance, kind, lever)
 
     def _measured_coherence(self, direction: Direction) -> Tensor | None:
         """Takes in the batch's matching directions; the running coherence [B] of each sample's place, where it is asked for."""

@@ -134,7 +134,8 @@ class DMDObjective:
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
         if self.reward_gradient:
-            per_sample = per_sample + self._reward_loss(signals)
+            following, metrics["failed_gradients"] = self._reward_loss(signals)
+            per_sample = per_sample + following
         return LossOutput(per_sample.mean(), per_sample.detach(), metrics)
 
     def fake_score_loss(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> LossOutput:
@@ -180,14 +181,16 @@ class DMDObjective:
     def _masks(self) -> list[Transform]:
         return [] if self.guidance_window is None else [operators.window(guide=self.guidance_window)]
 
-    def _reward_loss(self, signals: Signals) -> Tensor:
-        """``- reward_gradient r / spread`` of each sample [B]; 0, without gradient, where the reward failed."""
+    def _reward_loss(self, signals: Signals) -> tuple[Tensor, Tensor]:
+        """``- reward_gradient r / spread`` of each sample [B], 0 where the reward failed, and the share of those."""
         if signals.reward is None:
             raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
-        reward = torch.where(torch.isfinite(signals.reward), signals.reward, 0.0)
+        answered = torch.isfinite(signals.reward)
+        reward = torch.where(answered, signals.reward, 0.0)
         # Where the student has learnt all that the reward can tell apart, what is left of its spread is noise.
         spread = torch.maximum(self._spread, 0.1 * self._widest).to(reward)
-        return -self.strength_scale * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
+        following = -self.strength_scale * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
+        return following, 1 - answered.float().mean()
 
 
 def decoupled_dmd(

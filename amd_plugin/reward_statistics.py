@@ -8,6 +8,7 @@ early rungs score worse: each rung has statistics of its own.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from amd_plugin.advantage import EPS, Squash, group_std, settled
+
+log = logging.getLogger(__name__)
 
 
 class RewardStatistics:
@@ -24,6 +27,7 @@ class RewardStatistics:
         MOMENTUM: of the spreads, with bias correction.
         PROMPT_MOMENTUM: of the mean of every prompt, likewise.
         PROMPTS: as many are remembered, at all rungs together; the one that was not asked for longest is forgotten first.
+        forgets: whether there were more prompts than are remembered.
         known_prompts: share of the last batch's samples whose prompt was remembered from an earlier one.
     """
 
@@ -38,6 +42,7 @@ class RewardStatistics:
         self._variance: dict[int, Tensor] = {}
         self._prompts: dict[tuple[int, int], tuple[int, float]] = {}
         self.known_prompts = 0.0
+        self.forgets = False
 
     def spread(self, rung: int = 0) -> Tensor:
         """Running mean of the spread within a group, in units of the reward; 0 before any reward was seen."""
@@ -96,6 +101,7 @@ class RewardStatistics:
         self.known_prompts = float((torch.tensor(known).to(reward)[index]).mean()) if known else 0.0
         for forgotten in list(self._prompts)[: -self.PROMPTS]:
             del self._prompts[forgotten]
+            self.forgets = True
         centred[valid] = reward[valid] - torch.tensor(means).to(reward)[index]
         if valid.any():
             self._variance[rung] = self._running(self._variance.get(rung), centred[valid].square().mean(), rung)
@@ -109,7 +115,7 @@ class RewardStatistics:
             "spread": {str(rung): value.item() for rung, value in self._spread.items()},
             "widest": {str(rung): value.item() for rung, value in self._widest.items()},
             "variance": {str(rung): value.item() for rung, value in self._variance.items()},
-            "prompts": [[*key, *value] for key, value in self._prompts.items()],
+            "prompt_means": [[*key, *value] for key, value in self._prompts.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,7 +124,9 @@ class RewardStatistics:
         self._spread = {int(rung): torch.tensor(float(value)) for rung, value in state["spread"].items()}
         self._widest = {int(rung): torch.tensor(float(value)) for rung, value in state.get("widest", state["spread"]).items()}
         self._variance = {int(rung): torch.tensor(float(value)) for rung, value in state["variance"].items()}
-        self._prompts = {(rung, prompt): (seen, mean) for rung, prompt, seen, mean in state["prompts"]}
+        if state.get("prompts"):
+            log.warning("means of prompts were kept by an earlier version, which told prompts apart otherwise, and start anew")
+        self._prompts = {(rung, prompt): (seen, mean) for rung, prompt, seen, mean in state.get("prompt_means", ())}
 
     def _running(self, old: Tensor | None, new: Tensor, rung: int) -> Tensor:
         momentum = min(self.MOMENTUM, 1 - 1 / self._updates[rung])

@@ -214,6 +214,13 @@ def test_a_tolerance_that_hears_nothing_is_told_once(options, unit, said, caplog
             objective.advantage(torch.randn(8, generator=draws), torch.arange(8) // 4)
     assert len(caplog.records) == 1 and said in caplog.text
     caplog.clear()
+    some_equal = AMDObjective(**options)
+    some_equal.reward_unit = unit
+    with caplog.at_level(logging.WARNING):
+        for _ in range(60):
+            some_equal.advantage(torch.cat((torch.ones(4), torch.randn(4, generator=draws))), torch.arange(8) // 4)
+    assert len(caplog.records) == 1, "groups of equal rewards are not counted"
+    caplog.clear()
     for loud, reward in ((AMDObjective(), torch.arange(8.0)), (AMDObjective(tolerance=0.5), torch.ones(8))):
         for _ in range(60):
             loud.advantage(reward, torch.arange(8) // 4)
@@ -234,11 +241,23 @@ def test_prompts_are_known_again_and_not_remembered_for_ever(monkeypatch, caplog
     assert heard(objective, torch.arange(8.0), groups + 1)["known_prompts"] == 0.5
     monkeypatch.setattr(type(objective.statistics), "PROMPTS", 2)
     objective.advantage(torch.arange(8.0), groups + 7)
-    assert [prompt for _, prompt, *_ in objective.state_dict()["rewards"]["prompts"]] == [7, 8]
+    assert [prompt for _, prompt, *_ in objective.state_dict()["rewards"]["prompt_means"]] == [7, 8]
     with caplog.at_level(logging.WARNING):
         for batch in range(60):
             objective.advantage(torch.arange(8.0), groups + 10 * batch)
-    assert len(caplog.records) == 1 and "hardly any prompt came twice" in caplog.text
+    assert len(caplog.records) == 1 and "came twice" in caplog.text
+    caplog.clear()
+    large = AMDObjective(baseline="prompt")
+    monkeypatch.setattr(type(objective.statistics), "PROMPTS", 1000)
+    for batch in range(400):
+        large.advantage(torch.arange(8.0), groups + 2 * (batch % 200))
+    assert not caplog.records, "a long list of prompts takes its time to come again"
+    old = objective.state_dict()
+    old["rewards"]["prompts"] = [[0, 3, 7, 0.5]]
+    del old["rewards"]["prompt_means"]
+    with caplog.at_level(logging.WARNING):
+        large.load_state_dict(old)
+    assert "start anew" in caplog.text and large.state_dict()["rewards"]["prompt_means"] == []
 
 
 def test_a_prompt_baseline_has_the_rewards_unit_whatever_the_scale():

@@ -6,6 +6,7 @@ import pytest
 
 import amd_plugin
 from amd_plugin import recipe
+from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.compare import arms
 
@@ -92,6 +93,13 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     assert "on the seeds 5, 6" in (tmp_path / "compare.md").read_text()
     assert "chosen on the seeds 5, 6" in printed and "on the seeds 5, 6" in (tmp_path / "report.html").read_text()
     assert content["unused"] == {"dmd": ["sharpening"]}
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--tune", "objective.sharpening=0.5",
+                        "--seeds", "1", "--select-seeds", "5,6", "--output", tmp_path / "other")  # fmt: skip
+    assert code == 0, printed
+    content = json.loads((tmp_path / "other" / "compare.json").read_text())
+    assert content["selected"]["dmd"] == "dmd" and content["selected"].keys() == {"dmd", "amd"}, (
+        "what is not tuned is there too"
+    )
     assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
 
 
@@ -106,6 +114,9 @@ def test_every_arm_is_tuned_alike_over_what_it_leaves_open():
     families = [arm.family for arm in found.values()]
     counts = {"dmd": 1 + 2, "amd": 1 + 4, "amd_paper": 1 + 2, "decoupled_dmd": 1 + 1, "mine": 1 + 2}
     assert {family: families.count(family) for family in counts} == counts
+    rewards = [RewardConfig(name="classifier")]
+    weighed = {arm.name for arm in arms(["amd"], rewards, ablate=True, tune=("rewards.0.weight=0.5,2",))}
+    assert "amd_paper@weight=2" in weighed and not any("reward@weight" in name for name in weighed), "these set their rewards"
     ablated = [arm.family for arm in arms(["dmd"], (), ablate=True, tune=("objective.guidance_scale=1,2",))]
     assert set(map(ablated.count, ablated)) == {3}, "controls are tuned as often as what they control"
 
@@ -146,7 +157,18 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
 
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     folder = tmp_path / "comparison"
-    arguments = ["compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--seeds", "0,3", "--output", folder]
+    arguments = [
+        "compare",
+        "modes2d",
+        *TINY,
+        "--set=train.log_every=1",
+        "--objectives",
+        "dmd,amd",
+        "--seeds",
+        "0,3",
+        "--output",
+        folder,
+    ]
     code, printed = cli(*arguments, "--tune", "objective.guidance_scale=1.5")
     assert code == 0, printed
     content = json.loads((folder / "compare.json").read_text())

@@ -71,13 +71,14 @@ def refuse_what_is_missing(objective: Objective, guidance_scale: float) -> None:
     if objective.guidance_scale != guidance_scale:
         what = f"must have the guidance scale of the host's configuration, {guidance_scale:g}, got {objective.guidance_scale:g}"
         raise InputError(f"objective: {what}")
-    for option in ("guidance_sigma", "match_sigma", "adversarial", "reward_gradient", "memory_share"):
+    for option in ("guidance_sigma", "match_sigma", "adversarial", "reward_gradient", "memory_share", "coherence_gate"):
         if asked := getattr(objective, option, None):
             raise InputError(f"objective.{option}: is not to be had in this host, got {asked!r}")
     try:
         objective.sharpening_weights(torch.zeros(2))
-    except ValueError as error:
-        raise InputError(f"objective.{error}") from error
+    except (ValueError, TypeError) as error:
+        what = "its weights ask for noise levels, which this host does not give"
+        raise InputError(f"objective.sharpening_sigma: {what}: {error}") from error
 
 
 def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
@@ -203,7 +204,7 @@ class Steering:
             ranks = self._join(own.to(next(iter(metrics.values())).device)).view(-1, len(own))
             # Named as the reference host names them, so that one plugin reads them in every host.
             names = [f"objective/{name}" for name in metrics]
-            means = dict(zip(names, ranks.mean(0).tolist(), strict=True))
+            means = {name: mean for name, mean in zip(names, ranks.nanmean(0).tolist(), strict=True) if mean == mean}
         self.objective.strength_scale = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
 
     @torch.no_grad()

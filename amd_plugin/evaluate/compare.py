@@ -135,8 +135,7 @@ def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]]) -> list[Arm]:
     factories, found, used = get_plugin_manager().objectives(), list[Arm](), set[str]()
     for arm in arms:
         known = accepted(factories[arm.objective]) if arm.objective in factories else None
-        fixed = {override.partition("=")[0] for override in arm.overrides}
-        mine = {key: values for key, values in grid.items() if key not in fixed and _has(known, key)}
+        mine = {key: values for key, values in grid.items() if not _sets(arm, key) and _has(known, key)}
         used |= set(mine)
         for point in itertools.product(*mine.values()) if mine else ():
             at = dict(zip(mine, point, strict=True))
@@ -146,6 +145,12 @@ def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]]) -> list[Arm]:
     if nobody := set(grid) - used:
         raise InputError(f"--tune {min(nobody)}: no arm has this option, or leaves it open")
     return found
+
+
+def _sets(arm: Arm, key: str) -> bool:
+    """Whether an override of `arm` is of `key`, of something in it, or of what it is in."""
+    own = (override.partition("=")[0] for override in arm.overrides)
+    return any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in own)
 
 
 def _has(options: Container[str] | None, key: str) -> bool:
@@ -244,9 +249,10 @@ def compare(
         "teacher": {m: [teachers["teacher", seed][m] for seed in seeds] for m in metrics},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-    for family in dict.fromkeys(arm.family for arm in tuned if select):
-        on = {a.name: {m: [results[a.name, seed][m] for seed in select] for m in metrics} for a in tuned if a.family == family}
-        content["selected"][family] = best_overall(on, content["better"], content["held_out"])
+    for family in dict.fromkeys(arm.family for arm in arms if select):
+        rivals = [arm.name for arm in tuned if arm.family == family]
+        on = {name: {m: [results[name, seed][m] for seed in select] for m in metrics} for name in rivals}
+        content["selected"][family] = best_overall(on, content["better"], content["held_out"]) if on else family
     (output / "compare.json").write_text(json.dumps(content, indent=1))
     (output / "compare.md").write_text(markdown(content))
     return terminal_table(content)

@@ -80,10 +80,10 @@ def weights_over_time(curves: Curves) -> str | None:
     Returns:
         A picture, one row per arm; None where no arm adapted anything.
     """
-    adapting = {
-        arm: kept for arm, seeds in curves.items()
-        if all(kept := [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds])
-    }  # fmt: skip
+    logged = {
+        arm: [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds] for arm, seeds in curves.items()
+    }
+    adapting = {arm: seeds for arm, seeds in logged.items() if min(map(len, seeds)) > 1}
     if not adapting:
         return None
     figure = Figure(figsize=(9, 0.6 + 2.2 * len(adapting)), layout="constrained")
@@ -131,7 +131,7 @@ def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str
         return
     length = min(len(points) for points in seeds)
     x = [step for step, _ in seeds[0][:length]]
-    y = np.array([[value for _, value in points[:length]] for points in seeds])
+    y = np.array([[value for _, value in points[:length]] for points in seeds], dtype=float)
     y[~np.isfinite(y)] = np.nan  # the tilt of a weight of 0 is infinite
     mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
     axes.plot(x, mean, color=colour, label=label, linewidth=1.6)

@@ -34,16 +34,30 @@ log = logging.getLogger(__name__)
 NOT_FINITE = "NaN, infinite or None"
 
 
+class Asked(NamedTuple):
+    """A process's rows of a batch, handed to the rewards.
+
+    Attributes:
+        pending: what the rewards were asked.
+        groups: the same number for rows of the same prompt, in all batches and processes; [b].
+    """
+
+    pending: Pending
+    groups: Tensor
+
+
 class Joined(NamedTuple):
     """What the rewards said about the batches of all processes.
 
     Attributes:
         values: [B, K], NaN or infinite where a reward failed.
+        groups: [B], see `Asked`.
         failed: share of samples that each of the K rewards failed on.
         broke: whether the call itself failed somewhere, for each of the K rewards.
     """
 
     values: Tensor
+    groups: Tensor
     failed: list[float]
     broke: list[bool]
 
@@ -85,26 +99,26 @@ class Scoring:
         self._recent: list[Joined] = []
 
     @torch.no_grad()
-    def submit(self, batch: Batch, rows: slice, rollouts: Sequence[Tensor]) -> Pending:
+    def submit(self, batch: Batch, rows: slice, rollouts: Sequence[Tensor]) -> Asked:
         """Decodes this process's rows of `batch` and hands them to the rewards."""
         labels = batch.labels[rows]
         media = torch.cat([self._task.decode(self._shrunk(rollout.detach())) for rollout in rollouts])
-        return self.rewards.submit(media, self._task.prompts(labels), self._task.columns(labels))
+        prompts = self._task.prompts(labels)
+        # A label may be a place in a stream of prompts, which is new each time; what is asked for is not.
+        return Asked(self.rewards.submit(media, prompts, self._task.columns(labels)), group_ids(prompts, len(labels)))
 
-    def advantage(self, objective: Objective, batch: Batch, pending: Pending) -> Tensor:
+    def advantage(self, objective: Objective, batch: Batch, asked: Asked) -> Tensor:
         """Advantages [B] of the joined batch, the same on every process.
 
         Raises:
             RunError: on every process, if a reward failed in a way that ends the run.
         """
-        scores = self.rewards.collect(pending)
-        joined = self._join(scores)
+        scores = self.rewards.collect(asked.pending)
+        joined = self._join(scores, asked.groups)
         self._tell(joined, scores.causes)
         self._judge(joined, scores.causes)
         self._recent.append(joined)
-        # A label may be a place in a stream of prompts, which is new each time; what was asked for is not.
-        asked = group_ids(self._task.prompts(batch.labels), len(batch.labels)).to(batch.labels.device)
-        reward, groups = aggregate(joined.values, asked, self._weights, self._train.aggregation)
+        reward, groups = aggregate(joined.values, joined.groups, self._weights, self._train.aggregation)
         rung = (batch.exit_rung,) if getattr(objective, "per_rung", False) else ()
         return objective.advantage(reward, groups, *rung)
 
@@ -119,8 +133,14 @@ class Scoring:
         reward = self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
         answered, slope = torch.isfinite(reward), torch.zeros_like(free)
         if reward.requires_grad:
-            [slope] = torch.autograd.grad(torch.where(answered, reward, 0.0).sum(), free)
+            [found] = torch.autograd.grad(torch.where(answered, reward, 0.0).sum(), free, allow_unused=True)
+            slope = torch.full_like(free, torch.nan) if found is None else found
         answered &= slope.flatten(1).isfinite().all(1)
+        if not answered.all():
+            share = 1 - float(answered.float().mean())
+            self._warn(
+                "reward_gradient", "no gradient", f"on {share:.0%} of the samples of an update; see objective/failed_gradients"
+            )
         # Masked here, since 0 times a gradient that is NaN is NaN.
         slope = torch.where(answered.reshape(-1, *[1] * (x0.dim() - 1)), slope, 0.0)
         moved = widen(slope * (x0 - x0.detach())).flatten(1).sum(1)
@@ -184,7 +204,7 @@ class Scoring:
         small = torch.nn.functional.interpolate(frames.float(), self._shrink_to, mode="bilinear", antialias=True)
         return small.unflatten(0, (len(samples), -1)).transpose(1, 2) if samples.dim() == 5 else small
 
-    def _join(self, scores: Scores) -> Joined:
+    def _join(self, scores: Scores, groups: Tensor) -> Joined:
         """One look at the device for everything that has to be decided."""
         device = self._accelerator.device
         values = self._accelerator.gather(torch.stack([*scores.each.values()], 1).to(device))
@@ -192,7 +212,8 @@ class Scoring:
         broke = self._accelerator.gather(broke).amax(0)
         failed = (~torch.isfinite(values)).float().mean(0)
         looked_at = torch.stack((failed, broke)).tolist()
-        return Joined(values, looked_at[0], [bool(flag) for flag in looked_at[1]])
+        groups = self._accelerator.gather(groups.to(device))
+        return Joined(values, groups, looked_at[0], [bool(flag) for flag in looked_at[1]])
 
     def _judge(self, joined: Joined, causes: Mapping[str, str]) -> None:
         self._causes.update(causes)

@@ -26,14 +26,14 @@ from amd_plugin.host.cast import make_cast
 from amd_plugin.host.levels import NoiseLevels
 from amd_plugin.host.memory import Memory
 from amd_plugin.host.real import RealSamples
-from amd_plugin.host.scoring import Scoring
+from amd_plugin.host.scoring import Asked, Scoring
 from amd_plugin.models import backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.recipe import Recipe
-from amd_plugin.rewards.reward_set import Pending, RewardSet
+from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, floors, sample
 from amd_plugin.signals import Signals
 from amd_plugin.tasks import TASKS
@@ -48,7 +48,7 @@ class Start(NamedTuple):
 
     batch: Batch
     rollouts: list[Tensor]
-    pending: Pending | None
+    asked: Asked | None
 
 
 class Trainer:
@@ -181,9 +181,9 @@ class Trainer:
     def _student_turn(self) -> Metrics:
         parts, learner = self._micro_batches(), self.learners["student"]
         # With several micro-batches the graphs of all of them would not fit: score first, roll out again with grad.
-        batch, rollouts, pending = self._start("student", self.train.fake_updates, grad=len(parts) == 1)
+        batch, rollouts, asked = self._start("student", self.train.fake_updates, grad=len(parts) == 1)
         self.fake_score.rung = batch.exit_rung
-        advantage = self._advantage(batch, pending)
+        advantage = self._advantage(batch, asked)
         metrics = {} if self.scoring is None else self.scoring.metrics()
         sigma = self._sigma(batch, "student", self.objective.match_sigma, advantage)
         outputs, suspects = [], {}
@@ -250,8 +250,8 @@ class Trainer:
         if update and self._reused is not None:
             batch, rollouts, advantage = self._reused
             return batch.again(update), rollouts, advantage
-        batch, rollouts, pending = self._start("fake score", update, grad=False)
-        scored = batch, rollouts, self._advantage(batch, pending)
+        batch, rollouts, asked = self._start("fake score", update, grad=False)
+        scored = batch, rollouts, self._advantage(batch, asked)
         self._reused = scored if self.train.reuse_rollouts else None
         return scored
 
@@ -316,14 +316,14 @@ class Trainer:
             return self._ahead.pop((turn, update))
         batch = self._batch(turn, update)
         rollouts = [self._rollout(batch, rows, grad) for rows in self._micro_batches()]
-        pending = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
-        return Start(batch, rollouts, pending)
+        asked = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
+        return Start(batch, rollouts, asked)
 
-    def _advantage(self, batch: Batch, pending: Pending | None) -> Tensor | None:
+    def _advantage(self, batch: Batch, asked: Asked | None) -> Tensor | None:
         """Advantages [B] of the joined batch; None where the objective listens to no reward."""
-        if self.scoring is None or pending is None:
+        if self.scoring is None or asked is None:
             return None
-        return self.scoring.advantage(self.objective, batch, pending)
+        return self.scoring.advantage(self.objective, batch, asked)
 
     def _sharpening(self, advantage: Tensor, sigma: Tensor) -> Tensor:
         """Weights [B] of the fake score's loss; only objectives that weigh by noise level are told about it."""

@@ -8,6 +8,7 @@ from amd_plugin.host import run
 from amd_plugin.host.batch import Batch
 from amd_plugin.host.trainer import Trainer
 from amd_plugin.models.family import Size
+from amd_plugin.reward_statistics import group_ids
 from amd_plugin.tasks.prompt_rows import PromptRows
 from amd_plugin.tasks.prompts import Prompts
 from tests.tasks.test_prompt_rows import PROMPTS, image_folder
@@ -51,6 +52,20 @@ def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plu
         rewards.append(trainer.rewards(media, trainer.task.prompts(labels), **trainer.task.columns(labels)).total)
     assert covered == list(range(12))
     torch.testing.assert_close(trainer.objective.advantage(torch.cat(rewards), batch.labels), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_process_asks_for_the_prompts_of_its_own_rows_only(tiny, plugins, monkeypatch):
+    """Others' lie behind its place in a stream, which would have to be read from the start for them."""
+    trainer, asked = Trainer(tiny(*SHARED), plugins, Accelerator(cpu=True)), []
+    batch, prompts = trainer._batch("student", 0), trainer.task.prompts
+    rollout = trainer._rollout(batch, slice(0, 12), grad=False)
+    monkeypatch.setattr(trainer.task, "prompts", lambda labels: (asked.append(len(labels)), prompts(labels))[1])
+    handed = trainer.scoring.submit(batch, slice(6, 12), [rollout[6:]])
+    assert asked == [6] and handed.groups.tolist() == group_ids(prompts(batch.labels[6:]), 6).tolist()
+    monkeypatch.setattr(trainer.scoring, "_join", lambda scores, groups: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer._advantage(batch, handed)
+    assert asked == [6], "the others' are gathered"
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -94,6 +94,7 @@ Path(f"sums-{rank}.json").write_text(json.dumps(trainer.objective.state_dict()["
 log = RunLog(Path("metrics.jsonl"), 0, 1, accelerator, None)
 log.add({"both": torch.tensor(1.0 + rank), "one": torch.tensor([torch.nan, 4.0][rank]), "none": torch.tensor(torch.nan)})
 log.write(1)
+accelerator.wait_for_everyone(), accelerator.end_training()
 """
 
 

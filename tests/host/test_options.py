@@ -154,6 +154,28 @@ def test_a_sample_without_a_gradient_costs_itself_only(tiny, plugins):
     assert slope[:, 0].tolist() == [1, 0, 1, 1, 1, 1] and not slope[:, 1].any()
 
 
+@pytest.mark.parametrize("how", ["nowhere", "unused"])
+def test_a_reward_without_any_gradient_is_told(tiny, plugins, caplog, how):
+    class Gone:
+        @hookimpl
+        def distill_rewards(self):
+            own = torch.zeros((), requires_grad=True)
+
+            def reward(media, prompts):
+                if how == "unused":  # a graph that does not lead to the media
+                    return media[:, 0].detach() + own
+                return (0 * media[:, 0]).sqrt() + media[:, 0].detach()
+
+            reward.differentiable = True
+            return {"gone": lambda: reward}
+
+    plugins.register(Gone())
+    with caplog.at_level(logging.WARNING):
+        trainer = trained(tiny, plugins, "rewards=[{name: gone}]", "objective.reward_gradient=0.25")
+    assert "reward_gradient" in caplog.text and "100%" in caplog.text
+    assert trainer.cycle()["objective/failed_gradients"] == 1
+
+
 def test_static_weights_are_those_of_the_whole_batch(tiny, plugins):
     static = ("objective.static=true", "objective.strength=0.5", "objective.guidance_scale=2", "objective.sharpening=0")
     whole, parts = (trained(tiny, plugins, *static, f"train.accumulation={n}") for n in (1, 8))
