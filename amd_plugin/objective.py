@@ -53,9 +53,9 @@ class DMDObjective:
             mask without a call of its own, weaker than `guidance_sigma`. Not both.
         match_sigma: (low, high) noise levels of the matching term; None leaves them to the host.
         reward_gradient: weight of a differentiable reward's own gradient, ``- reward_gradient * mean(r / spread)`` added to the
-            loss, `spread` being the running mean of the reward's spread within prompts, and a tenth of the widest it has been
-            at least (DMDR, 2511.13649, has it plain). It needs no sensor: the strongest arm in many settings, and the first to
-            be hacked. 0 leaves it out.
+            loss (DMDR, 2511.13649, has it plain), `spread` being the widest that the running mean of the reward's spread within
+            prompts has been: one that shrank with the student would pull harder the less there is to gain. It needs no
+            sensor: strong, and the first to be hacked. 0 leaves it out.
         gan_weight: of DMD2's adversarial loss, which needs a host with a discriminator; 0 leaves it out.
         gan_r1, gan_r1_sigma: weight and noise of its approximate R1 penalty, see `amd_plugin.adversarial`.
 
@@ -187,8 +187,7 @@ class DMDObjective:
             raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
         answered = torch.isfinite(signals.reward)
         reward = torch.where(answered, signals.reward, 0.0)
-        # Where the student has learnt all that the reward can tell apart, what is left of its spread is noise.
-        spread = torch.maximum(self._spread, 0.1 * self._widest).to(reward)
+        spread = self._widest.to(reward)
         following = -self.strength_scale * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
         return following, 1 - answered.float().mean()
 
