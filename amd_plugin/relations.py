@@ -155,10 +155,8 @@ def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, op
     elif objective.needs_reward and not any(reward.weight for reward in config.rewards):
         source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
     if train.group_size < objective.min_group_size:
-        what = (
-            f"objective '{name}' with these options looks at how a prompt's samples differ and needs {objective.min_group_size}"
-        )
-        source.problem(("train", "group_size"), f"{what}, got {train.group_size}")
+        what = f"with these options objective '{name}' looks at how samples of a prompt differ and needs at least"
+        source.problem(("train", "group_size"), f"{what} {objective.min_group_size}, got {train.group_size}")
     adversarial = getattr(objective, "adversarial", None) is not None
     if adversarial and config.distributed.trained != "none":
         what = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
