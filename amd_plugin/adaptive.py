@@ -135,19 +135,14 @@ class AMDObjective(DMDObjective):
         _expect("sharpening", sharpening, sharpening_kind == "exponential" or sharpening <= 1, linear)
         check_windows(sharpening_sigma=None if sharpening_sigma == "auto" else sharpening_sigma)
         _expect("limit", limit, 0 < limit <= 1, "in (0, 1], so that alpha and beta stay above 0")
-        _expect(
-            "squash", squash, squash is not None or strength == sharpening == 0, "'clip' or 'tanh' while advantages are used"
-        )
+        unused = strength == sharpening == 0
+        _expect("squash", squash, squash is not None or unused, "'clip' or 'tanh' while advantages are used")
         _expect("std_floor", std_floor, math.isfinite(std_floor) and std_floor >= 0, "a number of at least 0")
         _expect("memory_share", memory_share, 0 <= memory_share < 1, "in [0, 1)")
         _expect("memory_size", memory_size, memory_size >= 1, "at least 1")
         _expect("zone", zone, -1 <= zone < 0, "in [-1, 0)")
-        _expect(
-            "static",
-            static,
-            not (static and coherence_gate),
-            "false with coherence_gate, which gives each sample its own weight",
-        )
+        gated = static and coherence_gate
+        _expect("static", static, not gated, "false with coherence_gate, which gives each sample its own weight")
         if side == "both" and guidance_scale > 1 and strength > 0:
             log.warning(
                 "side 'both' at guidance scale %g multiplies guidance by up to %g for the samples that do best, which loses "
@@ -170,9 +165,8 @@ class AMDObjective(DMDObjective):
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
         self._heard = dict[str, Tensor]()  # what the last batch of rewards said, as metrics
         self._listened, self._known, self._told = 0, 0.0, False
-        self._differing = torch.zeros(
-            2
-        )  # samples in groups that differ, and those of them that the tolerance leaves nothing of
+        # Samples in groups whose rewards differ, and those of them that the tolerance leaves nothing of.
+        self._differing = torch.zeros(2)
 
     @property
     def unit(self) -> float:
@@ -219,7 +213,7 @@ class AMDObjective(DMDObjective):
         if self.baseline == "prompt":
             self._heard["known_prompts"] = torch.tensor(self.statistics.known_prompts, device=a.device)
         else:
-            self._heard["zero_spread_share"] = quiet_share(group_std(reward, groups), groups)
+            self._heard["zero_spread_share"] = (group_std(reward, groups) == 0).float().mean()
         self._tell_if_deaf()
         return a
 

@@ -97,7 +97,7 @@ STUDIES = {
     ),
     "digits_converged": Study(
         title="Handwritten digits, an unreliable teacher, one step, three times as long",
-        question="The first of these studies with 900 updates: is what is better there only faster?",
+        question="`digits_unreliable` with 900 updates: is what is better there only faster?",
         recipe="digits", settings=(*QUICK, "train.max_steps=900"), seeds="4",
         more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
               f"amd_random_reward=amd {RANDOM}"),

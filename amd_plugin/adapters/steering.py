@@ -153,7 +153,6 @@ class Steering:
             objective.reward_unit = traits(reward).unit
         self._decode, self._group, self._told, self._alone = decode, process_group, False, False
         self._plugins, self._seed, self.step = plugins, seed, 0
-        self._advantage: Tensor | None = None
         # pluggy answers in reverse order of registration.
         found = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = found[::-1]
@@ -177,7 +176,7 @@ class Steering:
                 "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts", len(joined)
             )
             self._alone = True
-        advantage = self._advantage = self.objective.advantage(joined, members)
+        advantage = self.objective.advantage(joined, members)
         self.sensed = {"groups": members[mine], "joined": advantage}
         finite = torch.isfinite(joined)
         count = finite.sum().clamp(min=1)
@@ -195,7 +194,7 @@ class Steering:
             max_steps: student updates in all, 0 where nobody knows.
             metrics: 0-dim tensors of the last student turn; plugins are told their mean over ranks, as ``objective/NAME``.
         """
-        self.step, self._advantage, self.sensed = step, None, {}
+        self.step, self.sensed = step, {}
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}
@@ -223,7 +222,8 @@ class Steering:
         if not self.moves:
             return sigma
         joined, first = self._join(sigma.float()), self._rank() * len(sigma)
-        advantage = None if self._advantage is None else self._advantage.unflatten(0, (len(joined), -1)).mean(1)
+        everyone = self.sensed.get("joined")
+        advantage = None if everyone is None else everyone.unflatten(0, (len(joined), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
             draws = generator(self._seed, "sigma", role, *key, index, device=joined.device)
             moved = sampler(joined, role=role, advantage=advantage, step=self.step, generator=draws)

@@ -66,6 +66,11 @@ class Arm:
     overrides: Overrides = ()
     family: str = ""
 
+    @property
+    def keys(self) -> list[str]:
+        """The recipe's keys that it sets itself."""
+        return [override.partition("=")[0] for override in self.overrides]
+
 
 def arms(
     names: Sequence[str], rewards: Sequence[RewardConfig] = (), *, ablate: bool = False, tune: Sequence[str] = (),
@@ -149,8 +154,7 @@ def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]]) -> list[Arm]:
 
 def _sets(arm: Arm, key: str) -> bool:
     """Whether an override of `arm` is of `key`, of something in it, or of what it is in."""
-    own = (override.partition("=")[0] for override in arm.overrides)
-    return any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in own)
+    return any(f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}.") for own in arm.keys)
 
 
 def _has(options: Container[str] | None, key: str) -> bool:
@@ -213,8 +217,7 @@ def compare(
         raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
     loaded = [load(recipe, plugins, (*overrides, *arm.overrides), arm.objective) for arm in arms]
     for arm, found in zip(arms, loaded, strict=True):
-        own = (override.partition("=")[0].removeprefix("objective.") for override in arm.overrides)
-        if lost := sorted({*own} & {*found.unused_options}):
+        if lost := sorted(option for option in found.unused_options if f"objective.{option}" in arm.keys):
             raise InputError(f"arm '{arm.name}': objective '{arm.objective}' has no option {', '.join(lost)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(arms) * len(seeds))
