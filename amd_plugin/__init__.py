@@ -12,28 +12,28 @@ from amd_plugin.hookspecs import hookimpl, hookspec
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from amd_plugin import operators
-    from amd_plugin.adaptive import AMDObjective
-    from amd_plugin.advantage import group_advantage
-    from amd_plugin.losses import fake_score_loss, matching_loss
-    from amd_plugin.objective import DMDObjective
+    from amd_plugin.maths import operators
+    from amd_plugin.maths.advantage import group_advantage
+    from amd_plugin.maths.losses import fake_score_loss, matching_loss
+    from amd_plugin.maths.prediction import NoiseLevel, to_x0
+    from amd_plugin.maths.sharpening import sharpening_weights
+    from amd_plugin.maths.signals import Direction, Signals
+    from amd_plugin.objectives.amd import AMDObjective
+    from amd_plugin.objectives.dmd import DMDObjective
     from amd_plugin.plugins import get_plugin_manager
-    from amd_plugin.prediction import NoiseLevel, to_x0
-    from amd_plugin.sharpening import sharpening_weights
-    from amd_plugin.signals import Direction, Signals
 
 _HOME = {
-    "AMDObjective": "adaptive",
-    "DMDObjective": "objective",
-    "Direction": "signals",
-    "NoiseLevel": "prediction",
-    "Signals": "signals",
-    "fake_score_loss": "losses",
+    "AMDObjective": "objectives.amd",
+    "DMDObjective": "objectives.dmd",
+    "Direction": "maths.signals",
+    "NoiseLevel": "maths.prediction",
+    "Signals": "maths.signals",
+    "fake_score_loss": "maths.losses",
     "get_plugin_manager": "plugins",
-    "group_advantage": "advantage",
-    "matching_loss": "losses",
-    "sharpening_weights": "sharpening",
-    "to_x0": "prediction",
+    "group_advantage": "maths.advantage",
+    "matching_loss": "maths.losses",
+    "sharpening_weights": "maths.sharpening",
+    "to_x0": "maths.prediction",
 }
 
 __all__ = [
@@ -57,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "operators":
-        return import_module("amd_plugin.operators")
+        return import_module("amd_plugin.maths.operators")
     if name in _HOME:
         return getattr(import_module(f"amd_plugin.{_HOME[name]}"), name)
     raise AttributeError(f"module 'amd_plugin' has no attribute {name!r}")

@@ -60,6 +60,6 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
 def _code() -> str:
     """The source of everything that makes or measures what is kept."""
     package = Path(__file__).parent
-    files = [package / f"{name}.py" for name in ("metrics", "prediction", "randomness")]
-    files += sorted(path for folder in ("models", "schedule", "tasks") for path in (package / folder).rglob("*.py"))
+    files = [package / name for name in ("metrics.py", "randomness.py", "maths/prediction.py")]
+    files += sorted(path for folder in ("data", "models", "schedule", "tasks") for path in (package / folder).rglob("*.py"))
     return "".join(path.read_text() for path in files)

@@ -17,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from amd_plugin import cache
-from amd_plugin.models.known import hub_problem
+from amd_plugin.models.shipped_configs import hub_problem
 from amd_plugin.plugins import PluginManager
 
 PROBE = "stabilityai/stable-diffusion-xl-base-1.0"

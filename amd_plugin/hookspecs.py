@@ -16,8 +16,8 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from amd_plugin.objective import LossOutput
-    from amd_plugin.signals import Signals
+    from amd_plugin.maths.signals import Signals
+    from amd_plugin.objectives.dmd import LossOutput
 
 NAME = "distill_host"
 
@@ -37,7 +37,7 @@ class Objective(Protocol):
         strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
 
     An objective may also have any of these attributes; a host that cannot do what one asks for must say so:
-        adversarial: an `amd_plugin.adversarial.Adversarial`: the host trains a discriminator and adds its loss too.
+        adversarial: an `amd_plugin.maths.adversarial.Adversarial`: the host trains a discriminator and adds its loss too.
         reward_options: names of options that say how hard it follows the reward: what to lower when that is hacked.
         recommended_group_size: fewer samples per prompt deserve a warning.
         per_rung: true: `advantage` takes the student's exit rung as a third argument, ``rung``.

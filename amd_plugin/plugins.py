@@ -9,6 +9,7 @@ those to leave out.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -25,6 +26,9 @@ from amd_plugin.errors import AmdPluginError, InputError, did_you_mean
 from amd_plugin.hookspecs import NAME, Objective
 
 log = logging.getLogger(__name__)
+
+# By dotted name: the registry imports no host. `amd` comes in by its entry point, as a third party's plugin does.
+DEFAULT_PLUGINS = {"host": "amd_plugin.default_plugins.host"}
 
 
 @dataclass
@@ -273,10 +277,9 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 
 def get_plugin_manager() -> PluginManager:
     """A new manager with the host's baseline and all installed plugins in it."""
-    from amd_plugin.host import baseline
-
     manager = PluginManager()
-    manager.register(baseline, "host")
+    for name, module in DEFAULT_PLUGINS.items():
+        manager.register(importlib.import_module(module), name)
     manager.load_entry_points()
     return manager
 

@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from scipy.stats import ttest_rel
 
 from amd_plugin import metrics
-from amd_plugin.evaluate.compare import arms, compare, parse_seeds
-from amd_plugin.evaluate.tables import best_tuned, deviation, markdown, paired
+from amd_plugin.evaluate.comparison.compare import arms, compare, parse_seeds
+from amd_plugin.evaluate.comparison.tables import best_tuned, deviation, markdown, paired
 from amd_plugin.models import backbone
-from amd_plugin.models.teacher import teacher_samples
+from amd_plugin.models.embedded.teacher import teacher_samples
 from amd_plugin.plugins import get_plugin_manager
-from amd_plugin.recipe import load
+from amd_plugin.recipe.loading import load
 from amd_plugin.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ class Study:
         title, question: for the page.
         recipe, settings: what is trained; `settings` are overrides for all arms.
         seeds: as for `amd-plugin compare`.
-        objectives, more, tune, ablate: its arms, as for `amd_plugin.evaluate.compare.arms`.
+        objectives, more, tune, ablate: its arms, as for `amd_plugin.evaluate.comparison.compare.arms`.
         followed: guidance scale of the teacher whose samples the students are also compared with; None: not done.
     """
 

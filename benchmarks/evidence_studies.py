@@ -2,7 +2,7 @@
 
 from evidence import FOLLOWED, Parity, Study, Target
 
-from amd_plugin.evaluate.compare import VARIANTS
+from amd_plugin.evaluate.comparison.compare import VARIANTS
 
 W = "objective.guidance_scale="
 WINDOW = "objective.guidance_window=[0,0.5]"

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 import amd_plugin
 from amd_plugin import recipe
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 
 SMALL = (
     "model.width=16", "model.heads=2", "model.teacher.steps=1", "model.teacher.batch_size=8", "train.batch_size=16",

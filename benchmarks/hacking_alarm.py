@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from amd_plugin.evaluate.compare import Arm, compare, parse_seeds
-from amd_plugin.host.run_log import read
+from amd_plugin.evaluate.comparison.compare import Arm, compare, parse_seeds
+from amd_plugin.host.running.run_log import read
 
 ARMS = {
     "dmd": Arm("dmd", "dmd"),

@@ -25,7 +25,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.profiler import ProfilerActivity, profile
 
 from amd_plugin import get_plugin_manager, recipe
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plan.calls import traces
 from amd_plugin.plan.outline import outline
 from amd_plugin.plan.planner import plan

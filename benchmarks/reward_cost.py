@@ -18,7 +18,7 @@ from torch import nn
 
 from amd_plugin import get_plugin_manager, hookimpl, recipe
 from amd_plugin.config import RewardConfig
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.rewards.reward_set import RewardSet
 
 

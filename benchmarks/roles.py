@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import amd_plugin
 from amd_plugin import recipe
-from amd_plugin.host.trainer import Trainer
-from amd_plugin.models.tiny import tiny_sdxl, tiny_wan
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.models.embedded.tiny import tiny_sdxl, tiny_wan
 
 WORDS = ["a", "red", "fox", "blue", "boat"]
 MODES = {

@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from amd_plugin import get_plugin_manager, recipe
-from amd_plugin.host import trainer as host
-from amd_plugin.models.tiny import tiny_wan
+from amd_plugin.host.training import trainer as host
+from amd_plugin.models.embedded.tiny import tiny_wan
 
 SMALL = (
     "model.pixels=[32, 32]", "model.frames=5", "model.dtype=fp32", "model.text_length=8", "rewards=[]", "train.max_steps=99",

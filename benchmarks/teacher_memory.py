@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     options = parser.parse_args()
-    from amd_plugin.models.tiny import tiny_wan
+    from amd_plugin.models.embedded.tiny import tiny_wan
 
     with tempfile.TemporaryDirectory() as folder:
         pipeline = tiny_wan(["a"], width=options.width, depth=options.depth, heads=8)

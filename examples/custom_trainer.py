@@ -15,7 +15,7 @@ from torch import nn
 
 from amd_plugin import NoiseLevel, Signals, get_plugin_manager, to_x0
 from amd_plugin.adapters import shim
-from amd_plugin.adapters.steering import Steering
+from amd_plugin.adapters.bridge import Steering
 from amd_plugin.errors import AmdPluginError
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from amd_plugin.models.tiny import clip_tokenizer, tiny_sdxl, tiny_wan, word_tokenizer
+from amd_plugin.models.embedded.tiny import clip_tokenizer, tiny_sdxl, tiny_wan, word_tokenizer
 
 WORDS = ["a", "red", "fox", "blue", "boat", "tall", "house"]
 PROMPTS = ["a red fox", "a blue boat", "a tall house", "a red house", "a blue fox"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from amd_plugin import AMDObjective, DMDObjective, Signals
-from amd_plugin.coherence import Coherence, cosines
 from amd_plugin.errors import OptionError
-from amd_plugin.objective import decoupled_dmd, dmd2
-from amd_plugin.operators import adaptation_weights
+from amd_plugin.maths.coherence import Coherence, cosines
+from amd_plugin.maths.operators import adaptation_weights
+from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 
 A = torch.tensor([-1.0, -0.6, -0.2, 0.0, 0.3, 0.5, 0.8, 1.0])
 

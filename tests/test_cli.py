@@ -8,7 +8,7 @@ import amd_plugin
 from amd_plugin import recipe
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.evaluate.compare import arms
+from amd_plugin.evaluate.comparison.compare import arms
 
 TINY = [
     "--set=model.width=16", "--set=model.teacher.steps=30", "--set=train.max_steps=3", "--set=train.batch_size=16",

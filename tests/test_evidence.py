@@ -30,9 +30,9 @@ def test_the_page_is_made_of_the_committed_numbers(evidence):
 
 
 def test_the_numbers_are_of_the_studies_described(evidence, plugins):
-    from amd_plugin.evaluate.compare import arms, parse_seeds
-    from amd_plugin.evaluate.tables import markdown
-    from amd_plugin.recipe import load
+    from amd_plugin.evaluate.comparison.compare import arms, parse_seeds
+    from amd_plugin.evaluate.comparison.tables import markdown
+    from amd_plugin.recipe.loading import load
 
     script, studies = evidence
     for name, study in studies.STUDIES.items():

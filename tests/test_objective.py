@@ -5,7 +5,7 @@ import torch
 
 from amd_plugin import AMDObjective, DMDObjective, Signals
 from amd_plugin.errors import InputError, OptionError
-from amd_plugin.objective import decoupled_dmd
+from amd_plugin.objectives.dmd import decoupled_dmd
 
 
 def signals(advantage=None, batch=8, seed=0):

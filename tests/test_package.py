@@ -10,73 +10,84 @@ import amd_plugin
 
 ROOT = Path(__file__).parents[1]
 
-# Each layer may import from those before it, and from its own.
-LAYERS = [
-    {"errors", "hookspecs", "randomness"},
-    {"prediction"},
-    {"signals"},
-    {"operators", "advantage", "sharpening", "losses", "adversarial", "coherence"},
-    {"reward_statistics", "diagnostics"},
-    {"objective"},
-    {"adaptive"},
-    {"plugins", "builtin", "cache", "config", "metrics", "source"},
-    {"schedule", "rewards", "tasks", "models", "recipe", "relations", "sharding"},
-    {"host", "plan", "doctor", "adapters"},
-    {"testing"},
-    {"evaluate"},
-    {"cli"},
+# Floors, from the ground up: a place imports from floors below its own, and from itself. `host` and `evaluate` have wings, which
+# are places of their own; so is every file and folder at the top.
+FLOORS = [
+    {"errors", "randomness", "hookspecs"},
+    {"maths", "cache", "config", "metrics", "plugins"},
+    {"operators", "objectives", "data", "schedule"},
+    {"tasks", "models"},
+    {"rewards", "sharding", "recipe"},
+    {"default_plugins", "adapters", "plan", "doctor", "host.checkpoint", "host.evaluation"},
+    {"host.training"},
+    {"host.running"},
+    {"host.student"},
+    {"host.run"},
+    {"evaluate.comparison"},
+    {"evaluate.report"},
+    {"evaluate.students"},
+    {"cli", "testing"},
 ]
+PACKAGE = ROOT / "amd_plugin"
+MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+           for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py"}  # fmt: skip
 
 
 def imports(path):
-    """Modules of ours that the file at `path` imports when it is imported itself, as dotted names without the package."""
+    """Modules of ours that the file at `path` imports, inside functions too, as dotted names without the package."""
     tree = ast.parse(path.read_text())
-    guarded = {
-        id(n)
+    types_only = {
+        id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for n in ast.walk(node)
+        for inner in ast.walk(node)
     }
-    inside = {id(n) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for n in ast.walk(node)}
     for node in ast.walk(tree):
-        if id(node) in guarded or id(node) in inside:
+        if not isinstance(node, ast.ImportFrom) or id(node) in types_only or (node.module or "").split(".")[0] != "amd_plugin":
             continue
-        if isinstance(node, ast.ImportFrom) and node.module == "amd_plugin":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("amd_plugin."):
-            yield node.module.removeprefix("amd_plugin.")
+        base = node.module.removeprefix("amd_plugin").removeprefix(".")
+        for alias in node.names:
+            module = f"{base}.{alias.name}".removeprefix(".")
+            yield module if module in MODULES else base
 
 
-def layer(module):
-    candidates = [index for index, names in enumerate(LAYERS) if module in names or module.split(".")[0] in names]
-    exact = [index for index, names in enumerate(LAYERS) if module in names or ".".join(module.split(".")[:2]) in names]
-    return (exact or candidates or [None])[0]
+def place(module):
+    """The room of a module: a file or folder at the top, or a wing of `host` or `evaluate`."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("host", "evaluate") else parts[0]
 
 
-def test_imports_point_one_way():
-    for path in (ROOT / "amd_plugin").rglob("*.py"):
-        module = path.relative_to(ROOT / "amd_plugin").with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
-        if module == "__init__":
-            continue
-        mine = layer(module)
-        assert mine is not None, f"{module} has no layer"
+def test_every_module_has_a_floor_and_every_floor_is_lived_in():
+    places = {place(module) for module in MODULES if module not in ("host", "evaluate")}
+    named = [name for floor in FLOORS for name in floor]
+    assert sorted(named) == sorted(places)
+
+
+def test_imports_point_down():
+    floor = {name: index for index, names in enumerate(FLOORS) for name in names}
+    for module, path in MODULES.items():
         for other in imports(path):
-            if (theirs := layer(other)) is not None:
-                assert theirs <= mine, f"{module} imports {other}, which lies above it"
+            if other and place(other) != place(module):
+                assert floor[place(other)] < floor[place(module)], f"{module} imports {other}, which does not lie below it"
+
+
+def test_every_folder_says_what_lives_there():
+    for folder in {path.parent for path in MODULES.values()} - {PACKAGE}:
+        doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert doc, f"{folder.name} does not say what lives there"
 
 
 def test_the_maths_needs_torch_and_nothing_else():
-    maths = "prediction signals operators advantage sharpening losses adversarial coherence diagnostics"
-    for name in maths.split():
-        tree = ast.parse((ROOT / "amd_plugin" / f"{name}.py").read_text())
+    for path in (PACKAGE / "maths").glob("*.py"):
+        tree = ast.parse(path.read_text())
         roots = {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         roots |= {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-        assert roots <= {"torch", "amd_plugin", "math", "typing", "collections"}, f"{name} imports {roots}"
+        assert roots <= {"torch", "amd_plugin", "math", "typing", "collections"}, f"{path.name} imports {roots}"
 
 
 def test_the_host_knows_no_amd():
-    for path in (ROOT / "amd_plugin" / "host").glob("*.py"):
-        assert "AMDObjective" not in path.read_text() and "builtin" not in set(imports(path)), path.name
+    for path in (PACKAGE / "host").rglob("*.py"):
+        assert "AMDObjective" not in path.read_text() and "objectives.amd" not in set(imports(path)), path.name
         for word in ("strength=", "sharpening=", '"amd"'):
             assert word not in path.read_text(), f"{path.name} mentions {word}"
 
@@ -88,7 +99,7 @@ def test_importing_is_light():
 
 
 def test_sharding_is_not_imported_until_asked_for():
-    code = "import sys, amd_plugin.host.trainer, amd_plugin.cli; print('deepspeed' in sys.modules)"
+    code = "import sys, amd_plugin.host.training.trainer, amd_plugin.cli; print('deepspeed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -11,7 +11,7 @@ import torch
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models import known
+from amd_plugin.models import shipped_configs as known
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.plan import calls, outline, plan, plan_with_changes, traffic
 from amd_plugin.plan.memory import RESERVED

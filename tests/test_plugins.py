@@ -10,9 +10,9 @@ import torch
 
 import amd_plugin
 from amd_plugin import hookimpl, hookspecs
-from amd_plugin.adaptive import AMDObjective
 from amd_plugin.errors import InputError
-from amd_plugin.objective import DMDObjective
+from amd_plugin.objectives.amd import AMDObjective
+from amd_plugin.objectives.dmd import DMDObjective
 from amd_plugin.plugins import PluginManager
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward
-from amd_plugin.adapters.surface import Host
+from amd_plugin.adapters.bridge import Steering, adaptive_objective, make_reward
+from amd_plugin.adapters.compatibility import Host
 from amd_plugin.errors import InputError, MissingDependency, RunError
+from amd_plugin.maths.signals import Signals
+from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
-from amd_plugin.reward_statistics import group_ids
-from amd_plugin.signals import Signals
 
 HOST = Host("fastgen", "0.1", "0.2", "git+https://github.com/NVlabs/FastGen")
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
-from amd_plugin.adapters.fast_rollout import one_teacher_call, short_rollout, watched
-from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward
-from amd_plugin.adapters.surface import Host
+from amd_plugin.adapters.bridge import Steering, adaptive_objective, make_reward
+from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout, watched
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.maths.signals import Signals
+from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
-from amd_plugin.reward_statistics import group_ids
-from amd_plugin.signals import Signals
 
 HOST = Host("fastvideo", "0.2", "0.3", "fastvideo>=0.2,<0.3")
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.steering import Steering, adaptive_objective, make_reward, refuse_what_is_missing
-from amd_plugin.adapters.surface import Host
+from amd_plugin.adapters.bridge import Steering, adaptive_objective, make_reward, refuse_what_is_missing
+from amd_plugin.adapters.compatibility import Host
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
+from amd_plugin.maths.signals import Signals
+from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
-from amd_plugin.reward_statistics import group_ids
-from amd_plugin.signals import Signals
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
 

@@ -24,18 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, did_you_mean
-from amd_plugin.host.decode_once import decoded_once
-from amd_plugin.host.export import export, export_run
-from amd_plugin.host.folder import find_checkpoint, open_folder, write_json
-from amd_plugin.host.held_out import mean_scores
-from amd_plugin.host.pictures import save_samples
-from amd_plugin.host.preemption import Preempted, Preemption
-from amd_plugin.host.roll_call import RollCall
-from amd_plugin.host.run_log import RunLog
-from amd_plugin.host.saving import rescue, restore, save
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.evaluation.decode_once import decoded_once
+from amd_plugin.host.evaluation.held_out import mean_scores
+from amd_plugin.host.evaluation.pictures import save_samples
+from amd_plugin.host.running.preemption import Preempted, Preemption
+from amd_plugin.host.running.rank_probe import RollCall
+from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
+from amd_plugin.host.running.run_log import RunLog
+from amd_plugin.host.running.run_state import rescue, restore, save
+from amd_plugin.host.student.export import export, export_run
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import PluginManager
-from amd_plugin.recipe import Recipe
+from amd_plugin.recipe.loading import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
         InputError: for whatever would stop the run before its first step; of a known model on a hub that does not answer, as
             far as its configs say.
     """
-    from amd_plugin.models import backbone, known
+    from amd_plugin.models import backbone
+    from amd_plugin.models import shipped_configs as known
     from amd_plugin.schedule import Ladder
     from amd_plugin.tasks import TASKS
 

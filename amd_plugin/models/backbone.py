@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from amd_plugin.config import ModelConfig, RecipeConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models.conditions import Conditions, LabelConditions, PromptConditions
-from amd_plugin.models.embedded import pipeline_folder, set_text_length, size_of, untrained
+from amd_plugin.models.embedded.networks import ClassConditional, build_network
+from amd_plugin.models.embedded.pipelines import pipeline_folder, set_text_length, size_of, untrained
+from amd_plugin.models.embedded.teacher import teacher as trained_teacher
 from amd_plugin.models.family import Family, Size
-from amd_plugin.models.networks import ClassConditional, build_network
+from amd_plugin.models.lazy_weights import Read
 from amd_plugin.models.pretrained import DTYPES, Pretrained
-from amd_plugin.models.teacher import teacher as trained_teacher
-from amd_plugin.models.weights import Read
 from amd_plugin.schedule import few_step_scheduler
 from amd_plugin.schedule.noise import flow_shift, is_flow
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
-from amd_plugin.models.weights import Read, Weights, outline
+from amd_plugin.models.lazy_weights import Read, Weights, outline
 
 SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,8 +21,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
-from amd_plugin.models.rungs import Where, add_rungs, remove_rungs, rungs_of
-from amd_plugin.models.weights import Read, at_hand, filled
+from amd_plugin.models.lazy_weights import Read, at_hand, filled
+from amd_plugin.models.step_conditioning import Where, add_rungs, remove_rungs, rungs_of
 from amd_plugin.randomness import generator
 
 
@@ -95,7 +95,7 @@ class Role:
             self.shares.push()
 
     def named(self, values: list[Tensor]) -> dict[str, Any]:
-        """Tensors like `masters` by parameter; `amd_plugin.models.weights.Later` where several processes have a share."""
+        """Tensors like `masters` by parameter; `amd_plugin.models.lazy_weights.Later` where several processes have a share."""
         return dict(zip(self._names, values, strict=True)) if self.shares is None else self.shares.named(values)
 
     @torch.no_grad()

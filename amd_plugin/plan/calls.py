@@ -15,7 +15,7 @@ from amd_plugin.config import RecipeConfig
 from amd_plugin.models.family import Caller
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.models.roles import Role, make_roles
-from amd_plugin.models.rungs import PART, time_embeddings
+from amd_plugin.models.step_conditioning import PART, time_embeddings
 from amd_plugin.plan.outline import Outline, build_autoencoder, faked, faking
 from amd_plugin.plan.trace import Trace, along, trace
 

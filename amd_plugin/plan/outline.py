@@ -15,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models import backbone, known
-from amd_plugin.models.embedded import set_text_length, size_of, untrained
+from amd_plugin.models import backbone
+from amd_plugin.models import shipped_configs as known
+from amd_plugin.models.embedded.networks import ClassConditional, build_network
+from amd_plugin.models.embedded.pipelines import set_text_length, size_of, untrained
 from amd_plugin.models.family import Condition, Family, Size
-from amd_plugin.models.networks import ClassConditional, build_network
 from amd_plugin.models.pretrained import Pretrained, quiet
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from amd_plugin.plan.memory import RESERVED, Row
 from amd_plugin.plan.outline import Outline, build_autoencoder, clip_parameters, outline
 from amd_plugin.plan.traffic import Machine
 from amd_plugin.plugins import PluginManager
-from amd_plugin.recipe import Recipe
+from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks import TASKS
 
 

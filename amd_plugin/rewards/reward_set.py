@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amd_plugin.advantage import aggregate
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
+from amd_plugin.maths.advantage import aggregate
 from amd_plugin.plugins import PluginManager, accepted
 from amd_plugin.rewards.pool import Call, Pool, PoolError, Spec, by_name
 from amd_plugin.rewards.scorer import Scorer

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMSchedul
 from torch import Tensor
 
 from amd_plugin.errors import OptionError
-from amd_plugin.prediction import NoiseLevel, flow, variance_preserving, widen
+from amd_plugin.maths.prediction import NoiseLevel, flow, variance_preserving, widen
 from amd_plugin.schedule.noise import flow_shift, is_flow, shifted
 
 Transition = Literal["sde", "ode"]

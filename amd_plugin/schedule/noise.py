@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from amd_plugin.errors import InputError
-from amd_plugin.prediction import NoiseLevel, Prediction, flow, to_x0, training_target, variance_preserving
+from amd_plugin.maths.prediction import NoiseLevel, Prediction, flow, to_x0, training_target, variance_preserving
 
 
 class NoiseSchedule:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from amd_plugin.config import TrainConfig
+from amd_plugin.models.lazy_weights import Read
 from amd_plugin.models.roles import Role
-from amd_plugin.models.weights import Read
 from amd_plugin.sharding.frozen import gathering, partition
 from amd_plugin.sharding.setup import deepspeed_for
 from amd_plugin.sharding.shares import Shares

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from amd_plugin.models.weights import Later, at_hand
+from amd_plugin.models.lazy_weights import Later, at_hand
 
 
 class Piece(NamedTuple):

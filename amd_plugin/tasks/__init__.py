@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from amd_plugin.data.prompts import Prompts
 from amd_plugin.tasks.digits import Digits
 from amd_plugin.tasks.judge import Judge
 from amd_plugin.tasks.modes2d import Modes2D
 from amd_plugin.tasks.moving_digits import MovingDigits
-from amd_plugin.tasks.prompts import Prompts
 
 TASKS: dict[str, type[Task]] = {
     "modes2d": Modes2D, "digits": Digits, "moving_digits": MovingDigits, "prompts": Prompts,

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from amd_plugin.adapters import shim
-from amd_plugin.losses import matching_loss_per_sample
-from amd_plugin.objective import LossOutput
+from amd_plugin.maths.losses import matching_loss_per_sample
+from amd_plugin.objectives.dmd import LossOutput
 from amd_plugin.testing.adapter import ReorderedDraws, Trace
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))

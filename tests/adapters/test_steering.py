@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from amd_plugin import AMDObjective, hookimpl
-from amd_plugin.adapters.steering import HOSTS_OWN, REFERENCE_HOST, Steering, adaptive_objective, make_reward
+from amd_plugin.adapters.bridge import HOSTS_OWN, REFERENCE_HOST, Steering, adaptive_objective, make_reward
 from amd_plugin.errors import InputError
-from amd_plugin.reward_statistics import group_ids
+from amd_plugin.objectives.reward_statistics import group_ids
 
 PROMPTS = ["cat", "dog", "cat", "dog"]
 X0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)

@@ -13,8 +13,8 @@ from transformers import UMT5EncoderModel
 
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.errors import RunError
-from amd_plugin.host.trainer import Trainer
-from amd_plugin.models.weights import at_hand
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.models.lazy_weights import at_hand
 from amd_plugin.sharding.frozen import held
 from tests.conftest import TINY
 

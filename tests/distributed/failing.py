@@ -7,7 +7,7 @@ import time
 
 from amd_plugin.cli import main
 from amd_plugin.host import checkpoint
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.sharding.shares import Shares
 
 MINE = os.environ["RANK"] == os.environ["BAD"]

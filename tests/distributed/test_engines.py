@@ -11,7 +11,7 @@ from transformers import UMT5EncoderModel
 
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from tests.distributed.conftest import train_here
 from tests.distributed.engine_checks import SETTINGS
 from tests.distributed.engine_runs import train_all

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from amd_plugin.default_plugins import host as baseline
 from amd_plugin.errors import InputError, MissingDependency
-from amd_plugin.host import baseline
 from amd_plugin.sharding.setup import deepspeed_for
 
 

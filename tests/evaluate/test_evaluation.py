@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
-from amd_plugin.evaluate.evaluation import evaluate
+from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.host import run
 from tests.conftest import TINY
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from amd_plugin.errors import InputError
-from amd_plugin.evaluate.evaluation import evaluate
+from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
 from tests.test_cli import TINY as ON_THE_COMMAND_LINE

@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 
 from amd_plugin import metrics as of
-from amd_plugin.evaluate.bootstrap import mean_interval, spread_interval
+from amd_plugin.evaluate.students.bootstrap import mean_interval, spread_interval
 
 
 def gaussian(count, size=6, seed=0, shift=0.0):

@@ -9,11 +9,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from amd_plugin.errors import InputError, MissingDependency
-from amd_plugin.evaluate import suite as suites
-from amd_plugin.evaluate.evaluation import evaluate
-from amd_plugin.evaluate.media import write
+from amd_plugin.evaluate.students import suite as suites
+from amd_plugin.evaluate.students.evaluation import evaluate
+from amd_plugin.evaluate.students.media import write
 from amd_plugin.host import run
-from amd_plugin.models.tiny import clip_tokenizer
+from amd_plugin.models.embedded.tiny import clip_tokenizer
 from tests.pipelines import WORDS
 
 GENEVAL = [

@@ -5,9 +5,9 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import softplus
 
-from amd_plugin.adversarial import Adversarial
 from amd_plugin.host import run
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.maths.adversarial import Adversarial
 from tests.pipelines import BUILD
 
 TEACHERS = ("train.real=teacher", "train.teacher_samples=8")

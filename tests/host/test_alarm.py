@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amd_plugin.errors import RunError
-from amd_plugin.evaluate.report import write_report
+from amd_plugin.evaluate.report.report import write_report
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.alarm import Alarm, windows
+from amd_plugin.host.evaluation.hacking_alarm import Alarm, windows
 
 BETTER = {"precision": "up", "frechet": "down", "diversity": "one", "recall": "up"}
 

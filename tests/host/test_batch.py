@@ -4,13 +4,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from amd_plugin.data.prompt_rows import PromptRows
+from amd_plugin.data.prompts import Prompts
 from amd_plugin.host import run
-from amd_plugin.host.batch import Batch
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.family import Size
-from amd_plugin.reward_statistics import group_ids
-from amd_plugin.tasks.prompt_rows import PromptRows
-from amd_plugin.tasks.prompts import Prompts
+from amd_plugin.objectives.reward_statistics import group_ids
 from tests.tasks.test_prompt_rows import PROMPTS, image_folder
 
 SHARED = ("train.batch_size=12", "train.group_size=6")

@@ -11,8 +11,9 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from amd_plugin.errors import RunError
-from amd_plugin.host import export, run
-from amd_plugin.host.export import LORA_FILE, export_run, push
+from amd_plugin.host import run
+from amd_plugin.host.student import export
+from amd_plugin.host.student.export import LORA_FILE, export_run, push
 
 
 def network(folder, component="unet"):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.folder import finished
-from amd_plugin.host.preemption import Preempted
+from amd_plugin.host.running.preemption import Preempted
+from amd_plugin.host.running.run_folder import finished
 
 
 def test_what_a_run_leaves(tiny, plugins, tmp_path):

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.family import pair
 from amd_plugin.tasks import TASKS
 

@@ -11,9 +11,9 @@ from amd_plugin.config import TrainConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
-from amd_plugin.host.batch import Batch
-from amd_plugin.host.memory import Memory
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training.failure_memory import Memory
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.tasks import TASKS
 from tests.host.test_laws_of_training import assert_close, trained, weights
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.host import run
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from tests.pipelines import BUILD, elsewhere
 
 FULL = ("model.roles=separate",)

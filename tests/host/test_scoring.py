@@ -16,8 +16,8 @@ from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.decode_once import decoded_once
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.evaluation.decode_once import decoded_once
+from amd_plugin.host.training.trainer import Trainer
 from tests.conftest import TINY
 from tests.host.test_laws_of_training import weights
 from tests.rewards import sample_rewards

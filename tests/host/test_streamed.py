@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amd_plugin.host import streamed
-from amd_plugin.models.weights import Later
+from amd_plugin.host.checkpoint import streamed
+from amd_plugin.models.lazy_weights import Later
 
 
 @pytest.fixture

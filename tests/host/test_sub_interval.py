@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from amd_plugin.errors import InputError
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 
 ON = "train.sub_interval=true"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amd_plugin import group_advantage, sharpening_weights
-from amd_plugin.advantage import aggregate
+from amd_plugin.maths.advantage import aggregate
 
 rewards = st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=24)
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amd_plugin import Signals, matching_loss, operators
-from amd_plugin.operators import chain
+from amd_plugin import Signals, matching_loss
+from amd_plugin.maths import operators
+from amd_plugin.maths.operators import chain
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 scales = st.floats(0, 8)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amd_plugin.prediction import NoiseLevel, edm, flow, to_x0, training_target, variance_preserving
+from amd_plugin.maths.prediction import NoiseLevel, edm, flow, to_x0, training_target, variance_preserving
 
 TYPES = ["epsilon", "v_prediction", "flow_prediction", "sample"]
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from amd_plugin import Signals, operators, sharpening_weights
-from amd_plugin.sharpening import implied_tilt
+from amd_plugin import Signals, sharpening_weights
+from amd_plugin.maths import operators
+from amd_plugin.maths.sharpening import implied_tilt
 
 MEANS, MASSES, STD = torch.tensor([-2.0, 0.0, 2.0]).double(), torch.tensor([0.30, 0.45, 0.25]).double(), 0.3
 GOOD = torch.tensor([1.0, -1.0, -1.0]).double()  # the advantage in each mode: constant there, so modes keep their shape

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from amd_plugin.config import LoraConfig, ModelConfig
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.roles import Average, make_roles
 from tests.pipelines import BUILD
 

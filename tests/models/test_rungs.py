@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
 from amd_plugin.host import run
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.families.sd3 import SD3
-from amd_plugin.models.rungs import rungs_of
+from amd_plugin.models.step_conditioning import rungs_of
 from tests.pipelines import BUILD
 
 MADE_HERE = {"mlp": ("modes2d", "model.depth=2"), "dit made here": ("digits", "model.depth=2", "model.network=dit")}

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.errors import InputError
+from amd_plugin.models.lazy_weights import Weights, filled
 from amd_plugin.models.pretrained import Pretrained
-from amd_plugin.models.weights import Weights, filled
 
 
 @pytest.fixture

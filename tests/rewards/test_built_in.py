@@ -7,10 +7,10 @@ from transformers import BertTokenizer, CLIPModel
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
+from amd_plugin.rewards.builtin.video import motion
+from amd_plugin.rewards.builtin.weights import check_words
 from amd_plugin.rewards.protocol import LOGITS, present, resize, to_pil, traits
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.rewards.video import motion
-from amd_plugin.rewards.weights import check_words
 from tests.rewards.tiny_networks import EDGE, write_image_reward
 
 NAMES = ["clip", "pickscore", "hpsv2", "aesthetic", "image_reward", "video"]

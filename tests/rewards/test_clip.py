@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTraine
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.rewards.clip import ClipReward
+from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
 from tests.rewards.tiny_networks import EDGE
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from amd_plugin.rewards.hps import HPSv2Reward
+from amd_plugin.rewards.builtin.hps import HPSv2Reward
 from tests.rewards.tiny_networks import EDGE
 
 REFERENCE = Path(__file__).with_name("open_clip_reference.py")

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from amd_plugin.rewards.image_reward import ImageReward
+from amd_plugin.rewards.builtin.image_reward import ImageReward
 
 REFERENCE = Path(__file__).with_name("image_reward_reference.py")
 PROMPTS = ["a red apple", "two tall blue houses", "", "a red house " * 30]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.rewards.builtin.vlm import KEY, VLMReward, read_score
 from amd_plugin.rewards.protocol import to_pil
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.rewards.vlm import KEY, VLMReward, read_score
 
 SECRET = "sk-very-secret"
 

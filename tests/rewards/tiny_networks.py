@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from amd_plugin.models.tiny import clip_tokenizer
+from amd_plugin.models.embedded.tiny import clip_tokenizer
 
 EDGE = 32
 WORDS = ["a", "red", "apple", "two", "tall", "blue", "house", "houses"]

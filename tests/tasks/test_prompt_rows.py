@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from amd_plugin.data.prompt_rows import PromptRows
 from amd_plugin.errors import InputError
-from amd_plugin.tasks.prompt_rows import PromptRows
 
 RECORDS = [{"prompt": f"a fox, number {index}", "style": f"s{index % 2}"} for index in range(7)]
 PROMPTS = [record["prompt"] for record in RECORDS]

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from amd_plugin.host.trainer import Trainer
-from amd_plugin.recipe import find
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.recipe.loading import find
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from scipy import stats
 from test_fastvideo import STOCK, one_process, run  # noqa: F401  # a fixture
 from toy_fastvideo import Probe, Toy
 
-from amd_plugin.adapters.fast_rollout import joined_conditions, short_rollout
+from amd_plugin.adapters.fastvideo_rollout import joined_conditions, short_rollout
 
 RUNGS = [1000, 750, 500, 250]
 

@@ -11,7 +11,7 @@ from rank_fastvideo import PROMPTS, REWARDS
 from ranks import two_ranks
 
 from amd_plugin import AMDObjective
-from amd_plugin.reward_statistics import group_ids
+from amd_plugin.objectives.reward_statistics import group_ids
 
 FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all their rewards
 

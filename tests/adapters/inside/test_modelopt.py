@@ -12,7 +12,7 @@ from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import modelopt
 from amd_plugin.adapters.modelopt import AMDDiffusionRecipe, AMDPipeline
 from amd_plugin.errors import InputError, MissingDependency
-from amd_plugin.objective import decoupled_dmd, dmd2
+from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 
 LATENTS = (4, 4, 2, 4, 4)
 

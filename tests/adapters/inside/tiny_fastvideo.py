@@ -47,7 +47,7 @@ def write_model(folder):
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from fastvideo.models.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-    from amd_plugin.models.tiny import tiny_wan
+    from amd_plugin.models.embedded.tiny import tiny_wan
 
     pipeline = tiny_wan(" ".join(PROMPTS).split(), seed=3)
     torch.manual_seed(0)

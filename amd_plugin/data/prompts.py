@@ -1,0 +1,188 @@
+"""A user's own prompts, with or without pictures, as a task: what a pipeline from disk is distilled on.
+
+Held-out metrics that need no other model are here; trained ones are rewards' business.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from pydantic import Field
+from torch import Tensor, nn
+
+from amd_plugin import metrics as measure
+from amd_plugin.data.prompt_rows import PromptRows, Row
+from amd_plugin.errors import InputError, OptionError
+
+
+class Prompts:
+    """Prompts from a file, a folder or the hub. A label is a row of their endless, reshuffled order.
+
+    Args:
+        source: .txt (a prompt a line), .jsonl, .csv, .tsv, .parquet; a folder of images or of parquet files; or a hub id.
+        column: that holds the prompt; by default prompt, text or caption.
+        image_column: that holds a picture, for ``train.rollout: data`` and adversarial losses.
+        config, split, revision: of a hub dataset.
+        streaming: read rows as they are needed instead of preparing the whole set first.
+        shuffle: each epoch in an order of its own.
+        held_out: prompts for the evaluation, same formats; by default the first of `source`.
+        per_prompt: evaluation samples per prompt.
+    """
+
+    name: ClassVar[str] = "prompts"
+    metrics: ClassVar[dict[str, str]] = {"diversity": "up", "saturation": "down", "contrast": "up"}
+    in_pixels: ClassVar[bool] = True
+    num_classes = 0
+    KEPT: ClassVar[int] = 4096
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        column: str | None = None,
+        image_column: str | None = None,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        streaming: bool = False,
+        shuffle: bool = True,
+        held_out: str | None = None,
+        per_prompt: Annotated[int, Field(ge=2)] = 4,
+    ):
+        options: dict[str, Any] = {"config": config, "split": split, "revision": revision, "streaming": streaming}
+        self._rows = PromptRows(source, column=column, image_column=image_column, shuffle=shuffle, **options)
+        self._held_out: PromptRows | None = None
+        if held_out:
+            # A text file has no columns to name.
+            named = None if held_out.lower().endswith(".txt") else column
+            self._held_out = PromptRows(held_out, column=named, shuffle=False, key="data.held_out")
+        self.has_samples = image_column is not None
+        self._per_prompt = per_prompt
+        self._decode: Any = None
+        self._size: Any = None
+        self._pictured: dict[int, PromptRows] = {}
+        self._seen: dict[int, Row] = {}
+        self._evaluated = 0
+        self.sample_shape: tuple[int, ...] = ()
+        self.frames = 1
+        self.made_of: dict[str, Any] = {"task": self.name, "source": source, "column": column, **options}
+
+    def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
+        """The `position`-th `count` rows."""
+        return torch.arange(position * count, (position + 1) * count)
+
+    def prompts(self, labels: Tensor) -> list[str]:
+        """Their prompts."""
+        return [row.prompt for row in self._lookup(labels)]
+
+    def columns(self, labels: Tensor) -> dict[str, list[Any]]:
+        """Their other columns, for rewards that name them."""
+        rows = self._lookup(labels)
+        return {name: [row.columns.get(name) for row in rows] for name in rows[0].columns}
+
+    def asked_for(self, rows: int, evaluated: int) -> Iterator[str]:
+        """Prompts of the first `rows` rows and of an evaluation of `evaluated` samples."""
+        last = min(rows, self._rows.num_rows or rows)
+        parts = (self._rows.rows(start, min(256, last - start), images=False) for start in range(0, last, 256))
+        training = (row.prompt for part in parts for row in part)
+        return itertools.chain(training, self.prompts(self.balanced_labels(evaluated)))
+
+    def balanced_labels(self, count: int) -> Tensor:
+        """`per_prompt` samples each of as many prompts as that allows; negative, where they are held-out prompts."""
+        self._evaluated = max(1, count // self._per_prompt)
+        prompts = torch.arange(self._evaluated).repeat_interleave(self._per_prompt)
+        return prompts if self._held_out is None else -1 - prompts
+
+    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+        """(images [B, 3, H, W] in [-1, 1], their rows), of the `position`-th `count` rows: needs `image_column`."""
+        labels = self.draw_labels(position, count, generator)
+        # A place of its own in a stream for each stride: to and fro between two, it would be read from the start each time.
+        source = self._pictured.setdefault(count, self._rows.again())
+        images = []
+        for label, row in zip(labels.tolist(), source.rows(position * count, count), strict=True):
+            if row.image is None:
+                raise InputError(
+                    "data.image_column: real pictures are needed (train.rollout, train.real), got no column for them"
+                )
+            self._seen[label] = row._replace(image=None)
+            picture = ImageOps.fit(row.image.convert("RGB"), (self._size.width, self._size.height))
+            images.append(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1)
+        return torch.stack(images), labels
+
+    def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same."""
+        return self.training_data(count, generator)
+
+    def use(self, decode: Any, size: Any) -> None:
+        """Takes the pipeline's decoder and sample size, which this task does not know of itself."""
+        self._decode, self._size, self.frames = decode, size, size.frames
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Media in [0, 1]."""
+        return self._decode(samples)
+
+    def classifier(self) -> nn.Module:
+        """There is none."""
+        raise OptionError("name", "the classifier reward belongs to tasks with classes; prompts need a reward that reads them")
+
+    def judge(self) -> None:
+        """There is none: `evaluate.features` names a model to compare samples in."""
+        return None
+
+    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
+        """Over decoded pixels. diversity: mean distance of two samples of a prompt, per pixel. saturation: share of values at
+        0 or 1, which grows when a student over-exposes. contrast: mean standard deviation within a sample, which falls when it
+        collapses to flat colour.
+        """
+        diversity, saturation, contrast = [], [], []
+        # A prompt at a time: pixels of all samples together would not fit anywhere.
+        for part in samples.split(self._per_prompt):
+            media = self.decode(part).cpu().float().flatten(1)
+            diversity.append(measure.spread(media) / media.shape[1] ** 0.5)
+            saturation.append(measure.saturation(media).mean().item())
+            contrast.append(measure.contrast(media).mean().item())
+        names = {"diversity": diversity, "saturation": saturation, "contrast": contrast}
+        return {name: sum(values) / len(values) for name, values in names.items()}
+
+    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+        """Up to eight prompts in rows, their samples in columns."""
+        shown = samples[: 8 * self._per_prompt]
+        media = torch.cat([self.decode(part).cpu() for part in shown.split(self._per_prompt)]).float()
+        media = media.unsqueeze(2) if media.dim() == 4 else media
+        grid = media.unflatten(0, (-1, self._per_prompt)).permute(3, 0, 4, 1, 5, 2).flatten(3, 4).flatten(1, 2)
+
+        def draw(axes: Any, frame: int) -> None:
+            axes.imshow(grid[frame].numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+
+        return draw
+
+    def _lookup(self, labels: Tensor) -> Sequence[Row]:
+        wanted = labels.tolist()
+        if len(self._seen) > self.KEPT:
+            # The oldest go, but not what each evaluation asks for again: a stream would have to be read from the start for it.
+            gone = set(list(self._seen)[: -self.KEPT // 2]) - set(wanted) - set(range(self._evaluated))
+            self._seen = {label: row for label, row in self._seen.items() if label not in gone}
+        missing = sorted({label for label in wanted if label not in self._seen})
+        for first, last in _runs(missing):
+            rows = self._rows.rows(first, last - first + 1, images=False) if first >= 0 else None
+            if rows is None:
+                assert self._held_out is not None  # noqa: S101 (only held-out rows are negative)
+                rows = self._held_out.rows(-1 - last, last - first + 1)[::-1]
+            self._seen.update(zip(range(first, last + 1), rows, strict=True))
+        return [self._seen[label] for label in wanted]
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, last) of every run of consecutive `numbers` on one side of zero."""
+    start = 0
+    for index in range(1, len(numbers) + 1):
+        ends = index == len(numbers) or numbers[index] != numbers[index - 1] + 1 or numbers[index] == 0
+        if ends:
+            yield numbers[start], numbers[index - 1]
+            start = index

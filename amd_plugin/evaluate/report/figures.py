@@ -1,0 +1,151 @@
+"""The report's pictures: samples side by side, learning curves with their spread, what the reward sensor saw, seeds paired."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from amd_plugin.host.evaluation.pictures import picture
+from amd_plugin.maths.diagnostics import EDGES
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; an arm has one colour in all pictures.
+COLOURS = ["#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+# As `amd_plugin.maths.diagnostics.weight_metrics` names them.
+WEIGHTS = {"alpha": "alpha, of guidance", "beta": "beta, of matching", "guidance": "alpha / beta, as felt"}
+
+Curves = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
+
+
+def colours(arms: Sequence[str]) -> dict[str, str]:
+    """A colour for each arm, the baseline's grey first."""
+    return {arm: COLOURS[index % len(COLOURS)] for index, arm in enumerate(arms)}
+
+
+def sample_panels(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    """Panels title -> (samples, labels) in a row, as an inline PNG, or GIF where samples move."""
+    content, kind = picture(task, panels, dpi=150 if task.frames == 1 else 110)
+    return inline(content, kind)
+
+
+def inline(content: bytes, kind: str) -> str:
+    """A picture file's bytes as a data URI."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
+
+
+def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str:
+    """Mean over seeds of every metric against student updates, with a band of one standard deviation.
+
+    A dotted line marks where the reward-hacking alarm rang first in a run.
+
+    Args:
+        curves: arm -> per seed, the lines of its metrics.jsonl.
+        metrics: key in those lines -> title.
+        palette: arm -> colour, see `colours`.
+    """
+    columns = min(4, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(max(3.0 * columns, 7), 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (key, title) in zip(grid, metrics.items(), strict=False):
+        for arm, seeds in curves.items():
+            _band(axes, [[(line["step"], line[key]) for line in lines if key in line] for lines in seeds], arm, palette[arm])
+            for lines in seeds:
+                rang = [line["step"] for line in lines if line.get("hacking_alarm")]
+                if rang:
+                    axes.axvline(rang[0], color=palette[arm], linestyle=":", linewidth=1.2)
+        axes.set_title(title, fontsize=10)
+        _plain(axes)
+        axes.set_xlabel("student updates", fontsize=8)
+    for axes in grid[len(metrics) :]:
+        axes.axis("off")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
+    return _inline(figure)
+
+
+def weights_over_time(curves: Curves) -> str | None:
+    """How alpha, beta and their ratio, which guidance feels, were spread over samples as training went on; mean over seeds.
+
+    Args:
+        curves: arm -> per seed, the lines of its metrics.jsonl. Arms that adapted nothing are left out.
+
+    Returns:
+        A picture, one row per arm; None where no arm adapted anything.
+    """
+    logged = {
+        arm: [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds] for arm, seeds in curves.items()
+    }
+    adapting = {arm: seeds for arm, seeds in logged.items() if min(map(len, seeds)) > 1}
+    if not adapting:
+        return None
+    figure = Figure(figsize=(9, 0.6 + 2.2 * len(adapting)), layout="constrained")
+    grid = figure.subplots(len(adapting), len(WEIGHTS), squeeze=False)
+    for row, (arm, seeds) in zip(grid, adapting.items(), strict=True):
+        length = min(map(len, seeds))
+        steps = [line["step"] for line in seeds[0][:length]]
+        for axes, (weight, title) in zip(row, WEIGHTS.items(), strict=True):
+            shares = np.array([[[line[key] for key in _share_keys(weight)] for line in lines[:length]] for lines in seeds])
+            shown = axes.pcolormesh(
+                steps, range(len(EDGES)), shares.mean(0).T, vmin=0, vmax=1, cmap="cividis", shading="nearest"
+            )
+            axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
+            axes.set_title(f"{arm}: {title}", fontsize=9)
+            axes.set_xlabel("student updates", fontsize=8)
+    figure.colorbar(shown, ax=grid, shrink=0.8, label="share of samples")
+    return _inline(figure)
+
+
+def paired_seeds(
+    arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str], palette: Mapping[str, str]
+) -> str:
+    """One line per seed across the arms, for every metric: what a change of objective does to the same teacher and noise."""
+    figure = Figure(figsize=(2.6 * len(metrics), 2.8), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
+        values = np.array([arms[arm][metric] for arm in arms])
+        axes.plot(range(len(arms)), values, color="0.8", linewidth=0.9, zorder=1)
+        for index, arm in enumerate(arms):
+            axes.scatter([index] * values.shape[1], values[index], color=palette[arm], s=16, zorder=2)
+            axes.hlines(values[index].mean(), index - 0.25, index + 0.25, color=palette[arm], linewidth=2.5, zorder=3)
+        axes.set_xticks(range(len(arms)), [arm.replace("_", "\n", 1) for arm in arms], fontsize=8)
+        axes.set_xlim(-0.5, len(arms) - 0.5)
+        axes.set_title(title, fontsize=10)
+        _plain(axes)
+    return _inline(figure)
+
+
+def _share_keys(weight: str) -> list[str]:
+    return [f"objective/{weight}_share/{edge:.2f}" for edge in EDGES]
+
+
+def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str, colour: str) -> None:
+    seeds = [points for points in seeds if points]
+    if not seeds:
+        return
+    length = min(len(points) for points in seeds)
+    x = [step for step, _ in seeds[0][:length]]
+    y = np.array([[value for _, value in points[:length]] for points in seeds], dtype=float)
+    y[~np.isfinite(y)] = np.nan  # the tilt of a weight of 0 is infinite
+    mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
+    axes.plot(x, mean, color=colour, label=label, linewidth=1.6)
+    axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _inline(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png")
+    return inline(buffer.getvalue(), "png")

@@ -1,0 +1,193 @@
+"""Checkpoints without pickle: safetensors and JSON, complete or not there at all.
+
+A checkpoint is a folder ``step-NNNNNN`` that is written under another name and renamed when its manifest, written last,
+lists every file with its size. Random numbers need no state: they are keyed by seed and step (`amd_plugin.randomness`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from amd_plugin.errors import InputError
+from amd_plugin.host.checkpoint import streamed
+from amd_plugin.models.lazy_weights import Later, at_hand
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def save(
+    folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int, *, writes: bool = True
+) -> Path:
+    """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
+
+    Args:
+        folder: holds the run's checkpoints.
+        step: student updates done.
+        tensors: file stem -> state dict of a module or an optimizer. Where it has a `Later` all processes call this.
+        state: JSON-able rest.
+        writes: whether this process does; the others only put together what they share.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = folder / f"step-{step:06d}"
+    draft = folder / f".{final.name}.tmp"
+    failed: OSError | None = None
+    try:
+        if writes:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+    except OSError as error:  # the others wait for what this process shares with them all the same
+        failed = error
+    rest = {}
+    for name, state_dict in tensors.items():
+        flat, rest[name] = _split(state_dict)
+        try:
+            streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failed is None)
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    if not writes:
+        return final
+    _write(draft / "state.json", {"step": step, "rest": rest, **state})
+    sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+    _write(draft / "manifest.json", {"format": FORMAT, "files": sizes})
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(draft, final)
+    for old in available(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """(tensors, state) as they were given to `save`.
+
+    Args:
+        later: tensors as `Later`, each to be read on its own.
+
+    Raises:
+        InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
+    """
+    check(path)
+    try:
+        state = json.loads((path / "state.json").read_text())
+        rest = state.pop("rest")
+        stored = _stored if later else load_file
+        return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"checkpoint {path}: cannot be read: {type(error).__name__}: {error}. Use an earlier one") from error
+
+
+def check(path: Path) -> None:
+    """Raises InputError, saying what is wrong, unless `path` is a complete checkpoint this version can read."""
+    if not path.is_dir():
+        raise InputError(f"checkpoint {path}: there is no such folder")
+    if (path / "checkpoints").is_dir():
+        raise InputError(f"checkpoint {path}: is a run's folder. Name one of {path / 'checkpoints'}, or pass --resume auto")
+    manifest = path / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. Use an earlier one")
+    try:
+        written = json.loads(manifest.read_text())
+        version, files = int(written["format"]), dict(written["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint {path}: its manifest.json cannot be read: {error}. Use an earlier one") from error
+    if version > FORMAT:
+        raise InputError(f"checkpoint {path}: has format {version}, this version reads up to {FORMAT}. Upgrade amd-plugin")
+    if "state.json" not in files:
+        raise InputError(f"checkpoint {path}: its manifest.json names no state.json. Use an earlier one")
+    for name, size in files.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found != size:
+            raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {found}. Use an earlier one")
+
+
+def available(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    found = []
+    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+        try:
+            check(path)
+            found.append(path)
+        except InputError as error:
+            log.warning("%s", error)
+    return found
+
+
+def find(folder: Path, at: str | None = None) -> Path:
+    """The checkpoint in `folder` of step `at`, or in the folder `at`; by default the newest one.
+
+    Raises:
+        InputError: if there is none.
+    """
+    usable = available(folder)
+    if at is None:
+        if not usable:
+            raise InputError(f"{folder}: holds no complete checkpoint")
+        return usable[-1]
+    path = folder / f"step-{int(at):06d}" if at.isdecimal() else Path(at)
+    if at.isdecimal() and path not in usable:
+        known = ", ".join(str(int(p.name.removeprefix("step-"))) for p in usable) or "none"
+        raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {known}")
+    check(path)
+    return path
+
+
+def _stored(path: Path) -> dict[str, Later]:
+    """The tensors in a file."""
+    file = safe_open(path, "pt")
+    parts = {key: file.get_slice(key) for key in file.keys()}
+    return {key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
+
+
+def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any]:
+    """Nested dicts and lists as (tensors by path, the rest with a mark where a tensor was)."""
+    if isinstance(state, (Tensor, Later)):
+        return {prefix: state}, {"tensor": prefix}
+    if isinstance(state, dict):
+        parts = [(key, *_split(value, f"{prefix}.{key}")) for key, value in state.items()]
+        # JSON has only text keys; an optimizer counts its parameters.
+        return {k: v for _, flat, _ in parts for k, v in flat.items()}, {"dict": [[key, rest] for key, _, rest in parts]}
+    if isinstance(state, (list, tuple)):
+        split = [_split(value, f"{prefix}.{index}") for index, value in enumerate(state)]
+        return {k: v for flat, _ in split for k, v in flat.items()}, {"list": [rest for _, rest in split]}
+    return {}, {"plain": state}
+
+
+def _join(flat: Mapping[str, Tensor | Later], rest: Any) -> Any:
+    kind, value = next(iter(rest.items()))
+    if kind == "tensor":
+        return flat[value]
+    if kind == "dict":
+        return {key: _join(flat, inner) for key, inner in value}
+    if kind == "list":
+        return [_join(flat, inner) for inner in value]
+    return value
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """`state` with its tensors on `device`; optimizers load theirs where they are given them."""
+    flat, rest = _split(state)
+    return _join({key: at_hand(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]

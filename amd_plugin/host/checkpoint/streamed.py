@@ -1,0 +1,65 @@
+"""A safetensors file written one tensor after the other, for what no process is to hold whole.
+
+The format: eight bytes of length, a JSON header with every tensor's type, shape and place, the tensors' bytes in that order.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amd_plugin.models.lazy_weights import Later, at_hand
+
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write(path: Path, tensors: Mapping[str, Tensor | Later], *, writes: bool = True) -> None:
+    """Writes `tensors` to `path`. Each `Later` is read when its turn comes, as fp32, whatever happens to the file meanwhile.
+
+    Args:
+        writes: False only reads them, for processes that others need to make tensors whole.
+
+    Raises:
+        OSError: for a file that cannot be written, once all has been read.
+    """
+    file: Any = None
+    failed: OSError | None = None
+    try:
+        if writes:
+            file = path.open("wb")
+            file.write(_header(tensors))
+    except OSError as error:
+        failed = error
+    for value in tensors.values():
+        if not (writes or isinstance(value, Later)):
+            continue
+        whole = at_hand(value)
+        try:
+            if writes and failed is None:
+                file.write(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        except OSError as error:
+            failed = error
+    if file is not None:
+        file.close()
+    if failed is not None:
+        raise failed
+
+
+def _header(tensors: Mapping[str, Tensor | Later]) -> bytes:
+    described, end = {}, 0
+    for name, value in tensors.items():
+        dtype = torch.float32 if isinstance(value, Later) else value.dtype
+        begin, end = end, end + value.shape.numel() * dtype.itemsize
+        described[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return struct.pack("<Q", len(text)) + text

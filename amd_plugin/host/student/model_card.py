@@ -1,0 +1,102 @@
+"""The model card of an exported student: how to call it, what it was judged by, what it was made of and from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from amd_plugin.host.running import run_log
+from amd_plugin.models.backbone import Backbone
+from amd_plugin.recipe.loading import Recipe
+from amd_plugin.tasks import TASKS
+
+_TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=False, trim_blocks=True)  # noqa: S701 (Markdown)
+
+
+def write_card(
+    folder: Path, backbone: Backbone, recipe: Recipe, *, run: Path, step: int, weights: str, adapter_alone: bool
+) -> None:
+    """Writes ``README.md``, and the pictures it shows, beside the student in `folder`.
+
+    Args:
+        run: folder of the run: its metrics, samples and ``run.json``.
+        step, weights: which student it is; held-out metrics are shown where exactly this one was evaluated.
+        adapter_alone: the folder holds no pipeline, only the adapter for its base.
+    """
+    config, family = recipe.config, backbone.family
+    lines = run_log.read(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    about = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
+    task = TASKS[config.data.task](**config.data.options)
+    held_out = {
+        key.removeprefix("held_out/"): value
+        for line in lines if line["step"] == step and weights == "ema"
+        for key, value in line.items() if key.startswith("held_out/")
+    }  # fmt: skip
+    first = task.prompts(task.balanced_labels(config.evaluate.samples)[:1])[0]
+    pictured = next((run / "samples").glob(f"step-{step:06d}.*"), None)
+    if pictured is not None:
+        shutil.copy(pictured, folder / f"samples{pictured.suffix}")
+    call = (
+        {}
+        if backbone.size is None
+        else family.sampling(first, backbone.size) | {"num_inference_steps": config.model.student_steps}
+    )
+    card = _TEMPLATES.get_template("model_card.md.j2").render(
+        recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
+        samples=pictured and f"samples{pictured.suffix}",
+        curves=_draw_curves(lines, folder / "curves.png"),
+        pipeline=None if backbone.pretrained is None else family.pipeline,
+        network=type(backbone.network).__name__,
+        shape=", ".join(map(str, backbone.sample_shape)),
+        scheduler=type(backbone.scheduler).__name__,
+        call=", ".join(f"{name}={value!r}" for name, value in call.items()),
+        dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.model.dtype],
+        video=backbone.pretrained is not None and family.video,
+        adapter_alone=adapter_alone,
+        base=_base(config.model.student_from or config.model.path, config.model.revision),
+        torch=torch.__version__,
+    )  # fmt: skip
+    (folder / "README.md").write_text(re.sub(r"\n{3,}", "\n\n", card))
+
+
+def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
+    """Training rewards and held-out metrics over the run, to `path`; False where there is nothing to draw."""
+    keys = sorted({key for line in lines for key in line if key.startswith(("held_out/", "reward/"))})
+    points = {key: [(line["step"], line[key]) for line in lines if key in line] for key in keys}
+    drawn = {key: values for key, values in points.items() if len(values) > 1}
+    if not drawn:
+        return False
+    columns = min(4, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(3 * columns, 2.4 * rows), layout="constrained")
+    for axes, (key, values) in zip(figure.subplots(rows, columns, squeeze=False).flatten(), drawn.items(), strict=False):
+        axes.plot(*zip(*values, strict=True), color="#0072B2" if key.startswith("held_out/") else "#D55E00")
+        kind, _, name = key.partition("/")
+        axes.set_title(f"{name} ({'held out' if kind == 'held_out' else 'training reward'})", fontsize=9)
+        axes.set_xlabel("student updates", fontsize=8)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _base(path: str | None, revision: str | None) -> dict[str, str] | None:
+    """Name, hub id and licence of the pipeline distilled from; None for networks made here."""
+    if path is None:
+        return None
+    folder = Path(path).expanduser()
+    on_hub = not folder.is_dir()
+    try:
+        found = ModelCard.load(path if on_hub else folder / "README.md", ignore_metadata_errors=True).data
+        licence = found.get("license") or ""
+    except Exception:  # no card, no network, or a broken one: then the licence is not known, and the card says so
+        licence = ""
+    known = {"name": path if on_hub else folder.name, "hub": path if on_hub else "", "licence": str(licence)}
+    return known | {"revision": revision or ""}

@@ -1,0 +1,194 @@
+"""The operators H of METHOD: each makes or transforms a `Direction`, all compose with `chain`.
+
+A *maker* takes `Signals` and returns a `Direction`; a *transform* takes a `Direction` and returns one. So
+
+    amd = chain(dmd(guidance_scale), adapt(strength), normalize())
+
+reads as it computes. Pure functions on tensors; no gradient flows through any of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from amd_plugin.maths.prediction import widen
+from amd_plugin.maths.signals import Direction, Signals
+
+__all__ = [
+    "EVERYWHERE", "Maker", "Side", "Transform", "Window", "adapt", "adaptation_weights", "amd", "chain", "decoupled_dmd", "dmd",
+    "inside", "normalize", "weigh", "window",
+]  # fmt: skip
+
+Maker = Callable[[Signals], Direction]
+Transform = Callable[[Direction], Direction]
+Side = Literal["both", "negative", "guidance_only"]
+Window = tuple[float, float]
+
+EVERYWHERE: Window = (float("-inf"), float("inf"))
+
+
+def chain(*operators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Applies `operators` from left to right: the first makes a direction, the others transform it. Empty: the identity."""
+
+    def composed(value: Any) -> Any:
+        for operator in operators:
+            value = operator(value)
+        return value
+
+    return composed
+
+
+def dmd(guidance_scale: float = 1.0) -> Maker:
+    """DMD / DMD2 (2311.18828, 2405.14867): match = d_real_cond - d_fake, guide = (w - 1) d_ca, before normalisation.
+
+    Args:
+        guidance_scale: w of the real teacher, standard form. At 1 the guidance term is exactly 0.
+    """
+
+    def make(signals: Signals) -> Direction:
+        match = widen(signals.real_cond.detach()) - widen(signals.fake.detach())
+        return Direction(match, (guidance_scale - 1) * signals.augmentation(), signals, guidance_scale)
+
+    return make
+
+
+def decoupled_dmd(guidance_scale: float = 1.0, match_window: Window = EVERYWHERE, guide_window: Window = EVERYWHERE) -> Maker:
+    """Decoupled DMD: guidance ("spear") and matching ("shield") each on noise levels of their own.
+
+    Give `Signals.guide_cond` and `guide_uncond` from an independent draw of the noise level for the full method. The
+    windows need no further forward: a term counts only for samples whose `Signals.sigma` lies in its window.
+
+    Args:
+        guidance_scale: w, as in `dmd`.
+        match_window: (low, high), inclusive, in the units of `Signals.sigma`.
+        guide_window: likewise for the guidance term.
+    """
+    return chain(dmd(guidance_scale), window(match_window, guide_window))
+
+
+def amd(guidance_scale: float = 1.0, strength: float = 0.5, side: Side = "both") -> Maker:
+    """Adaptive Matching Distillation (2602.07345), Eq. 10: ``beta (d_real_cond - d_fake) + alpha (w - 1) d_ca``.
+
+    `adapt` says what alpha and beta are. Without advantages, or with equal rewards, this is `dmd` to the bit.
+    """
+    return chain(dmd(guidance_scale), adapt(strength, side))
+
+
+def adapt(strength: float, side: Side = "both", *, static: bool = False, coherence: Tensor | None = None) -> Transform:
+    """Dynamic Score Adaptation, Eq. 12-13: alpha = 1 + s a on the guidance term, beta = 1 - s a on the matching term.
+
+    Args:
+        strength: s in [0, 1).
+        side: ``both`` is the paper's form. ``negative`` uses min(a, 0): samples that do well keep plain DMD, only failing
+            ones get more matching and less guidance. With guidance, ``both`` also pushes good samples outward and loses modes.
+            ``guidance_only`` is ``negative`` with beta = 1: failing samples get less guidance, and nothing else changes.
+        static: the control: every sample gets the mean alpha and beta of the whole batch (`Signals.joined`), so that only
+            their level is left.
+        coherence: see `adaptation_weights`; not together with `static`.
+
+    Raises:
+        ValueError: for a strength outside [0, 1), another side, or a coherence of a static weight.
+    """
+    if not 0 <= strength < 1:
+        raise ValueError(f"strength: must be in [0, 1), got {strength}. At 1 the weight of matching reaches 0")
+    if side not in get_args(Side):
+        raise ValueError(f"side: must be one of {', '.join(get_args(Side))}, got {side!r}")
+    if static and coherence is not None:
+        raise ValueError("static: every sample has the same weights, so none goes by its coherence; got both")
+
+    def transform(direction: Direction) -> Direction:
+        signals, shaped = direction.signals, direction.signals.per_sample
+        if signals.advantage is None or strength == 0:
+            return direction
+        alpha, beta = adaptation_weights(signals.advantage, strength, side, coherence)
+        if static:
+            whole = signals.advantage if signals.joined is None else signals.joined
+            means = (weight.mean() for weight in adaptation_weights(whole, strength, side))
+            alpha, beta = (mean.expand_as(alpha) for mean in means)
+        match, guide = shaped(beta) * direction.match, shaped(alpha) * direction.guide
+        return direction._replace(match=match, guide=guide, alpha=alpha, beta=beta)
+
+    return transform
+
+
+def adaptation_weights(
+    advantage: Tensor, strength: float, side: Side = "both", coherence: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(alpha, beta) of Eq. 13 for `advantage` [B] in [-1, 1]; both [B], fp32 or wider.
+
+    Args:
+        coherence: [B] in [0, 1], how far the matching direction can be trusted: beta rises above 1 only by that share, so
+            that noise is not amplified. None is 1 everywhere.
+    """
+    a = widen(advantage.detach())
+    if side != "both":
+        a = a.clamp(max=0)
+    alpha = 1 + strength * a
+    if side == "guidance_only":
+        return alpha, torch.ones_like(a)
+    trusted = a if coherence is None else torch.where(a < 0, a * coherence.to(a), a)
+    return alpha, 1 - strength * trusted
+
+
+def weigh(match: float = 1.0, guide: float = 1.0) -> Transform:
+    """Constant weights on the two terms: the static control to AMD's per-sample ones."""
+
+    def transform(direction: Direction) -> Direction:
+        return direction._replace(match=match * direction.match, guide=guide * direction.guide)
+
+    return transform
+
+
+def window(match: Window = EVERYWHERE, guide: Window = EVERYWHERE) -> Transform:
+    """Keeps each term only for samples whose `Signals.sigma` lies in its (low, high), inclusive.
+
+    Raises:
+        ValueError: when called on a direction whose signals have no sigma, unless both windows are open.
+    """
+
+    def transform(direction: Direction) -> Direction:
+        if match == EVERYWHERE and guide == EVERYWHERE:
+            return direction
+        sigma = direction.signals.sigma
+        if sigma is None:
+            raise ValueError("Signals.sigma: needed by a window over noise levels, got None")
+        shaped = direction.signals.per_sample
+        return direction._replace(
+            match=shaped(inside(sigma, match)) * direction.match, guide=shaped(inside(sigma, guide)) * direction.guide
+        )
+
+    return transform
+
+
+def inside(sigma: Tensor, window: Window) -> Tensor:
+    """Which of `sigma` [B] lie in (low, high), inclusive; [B] bool."""
+    low, high = window
+    return (sigma >= low) & (sigma <= high)
+
+
+def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float = 1e-6) -> Transform:
+    """DMD2's normaliser: divides by ``mean |x0 - d_real| + eps``, d_real the guided prediction at the plain guidance scale.
+
+    The divisor never depends on advantages or windows, so that objectives compared with each other differ in direction only.
+
+    Args:
+        kind: the mean over each sample (DMD2), or over all samples of this call (FastVideo). The second makes a step depend
+            on how the batch is split over micro-batches and processes.
+        eps: added to the mean, in units of x0.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind not in ("per_sample", "global"):
+        raise ValueError(f"normalizer: must be 'per_sample' or 'global', got {kind!r}")
+
+    def transform(direction: Direction) -> Direction:
+        signals, w = direction.signals, direction.guidance_scale
+        guided = widen(signals.real_cond.detach()) + (w - 1) * signals.augmentation()
+        distance = (widen(signals.x0.detach()) - guided).abs()
+        scale = distance.mean() if kind == "global" else signals.per_sample(distance.reshape(len(distance), -1).mean(1))
+        return direction._replace(match=direction.match / (scale + eps), guide=direction.guide / (scale + eps))
+
+    return transform

@@ -1,0 +1,90 @@
+"""Building a network from a recipe, and calling it the same way whatever class it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import Tensor, nn
+
+from amd_plugin.config import ModelConfig
+from amd_plugin.errors import OptionError
+from amd_plugin.models.embedded.mlp import PointMLP
+from amd_plugin.models.family import Condition, Features, Network
+from amd_plugin.randomness import generator
+
+if TYPE_CHECKING:
+    from amd_plugin.tasks import Task
+
+
+def check_network(config: ModelConfig, task: Task) -> None:
+    """Raises OptionError, naming the key of the recipe's model section, where the network does not fit the task's samples."""
+    shape = task.sample_shape
+    fitting = {1: ("mlp",), 3: ("dit", "sdxl"), 4: ("wan",)}[len(shape)]
+    if config.network not in fitting:
+        wanted = " or ".join(f"'{network}'" for network in fitting)
+        raise OptionError("network", f"samples of {task.name} have shape {shape} and need {wanted}, got '{config.network}'")
+    if config.network in ("dit", "wan") and config.width % (4 * config.heads):
+        raise OptionError("width", f"must be a multiple of four times heads, {4 * config.heads}, got {config.width}")
+    if config.network == "sdxl" and config.width % 32:
+        raise OptionError("width", f"must be a multiple of 32 for a UNet, got {config.width}")
+    if config.network in ("dit", "wan") and shape[-1] % config.patch_size:
+        raise OptionError("patch_size", f"must divide the {shape[-1]} pixels of an edge, got {config.patch_size}")
+
+
+def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
+    """A freshly initialised ``mlp`` or ``dit`` for `task`'s samples, in eval mode.
+
+    Eval mode throughout: labels are dropped by the trainer's own keyed draws, not by dropout inside the network.
+
+    Raises:
+        OptionError: where the network does not fit the samples.
+    """
+    check_network(config, task)
+    shape = task.sample_shape
+    # diffusers' constructors draw from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "network").initial_seed())
+        if config.network == "mlp":
+            shapes = {"channels": shape[0], "width": config.width, "depth": config.depth}
+            return PointMLP(**shapes, num_classes=task.num_classes).eval()
+        return DiTTransformer2DModel(
+            num_attention_heads=config.heads,
+            attention_head_dim=config.width // config.heads,
+            in_channels=shape[0],
+            out_channels=shape[0],
+            num_layers=config.depth,
+            sample_size=shape[-1],
+            patch_size=config.patch_size,
+            num_embeds_ada_norm=task.num_classes,
+            norm_num_groups=1,
+        ).eval()
+
+
+class ClassConditional:
+    """The family of class-conditional networks that are no part of a pipeline; called as `amd_plugin.models.family` says."""
+
+    def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The raw output [B, ...]."""
+        return network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample
+
+    def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """A number."""
+        return {"class_labels": ()}
+
+    def features(self, network: nn.Module) -> Features:
+        """The middle block's."""
+        blocks = network.blocks if isinstance(network, PointMLP) else network.transformer_blocks
+        width = getattr(network.config, "width", None) or (
+            network.config.num_attention_heads * network.config.attention_head_dim
+        )
+        return Features(blocks[len(blocks) // 2], width, -1)
+
+    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
+        """The MLP's; in a transformer every block has its own."""
+        if isinstance(network, PointMLP):
+            return [Features(network.time, network.config.width, -1)]
+        embedders = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]
+        return [Features(embedder, embedder.linear_2.out_features, -1) for embedder in embedders]

@@ -1,0 +1,170 @@
+"""What no single key of a recipe can say: sizes that must divide, a model that fits its data, rewards an objective needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from amd_plugin.config import RecipeConfig, RewardConfig
+from amd_plugin.errors import InputError, OptionError
+from amd_plugin.models import backbone, check_network
+from amd_plugin.models.step_conditioning import time_embeddings
+from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe.yaml_source import Source
+from amd_plugin.tasks import TASKS
+
+
+def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
+    """Notes in `source` every problem between keys of `config`; `options` are those of its objective.
+
+    A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
+    """
+    _check_sizes(config, source)
+    _check_distributed(config, source)
+    _check_model(config, source)
+    _check_held_out(config, source)
+    if source.problems:
+        return
+    try:
+        task = TASKS[config.data.task](**config.data.options)
+        _check_task(config, task, plugins, source)
+    except OptionError as error:
+        section = "model" if error.option in type(config.model).model_fields else "data"
+        source.problem((section, error.option), str(error).partition(": ")[2])
+        return
+    except InputError as error:
+        source.problem(("model" if str(error).startswith("model.") else "data",), str(error))
+        return
+    _check_objective(config, task, plugins, options, source)
+
+
+def _check_sizes(config: RecipeConfig, source: Source) -> None:
+    train = config.train
+    if train.batch_size % train.group_size:
+        source.problem(("train", "group_size"), f"must divide train.batch_size {train.batch_size}, got {train.group_size}")
+    if train.batch_size % train.accumulation:
+        source.problem(("train", "accumulation"), f"must divide train.batch_size {train.batch_size}, got {train.accumulation}")
+    if train.stop_on_hacking and (not train.evaluate_every or train.max_steps < 4 * train.evaluate_every):
+        what = "needs at least four held-out evaluations; set train.evaluate_every to a quarter of max_steps or less"
+        source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
+    if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
+        source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
+    if train.sub_interval and config.model.student_steps == 1:
+        what = "is for students of several steps, and model.student_steps is 1; leave it out"
+        source.problem(("train", "sub_interval"), f"{what}, got true")
+
+
+def _check_distributed(config: RecipeConfig, source: Source) -> None:
+    sharded = {key: how for key in ("teacher", "trained") if (how := getattr(config.distributed, key)) != "none"}
+    if config.train.compile and sharded:
+        what = "torch.compile cannot follow a sharded network; set distributed."
+        source.problem(("train", "compile"), f"{what}{' and distributed.'.join(sharded)} to none")
+    if "trained" in sharded:
+        _check_engines(config, source)
+    if "teacher" not in sharded:
+        return
+    if config.train.real == "teacher":
+        what = "its samples are made by one process, and all have to call a sharded teacher; set distributed.teacher to none"
+        source.problem(("train", "real"), f"{what}, got 'teacher'")
+
+
+def _check_engines(config: RecipeConfig, source: Source) -> None:
+    """Student and fake score as DeepSpeed engines."""
+    got = f"got '{config.distributed.trained}'"
+    if config.model.roles == "shared_base":
+        what = "an engine needs a network of its own, and adapters on a shared base are small; set it to none"
+        source.problem(("distributed", "trained"), f"{what}, distributed.teacher shards the base; {got}")
+    if config.distributed.mixed_precision == "fp16":
+        what = "engines would skip updates to scale their losses; set it to bf16 or no, or distributed.trained to none"
+        source.problem(("distributed", "mixed_precision"), f"{what}; got 'fp16'")
+
+
+def _check_held_out(config: RecipeConfig, source: Source) -> None:
+    """A run is judged by something, and not by what it was trained on."""
+    evaluate = config.evaluate
+    if not evaluate.held_out and not evaluate.rewards:
+        known = ", ".join(TASKS[config.data.task].metrics) if config.data.task in TASKS else ""
+        what = f"name at least one metric of the task ({known}), or a reward under evaluate.rewards; got none"
+        source.problem(("evaluate", "held_out"), what)
+    trained = {_identity(reward): index for index, reward in enumerate(config.rewards)}
+    for index, reward in enumerate(evaluate.rewards):
+        place = ("evaluate", "rewards", index)
+        if (same := trained.get(_identity(reward))) is not None:
+            what = f"'{reward.name}' is rewards.{same} with the same options; judging by what was trained on is circular"
+            source.problem(place, f"{what}. Name another reward or another model")
+        if config.data.task in TASKS and reward.name in TASKS[config.data.task].metrics:
+            source.problem(place, f"'{reward.name}' is also the name of a metric of {config.data.task}; two would be one curve")
+
+
+def _identity(reward: RewardConfig) -> str:
+    """What makes two rewards the same measure: all but weight and what happens on failure."""
+    fields = set(type(reward).model_fields) - {"name"}
+    return json.dumps(reward.model_dump(mode="json", exclude=fields), sort_keys=True)
+
+
+def _check_model(config: RecipeConfig, source: Source) -> None:
+    model = config.model
+    if (model.path is None) == (model.network is None):
+        got = "both" if model.path else "neither"
+        source.problem(("model",), f"needs either path, a pipeline to distil, or network, one made here; got {got}")
+    elif model.network is not None and model.teacher is None:
+        source.problem(("model", "teacher"), "required for a network that is made here, but not given")
+    if model.reward_pixels is not None and model.path is None:
+        what = "shrinks a pipeline's latents before they are decoded; needs model.path"
+        source.problem(("model", "reward_pixels"), f"{what}, got {list(model.reward_pixels)}")
+    if model.rung_conditioning and model.student_steps == 1:
+        what = "tells the steps of a student apart, and model.student_steps is 1; leave it out"
+        source.problem(("model", "rung_conditioning"), f"{what}, got true")
+    if model.roles == "shared_base" and model.student_from is not None:
+        what = "a shared base is student and teacher at once; set model.roles to separate"
+        source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
+
+
+def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source: Source) -> None:
+    model = config.model
+    if model.path is not None:
+        if Path(model.path).expanduser().is_dir():
+            time_embeddings(model, backbone.check(model, plugins.families())[0])
+    elif not task.num_classes:
+        what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
+        source.problem(("data", "task"), what)
+    else:
+        check_network(model, task)
+    if config.evaluate.samples < 5 * task.num_classes:
+        what = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
+        source.problem(("evaluate", "samples"), what)
+
+
+def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
+    name, train = config.objective.name, config.train
+    try:
+        objective = plugins.make_objective(name, options)
+    except OptionError as error:
+        source.problem(("objective", error.option), str(error).partition(": ")[2])
+        return
+    except InputError as error:
+        source.problem(("objective",), str(error))
+        return
+    for option in ("match_sigma", "guidance_sigma", "guidance_window", "sharpening_sigma"):
+        if (window := getattr(objective, option, None)) is not None and not 0 <= window[0] < window[1] <= 1:
+            what = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
+            source.problem(("objective", option), what)
+    if objective.needs_reward and not config.rewards:
+        source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
+    elif objective.needs_reward and not any(reward.weight for reward in config.rewards):
+        source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
+    if train.group_size < objective.min_group_size:
+        what = f"with these options objective '{name}' looks at how samples of a prompt differ and needs at least"
+        source.problem(("train", "group_size"), f"{what} {objective.min_group_size}, got {train.group_size}")
+    adversarial = getattr(objective, "adversarial", None) is not None
+    if adversarial and config.distributed.trained != "none":
+        what = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
+        source.problem(("distributed", "trained"), f"{what}, got '{config.distributed.trained}'")
+    if (adversarial or train.rollout == "data") and train.real == "data" and not task.has_samples:
+        who = f"objective '{name}'" if adversarial else "rollout 'data'"
+        what = f"{who} needs real samples; name data.image_column, or take the teacher's own with 'teacher'"
+        source.problem(("train", "real"), f"{what}, got 'data'")
+    if adversarial and train.gradient_checkpointing and config.model.roles == "shared_base":
+        what = "cannot tell roles of a shared base apart within one loss, as adversarial objectives need; set it to false"
+        source.problem(("train", "gradient_checkpointing"), f"{what}, got true")

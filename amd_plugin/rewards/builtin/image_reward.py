@@ -1,0 +1,199 @@
+"""ImageReward (2304.05977): its released checkpoint in transformers' BLIP classes, score for score the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertTokenizer
+from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from amd_plugin.errors import InputError
+from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.rewards.builtin.clip import Count, Dtype
+from amd_plugin.rewards.builtin.weights import check_words, checkpoint_file, fill, read_weights, reading, score_head
+from amd_plugin.rewards.protocol import LOGITS, Traits, resize, score_frames
+
+NAMES = ("ImageReward.safetensors", "ImageReward.pt")
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072
+TEXT_LENGTH = 35
+HEAD_WIDTH = 64  # of the attention in every vision transformer BLIP uses
+
+VISION = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "blocks.": "encoder.layers.",
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    ".attn.qkv.": ".self_attn.qkv.",
+    ".attn.proj.": ".self_attn.projection.",
+}
+# What BLIP was pre-trained with and no score depends on.
+UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+
+
+class ImageReward:
+    """About -2 to 2, standard normal over its training data; a video is the mean over some of its frames.
+
+    Args:
+        path: the checkpoint's file, a folder or a hub id with it.
+        med_config: file with the sizes of the text encoder; by default ``med_config.json`` beside the weights.
+        tokenizer: folder or hub id of BERT's.
+        revision: of the checkpoint on the hub; a commit hash pins it.
+        dtype: of the two encoders; the last layers are computed in fp32.
+        frames: of a video that are looked at, evenly spread.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
+    """
+
+    differentiable, media, version, unit = Traits(differentiable=True, version="1.0", unit=LOGITS)
+
+    def __init__(
+        self,
+        path: str = "THUDM/ImageReward",
+        med_config: str | None = None,
+        tokenizer: str = "bert-base-uncased",
+        revision: str | None = None,
+        dtype: Dtype = "fp32",
+        frames: Count = 4,
+        batch_size: Count = 16,
+    ):
+        self._frames, self._batch_size = frames, batch_size
+        file = checkpoint_file("image_reward", path, NAMES, revision)
+        if med_config is None:
+            beside = file.with_name("med_config.json")
+            on_hub = not Path(path).expanduser().exists()
+            sizes = checkpoint_file("image_reward", path if on_hub else str(beside), ("med_config.json",), revision)
+        else:
+            sizes = checkpoint_file("image_reward", med_config, ("med_config.json",))
+        self._network = BlipScore(read_weights("image_reward", file), sizes, str(file))
+        self._network.encoders.to(DTYPES[dtype])
+        self._tokenizer = _tokenizer(tokenizer, self._network.vocabulary)
+
+    def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [B] fp32 of media [B, 1 or 3, H, W] or [B, 1 or 3, T, H, W] in [0, 1]."""
+        self._network.to(media.device)
+        return score_frames(self._score, media, prompts, self._frames, self._batch_size).mean(1)
+
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+        pixels = (resize(images, self._network.edge, "crop") - mean) / std
+        tokens = self._tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
+        ).to(images.device)
+        scores: Tensor = self._network(pixels, tokens.input_ids, tokens.attention_mask)
+        return scores
+
+
+class BlipScore(nn.Module):
+    """Vision transformer, text encoder that attends to its output, and the layers that make a number of the first token.
+
+    Args:
+        state: the released checkpoint's tensors.
+        sizes: file with the text encoder's configuration; the vision transformer's is read off its tensors.
+        source: where `state` is from, for messages.
+
+    Attributes:
+        edge: pixels of the images it takes.
+        vocabulary: tokens it knows.
+
+    Raises:
+        InputError: if the tensors are not those of an ImageReward of these sizes.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], sizes: Path, source: str):
+        super().__init__()
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
+        own = {prefix: _under(state, prefix) for prefix in ("blip.visual_encoder.", "blip.text_encoder.", "mlp.layers.")}
+        unknown = [name for name in state if not name.startswith(tuple(own))]
+        empty = [prefix for prefix, tensors in own.items() if not tensors]
+        if unknown or empty:
+            what = f"{source} is no ImageReward checkpoint: "
+            what += f"nothing is called {empty[0]}*" if empty else f"{len(unknown)} unexpected, the first is {unknown[0]}"
+            raise InputError(f"reward image_reward: {what}. Fetch it again")
+        vision, text, head = own.values()
+        vision_config = _vision_config(vision, source)
+        text_config = _text_config(sizes, vision_config.hidden_size)
+        self.edge, self.vocabulary = vision_config.image_size, text_config.vocab_size
+        self.encoders = nn.ModuleList([BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False)])
+        self.head = score_head(text_config.hidden_size)
+        parts = (("vision", self.encoders[0], _renamed(vision)), ("text", self.encoders[1], text), ("head", self.head, head))
+        for name, module, tensors in parts:
+            fill("image_reward", module, tensors, f"{source} ({name})")
+
+    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Scores [N] fp32 of normalised pixels [N, 3, edge, edge] for tokens and mask [N, L]."""
+        vision, text = self.encoders
+        seen = vision(pixel_values=pixels.to(vision.dtype)).last_hidden_state
+        everywhere = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
+        context = {"encoder_hidden_states": seen, "encoder_attention_mask": everywhere}
+        # A decoder by its weights, but every word sees every other.
+        read = text(input_ids=tokens, attention_mask=mask, **context, is_decoder=False).last_hidden_state
+        raw: Tensor = self.head(read[:, 0].float())[:, 0]
+        return (raw - SCORE_MEAN) / SCORE_STD
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _renamed(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The vision transformer's tensors under transformers' names."""
+    renamed = {}
+    for name, tensor in vision.items():
+        new = f"post_layernorm.{name.removeprefix('norm.')}" if name.startswith("norm.") else name
+        for old, theirs in VISION.items():
+            new = new.replace(old, theirs)
+        renamed[new] = tensor
+    return renamed
+
+
+def _vision_config(vision: Mapping[str, Tensor], source: str) -> BlipVisionConfig:
+    try:
+        width, patch = vision["cls_token"].shape[-1], vision["patch_embed.proj.weight"].shape[-1]
+        side = math.isqrt(vision["pos_embed"].shape[1] - 1)
+        feed_forward = len(vision["blocks.0.mlp.fc1.weight"])
+    except (KeyError, IndexError, ValueError) as error:
+        what = f"the vision transformer in {source} is incomplete: {type(error).__name__}: {error}"
+        raise InputError(f"reward image_reward: {what}. Fetch it again") from error
+    return BlipVisionConfig(
+        hidden_size=width, intermediate_size=feed_forward, num_attention_heads=max(1, width // HEAD_WIDTH), patch_size=patch,
+        num_hidden_layers=len({name.split(".")[1] for name in vision if name.startswith("blocks.")}), image_size=side * patch,
+        layer_norm_eps=1e-6, hidden_act="gelu",
+    )  # fmt: skip
+
+
+def _text_config(file: Path, vision_width: int) -> BlipTextConfig:
+    with reading("image_reward", str(file), "the text encoder's sizes", "Name the released med_config.json as `med_config`"):
+        given: Any = json.loads(file.read_text())
+        same = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+            "max_position_embeddings", "layer_norm_eps", "pad_token_id",
+        )  # fmt: skip
+        sizes = {name: given[name] for name in same}
+    return BlipTextConfig(**sizes, encoder_hidden_size=vision_width, is_decoder=True)
+
+
+def _tokenizer(path: str, vocabulary: int) -> Any:
+    """BERT's, with the two tokens BLIP adds."""
+    hint = "Name a folder with a complete BERT tokenizer as `tokenizer`"
+    with reading("image_reward", path, "a BERT tokenizer", hint):
+        tokenizer = BertTokenizer.from_pretrained(path)
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+        tokenizer.add_tokens(["[ENC]"], special_tokens=True)
+    check_words("image_reward", tokenizer, path, hint)
+    if len(tokenizer) > vocabulary:
+        what = f"the tokenizer of {path} has {len(tokenizer)} tokens, the network knows {vocabulary}"
+        raise InputError(f"reward image_reward: {what}. {hint}")
+    return tokenizer
