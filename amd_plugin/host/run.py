@@ -122,12 +122,11 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
     task = TASKS[config.data.task](**config.data.options)
     model, source = known.with_configs(config.model)
     network, scheduler = backbone.outline(model, task, config.train.seed, plugins.families())
-    objective = plugins.make_objective(config.objective.name, recipe.objective_options)
     return {
         "recipe": recipe.name,
         "objective": config.objective.name,
         "options": recipe.objective_options,
-        "listens to rewards": objective.needs_reward,
+        "uses rewards": recipe.objective.needs.reward,
         "model": source,
         "network": f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters",
         "visited timesteps": Ladder(scheduler, config.model.student_steps).timesteps.tolist(),
@@ -228,8 +227,7 @@ def _hacking(trainer: Trainer, row: dict[str, float]) -> str:
     known, finding = trainer.alarm.ringing, trainer.alarm.add({"step": trainer.step, **row})
     if finding is None:
         return ""
-    used = {name: getattr(trainer.objective, name, 0) for name in getattr(trainer.objective, "reward_options", ())}
-    levers = [f"objective.{name} (now {value})" for name, value in used.items() if value]
+    levers = [f"objective.{name} (now {value})" for name, value in trainer.objective.reward_levers.items() if value]
     advice = f"Lower {' or '.join(levers) or 'the strength of the objective'}, or give it less weight beside another reward"
     said = f"{finding}. {advice}; look at the samples first"
     if not known:

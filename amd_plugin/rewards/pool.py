@@ -25,7 +25,7 @@ from torch import Tensor
 
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.plugins import accepted
+from amd_plugin.options import accepted
 from amd_plugin.rewards.scorer import Scorer
 
 log = logging.getLogger(__name__)

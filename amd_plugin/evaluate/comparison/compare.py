@@ -135,7 +135,8 @@ def _values(text: str) -> tuple[str, list[str]]:
 
 def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]]) -> list[Arm]:
     """Every arm at every point of `grid`, key -> values, as far as the keys are its own."""
-    from amd_plugin.plugins import accepted, get_plugin_manager
+    from amd_plugin.options import accepted
+    from amd_plugin.plugins import get_plugin_manager
 
     factories, found, used = get_plugin_manager().objectives(), list[Arm](), set[str]()
     for arm in arms:

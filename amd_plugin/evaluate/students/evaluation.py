@@ -148,8 +148,7 @@ def _instruments(student: Student, plugins: PluginManager, suite: Suite) -> Inst
 def _trained_on(student: Student, plugins: PluginManager) -> list[str]:
     """Names of the rewards the objective listened to; the others are as good as held out."""
     recipe = student.recipe
-    objective = plugins.make_objective(recipe.config.objective.name, recipe.objective_options)
-    return [reward.name for reward in recipe.config.rewards] if objective.needs_reward else []
+    return [reward.name for reward in recipe.config.rewards] if recipe.objective.needs.reward else []
 
 
 def _open(folder: Path, student: Student, weights: str, *, asked: bool) -> Path:

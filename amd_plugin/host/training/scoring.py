@@ -119,8 +119,7 @@ class Scoring:
         self._judge(joined, scores.causes)
         self._recent.append(joined)
         reward, groups = aggregate(joined.values, joined.groups, self._weights, self._train.aggregation)
-        rung = (batch.exit_rung,) if getattr(objective, "per_rung", False) else ()
-        return objective.advantage(reward, groups, *rung)
+        return objective.advantage(reward, groups, batch.exit_rung)
 
     def with_gradient(self, batch: Batch, rows: slice, x0: Tensor) -> Tensor:
         """Weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its gradient there.

@@ -79,8 +79,8 @@ class Trainer:
                 f"{self.train.accumulation}, got {self.train.batch_size}"
             )
         self.task = TASKS[config.data.task](**config.data.options)
-        self.objective = plugins.make_objective(config.objective.name, recipe.objective_options)
-        if self.train.group_size < (enough := getattr(self.objective, "recommended_group_size", 1)):
+        self.objective = recipe.new_objective()
+        if self.train.group_size < (enough := self.objective.needs.recommended_group_size):
             log.warning(
                 "train.group_size: with fewer than %d samples per prompt, advantages are little more than signs; got %d",
                 enough, self.train.group_size,
@@ -89,15 +89,14 @@ class Trainer:
         self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
         self.backbone.use_on(self.task, accelerator.device)
         self.scoring: Scoring | None = None
-        if self.objective.needs_reward:
+        if self.objective.needs.reward:
             latents = self.backbone.sample_shape[-2:]
             self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
-            if hasattr(self.objective, "reward_unit"):
-                self.objective.reward_unit = self.scoring.unit
-            if getattr(self.objective, "reward_gradient", 0):
+            self.objective.reward_unit = self.scoring.unit
+            if self.objective.needs.reward_gradient:
                 self.scoring.rewards.check_gradients()
-        share = getattr(self.objective, "memory_share", 0)
-        self.memory = Memory(share, self.objective.memory_size) if share else None  # type: ignore[attr-defined]
+        share = self.objective.needs.replay
+        self.memory = Memory(share) if share else None
         # What judges is needed by the process that evaluates, and by no other.
         judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
         self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
@@ -108,14 +107,14 @@ class Trainer:
 
         self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
         self.ladder = Ladder(self.backbone.scheduler, config.model.student_steps, accelerator.device)
-        windows = {"train.sigma": self.train.sigma, "objective.match_sigma": self.objective.match_sigma}
+        windows = {"train.sigma": self.train.sigma, "objective.match_sigma": self.objective.needs.match_range}
         self.floors = floors(self.schedule, self.ladder, windows) if self.train.sub_interval else [0.0] * len(self.ladder)
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         # pluggy answers in reverse order of registration
         self._levels = NoiseLevels(self.train, self.floors, samplers[::-1])
         self.caller = Caller(self.backbone.family, accelerator.autocast)
         self._make_roles()
-        adversarial = getattr(self.objective, "adversarial", None)
+        adversarial = self.objective.needs.discriminator
         needs_real = adversarial is not None or self.train.rollout == "data"
         self.real = RealSamples(recipe, self.backbone, self.task, accelerator.device) if needs_real else None
         self.adversary: Adversary | None = None
@@ -129,16 +128,16 @@ class Trainer:
         rows = self.train.batch_size // (1 if shows_data else self.train.group_size)
         self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps) * rows, recipe.config, accelerator)
 
-    def cycle(self, strength_scale: float = 1.0) -> Metrics:
+    def cycle(self, schedule_factor: float = 1.0) -> Metrics:
         """`fake_updates` turns of the fake score and one of the student; advances `step`.
 
         Args:
-            strength_scale: what `distill_strength_schedule` made of this step.
+            schedule_factor: what `distill_strength_schedule` made of this step.
 
         Raises:
             RunError: when a loss turns non-finite, before anything is updated by it, or a reward fails.
         """
-        self.objective.strength_scale = strength_scale
+        self.objective.schedule_factor = schedule_factor
         self._score_ahead()
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
@@ -185,12 +184,12 @@ class Trainer:
         self.fake_score.rung = batch.exit_rung
         advantage = self._advantage(batch, asked)
         metrics = {} if self.scoring is None else self.scoring.metrics()
-        sigma = self._sigma(batch, "student", self.objective.match_sigma, advantage)
+        sigma = self._sigma(batch, "student", self.objective.needs.match_range, advantage)
         outputs, suspects = [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
             x0 = x0 if x0.requires_grad else self._rollout(batch, rows, grad=True)
             signals = self._signals(x0, batch, rows, sigma, advantage)
-            if self.scoring is not None and getattr(self.objective, "reward_gradient", 0):
+            if self.scoring is not None and self.objective.needs.reward_gradient:
                 signals = signals._replace(reward=self.scoring.with_gradient(batch, rows, x0))
             output = self.objective.student_loss(signals)
             loss = output.loss
@@ -207,7 +206,7 @@ class Trainer:
             metrics[f"objective/zone_share/rung {batch.exit_rung}"] = metrics["objective/zone_share"]
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
         metrics["grad_norm/student"] = learner.update(self.step, suspects)
-        for sums in getattr(self.objective, "shared_sums", ()):
+        for sums in self.objective.shared_sums:
             sums.copy_(self.accelerator.reduce(sums, "mean"))
         return metrics
 
@@ -216,7 +215,7 @@ class Trainer:
         batch, rollouts, advantage = self._scored(update)
         self.fake_score.rung = batch.exit_rung
         sigma = self._sigma(batch, "fake_score", None, advantage)
-        weight = None if advantage is None else self._sharpening(advantage, sigma)
+        weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
         timestep, noise = self.schedule.timestep(sigma), batch.normal("noise")
         losses, by_level, suspects = [], [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
@@ -278,12 +277,12 @@ class Trainer:
         x_t, t = self._renoise(x0, batch.normal("noise")[rows], sigma[rows])
         predict = lambda output, x, at: self.schedule.to_x0(output, x, self.schedule.level(at))  # noqa: E731
         guide_cond = guide_uncond = real_uncond = None
-        own_level = self.objective.needs_uncond and self.objective.guidance_sigma is not None
+        own_level = self.objective.needs.uncond and self.objective.needs.guidance_range is not None
         if own_level:
-            guide_sigma = self._sigma(batch, "guide", self.objective.guidance_sigma, advantage)
+            guide_sigma = self._sigma(batch, "guide", self.objective.needs.guidance_range, advantage)
             x_g, t_g = self._renoise(x0, batch.normal("guide noise")[rows], guide_sigma[rows])
             guide_cond, guide_uncond = (predict(o, x_g, t_g) for o in self._pair(x_g, t_g, condition, labels))
-        if self.objective.needs_uncond and not own_level:
+        if self.objective.needs.uncond and not own_level:
             real_cond, real_uncond = (predict(output, x_t, t) for output in self._pair(x_t, t, condition, labels))
         else:
             real_cond = predict(self.caller.call(self.teacher, x_t, t, condition), x_t, t)
@@ -324,12 +323,6 @@ class Trainer:
         if self.scoring is None or asked is None:
             return None
         return self.scoring.advantage(self.objective, batch, asked)
-
-    def _sharpening(self, advantage: Tensor, sigma: Tensor) -> Tensor:
-        """Weights [B] of the fake score's loss; only objectives that weigh by noise level are told about it."""
-        if getattr(self.objective, "sharpening_sigma", None) is None:
-            return self.objective.sharpening_weights(advantage)
-        return self.objective.sharpening_weights(advantage, sigma)  # type: ignore[call-arg]
 
     def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
         return self._levels(batch, role, window, advantage, self.step)
