@@ -18,7 +18,7 @@ from amd_plugin.plan.memory import RESERVED
 from amd_plugin.plan.trace import Trace, along
 from amd_plugin.tasks import TASKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPU = 80_000_000_000
 # Parameters in diffusers' and transformers' classes, as published checkpoints have them.
 PARAMETERS = {

@@ -101,7 +101,7 @@ accelerator.wait_for_everyone(), accelerator.end_training()
 def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
     """Noise levels that only one process has samples at are logged; running sums over a process's own samples become all's."""
     (tmp_path / "each.py").write_text(EACH_ON_ITS_OWN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [*LAUNCHERS["torchrun"][:-2], "each.py"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

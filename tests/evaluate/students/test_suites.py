@@ -14,7 +14,7 @@ from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.evaluate.students.media import write
 from amd_plugin.host import run
 from amd_plugin.models.embedded.tiny import clip_tokenizer
-from tests.pipelines import WORDS
+from tests.helpers.pipelines import WORDS
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "boat", "count": 1}], "prompt": "a blue boat"},

@@ -1,14 +1,16 @@
-"""A Wan pipeline that trains in a second, as arguments of the command line."""
+"""A Wan pipeline that trains in a second: fixtures for runs in one process and in several.
+
+conftest.py imports this file before it has set the environment, so the package is imported inside the functions only.
+"""
 
 import pytest
-
-from amd_plugin import get_plugin_manager, recipe
-from amd_plugin.host import run
-from tests.pipelines import PROMPTS
 
 
 def train_here(arguments, output, resume=None):
     """The run of a command line ``train ...`` in this process, nothing sharded."""
+    from amd_plugin import get_plugin_manager, recipe
+    from amd_plugin.host import run
+
     plugins, settings = get_plugin_manager(), [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")]
     run.train(recipe.load(arguments[1], plugins, settings, arguments[3]), plugins, output, resume)
     return output
@@ -23,6 +25,8 @@ def alone(wan, tmp_path_factory):
 @pytest.fixture(scope="session")
 def wan(pipeline_folder, tmp_path_factory):
     """``train wan21_1_3b_4step`` on a tiny pipeline: three student updates, no reward, four samples per update."""
+    from tests.helpers.pipelines import PROMPTS
+
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     small = (

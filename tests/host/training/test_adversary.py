@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 from amd_plugin.host import run
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.maths.adversarial import Adversarial
-from tests.pipelines import BUILD
+from tests.helpers.pipelines import BUILD
 
 TEACHERS = ("train.real=teacher", "train.teacher_samples=8")
 

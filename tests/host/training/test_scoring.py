@@ -19,8 +19,8 @@ from amd_plugin.host import checkpoint, run
 from amd_plugin.host.evaluation.decode_once import decoded_once
 from amd_plugin.host.training.trainer import Trainer
 from tests.conftest import TINY
-from tests.host.test_laws_of_training import weights
-from tests.rewards import sample_rewards
+from tests.helpers import sample_rewards
+from tests.host.training.test_laws_of_training import weights
 
 
 def failing(share, kind="none"):

@@ -12,16 +12,16 @@ from transformers import UMT5EncoderModel
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.training.trainer import Trainer
-from tests.distributed.conftest import train_here
-from tests.distributed.engine_checks import SETTINGS
-from tests.distributed.engine_runs import train_all
-from tests.distributed.processes import ROOT, run, torchrun
-from tests.distributed.test_launchers import assert_same
+from tests.helpers.processes import ROOT, run, torchrun
+from tests.helpers.tiny_wan import train_here
+from tests.sharding.engine_checks import SETTINGS
+from tests.sharding.engine_runs import train_all
+from tests.sharding.test_launchers import assert_same
 
 # Several runs are made for all tests at once.
 pytestmark = pytest.mark.timeout(600)
 
-HERE = ROOT / "tests" / "distributed"
+HERE = ROOT / "tests" / "sharding"
 ROLES = ("student", "fake_score", "ema")
 ALL = (*ROLES, "optimizer_student", "optimizer_fake_score")
 STAGES = {

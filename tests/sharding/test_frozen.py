@@ -7,9 +7,9 @@ import sys
 import pytest
 from transformers import UMT5EncoderModel
 
-from tests.distributed.processes import ROOT, run, torchrun
+from tests.helpers.processes import ROOT, run, torchrun
 
-SCRIPT = ROOT / "tests" / "distributed" / "frozen_checks.py"
+SCRIPT = ROOT / "tests" / "sharding" / "frozen_checks.py"
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda count: f"{count}-processes")

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from tests.distributed.conftest import train_here
+from tests.helpers.tiny_wan import train_here
 
 ADAM = torch.optim.Adam
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.errors import InputError
-from tests.distributed.conftest import train_here
-from tests.distributed.processes import BIN, run, torchrun
+from tests.helpers.processes import BIN, run, torchrun
+from tests.helpers.tiny_wan import train_here
 
 MODULE = ["-m", "amd_plugin.cli"]
 ACCELERATE = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]

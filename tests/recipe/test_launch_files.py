@@ -12,7 +12,7 @@ import yaml
 
 from amd_plugin.plan.memory import BUCKET, GATHERED
 
-LAUNCH = Path(__file__).parents[1] / "recipes" / "launch"
+LAUNCH = Path(__file__).parents[2] / "recipes" / "launch"
 LARGEST = 6 * 5120 * 5120  # Wan2.1-14B's time projection
 
 
