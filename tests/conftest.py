@@ -7,15 +7,11 @@ import sys
 import hypothesis
 import pytest
 
+from tests.helpers.recipes import TINY
 from tests.helpers.tiny_wan import alone, wan  # noqa: F401 (fixtures of all folders)
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
-
-TINY = (
-    "model.width=16", "model.teacher.steps=30", "train.max_steps=4", "train.batch_size=16", "train.group_size=4",
-    "train.log_every=1", "train.evaluate_every=0", "train.trackers=[]", "evaluate.samples=160",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,13 +10,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from amd_plugin.data.prompt_rows import PromptRows
 from amd_plugin.errors import InputError
-
-RECORDS = [{"prompt": f"a fox, number {index}", "style": f"s{index % 2}"} for index in range(7)]
-PROMPTS = [record["prompt"] for record in RECORDS]
+from tests.helpers.prompt_files import PROMPTS, RECORDS, image_folder
 
 
 def _table(path, delimiter):
@@ -42,16 +39,6 @@ def _copied_from_hub(path):
     (path / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n# Foxes\n"
     )
-
-
-def image_folder(path, count=7, size=20):
-    path.mkdir()
-    lines = ["file_name,prompt,style"]
-    for index in range(count):
-        Image.new("RGB", (size, size), (index * 30, 0, 255 - index * 30)).save(path / f"{index}.png")
-        lines.append(f'{index}.png,"a fox, number {index}",s{index % 2}')
-    (path / "metadata.csv").write_text("\n".join(lines))
-    return path
 
 
 WRITE = {

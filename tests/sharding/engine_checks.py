@@ -16,7 +16,7 @@ from amd_plugin.errors import RunError
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.lazy_weights import at_hand
 from amd_plugin.sharding.frozen import held
-from tests.conftest import TINY
+from tests.helpers.recipes import TINY
 
 SETTINGS = ("train.batch_size=12", "train.ema=0.5")
 

@@ -12,11 +12,11 @@ from transformers import UMT5EncoderModel
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.training.trainer import Trainer
+from tests.helpers.launchers import assert_same
 from tests.helpers.processes import ROOT, run, torchrun
 from tests.helpers.tiny_wan import train_here
 from tests.sharding.engine_checks import SETTINGS
 from tests.sharding.engine_runs import train_all
-from tests.sharding.test_launchers import assert_same
 
 # Several runs are made for all tests at once.
 pytestmark = pytest.mark.timeout(600)

@@ -1,7 +1,6 @@
 """A whole run with a sharded teacher, started by every launcher, is the run without: two processes, real DeepSpeed."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,32 +8,8 @@ from safetensors.torch import load_file
 
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.errors import InputError
-from tests.helpers.processes import BIN, run, torchrun
+from tests.helpers.launchers import ALONE, LAUNCHERS, assert_same, trained
 from tests.helpers.tiny_wan import train_here
-
-MODULE = ["-m", "amd_plugin.cli"]
-ACCELERATE = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-LAUNCHERS = {
-    "torchrun": [*torchrun(2), *MODULE],
-    "accelerate": [BIN / "accelerate", "launch", *ACCELERATE, "--main_process_port=29519", *MODULE],
-    "deepspeed": [BIN / "deepspeed", "--num_gpus=2", "--master_port=29521", "--no_local_rank", "--module", "amd_plugin.cli"],
-}
-
-
-def trained(launcher, arguments, cwd):
-    code, printed = run([*launcher, *arguments], cwd)
-    assert code == 0, printed
-    return printed
-
-
-def assert_same(one, two, parts=("student", "fake_score", "ema"), tolerance=1e-4):
-    for part in parts:
-        first, second = (load_file(max(folder.glob("checkpoints/step-*")) / f"{part}.safetensors") for folder in (one, two))
-        assert first.keys() == second.keys()
-        for name in first:
-            torch.testing.assert_close(
-                first[name], second[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-            )
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -52,7 +27,7 @@ def test_a_sharded_teacher_changes_nothing(launcher, wan, alone, tmp_path):
 
 
 def test_one_process_without_a_launcher_may_offload(wan, alone, tmp_path):
-    trained([sys.executable, *MODULE], [*wan, "--set=distributed.teacher=zero3_offload", "--output", "run"], tmp_path)
+    trained(ALONE, [*wan, "--set=distributed.teacher=zero3_offload", "--output", "run"], tmp_path)
     assert_same(alone, tmp_path / "run", tolerance=0)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.host import run
-from tests.conftest import TINY
+from tests.helpers.recipes import TINY
 
 
 @pytest.fixture(scope="module")

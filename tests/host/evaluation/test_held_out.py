@@ -8,7 +8,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
-from tests.test_cli import TINY as ON_THE_COMMAND_LINE
+from tests.helpers.recipes import ON_THE_COMMAND_LINE
 
 
 @pytest.mark.parametrize(

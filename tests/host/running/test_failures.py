@@ -3,8 +3,8 @@
 import pytest
 
 from amd_plugin.host import checkpoint
+from tests.helpers.launchers import LAUNCHERS, assert_same, trained
 from tests.helpers.processes import ROOT, run, torchrun
-from tests.sharding.test_launchers import LAUNCHERS, assert_same, trained
 
 SCRIPT = ROOT / "tests" / "host" / "running" / "failing.py"
 SHARDED = "--set=distributed.teacher=zero3"

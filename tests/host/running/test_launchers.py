@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TINY
+from tests.helpers.recipes import TINY
 
 RECIPE = (
     "train",
@@ -86,7 +86,7 @@ from amd_plugin.host.run_log import RunLog
 from amd_plugin.host.trainer import Trainer
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.recipe import load
-from tests.conftest import TINY
+from tests.helpers.recipes import TINY
 accelerator, plugins, rank = Accelerator(cpu=True), get_plugin_manager(), int(os.environ["RANK"])
 trainer = Trainer(load("modes2d", plugins, TINY), plugins, accelerator)
 trainer.cycle(), trainer.cycle()

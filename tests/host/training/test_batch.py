@@ -11,7 +11,7 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
-from tests.data.test_prompt_rows import PROMPTS, image_folder
+from tests.helpers.prompt_files import PROMPTS, image_folder
 
 SHARED = ("train.batch_size=12", "train.group_size=6")
 

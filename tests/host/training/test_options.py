@@ -15,7 +15,7 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.failure_memory import Memory
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.tasks import TASKS
-from tests.host.training.test_laws_of_training import assert_close, trained, weights
+from tests.helpers.training import assert_close, trained, weights
 
 OPTIONS = {
     "memory": ("objective.memory_share=0.5", "objective.memory_size=6"),

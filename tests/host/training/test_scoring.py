@@ -18,9 +18,9 @@ from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.evaluation.decode_once import decoded_once
 from amd_plugin.host.training.trainer import Trainer
-from tests.conftest import TINY
 from tests.helpers import sample_rewards
-from tests.host.training.test_laws_of_training import weights
+from tests.helpers.recipes import TINY
+from tests.helpers.training import weights
 
 
 def failing(share, kind="none"):
