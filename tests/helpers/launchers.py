@@ -12,7 +12,7 @@ ACCELERATE = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precisi
 ALONE = [sys.executable, *MODULE]
 LAUNCHERS = {
     "torchrun": [*torchrun(2), *MODULE],
-    "accelerate": [BIN / "accelerate", "launch", *ACCELERATE, "--main_process_port=29519", *MODULE],
+    "accelerate": [BIN / "accelerate", "launch", *ACCELERATE, "--main_process_port=0", *MODULE],
     "deepspeed": [BIN / "deepspeed", "--num_gpus=2", "--master_port=29521", "--no_local_rank", "--module", "amd_plugin.cli"],
 }
 

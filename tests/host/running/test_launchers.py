@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.launchers import ALONE, LAUNCHERS
 from tests.helpers.recipes import TINY
 
 RECIPE = (
@@ -20,7 +20,6 @@ RECIPE = (
         for s in (*TINY, "model.student_steps=2", "train.max_steps=3", "train.group_size=16", "distributed.device=cpu")
     ),
 )
-BIN = Path(sys.executable).parent
 
 
 def launch(launcher, *arguments, cwd):
@@ -29,34 +28,9 @@ def launch(launcher, *arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
-LAUNCHERS = {
-    "torchrun": (
-        BIN / "torchrun",
-        "--nproc_per_node=2",
-        "--master_port=0",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-        "-m",
-        "amd_plugin.cli",
-    ),
-    "accelerate": (
-        BIN / "accelerate",
-        "launch",
-        "--cpu",
-        "--num_processes=2",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        "--main_process_port=29517",
-        "-m",
-        "amd_plugin.cli",
-    ),
-}
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_equal_one_on_the_joined_batch(launcher, tmp_path):
-    alone = launch((sys.executable, "-m", "amd_plugin.cli"), "--output", "alone", cwd=tmp_path)
+    alone = launch(ALONE, "--output", "alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     together = launch(LAUNCHERS[launcher], "--output", "together", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
