@@ -18,8 +18,8 @@ X0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)
 RANK = """
 import sys, torch, torch.distributed as dist
 from amd_plugin import AMDObjective, get_plugin_manager, hookimpl
-from amd_plugin.adapters.steering import Steering
-from amd_plugin.reward_statistics import group_ids
+from amd_plugin.adapters.bridge import Steering
+from amd_plugin.objectives.reward_statistics import group_ids
 rank, store, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fails"
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 def reward(media, prompts):

@@ -194,7 +194,7 @@ def test_a_fresh_process_goes_on_where_another_stopped(streaming, hundred, tmp_p
     there = _elsewhere(
         f"""
         import json
-        from amd_plugin.tasks.prompt_rows import PromptRows
+        from amd_plugin.data.prompt_rows import PromptRows
         print(json.dumps([row.prompt for row in PromptRows({hundred!r}, streaming={streaming}).rows(150, 100)]))
         """,
         tmp_path,
@@ -207,7 +207,7 @@ def test_the_hub_offline_fails_at_once(tmp_path):
         """
         import json
         from amd_plugin.errors import InputError
-        from amd_plugin.tasks.prompt_rows import PromptRows
+        from amd_plugin.data.prompt_rows import PromptRows
         said = []
         for streaming in (False, True):
             try:
@@ -233,7 +233,7 @@ def test_a_million_lines_are_read_with_flat_memory(streaming, tmp_path):
         import json, resource
         import torch
         from amd_plugin.models.conditions import PromptConditions
-        from amd_plugin.tasks.prompts import Prompts
+        from amd_plugin.data.prompts import Prompts
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         conditions = PromptConditions(lambda: None, lambda p, prompts, n: {{"x": torch.zeros(len(prompts), 1)}}, "", {{}})
         conditions._loaded = lambda: None

@@ -56,8 +56,8 @@ EACH_ON_ITS_OWN = """
 import json, os, sys, torch
 from pathlib import Path
 from accelerate import Accelerator
-from amd_plugin.host.run_log import RunLog
-from amd_plugin.host.trainer import Trainer
+from amd_plugin.host.running.run_log import RunLog
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.recipe import load
 from tests.helpers.recipes import TINY
