@@ -4,8 +4,9 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import packages_distributions
+
+import tomllib
 
 from tests.helpers.documentation import ROOT
 
