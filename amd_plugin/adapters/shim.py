@@ -9,15 +9,13 @@ The options are read off the objectives' signatures, those of plugins too, and c
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from amd_plugin.config import options_model
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import Objective
+from amd_plugin.options import checked, options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 _PREFIX = "distill"
@@ -40,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None
     )
     for name, factory in factories.items():
         for option, field in options_model(factory).model_fields.items():
-            what = "required" if field.is_required() else f"default: {field.default}"
+            value = "required" if field.is_required() else f"default: {field.default}"
             group.add_argument(
                 f"--{name}.{option}", dest=f"{_PREFIX}.{name}.{option}", metavar="VALUE", default=argparse.SUPPRESS,
-                help=f"[{what}]".replace("%", "%%"),
+                help=f"{field.description or ''} [{value}]".strip().replace("%", "%%"),
             )  # fmt: skip
 
 
@@ -70,13 +68,7 @@ def make_objective(args: argparse.Namespace, plugins: PluginManager | None = Non
         given[option] = _value(text)
     model = options_model(plugins.objective_factory(name))
     known = {option: value for option, value in host.items() if option in model.model_fields}
-    try:
-        # As JSON, whose lists may be tuples, while numbers, words and booleans still do not turn into each other.
-        options = model.model_validate_json(json.dumps({**known, **given}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"--{name}.{first['loc'][0]}" if first["loc"] else f"--objective {name}"
-        raise InputError(f"{where}: {first['msg']}, got {first['input']!r}") from error
+    options = checked(model, {**known, **given}, lambda option: f"--{name}.{option}" if option else f"--objective {name}")
     try:
         return plugins.make_objective(name, dict(options))
     except InputError as error:
