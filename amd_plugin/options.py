@@ -121,7 +121,7 @@ def made(model: type[Model], given: Mapping[str, Any]) -> Model:
         OptionError: for the first that is unknown or out of range, by name.
     """
     try:
-        return model(**given)
+        return model(**without_removed(model, given))
     except ValidationError as error:
         place, message = next(iter(problems_of(error, model, given).items()))
         raise OptionError(str(place[0]), message) from error

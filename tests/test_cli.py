@@ -145,7 +145,7 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
         overrides = (*arm.overrides, f"objective.guidance_scale={guidance}")
         options = recipe.load("modes2d", plugins, overrides, arm.objective).objective_options
         made = plugins.make_objective("amd", options)
-        assert made.needs_reward, arm.name
+        assert made.needs.reward, arm.name
         if arm.name in ("amd_adaptation_only", "amd_sharpening_only", "amd_both", "amd_static", "amd_paper"):
             parts.append((made.strength, made.sharpening, made.static, made.sharpening_kind))
     assert guidance >= 2 or len(set(parts)) == len(parts) == 5

@@ -101,6 +101,15 @@ class DMDObjective:
         """Running sums over this process's samples, for the host to average over processes; none here."""
         return ()
 
+    @property
+    def strength_scale(self) -> float:
+        """`schedule_factor` under its name before version 0.1.0."""
+        return self.schedule_factor
+
+    @strength_scale.setter
+    def strength_scale(self, factor: float) -> None:
+        self.schedule_factor = factor
+
     def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
         """[B] zeros: plain DMD compares no samples. Updates the running spread of rewards."""
         self._observe(reward.detach().float(), groups, rung)
@@ -182,21 +191,21 @@ class DMDObjective:
 
 
 @takes(PlainDMDOptions)
-def dmd(**options: Any) -> DMDObjective:
+def dmd(guidance_scale: float = 1.0, **options: Any) -> DMDObjective:
     """DMD2's matching loss (2405.14867), guidance and matching at the same noise level."""
-    return DMDObjective(**dict(made(PlainDMDOptions, options)))
+    return DMDObjective(**dict(made(PlainDMDOptions, {"guidance_scale": guidance_scale, **options})))
 
 
 @takes(DMD2Options)
-def dmd2(**options: Any) -> DMDObjective:
+def dmd2(guidance_scale: float = 1.0, **options: Any) -> DMDObjective:
     """DMD2 (2405.14867): distribution matching and an adversarial loss, at the weight its authors use for SDXL."""
-    return DMDObjective(**dict(made(DMD2Options, options)))
+    return DMDObjective(**dict(made(DMD2Options, {"guidance_scale": guidance_scale, **options})))
 
 
 @takes(DecoupledDMDOptions)
-def decoupled_dmd(**options: Any) -> DMDObjective:
+def decoupled_dmd(guidance_scale: float = 1.5, **options: Any) -> DMDObjective:
     """Decoupled DMD: guidance and matching draw their noise levels independently, each from a range of its own."""
-    return DMDObjective(**dict(made(DecoupledDMDOptions, options)))
+    return DMDObjective(**dict(made(DecoupledDMDOptions, {"guidance_scale": guidance_scale, **options})))
 
 
 def expect_keys(state: dict[str, Any], own: dict[str, Any], name: str) -> None:
