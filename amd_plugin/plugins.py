@@ -15,7 +15,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,7 +151,9 @@ class PluginManager(pluggy.PluginManager):
         except Exception as error:
             raise InputError(f"objective '{name}' could not be built: {type(error).__name__}: {error}") from error
         if problem := _contract_problem(made):
-            raise InputError(f"objective '{name}' is a {type(made).__name__} {problem}. See `amd_plugin.hookspecs.Objective`")
+            raise InputError(
+                f"objective '{name}' is a {type(made).__name__} {problem}: not an Objective (amd_plugin.hookspecs)"
+            )
         return made
 
     def _watch(self, plugin: object, status: PluginStatus) -> None:
@@ -248,7 +250,11 @@ _BEFORE_0_1 = {
 def _contract_problem(objective: Any) -> str:
     """What keeps `objective` from being an `Objective`, in words; empty if nothing does."""
     classes = [kind for kind in type(objective).__mro__ if not kind.__module__.startswith(("amd_plugin.", "builtins"))]
-    old = [name for name in _BEFORE_0_1 if name in vars(objective) or any(name in vars(kind) for kind in classes)]
+    old = [
+        name
+        for name in _BEFORE_0_1
+        if name in getattr(objective, "__dict__", {}) or any(name in vars(kind) for kind in classes)
+    ]
     if old:
         return f"with {', '.join(f'{name}, which is now {_BEFORE_0_1[name]}' for name in old)}"
     lacking = [part for part in _OBJECTIVE if not hasattr(objective, part)]
@@ -297,6 +303,17 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "distill_sigma_sampler": _check_sampler,
     "distill_state_dict": _check_state,
 }
+
+
+def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:
+    """Raises InputError where `objective` needs what a host does not offer.
+
+    Args:
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the host can give.
+    """
+    for name, meaning in objective.needs.missing(offers).items():
+        got = getattr(objective.needs, name)
+        raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose other options")
 
 
 def get_plugin_manager() -> PluginManager:

@@ -22,7 +22,7 @@ from amd_plugin.hookspecs import IN_WORDS, Objective
 from amd_plugin.objectives.amd import AMDObjective
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import checked, metadata, preset
-from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.plugins import PluginManager, get_plugin_manager, refuse_what_is_missing
 from amd_plugin.randomness import generator
 from amd_plugin.rewards.protocol import traits
 from amd_plugin.rewards.reward_set import RewardSet
@@ -57,7 +57,7 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers
         raise InputError(f"amd.{error}") from error
 
 
-def refuse_what_is_missing(objective: Objective, guidance_scale: float, offers: Collection[str] = OFFERS) -> None:
+def require_fit(objective: Objective, guidance_scale: float, offers: Collection[str] = OFFERS) -> None:
     """Raises InputError where an `objective` made by somebody else does not fit the host.
 
     Args:
@@ -69,9 +69,7 @@ def refuse_what_is_missing(objective: Objective, guidance_scale: float, offers: 
             f"must have the guidance scale of the host's configuration, {guidance_scale:g}, got {objective.guidance_scale:g}"
         )
         raise InputError(f"objective: {message}")
-    for name, meaning in objective.needs.missing(offers).items():
-        got = getattr(objective.needs, name)
-        raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose another objective")
+    refuse_what_is_missing(objective, offers)
 
 
 def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:

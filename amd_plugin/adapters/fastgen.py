@@ -92,7 +92,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         objective = adaptive_objective(scale, options)
         super().__init__(config)
         self.objective = objective
-        self._bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
+        self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
         self._sample: Tensor | None = None  # what the host is to take for the student's, instead of asking it again
         self._turn, self._prompts, self._metrics = (0, 0), None, dict[str, Tensor]()
 
@@ -107,7 +107,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         texts, every = data.get("condition_raw"), self.config.student_update_freq
         self._prompts = list(texts) if isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts) else None
         if torch.is_grad_enabled():
-            self._bridge.start_turn(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
+            self.bridge.start_turn(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
         return super().single_train_step(data, iteration)
 
     def gen_data_from_net(self, input_student: Tensor, t_student: Tensor, condition: Any = None) -> Tensor:
@@ -122,12 +122,12 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     def _judged(self, x0: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
         groups = group_ids(self._prompts, len(x0)) if self._prompts else _groups(condition, len(x0))
-        return self._bridge(x0, groups, self._prompts)
+        return self.bridge(x0, groups, self._prompts)
 
     def _moved(self, t: Tensor, role: str) -> Tensor:
         """What plugins make of the host's draw of noise levels, whose largest is the end of its schedule."""
         end = self.net.noise_scheduler.max_t
-        return self._bridge.move_noise_levels(t / end, role, *self._turn) * end
+        return self.bridge.move_noise_levels(t / end, role, *self._turn) * end
 
     def _student_update_step(
         self,
@@ -139,7 +139,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         condition: Any = None,
         neg_condition: Any = None,
     ) -> Any:
-        turn, bridge = super()._student_update_step, self._bridge
+        turn, bridge = super()._student_update_step, self.bridge
         if not (torch.is_grad_enabled() and (bridge.uses_reward or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
@@ -163,7 +163,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     def _fake_score_discriminator_update_step(
         self, input_student: Tensor, t_student: Tensor, t: Tensor, eps: Tensor, real_data: Tensor, condition: Any = None
     ) -> Any:  # fmt: skip
-        turn, bridge = super()._fake_score_discriminator_update_step, self._bridge
+        turn, bridge = super()._fake_score_discriminator_update_step, self.bridge
         weighted = bridge.uses_reward and self.objective.needs.fake_score_weight
         if not (torch.is_grad_enabled() and (weighted or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, real_data, condition=condition)

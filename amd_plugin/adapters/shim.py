@@ -9,14 +9,15 @@ The options are read off the objectives' signatures, those of plugins too, and c
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import yaml
 
 from amd_plugin.errors import InputError
-from amd_plugin.hookspecs import Objective
+from amd_plugin.hookspecs import EVERYTHING, Objective
 from amd_plugin.options import checked, options_model
-from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.plugins import PluginManager, get_plugin_manager, refuse_what_is_missing
 
 _PREFIX = "distill"
 
@@ -45,16 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None
             )  # fmt: skip
 
 
-def make_objective(args: argparse.Namespace, plugins: PluginManager | None = None, **host: Any) -> Objective:
+def make_objective(
+    args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = EVERYTHING, **host: Any
+) -> Objective:  # fmt: skip
     """The objective that `args` ask for.
 
     Args:
         args: what the parser of `add_arguments` returned.
         plugins: as there.
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give.
         host: options the trainer sets itself, e.g. ``guidance_scale``; they give way to the user's.
 
     Raises:
-        InputError: naming the option that is out of range or belongs to another objective.
+        InputError: naming the option that is out of range or belongs to another objective, or what the trainer does not offer.
     """
     plugins = plugins or get_plugin_manager()
     name = args.objective
@@ -70,9 +74,11 @@ def make_objective(args: argparse.Namespace, plugins: PluginManager | None = Non
     known = {option: value for option, value in host.items() if option in model.model_fields}
     options = checked(model, {**known, **given}, lambda option: f"--{name}.{option}" if option else f"--objective {name}")
     try:
-        return plugins.make_objective(name, dict(options))
+        objective = plugins.make_objective(name, dict(options))
     except InputError as error:
         raise InputError(f"--{name}.{error}") from error
+    refuse_what_is_missing(objective, offers)
+    return objective
 
 
 def _value(text: str) -> Any:
