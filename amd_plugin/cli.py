@@ -69,6 +69,7 @@ def train(
     """Distil a student as a recipe says."""
     from amd_plugin import recipes
     from amd_plugin.host import run
+    from amd_plugin.host.running.dry_run import dry_run as planned
     from amd_plugin.plugins import get_plugin_manager
 
     plugins = get_plugin_manager()
@@ -79,7 +80,7 @@ def train(
     if loaded.unused_options and main:
         out.print(f"objective {name} does not take {', '.join(loaded.unused_options)}; not used", highlight=False)
     if dry_run:
-        for what, value in run.dry_run(loaded, plugins, folder, resume).items():
+        for what, value in planned(loaded, plugins, folder, resume).items():
             out.print(f"{what}: {value}", highlight=False, markup=False, soft_wrap=True)
         return
     evaluation = run.train(loaded, plugins, folder, resume, out if main else None)

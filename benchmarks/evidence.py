@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from safetensors.torch import load_file
@@ -26,11 +25,10 @@ from scipy.stats import ttest_rel
 from amd_plugin import metrics
 from amd_plugin.evaluate.comparison.compare import arms, compare, parse_seeds
 from amd_plugin.evaluate.comparison.tables import best_tuned, deviation, markdown, paired
-from amd_plugin.models import backbone
-from amd_plugin.models.embedded.teacher import teacher_samples
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.recipe.loading import load
-from amd_plugin.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "evidence.md"
@@ -117,12 +115,11 @@ def run(name: str, study: Study, output: Path, workers: int | None, console: Con
 def _to_teacher(study: Study, seed: int, folder: Path) -> float:
     """Sliced Wasserstein distance, mean over classes, of a run's last samples to guided ones of its teacher."""
     plugins = get_plugin_manager()
-    config = load(study.recipe, plugins, study.settings).config
-    task = TASKS[config.data.task](**config.data.options)
-    found = backbone.load(config.model, task, seed, plugins.families())
-    found.use_on(task, torch.device("cpu"))
+    recipe = load(study.recipe, plugins, study.settings)
+    config, task = recipe.config, recipe.task
+    backbone = load_backbone(config.model, task, seed, plugins.families())
     made = load_file(folder / "samples" / "latest.safetensors")
-    guided, labels, _ = teacher_samples(found, config.model, task, seed, len(made["samples"]), study.followed or 1.0, None)
+    guided, labels = teacher_samples(backbone, config.model, task, seed, len(made["samples"]), study.followed or 1.0, None)
     by_class = [(made["samples"][made["labels"] == c], guided[labels == c]) for c in labels.unique().tolist()]
     return statistics.fmean(metrics.sliced_wasserstein(a, b) for a, b in by_class)
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
-from amd_plugin.models import backbone, check_network
+from amd_plugin.models import check_network
+from amd_plugin.models.backbone import check_backbone
 from amd_plugin.models.step_conditioning import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import TASKS, Task
 
 
-def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
+def check_relations(
+    config: RecipeConfig, build_task: Callable[[], Task], plugins: PluginManager, options: dict[str, Any], source: Source
+) -> None:
     """Notes in `source` every problem between keys of `config`; `options` are those of its objective.
+
+    `build_task` is called once all sizes fit; its InputErrors are problems of the data section.
 
     A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
     """
@@ -27,7 +33,7 @@ def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[
     if source.problems:
         return
     try:
-        task = TASKS[config.data.task](**config.data.options)
+        task = build_task()
         _check_task(config, task, plugins, source)
     except OptionError as error:
         section = "model" if error.option in type(config.model).model_fields else "data"
@@ -121,11 +127,11 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
 
 
-def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source: Source) -> None:
+def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source: Source) -> None:
     model = config.model
     if model.path is not None:
         if Path(model.path).expanduser().is_dir():
-            time_embeddings(model, backbone.check(model, plugins.families())[0])
+            time_embeddings(model, check_backbone(model, plugins.families())[0])
     elif not task.num_classes:
         what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
         source.problem(("data", "task"), what)
@@ -136,7 +142,7 @@ def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source:
         source.problem(("evaluate", "samples"), what)
 
 
-def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
+def _check_objective(config: RecipeConfig, task: Task, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
     name, train = config.objective.name, config.train
     try:
         objective = plugins.make_objective(name, options)

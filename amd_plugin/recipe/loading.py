@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.plugins import PluginManager, accepted
 from amd_plugin.recipe.checks import check_relations
 from amd_plugin.recipe.yaml_source import Place, Source
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import TASKS, Task
 
 # What may name files that lie beside the recipe.
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
@@ -40,6 +41,17 @@ class Recipe:
     config: RecipeConfig
     objective_options: dict[str, Any]
     unused_options: list[str] = field(default_factory=list)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task of the data section, built once: the checks and the run use the same object."""
+        return TASKS[self.config.data.task](**self.config.data.options)
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance scale that the objective gives its teacher; 1.0, no guidance, where it has no such option."""
+        scale: float | None = self.objective_options.get("guidance_scale")
+        return 1.0 if scale is None else scale
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved values, plain."""
@@ -99,9 +111,10 @@ def load(
         _check_apart(data, plugins, source)
         raise source.error()
     config, options, unused = _resolve(config, plugins, source)
-    check_relations(config, plugins, options, source)
+    recipe = Recipe(path.stem, config, options, unused)
+    check_relations(config, lambda: recipe.task, plugins, options, source)
     source.stop_on_problems()
-    return Recipe(path.stem, config, options, unused)
+    return recipe
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:

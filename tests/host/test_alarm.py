@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from amd_plugin.errors import RunError
 from amd_plugin.evaluate.report.report import write_report
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.evaluation.hacking_alarm import Alarm, windows
+from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm, windows
 
 BETTER = {"precision": "up", "frechet": "down", "diversity": "one", "recall": "up"}
 
@@ -22,7 +22,7 @@ def history(length, **values):
 
 
 def rings(rows, weights=None, directions=BETTER):
-    alarm = Alarm(weights or {"r": 1.0}, directions)
+    alarm = HackingAlarm(weights or {"r": 1.0}, directions)
     return [finding for row in rows if (finding := alarm.add(row)) is not None]
 
 

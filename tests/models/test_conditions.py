@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.conditions import PromptConditions
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.tasks import TASKS
@@ -46,7 +46,7 @@ def conditioned(piped, plugins):
 
     def load(family, *overrides):
         config = piped(family, *overrides).config
-        made = backbone.load(config.model, TASKS["prompts"](**config.data.options), 0, plugins.families())
+        made = load_backbone(config.model, TASKS["prompts"](**config.data.options), 0, plugins.families())
         return made.conditions, made, ["2", "0"] if family == "dit" else ["a red fox", "a blue boat"]
 
     return load

@@ -310,27 +310,24 @@ def _run(recipe: str, arm: Arm, seed: int, overrides: tuple[str, ...], output: P
 
 def _teacher(recipe: str, arm: None, seed: int, overrides: tuple[str, ...], output: Path) -> dict[str, float]:
     """In a worker: makes the seed's teacher, and says how good it is itself."""
-    import torch
-
     from amd_plugin.host.evaluation.held_out import mean_scores
-    from amd_plugin.models import backbone
-    from amd_plugin.models.embedded.teacher import teacher_samples
+    from amd_plugin.models.backbone import load_backbone
+    from amd_plugin.models.teacher_samples import teacher_samples
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.recipe.loading import load
     from amd_plugin.rewards.reward_set import RewardSet
-    from amd_plugin.tasks import TASKS
 
     plugins = get_plugin_manager()
-    config = load(recipe, plugins, overrides).config
-    task = TASKS[config.data.task](**config.data.options)
+    loaded = load(recipe, plugins, overrides)
+    config, task = loaded.config, loaded.task
     if task.num_classes:
         task.classifier()
-    found = backbone.load(config.model, task, seed, plugins.families())
-    found.use_on(task, torch.device("cpu"))
+    backbone = load_backbone(config.model, task, seed, plugins.families())
     count, batch = config.evaluate.samples, config.evaluate.batch_size
-    samples, labels, evaluation = teacher_samples(found, config.model, task, seed, count, 1.0, batch)
+    samples, labels = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
+    media = backbone.decode_in_parts(samples, batch)
     judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task)
-    return evaluation | mean_scores(judges, task, samples, labels, batch)
+    return task.evaluate(media, labels, samples) | mean_scores(judges, task, media, labels, batch)
 
 
 def _seconds(output: Path, arm: str, seed: int) -> float | None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from amd_plugin.host.evaluation.pictures import picture
+from amd_plugin.host.evaluation.pictures import frames_of, picture
 from amd_plugin.maths.diagnostics import EDGES
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; an arm has one colour in all pictures.
@@ -30,8 +30,9 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
 
 
 def sample_panels(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """Panels title -> (samples, labels) in a row, as an inline PNG, or GIF where samples move."""
-    content, kind = picture(task, panels, dpi=150 if task.frames == 1 else 110)
+    """Panels title -> (media, labels) in a row, as an inline PNG, or GIF of videos."""
+    still = all(frames_of(media) == 1 for media, _ in panels.values())
+    content, kind = picture(task, panels, dpi=150 if still else 110)
     return inline(content, kind)
 
 

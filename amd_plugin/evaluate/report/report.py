@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file
@@ -19,8 +18,8 @@ from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.tables import best_tuned, deviation, difference, how_selected, paired, selected
 from amd_plugin.evaluate.report import figures
 from amd_plugin.host.running import run_log
-from amd_plugin.models import backbone
-from amd_plugin.models.embedded import teacher
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import TASKS
@@ -134,16 +133,16 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int) -> dict[str
         pictures = [max((run / "samples").glob("step-*.*")) for run in runs.values()]
         note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
         return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
-    count = config.evaluate.samples
+    count, batch = config.evaluate.samples, config.evaluate.batch_size
     task = TASKS[config.data.task](**config.data.options)
-    found = backbone.load(config.model, task, seed, get_plugin_manager().families())
-    found.use_on(task, torch.device("cpu"))
-    made, labels, _ = teacher.teacher_samples(found, config.model, task, seed, count, 1.0, config.evaluate.batch_size)
-    panels = {"data": task.real_data(count, generator(0, "report")), f"teacher, {teacher.SAMPLING_STEPS} steps": (made, labels)}
+    backbone = load_backbone(config.model, task, seed, get_plugin_manager().families())
+    samples = {"data": task.real_data(count, generator(0, "report"))}
+    samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     for name, run in runs.items():
         latest = load_file(run / "samples" / "latest.safetensors")
-        panels[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
+        samples[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
+    panels = {title: (backbone.decode_in_parts(made, batch), labels) for title, (made, labels) in samples.items()}
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
     return {"pictures": [figures.sample_panels(task, panels)], "samples_note": note}
 

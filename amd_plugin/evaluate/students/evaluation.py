@@ -80,7 +80,9 @@ def evaluate(
             groups = draw.draw(latents, student, suite, make(student, accelerator), device, batch)
             told = _told(groups, suite, who, say)
             load = lambda group, where=latents: draw.drawn(where, group)  # noqa: E731
-            measured[who] = measure(told, load, task, device, tools, batch, keep if who == "student" else None)
+            measured[who] = measure(
+                told, load, task, student.backbone, device, tools, batch, keep if who == "student" else None
+            )
     reference, of_what = _reference(student, suite, tools, measured, device)
     made, theirs = measured["student"], measured.get("teacher")
     found = summary.rows(made, theirs, reference, config.train.seed, by_prompt=not _classes(student, suite))
@@ -120,7 +122,7 @@ def _suite(student: Student, samples: int | None, prompts: Path | None, form: Fo
 
 
 def _frames(student: Student) -> int:
-    return student.task.frames if student.backbone.size is None else student.backbone.size.frames
+    return 1 if student.backbone.size is None else student.backbone.size.frames
 
 
 def _classes(student: Student, suite: Suite) -> bool:
@@ -210,7 +212,7 @@ def _reference(
         return None, "nothing: no evaluate.features are named, so there are no distances between sets"
     if suite.form == "task" and student.task.has_samples:
         count = max(2 * suite.size, 200)
-        real = real_features(student.task, count, tools, device, student.recipe.config.train.seed)
+        real = real_features(student.task, student.backbone, count, tools, device, student.recipe.config.train.seed)
         if len(real) > summary.K:
             return real, f"{len(real)} real samples"
     if "teacher" in measured:

@@ -12,9 +12,11 @@ from torch import Tensor
 from amd_plugin import metrics as of
 from amd_plugin.evaluate.students.features import VisionFeatures
 from amd_plugin.evaluate.students.suite import Group
+from amd_plugin.models.backbone import Backbone
 from amd_plugin.randomness import generator
 from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.tasks import Task
 from amd_plugin.tasks.judge import Judge
 
 # A mean change of adjacent frames by less than one level of 8-bit grey cannot be seen: such a video stands still.
@@ -59,8 +61,8 @@ class Measured:
 
 @torch.no_grad()
 def measure(
-    groups: Iterator[Group], load: Callable[[Group], Tensor], task: Any, device: torch.device, tools: Instruments,
-    batch: int | None, keep: Callable[[Group, int, Tensor], None] | None = None,
+    groups: Iterator[Group], load: Callable[[Group], Tensor], task: Task, backbone: Backbone,
+    device: torch.device, tools: Instruments, batch: int | None, keep: Callable[[Group, int, Tensor], None] | None = None,
 ) -> Measured:  # fmt: skip
     """Decodes group after group and measures it.
 
@@ -75,7 +77,7 @@ def measure(
     for group in groups:
         here: dict[str, list[Tensor]] = {}
         for start, part in _batches(load(group), batch):
-            media = task.decode(part.to(device))
+            media = backbone.decode(part.to(device))
             for name, values in _of_samples(media, group, task, tools, failures).items():
                 here.setdefault(name, []).append(values.float().cpu())
             for number, sample in enumerate(media if keep else (), start):
@@ -99,12 +101,14 @@ def measure(
 
 
 @torch.no_grad()
-def real_features(task: Any, count: int, tools: Instruments, device: torch.device, seed: int, batch: int = 64) -> Tensor:
+def real_features(
+    task: Task, backbone: Backbone, count: int, tools: Instruments, device: torch.device, seed: int, batch: int = 64
+) -> Tensor:
     """Features [M, D] of the task's real samples, M being `count` at most: what was drawn twice is left out."""
     draws, found = generator(seed, "evaluate", "real"), []
     for start in range(0, count, batch):
-        samples = task.real_data(min(batch, count - start), draws)[0]
-        media = samples / 2 + 0.5 if task.in_pixels else task.decode(samples.to(device))
+        samples = task.real_data(min(batch, count - start), draws, backbone.size and backbone.size[:2])[0]
+        media = task.to_media(samples) if task.in_pixels else backbone.decode(samples.to(device))
         found.append(_features(media.to(device), tools)[0])
     return torch.cat(found).unique(dim=0)
 
@@ -115,7 +119,7 @@ def _batches(samples: Tensor, batch: int | None) -> Iterator[tuple[int, Tensor]]
 
 
 def _of_samples(
-    media: Tensor, group: Group, task: Any, tools: Instruments, failures: dict[str, None]
+    media: Tensor, group: Group, task: Task, tools: Instruments, failures: dict[str, None]
 ) -> dict[str, Tensor]:  # fmt: skip
     """Every metric of samples of one group, [B]; beside them ``features`` [B, D] and ``pixels`` [B, P]."""
     count, prompts = len(media), [group.prompt] * len(media)

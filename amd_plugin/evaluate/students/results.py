@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from amd_plugin.evaluate.report.figures import COLOURS
 from amd_plugin.evaluate.students.measure import Instruments, Measured
@@ -87,7 +88,7 @@ def _task_metrics(result: Evaluation) -> dict[str, float]:
     groups = result.suite.groups
     samples = torch.cat([drawn(result.latents / "student", group) for group in groups])
     labels = torch.cat([torch.full((group.repeats,), group.label) for group in groups])
-    found: dict[str, float] = result.student.task.evaluate(samples, labels)
+    found: dict[str, float] = result.student.task.evaluate(_media(result, samples), labels, samples)
     return {name: value for name, value in found.items() if value == value}
 
 
@@ -110,7 +111,7 @@ def _notes(result: Evaluation) -> list[str]:
                 "There are fewer samples than dimensions, so covariances are singular: take the distance as a rough sign."
             )
     if "teacher" in result.measured:
-        scale = result.student.recipe.objective_options.get("guidance_scale") or 1.0
+        scale = result.student.recipe.guidance_scale
         notes.append(
             f"The teacher's samples start from the same noise, in many steps at guidance {scale}; differences are paired."
         )
@@ -186,8 +187,12 @@ def _plots(result: Evaluation, folder: Path) -> list[str]:
 
 
 def _shown(result: Evaluation, who: str) -> tuple[Any, Any]:
-    """(samples, labels) of a picture: some of every class, or those of the first prompts."""
+    """(media, labels) of a picture: some of every class, or those of the first prompts."""
     groups = result.suite.groups if result.student.task.num_classes else result.suite.groups[:8]
     parts = [drawn(result.latents / who, group)[:200] for group in groups]
     labels = [torch.full((len(part),), group.label) for part, group in zip(parts, groups, strict=True)]
-    return torch.cat(parts), torch.cat(labels)
+    return _media(result, torch.cat(parts)), torch.cat(labels)
+
+
+def _media(result: Evaluation, samples: Tensor) -> Tensor:
+    return result.student.backbone.decode_in_parts(samples, result.student.recipe.config.evaluate.batch_size)

@@ -10,11 +10,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,10 +21,10 @@ from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.suite import Group, Suite
 from amd_plugin.host.student.load import Student
 from amd_plugin.models.conditions import LabelConditions, PromptConditions
-from amd_plugin.models.embedded.teacher import SAMPLING_STEPS
 from amd_plugin.models.family import Caller, Condition, guided
+from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_scheduler
 from amd_plugin.randomness import generator
-from amd_plugin.schedule import few_step_scheduler, sample
+from amd_plugin.schedule import sample
 
 Sampler = Callable[[Tensor, list[torch.Generator], Condition, Condition], Tensor]
 
@@ -44,11 +42,8 @@ def student_sampler(student: Student, accelerator: Accelerator) -> Sampler:
 
 def teacher_sampler(student: Student, accelerator: Accelerator) -> Sampler:
     """Samples as the teacher does in many steps, at the guidance that the student learnt from."""
-    caller, where = Caller(student.backbone.family, accelerator.autocast), student.backbone.pretrained
-    scheduler: Any = FlowMatchEulerDiscreteScheduler()
-    if where is not None:
-        scheduler = few_step_scheduler(SAMPLING_STEPS, where.scheduler(), transition="ode")
-    scale = student.recipe.objective_options.get("guidance_scale") or 1.0
+    caller, scheduler = Caller(student.backbone.family, accelerator.autocast), teacher_scheduler(student.backbone)
+    scale = student.recipe.guidance_scale
 
     def draw(noise: Tensor, draws: list[torch.Generator], cond: Condition, uncond: Condition) -> Tensor:
         predict = lambda x, t: guided(caller, student.teacher, x, t, cond, uncond, scale)  # noqa: E731
@@ -64,7 +59,7 @@ def prepare(student: Student, suite: Suite, device: torch.device) -> None:
         raise InputError("--prompts: this run's student is asked for classes and reads no prompts. Leave --prompts out")
     if isinstance(conditions, PromptConditions):
         conditions.prepare([group.prompt for group in suite.groups], device)
-    student.backbone.use_on(student.task, device)
+    student.backbone.move_autoencoders(device)
     for role in (student.role, student.teacher):
         role.network.to(device).eval()
 

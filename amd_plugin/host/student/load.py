@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running.run_folder import find_run
-from amd_plugin.models import backbone as models
-from amd_plugin.models.backbone import Backbone
+from amd_plugin.models.backbone import Backbone, load_backbone
 from amd_plugin.models.roles import Average, Role, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import Task
 
 
 @dataclass
@@ -23,7 +21,7 @@ class Student:
     """A student as a checkpoint has it.
 
     Attributes:
-        recipe, task, backbone: of its run.
+        recipe, backbone: of its run.
         role, average: it, and its averaged weights.
         teacher: whom it learnt from; may share its network.
         step: student updates it has had.
@@ -31,13 +29,17 @@ class Student:
     """
 
     recipe: Recipe
-    task: Any
     backbone: Backbone
     role: Role
     average: Average
     teacher: Role
     step: int
     checkpoint: Path
+
+    @property
+    def task(self) -> Task:
+        """The recipe's task."""
+        return self.recipe.task
 
     @contextmanager
     def playing(self, weights: str) -> Iterator[Role]:
@@ -61,11 +63,10 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     recipe = find_run(run, plugins)
     folder = checkpoint.find(run / "checkpoints", at)
     config = recipe.config
-    task = TASKS[config.data.task](**config.data.options)
-    backbone = models.load(config.model, task, config.train.seed, plugins.families())
+    backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, backbone.network, backbone.student, config.train.seed)
     average = Average(roles["student"], config.train.ema)
     tensors, state = checkpoint.load(folder)
     roles["student"].load_state_dict(tensors["student"])
     average.load_state_dict(tensors["ema"])
-    return Student(recipe, task, backbone, roles["student"], average, roles["teacher"], state["step"], folder)
+    return Student(recipe, backbone, roles["student"], average, roles["teacher"], state["step"], folder)

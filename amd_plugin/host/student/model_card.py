@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from amd_plugin.host.running import run_log
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
 
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=False, trim_blocks=True)  # noqa: S701 (Markdown)
 
@@ -34,13 +33,12 @@ def write_card(
     config, family = recipe.config, backbone.family
     lines = run_log.read(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
     about = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
-    task = TASKS[config.data.task](**config.data.options)
     held_out = {
         key.removeprefix("held_out/"): value
         for line in lines if line["step"] == step and weights == "ema"
         for key, value in line.items() if key.startswith("held_out/")
     }  # fmt: skip
-    first = task.prompts(task.balanced_labels(config.evaluate.samples)[:1])[0]
+    first = recipe.task.prompts(recipe.task.balanced_labels(config.evaluate.samples)[:1])[0]
     pictured = next((run / "samples").glob(f"step-{step:06d}.*"), None)
     if pictured is not None:
         shutil.copy(pictured, folder / f"samples{pictured.suffix}")

@@ -23,6 +23,7 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.maths.advantage import aggregate
 from amd_plugin.maths.prediction import widen
 from amd_plugin.metrics import correlation_within
+from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
@@ -68,9 +69,7 @@ class Scoring:
     Args:
         recipe: names the rewards and what to do when they fail.
         plugins: where rewards are looked up.
-        task: decodes, and knows prompts and columns.
-        size: of a decoded sample, where a pipeline decodes it; None elsewhere.
-        latents: [height, width] of what is decoded.
+        backbone: decoder of the samples, and their size.
         accelerator: joins processes.
 
     Attributes:
@@ -82,12 +81,11 @@ class Scoring:
     """
 
     def __init__(
-        self, recipe: Recipe, plugins: PluginManager, task: Any,
-        size: Size | None, latents: tuple[int, ...], accelerator: Accelerator,
+        self, recipe: Recipe, plugins: PluginManager, backbone: Backbone, accelerator: Accelerator,
     ):  # fmt: skip
-        config = recipe.config
-        self._train, self._task, self._accelerator = config.train, task, accelerator
-        self._shrink_to = _shrunk_size(config.model.reward_pixels, size, latents)
+        config, task = recipe.config, recipe.task
+        self._train, self._task, self._backbone, self._accelerator = config.train, task, backbone, accelerator
+        self._shrink_to = _shrunk_size(config.model.reward_pixels, backbone.size, backbone.sample_shape[-2:])
         self.rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device)
         self._weights = torch.tensor([*self.rewards.weights.values()], device=accelerator.device)
         # Rewards that are normalised one by one have lost theirs.
@@ -102,7 +100,7 @@ class Scoring:
     def submit(self, batch: Batch, rows: slice, rollouts: Sequence[Tensor]) -> Asked:
         """Decodes this process's rows of `batch` and hands them to the rewards."""
         labels = batch.labels[rows]
-        media = torch.cat([self._task.decode(self._shrunk(rollout.detach())) for rollout in rollouts])
+        media = torch.cat([self._backbone.decode(self._shrunk(rollout.detach())) for rollout in rollouts])
         prompts = self._task.prompts(labels)
         # A label may be a place in a stream of prompts, which is new each time; what is asked for is not.
         return Asked(self.rewards.submit(media, prompts, self._task.columns(labels)), group_ids(prompts, len(labels)))
@@ -129,7 +127,7 @@ class Scoring:
         gone when this returns.
         """
         labels, free = batch.labels[rows], x0.detach().requires_grad_()
-        media = self._task.decode(self._shrunk(free))
+        media = self._backbone.decode(self._shrunk(free))
         reward = self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
         answered, slope = torch.isfinite(reward), torch.zeros_like(free)
         if reward.requires_grad:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.hacking_alarm import Alarm
+from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.failure_memory import Memory
@@ -28,7 +28,7 @@ from amd_plugin.host.training.roles import make_cast
 from amd_plugin.host.training.scoring import Asked, Scoring
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
 from amd_plugin.plugins import PluginManager
@@ -36,7 +36,6 @@ from amd_plugin.randomness import generator
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, floors, sample
-from amd_plugin.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Trainer:
                 f"train.batch_size: must be a multiple of processes x accumulation = {accelerator.num_processes} x "
                 f"{self.train.accumulation}, got {self.train.batch_size}"
             )
-        self.task = TASKS[config.data.task](**config.data.options)
+        self.task = recipe.task
         self.objective = plugins.make_objective(config.objective.name, recipe.objective_options)
         if self.train.group_size < (enough := getattr(self.objective, "recommended_group_size", 1)):
             log.warning(
@@ -86,12 +85,11 @@ class Trainer:
                 enough, self.train.group_size,
             )  # fmt: skip
         sharded = config.distributed.teacher != "none"
-        self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
-        self.backbone.use_on(self.task, accelerator.device)
+        self.backbone = load_backbone(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
+        self.backbone.move_autoencoders(accelerator.device)
         self.scoring: Scoring | None = None
         if self.objective.needs_reward:
-            latents = self.backbone.sample_shape[-2:]
-            self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
+            self.scoring = Scoring(recipe, plugins, self.backbone, accelerator)
             if hasattr(self.objective, "reward_unit"):
                 self.objective.reward_unit = self.scoring.unit
             if getattr(self.objective, "reward_gradient", 0):
@@ -102,7 +100,7 @@ class Trainer:
         judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
         self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
         directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
-        self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
+        self.alarm = HackingAlarm({} if self.rewards is None else self.rewards.weights, directions)
         self._ahead: dict[tuple[str, int], Start] = {}
         self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
 
