@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import InputError, MissingDependency
 
 
@@ -37,21 +37,19 @@ def write(path: Path, sample: Tensor, fps: int) -> Path:
     video = sample.dim() == 4
     target = path if path.suffix in (".png", ".jpg", ".mp4") else path.with_name(f"{path.name}.{'gif' if video else 'png'}")
     frames = _frames(sample if video else sample.unsqueeze(1))
-    draft = target.with_name(f".draft{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".mp4":
-            _write_mp4(draft, frames, fps)
-        else:
-            moving = {
-                "save_all": True,
-                "append_images": [Image.fromarray(f) for f in frames[1:]],
-                "duration": 1000 / fps,
-                "loop": 0,
-            }
-            still = {"quality": 95} if target.suffix == ".jpg" else {}
-            Image.fromarray(frames[0]).save(draft, **(moving if target.suffix == ".gif" else still))
-        os.replace(draft, target)
+        with replaced_file(target) as draft:
+            if target.suffix == ".mp4":
+                _write_mp4(draft, frames, fps)
+            else:
+                moving = {
+                    "save_all": True,
+                    "append_images": [Image.fromarray(f) for f in frames[1:]],
+                    "duration": 1000 / fps,
+                    "loop": 0,
+                }
+                still = {"quality": 95} if target.suffix == ".jpg" else {}
+                Image.fromarray(frames[0]).save(draft, **(moving if target.suffix == ".gif" else still))
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error}") from error
     return target

@@ -6,7 +6,6 @@ teacher start from the same noise.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.suite import Group, Suite
 from amd_plugin.host.student.load import Student
@@ -76,9 +76,8 @@ def draw(
             numbers = range(group.repeats)
             size = batch or group.repeats
             parts = [_part(student, group, numbers[i : i + size], sampler, device) for i in range(0, group.repeats, size)]
-            draft = path.with_name(f".{path.name}.tmp")
-            save_file({"samples": torch.cat(parts).contiguous()}, draft, _about(group))
-            os.replace(draft, path)
+            with replaced_file(path) as draft:
+                save_file({"samples": torch.cat(parts).contiguous()}, draft, _about(group))
         yield group
 
 
