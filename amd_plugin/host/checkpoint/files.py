@@ -22,7 +22,7 @@ from torch import Tensor
 
 from amd_plugin.errors import InputError
 from amd_plugin.host.checkpoint import streamed
-from amd_plugin.models.lazy_weights import Later, at_hand
+from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def save(
     Args:
         folder: holds the run's checkpoints.
         step: student updates done.
-        tensors: file stem -> state dict of a module or an optimizer. Where it has a `Later` all processes call this.
+        tensors: file stem -> state dict of a module or an optimizer. Where it has a `LazyTensor` all processes call this.
         state: JSON-able rest.
         writes: whether this process does; the others only put together what they share.
 
@@ -78,7 +78,7 @@ def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]],
     """(tensors, state) as they were given to `save`.
 
     Args:
-        later: tensors as `Later`, each to be read on its own.
+        later: tensors as `LazyTensor`, each to be read on its own.
 
     Raises:
         InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
@@ -148,16 +148,16 @@ def find(folder: Path, at: str | None = None) -> Path:
     return path
 
 
-def _stored(path: Path) -> dict[str, Later]:
+def _stored(path: Path) -> dict[str, LazyTensor]:
     """The tensors in a file."""
     file = safe_open(path, "pt")
     parts = {key: file.get_slice(key) for key in file.keys()}
-    return {key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
+    return {key: LazyTensor(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
 
 
-def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any]:
+def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | LazyTensor], Any]:
     """Nested dicts and lists as (tensors by path, the rest with a mark where a tensor was)."""
-    if isinstance(state, (Tensor, Later)):
+    if isinstance(state, (Tensor, LazyTensor)):
         return {prefix: state}, {"tensor": prefix}
     if isinstance(state, dict):
         parts = [(key, *_split(value, f"{prefix}.{key}")) for key, value in state.items()]
@@ -169,7 +169,7 @@ def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any
     return {}, {"plain": state}
 
 
-def _join(flat: Mapping[str, Tensor | Later], rest: Any) -> Any:
+def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
     kind, value = next(iter(rest.items()))
     if kind == "tensor":
         return flat[value]
@@ -190,4 +190,4 @@ def _write(path: Path, content: Any) -> None:
 def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """`state` with its tensors on `device`; optimizers load theirs where they are given them."""
     flat, rest = _split(state)
-    return _join({key: at_hand(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]
+    return _join({key: materialize(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]
