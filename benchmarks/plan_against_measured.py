@@ -61,7 +61,7 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
         }
         if name != "teacher":
             state = optimizers[name].state.values()
-            kept = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
+            kept = [*(v for s in state for v in s.values()), *(role.master_weights() if trainer.has_shares else ())]
             measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
         if name == "student":
             measured["average"] = _bytes(trainer.ema._shadow)

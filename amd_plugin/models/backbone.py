@@ -19,7 +19,7 @@ from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import pipeline_folder, set_text_length, size_of, untrained
 from amd_plugin.models.embedded.teacher import trained_teacher
 from amd_plugin.models.family import Family, Size
-from amd_plugin.models.lazy_weights import Read
+from amd_plugin.models.lazy_weights import TensorReader
 from amd_plugin.models.pretrained import DTYPES, Pretrained
 from amd_plugin.schedule import few_step_scheduler
 from amd_plugin.schedule.noise import flow_shift, is_flow
@@ -55,7 +55,7 @@ class Backbone:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor] | None = None
     student: nn.Module | None = None
-    read: Read | None = None
+    read: TensorReader | None = None
     pretrained: Pretrained | None = None
     size: Size | None = None
     autoencoders: tuple[nn.Module, ...] = ()

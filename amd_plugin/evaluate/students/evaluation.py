@@ -76,7 +76,7 @@ def evaluate(
     for who in ("student", "teacher") if teacher else ("student",):
         make = draw.student_sampler if who == "student" else draw.teacher_sampler
         latents = folder / "latents" / who
-        with student.playing(weights):
+        with student.with_weights(weights):
             groups = draw.draw(latents, student, suite, make(student, accelerator), device, batch)
             told = _told(groups, suite, who, say)
             load = lambda group, where=latents: draw.drawn(where, group)  # noqa: E731

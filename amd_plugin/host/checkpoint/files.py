@@ -24,7 +24,7 @@ from torch import Tensor
 from amd_plugin.atomic import replaced_folder
 from amd_plugin.errors import InputError
 from amd_plugin.host.checkpoint import streamed
-from amd_plugin.models.lazy_weights import Later, at_hand
+from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def save(
     Args:
         folder: the folder of the run's checkpoints.
         step: number of student updates.
-        tensors: file stem -> state dict of a module or an optimizer. Where one holds a `Later`, all processes call this.
+        tensors: file stem -> state dict of a module or an optimizer. Where one holds a `LazyTensor`, all processes call this.
         state: JSON-able rest of the state.
         keep: number of checkpoints to keep.
         writes: whether this process writes; the others only take part in gathering tensors.
@@ -78,11 +78,11 @@ def save(
     return path
 
 
-def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def load(path: Path, *, lazy: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(tensors, state) as they were given to `save`.
 
     Args:
-        later: whether tensors are returned as `Later`, each to be read on its own.
+        lazy: whether tensors are returned as `LazyTensor`, each to be read on its own.
 
     Raises:
         InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
@@ -91,7 +91,7 @@ def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]],
     try:
         state = json.loads((path / "state.json").read_text())
         rest = state.pop("rest")
-        stored = _stored if later else load_file
+        stored = _stored if lazy else load_file
         return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"checkpoint {path}: cannot be read: {type(error).__name__}: {error}. Use an earlier one") from error
@@ -152,16 +152,16 @@ def find(folder: Path, at: str | None = None) -> Path:
     return path
 
 
-def _stored(path: Path) -> dict[str, Later]:
+def _stored(path: Path) -> dict[str, LazyTensor]:
     """The tensors in a file."""
     file = safe_open(path, "pt")
     parts = {key: file.get_slice(key) for key in file.keys()}
-    return {key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
+    return {key: LazyTensor(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
 
 
-def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any]:
+def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | LazyTensor], Any]:
     """Nested dicts and lists as (tensors by path, the rest with a placeholder for each tensor)."""
-    if isinstance(state, (Tensor, Later)):
+    if isinstance(state, (Tensor, LazyTensor)):
         return {prefix: state}, {"tensor": prefix}
     if isinstance(state, dict):
         parts = [(key, *_split(value, f"{prefix}.{key}")) for key, value in state.items()]
@@ -173,7 +173,7 @@ def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any
     return {}, {"plain": state}
 
 
-def _join(flat: Mapping[str, Tensor | Later], rest: Any) -> Any:
+def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
     kind, value = next(iter(rest.items()))
     if kind == "tensor":
         return flat[value]
@@ -195,4 +195,4 @@ def write_json(path: Path, content: Any) -> None:
 def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """`state` with its tensors on `device`: optimizers keep their state on the device it is loaded from."""
     flat, rest = _split(state)
-    return _join({key: at_hand(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]
+    return _join({key: materialize(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.models.lazy_weights import Later, at_hand
+from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -22,13 +22,13 @@ TYPES = {
 }  # fmt: skip
 
 
-def write(path: Path, tensors: Mapping[str, Tensor | Later], *, writes: bool = True) -> None:
-    """Writes `tensors` to `path`. Each `Later` is read when its turn comes, as fp32, whatever happens to the file meanwhile.
+def write(path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True) -> None:
+    """Writes `tensors` to `path`. Each `LazyTensor` is read when its turn comes, as fp32, whatever happens to the file.
 
     Args:
         path: the file.
         tensors: name -> tensor.
-        writes: whether this process writes. False only reads each `Later`, in which all processes take part.
+        writes: whether this process writes. False only reads each `LazyTensor`, in which all processes take part.
 
     Raises:
         OSError: for a file that cannot be written, after all tensors have been read.
@@ -42,9 +42,9 @@ def write(path: Path, tensors: Mapping[str, Tensor | Later], *, writes: bool = T
     except OSError as error:
         failure = error
     for value in tensors.values():
-        if not (writes or isinstance(value, Later)):
+        if not (writes or isinstance(value, LazyTensor)):
             continue
-        whole = at_hand(value)
+        whole = materialize(value)
         try:
             if writes and failure is None:
                 file.write(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -56,11 +56,11 @@ def write(path: Path, tensors: Mapping[str, Tensor | Later], *, writes: bool = T
         raise failure
 
 
-def _header(tensors: Mapping[str, Tensor | Later]) -> bytes:
+def _header(tensors: Mapping[str, Tensor | LazyTensor]) -> bytes:
     entries: dict[str, Any] = {}
     end = 0
     for name, value in tensors.items():
-        dtype = torch.float32 if isinstance(value, Later) else value.dtype
+        dtype = torch.float32 if isinstance(value, LazyTensor) else value.dtype
         begin, end = end, end + value.shape.numel() * dtype.itemsize
         entries[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(entries).encode()

@@ -75,7 +75,7 @@ def restore(trainer: Trainer, path: Path) -> tuple[dict[str, float], Evaluations
     Raises:
         InputError: for a checkpoint that cannot be read or does not fit the recipe.
     """
-    tensors, state = checkpoint.load(path, later=trainer.has_shares)
+    tensors, state = checkpoint.load(path, lazy=trainer.has_shares)
     changed = differences(state["recipe"], trainer.recipe.as_dict())
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))

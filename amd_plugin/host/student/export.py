@@ -89,7 +89,7 @@ def export_run(
     if output is not None and output.exists() and not (output / "README.md").is_file() and any(output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no exported student. Choose another folder")
     found = load_student(run, plugins, at)
-    with found.playing(weights) as student:
+    with found.with_weights(weights) as student:
         export(target, student, found.backbone, found.recipe, run=run, step=found.step, how=how, weights=weights)
     return target
 

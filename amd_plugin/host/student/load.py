@@ -10,7 +10,7 @@ from pathlib import Path
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running.run_folder import find_run
 from amd_plugin.models.backbone import Backbone, load_backbone
-from amd_plugin.models.roles import Average, Role, make_roles
+from amd_plugin.models.roles import EMA, Role, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks import Task
@@ -31,7 +31,7 @@ class Student:
     recipe: Recipe
     backbone: Backbone
     role: Role
-    average: Average
+    average: EMA
     teacher: Role
     step: int
     checkpoint: Path
@@ -42,7 +42,7 @@ class Student:
         return self.recipe.task
 
     @contextmanager
-    def playing(self, weights: str) -> Iterator[Role]:
+    def with_weights(self, weights: str) -> Iterator[Role]:
         """The role, with its averaged weights for ``ema`` and as it was trained for ``raw``."""
         if weights == "raw":
             yield self.role
@@ -65,7 +65,7 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     config = recipe.config
     backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, backbone.network, backbone.student, config.train.seed)
-    average = Average(roles["student"], config.train.ema)
+    average = EMA(roles["student"], config.train.ema)
     tensors, state = checkpoint.load(folder)
     roles["student"].load_state_dict(tensors["student"])
     average.load_state_dict(tensors["ema"])

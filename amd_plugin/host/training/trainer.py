@@ -21,11 +21,11 @@ from amd_plugin.errors import InputError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
-from amd_plugin.host.training.failure_memory import Memory
-from amd_plugin.host.training.noise_levels import NoiseLevels
+from amd_plugin.host.training.failure_memory import FailureMemory
+from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.real_samples import RealSamples
-from amd_plugin.host.training.roles import make_cast
-from amd_plugin.host.training.scoring import Asked, Scoring
+from amd_plugin.host.training.roles import build_roles
+from amd_plugin.host.training.scoring import Scoring, ScoringJob
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import load_backbone
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, Tensor]
 
 
-class Start(NamedTuple):
+class TurnInputs(NamedTuple):
     """How a turn begins: what it asks for, this process's samples, and what the rewards are asked about them."""
 
     batch: Batch
     rollouts: list[Tensor]
-    asked: Asked | None
+    asked: ScoringJob | None
 
 
 class Trainer:
@@ -95,13 +95,13 @@ class Trainer:
             if getattr(self.objective, "reward_gradient", 0):
                 self.scoring.rewards.check_gradients()
         share = getattr(self.objective, "memory_share", 0)
-        self.memory = Memory(share, self.objective.memory_size) if share else None  # type: ignore[attr-defined]
+        self.memory = FailureMemory(share, self.objective.memory_size) if share else None  # type: ignore[attr-defined]
         # What judges is needed by the process that evaluates, and by no other.
         judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
         self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
         directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
         self.alarm = HackingAlarm({} if self.rewards is None else self.rewards.weights, directions)
-        self._ahead: dict[tuple[str, int], Start] = {}
+        self._ahead: dict[tuple[str, int], TurnInputs] = {}
         self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
 
         self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
@@ -110,7 +110,7 @@ class Trainer:
         self.floors = floors(self.schedule, self.ladder, windows) if self.train.sub_interval else [0.0] * len(self.ladder)
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         # pluggy answers in reverse order of registration
-        self._levels = NoiseLevels(self.train, self.floors, samplers[::-1])
+        self._levels = NoiseLevelSampler(self.train, self.floors, samplers[::-1])
         self.caller = Caller(self.backbone.family, accelerator.autocast)
         self._make_roles()
         adversarial = getattr(self.objective, "adversarial", None)
@@ -309,15 +309,15 @@ class Trainer:
             for turn in (*turns, ("student", self.train.fake_updates)):
                 self._ahead[turn] = self._start(*turn, grad=False)
 
-    def _start(self, turn: str, update: int, grad: bool) -> Start:
+    def _start(self, turn: str, update: int, grad: bool) -> TurnInputs:
         if (turn, update) in self._ahead:
             return self._ahead.pop((turn, update))
         batch = self._batch(turn, update)
         rollouts = [self._rollout(batch, rows, grad) for rows in self._micro_batches()]
         asked = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
-        return Start(batch, rollouts, asked)
+        return TurnInputs(batch, rollouts, asked)
 
-    def _advantage(self, batch: Batch, asked: Asked | None) -> Tensor | None:
+    def _advantage(self, batch: Batch, asked: ScoringJob | None) -> Tensor | None:
         """Advantages [B] of the joined batch; None where the objective listens to no reward."""
         if self.scoring is None or asked is None:
             return None
@@ -336,7 +336,7 @@ class Trainer:
         return self.backbone.conditions(labels, prompts_of(self.task, labels))
 
     def _make_roles(self) -> None:
-        cast = make_cast(self.recipe, self.backbone, self.plugins, self.accelerator)
+        cast = build_roles(self.recipe, self.backbone, self.plugins, self.accelerator)
         self.student, self.fake_score, self.teacher, self.learners, self.ema, self.has_shares, self.student_is_sharded = cast
 
     def _batches_of(self, steps: int) -> int:
