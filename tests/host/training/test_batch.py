@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 from amd_plugin.data.prompt_rows import PromptRows
 from amd_plugin.data.prompts import Prompts
+from amd_plugin.data.row_readers import StreamRows
 from amd_plugin.host import run
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.trainer import Trainer
@@ -72,8 +73,13 @@ def test_real_pictures_are_the_next_rows_and_a_stream_is_read_once(streaming, tm
     source = str(image_folder(tmp_path / "images", 40))
     how = {"image_column": "image", "streaming": streaming}
     order = [row.prompt for row in PromptRows(source, **how).rows(0, 40)]
-    begun, original = [], PromptRows._endless
-    monkeypatch.setattr(PromptRows, "_endless", lambda self, start: begun.append(start) or original(self, start))
+    begun, original = [], StreamRows.endless
+
+    def endless(self, start):
+        begun.append(start)
+        return original(self, start)
+
+    monkeypatch.setattr(StreamRows, "endless", endless)
     task, draws = Prompts(source=source, **how), torch.Generator()
     for position in range(10):
         task.prompts(task.draw_labels(position, 2, draws))
