@@ -1,8 +1,8 @@
-"""What is measured for docs/evidence.md, and what was aimed at. `evidence.py` runs it."""
+"""The studies of docs/evidence.md, their targets and their parities. `evidence.py` runs them."""
 
-from evidence import FOLLOWED, Parity, Study, Target
+from evidence_types import BEST_DMD, FOLLOWED, Parity, Study, Target
 
-from amd_plugin.evaluate.comparison.compare import VARIANTS
+from amd_plugin.evaluate.comparison.arms import VARIANTS
 
 W = "objective.guidance_scale="
 WINDOW = "objective.guidance_window=[0,0.5]"
@@ -155,56 +155,57 @@ STUDIES = {
 }  # fmt: skip
 
 TARGETS = (
-    Target("plane_unreliable", "amd", "best dmd", "precision", 0.15, wins=7),
-    Target("plane_unreliable", "amd", "best dmd", "tv", -0.10, wins=7),
-    Target("plane_unreliable", "amd", "best dmd", "sliced_wasserstein", 0.0, wins=7),
-    Target("plane_unreliable", "amd", "best dmd", "coverage", 0.0),
+    Target("plane_unreliable", "amd", BEST_DMD, "precision", 0.15, wins=7),
+    Target("plane_unreliable", "amd", BEST_DMD, "tv", -0.10, wins=7),
+    Target("plane_unreliable", "amd", BEST_DMD, "sliced_wasserstein", 0.0, wins=7),
+    Target("plane_unreliable", "amd", BEST_DMD, "coverage", 0.0),
     Target("plane_unreliable", "amd_window_2", "dmd_window_2", "precision", 0.03),
     Target("plane_unreliable", "amd_window_2", "dmd_window_2", "tv", -0.01),
     Target("plane_guided_2", "amd", "dmd", FOLLOWED, 0.10, "value"),
     Target("plane_guided_2", "amd", "dmd", "coverage", 0.0),
     Target("plane_guided_4", "amd", "dmd", "precision", 0.5, "value"),
     Target("plane_guided_4", "amd", "dmd", "coverage", 0.0),
-    Target("digits_unreliable", "amd", "best dmd", "frechet", 0.90, "ratio", wins=4),
+    Target("digits_unreliable", "amd", BEST_DMD, "frechet", 0.90, "ratio", wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "accuracy", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "precision", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "recall", 0.0, wins=4),
-    Target("digits_converged", "amd", "best dmd", "frechet", 0.90, "ratio", wins=4),
+    Target("digits_converged", "amd", BEST_DMD, "frechet", 0.90, "ratio", wins=4),
     Target("digits_converged", "amd", "dmd", "accuracy", 0.0, wins=4),
     Target("digits_converged", "amd", "dmd", "precision", 0.0, wins=4),
     Target("digits_converged", "amd", "dmd", "recall", 0.0, wins=4),
-    Target("digits_reliable", "amd", "best dmd", "frechet", 0.90, "ratio"),
-    Target("digits_reliable", "amd", "best dmd", "recall", 0.02),
+    Target("digits_reliable", "amd", BEST_DMD, "frechet", 0.90, "ratio"),
+    Target("digits_reliable", "amd", BEST_DMD, "recall", 0.02),
     Target("plane_reliable", "amd", "dmd", "sliced_wasserstein", 0.0),
     Target("plane_reliable", "amd", "dmd", "coverage", 0.0),
-    Target("digits_four_steps", "amd", "best dmd", "frechet", 0.60, "ratio"),
-    Target("plane_four_steps", "amd", "best dmd", "precision", 0.06),
-    Target("plane_four_steps", "amd", "best dmd", "tv", -0.09),
-    Target("plane_four_steps", "amd", "best dmd", "sliced_wasserstein", 0.0),
-    Target("plane_four_steps", "amd", "best dmd", "coverage", 0.0),
+    Target("digits_four_steps", "amd", BEST_DMD, "frechet", 0.60, "ratio"),
+    Target("plane_four_steps", "amd", BEST_DMD, "precision", 0.06),
+    Target("plane_four_steps", "amd", BEST_DMD, "tv", -0.09),
+    Target("plane_four_steps", "amd", BEST_DMD, "sliced_wasserstein", 0.0),
+    Target("plane_four_steps", "amd", BEST_DMD, "coverage", 0.0),
     Target("plane_four_steps", "amd", "dmd_rungs", "precision", 0.05),
     Target("plane_four_steps", "amd", "dmd_rungs", "tv", 0.0),
     Target("plane_four_steps", "amd", "dmd_rungs", "coverage", 0.0),
-    Target("digits_four_steps", "amd", "best dmd", "accuracy", 0.0),
-    Target("digits_four_steps", "amd", "best dmd", "precision", 0.0),
+    Target("digits_four_steps", "amd", BEST_DMD, "accuracy", 0.0),
+    Target("digits_four_steps", "amd", BEST_DMD, "precision", 0.0),
     Target("digits_four_steps", "amd", "dmd@1.4", "recall", 0.0),
     Target("digits_four_steps", "amd", "dmd_rungs", "accuracy", 0.05),
     Target("digits_four_steps", "amd", "dmd_rungs", "frechet", 1.0, "ratio"),
 )
 
-# "Everywhere": AMD as it is no worse than DMD at its guidance scale, with a random reward neither better nor worse.
-SAME_W = {
+# Study -> its DMD arm at AMD's guidance scale. Everywhere, AMD with its defaults should be no worse than that arm, and AMD with
+# a random reward neither better nor worse.
+SAME_SCALE = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
     "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
-JUDGES = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_W}
+JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
 JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
 PARITIES = tuple(
     Parity(study, arm, base, metric, may_win=arm == "amd")
     for arm in ("amd", "amd_random_reward")
-    for study, base in SAME_W.items()
+    for study, base in SAME_SCALE.items()
     for metric in JUDGES[study]
     if any(spec.startswith(f"{arm}=") for spec in STUDIES[study].more)
 )
