@@ -49,8 +49,9 @@ class PromptRows:
     """Rows of a file, a folder or a data set on the hub, in an endless order that is shuffled anew in each epoch.
 
     Args:
-        source: a .txt (one prompt per line, blank lines are skipped), .json, .jsonl, .csv, .tsv or .parquet file; a folder of images
-            (prompts in its metadata.csv or .jsonl), of parquet files or copied from the hub; or ``owner/name`` on the hub.
+        source: a .txt (one prompt per line, blank lines are skipped), .json, .jsonl, .csv, .tsv or .parquet file; a folder of
+            images (prompts in its metadata.csv or .jsonl), of parquet files or copied from the hub; or ``owner/name`` on the
+            hub.
         column: column of the prompts; by default the first existing one of prompt, text and caption.
         image_column: column of the images; by default no images are read.
         config, split: part of a folder or of a data set on the hub. A file has the split ``train`` only, and no configs.

@@ -106,7 +106,8 @@ class PromptConditions:
         encode: ``(pipeline, prompts, negative)`` -> condition [B, ...], see `Family.encode_prompts`.
         negative: prompt of the unconditional branch.
         made_of: see `EmbeddingFiles`.
-        keep: whether embeddings are kept on disk. False keeps the encoders in memory instead, for prompt sets too large to keep.
+        keep: whether embeddings are kept on disk. False keeps the encoders in memory instead, for prompt sets too large for
+            the disk.
 
     Attributes:
         files: embeddings on disk.

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
+from amd_plugin.config import RecipeConfig
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.tasks import Task
+from amd_plugin.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
+
+
+def held_out_names(config: RecipeConfig, measured: Collection[str]) -> list[str]:
+    """Of the `measured` values, the held-out metrics that the recipe names, then the held-out rewards."""
+    metrics = TASKS[config.data.task].metrics
+    return [*(m for m in config.evaluate.held_out if m in measured), *(name for name in measured if name not in metrics)]
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 from huggingface_hub import HfApi
 
+from amd_plugin.choices import StudentFormat, Weights
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.student.load import load_student
@@ -22,13 +23,12 @@ from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 
-Format = Literal["auto", "full", "lora"]
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def export(
     path: Path, student: Role, backbone: Backbone, recipe: Recipe, *,
-    run: Path, step: int, how: Format = "auto", weights: str = "ema",
+    run: Path, step: int, how: StudentFormat = "auto", weights: Weights = "ema",
 ) -> None:  # fmt: skip
     """Writes the student as it is now to the folder `path`; replaces what was there.
 
@@ -69,7 +69,7 @@ def export(
 
 def export_run(
     run: Path, plugins: PluginManager, output: Path | None = None, *,
-    at: str | None = None, weights: Literal["ema", "raw"] = "ema", how: Format = "auto",
+    at: str | None = None, weights: Weights = "ema", how: StudentFormat = "auto",
 ) -> Path:  # fmt: skip
     """Exports a checkpoint of the run in `run`, whether it is finished or not.
 
@@ -108,7 +108,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
     return str(url)
 
 
-def _check_format(how: Format, config: ModelConfig, backbone: Backbone) -> None:
+def _check_format(how: StudentFormat, config: ModelConfig, backbone: Backbone) -> None:
     if how != "lora":
         return
     if config.roles != "shared_base" and config.student != "lora":

@@ -132,5 +132,5 @@ def test_a_hacked_run_stops_if_it_may_and_goes_on_if_it_must(tiny, plugins, tmp_
     run.train(tiny(*hackable), plugins, folder, resume="auto")
     assert rang(folder)[:2] == [first, first + 12]
     assert len([record for record in caplog.records if "may be hacked" in record.message]) == 1
-    html = write_report([folder], tmp_path / "report.html").read_text()
+    html = write_report([folder], tmp_path / "report.html", plugins).read_text()
     assert f"amd, seed 0: from step {first}, at {len(rang(folder))} evaluations" in html
