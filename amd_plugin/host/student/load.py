@@ -1,4 +1,4 @@
-"""A run's student, from a checkpoint on disk: all that sampling and exporting need, and no optimizer."""
+"""The student of a run, from a checkpoint on disk, with everything that sampling and exporting need, and no optimizer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from amd_plugin.tasks import Task
 
 @dataclass
 class Student:
-    """A student as a checkpoint has it.
+    """The student of a checkpoint.
 
     Attributes:
-        recipe, backbone: of its run.
-        role, average: it, and its averaged weights.
-        teacher: whom it learnt from; may share its network.
-        step: student updates it has had.
-        checkpoint: folder it was read from.
+        recipe: recipe of the run.
+        backbone: the model that the student was distilled from.
+        role: the student with its trained weights.
+        average: EMA of its weights.
+        teacher: the teacher; it may share the student's network.
+        step: number of student updates.
+        checkpoint: folder of the checkpoint.
     """
 
     recipe: Recipe
@@ -43,7 +45,7 @@ class Student:
 
     @contextmanager
     def with_weights(self, weights: str) -> Iterator[Role]:
-        """The role, with its averaged weights for ``ema`` and as it was trained for ``raw``."""
+        """The role, with averaged weights for ``ema`` and with trained weights for ``raw``, within the context."""
         if weights == "raw":
             yield self.role
         else:
@@ -52,13 +54,15 @@ class Student:
 
 
 def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> Student:
-    """The student of the run in `run`, finished or not.
+    """The student of the run in the folder `run`, finished or not.
 
     Args:
+        run: the run's folder.
+        plugins: registry of the recipe's plugins.
         at: a step, or a checkpoint's folder; by default the newest checkpoint.
 
     Raises:
-        InputError: if there is no such run or checkpoint, or one cannot be read.
+        InputError: if there is no such run or checkpoint, or it cannot be read.
     """
     recipe = find_run(run, plugins)
     folder = checkpoint.find(run / "checkpoints", at)

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.failure_memory import FailureMemory
@@ -56,7 +55,6 @@ class Trainer:
     Attributes:
         step: student updates done.
         student, fake_score, teacher: the roles; `ema` averages the student.
-        held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
@@ -64,7 +62,6 @@ class Trainer:
         ladder: rungs of the few-step scheduler that is trained for and exported.
         floors: by rung, the lowest fraction of the schedule that its samples are re-noised to.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
-        alarm: remembers held-out evaluations.
     """
 
     def __init__(self, recipe: Recipe, plugins: PluginManager, accelerator: Accelerator):
@@ -96,11 +93,6 @@ class Trainer:
                 self.scoring.rewards.check_gradients()
         share = getattr(self.objective, "memory_share", 0)
         self.memory = FailureMemory(share, self.objective.memory_size) if share else None  # type: ignore[attr-defined]
-        # What judges is needed by the process that evaluates, and by no other.
-        judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
-        self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
-        directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
-        self.alarm = HackingAlarm({} if self.rewards is None else self.rewards.weights, directions)
         self._ahead: dict[tuple[str, int], TurnInputs] = {}
         self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
 
