@@ -16,7 +16,6 @@ from amd_plugin.plan.outline import Outline, build_autoencoder, clip_parameters,
 from amd_plugin.plan.traffic import Machine
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
 
 
 @dataclass
@@ -82,8 +81,7 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
         raise InputError(
             f"--gpu-memory: must be more than the {RESERVED / 1e9:g} GB that are reserved, got {gpu_memory / 1e9:g}"
         )
-    task = TASKS[config.data.task](**config.data.options)
-    found = outline(config.model, task, train.seed, plugins.families())
+    found = outline(config.model, recipe.task, train.seed, plugins.families())
     needs = recipe.objective.needs
     guided_apart = needs.uncond and needs.guidance_range is not None
     of_roles = sizes(found, config)

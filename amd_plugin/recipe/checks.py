@@ -9,15 +9,21 @@ from typing import Any
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Needs, Objective
-from amd_plugin.models import backbone, check_network
+from amd_plugin.models import check_network
+from amd_plugin.models.backbone import check_backbone
 from amd_plugin.models.step_conditioning import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import TASKS, Task
 
 
-def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> Objective | None:
-    """Notes in `source` every problem between keys of `config`; returns its objective, built with `options`.
+def check_relations(
+    config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source
+) -> tuple[Task, Objective] | None:
+    """Notes in `source` every problem between keys of `config`; builds its task, and its objective with `options`.
+
+    Returns:
+        (task, objective), None where a problem keeps one of them from being built.
 
     A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
     """
@@ -38,11 +44,12 @@ def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[
         source.problem(("model" if str(error).startswith("model.") else "data",), str(error))
         return None
     objective = _make_objective(config, plugins, options, source)
-    if objective is not None:
-        _check_noise_levels(options, source)
-        _check_rewards(config, objective, source)
-        _check_discriminator(config, objective.needs, task, source)
-    return objective
+    if objective is None:
+        return None
+    _check_noise_levels(options, source)
+    _check_rewards(config, objective, source)
+    _check_discriminator(config, objective.needs, task, source)
+    return task, objective
 
 
 def _check_sizes(config: RecipeConfig, source: Source) -> None:
@@ -127,11 +134,11 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
 
 
-def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source: Source) -> None:
+def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source: Source) -> None:
     model = config.model
     if model.path is not None:
         if Path(model.path).expanduser().is_dir():
-            time_embeddings(model, backbone.check(model, plugins.families())[0])
+            time_embeddings(model, check_backbone(model, plugins.families())[0])
     elif not task.num_classes:
         what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
         source.problem(("data", "task"), what)
@@ -174,7 +181,7 @@ def _check_rewards(config: RecipeConfig, objective: Objective, source: Source) -
         source.problem(("train", "group_size"), f"{what} {needs.group_size}, got {config.train.group_size}")
 
 
-def _check_discriminator(config: RecipeConfig, needs: Needs, task: Any, source: Source) -> None:
+def _check_discriminator(config: RecipeConfig, needs: Needs, task: Task, source: Source) -> None:
     """What an adversarial branch asks of the recipe, and a rollout from real samples."""
     name, train, adversarial = config.objective.name, config.train, needs.discriminator is not None
     if adversarial and config.distributed.trained != "none":

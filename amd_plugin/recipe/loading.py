@@ -21,7 +21,7 @@ from amd_plugin.options import Place, accepted, declared, options_model
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.checks import check_relations
 from amd_plugin.recipe.yaml_source import Source
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import TASKS, Task
 
 # What may name files that lie beside the recipe.
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
@@ -36,6 +36,7 @@ class Recipe:
         name: its file's stem.
         config: the resolved values.
         objective_options: options of the chosen objective, defaults included.
+        task: the task of the data section; checks and run use the same object.
         objective: the objective as it was built for validation; a run takes a copy with `new_objective`.
         unused_options: options of other objectives, kept for them and not used here.
     """
@@ -43,6 +44,7 @@ class Recipe:
     name: str
     config: RecipeConfig
     objective_options: dict[str, Any]
+    task: Task
     objective: Objective
     unused_options: list[str] = field(default_factory=list)
 
@@ -108,10 +110,10 @@ def load(
         _check_apart(data, plugins, source)
         raise source.error()
     config, options, unused = _resolve(config, plugins, source)
-    objective = check_relations(config, plugins, options, source)
+    built = check_relations(config, plugins, options, source)
     source.stop_on_problems()
-    assert objective is not None  # noqa: S101 (it is only missing where there are problems)
-    return Recipe(path.stem, config, options, objective, unused)
+    assert built is not None  # noqa: S101 (it is only missing where there are problems)
+    return Recipe(path.stem, config, options, *built, unused)
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from amd_plugin.host.training.batch import Batch
-from amd_plugin.models.lazy_weights import at_hand
+from amd_plugin.models.lazy_weights import materialize
 
 WORST = 8  # an eighth of each batch
 SIZE = 384  # samples kept per rung
 
 
-class Memory:
+class FailureMemory:
     """The latest of the worst samples, by the exit rung they come from.
 
     Args:
@@ -60,4 +60,4 @@ class Memory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self._kept = {rung: {key: at_hand(value) for key, value in kept.items()} for rung, kept in state.items()}
+        self._kept = {rung: {key: materialize(value) for key, value in kept.items()} for rung, kept in state.items()}

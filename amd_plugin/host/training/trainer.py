@@ -18,17 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.hacking_alarm import Alarm
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
-from amd_plugin.host.training.failure_memory import Memory
-from amd_plugin.host.training.noise_levels import NoiseLevels
+from amd_plugin.host.training.failure_memory import FailureMemory
+from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.real_samples import RealSamples
-from amd_plugin.host.training.roles import make_cast
-from amd_plugin.host.training.scoring import Asked, Scoring
+from amd_plugin.host.training.roles import build_roles
+from amd_plugin.host.training.scoring import Scoring, ScoringJob
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
 from amd_plugin.plugins import PluginManager
@@ -36,19 +35,18 @@ from amd_plugin.randomness import generator
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, floors, sample
-from amd_plugin.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, Tensor]
 
 
-class Start(NamedTuple):
+class TurnInputs(NamedTuple):
     """How a turn begins: what it asks for, this process's samples, and what the rewards are asked about them."""
 
     batch: Batch
     rollouts: list[Tensor]
-    asked: Asked | None
+    asked: ScoringJob | None
 
 
 class Trainer:
@@ -57,7 +55,6 @@ class Trainer:
     Attributes:
         step: student updates done.
         student, fake_score, teacher: the roles; `ema` averages the student.
-        held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
@@ -65,7 +62,6 @@ class Trainer:
         ladder: rungs of the few-step scheduler that is trained for and exported.
         floors: by rung, the lowest fraction of the schedule that its samples are re-noised to.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
-        alarm: remembers held-out evaluations.
     """
 
     def __init__(self, recipe: Recipe, plugins: PluginManager, accelerator: Accelerator):
@@ -78,7 +74,7 @@ class Trainer:
                 f"train.batch_size: must be a multiple of processes x accumulation = {accelerator.num_processes} x "
                 f"{self.train.accumulation}, got {self.train.batch_size}"
             )
-        self.task = TASKS[config.data.task](**config.data.options)
+        self.task = recipe.task
         self.objective = recipe.new_objective()
         if self.train.group_size < (enough := self.objective.needs.recommended_group_size):
             log.warning(
@@ -86,23 +82,17 @@ class Trainer:
                 enough, self.train.group_size,
             )  # fmt: skip
         sharded = config.distributed.teacher != "none"
-        self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
-        self.backbone.use_on(self.task, accelerator.device)
+        self.backbone = load_backbone(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
+        self.backbone.move_autoencoders(accelerator.device)
         self.scoring: Scoring | None = None
         if self.objective.needs.reward:
-            latents = self.backbone.sample_shape[-2:]
-            self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
+            self.scoring = Scoring(recipe, plugins, self.backbone, accelerator)
             self.objective.reward_unit = self.scoring.unit
             if self.objective.needs.reward_gradient:
                 self.scoring.rewards.check_gradients()
         share = self.objective.needs.replay
-        self.memory = Memory(share) if share else None
-        # What judges is needed by the process that evaluates, and by no other.
-        judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
-        self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
-        directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
-        self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
-        self._ahead: dict[tuple[str, int], Start] = {}
+        self.memory = FailureMemory(share) if share else None
+        self._ahead: dict[tuple[str, int], TurnInputs] = {}
         self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
 
         self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
@@ -111,7 +101,7 @@ class Trainer:
         self.floors = floors(self.schedule, self.ladder, windows) if self.train.sub_interval else [0.0] * len(self.ladder)
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         # pluggy answers in reverse order of registration
-        self._levels = NoiseLevels(self.train, self.floors, samplers[::-1])
+        self._levels = NoiseLevelSampler(self.train, self.floors, samplers[::-1])
         self.caller = Caller(self.backbone.family, accelerator.autocast)
         self._make_roles()
         adversarial = self.objective.needs.discriminator
@@ -310,15 +300,15 @@ class Trainer:
             for turn in (*turns, ("student", self.train.fake_updates)):
                 self._ahead[turn] = self._start(*turn, grad=False)
 
-    def _start(self, turn: str, update: int, grad: bool) -> Start:
+    def _start(self, turn: str, update: int, grad: bool) -> TurnInputs:
         if (turn, update) in self._ahead:
             return self._ahead.pop((turn, update))
         batch = self._batch(turn, update)
         rollouts = [self._rollout(batch, rows, grad) for rows in self._micro_batches()]
         asked = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
-        return Start(batch, rollouts, asked)
+        return TurnInputs(batch, rollouts, asked)
 
-    def _advantage(self, batch: Batch, asked: Asked | None) -> Tensor | None:
+    def _advantage(self, batch: Batch, asked: ScoringJob | None) -> Tensor | None:
         """Advantages [B] of the joined batch; None where the objective listens to no reward."""
         if self.scoring is None or asked is None:
             return None
@@ -331,7 +321,7 @@ class Trainer:
         return self.backbone.conditions(labels, prompts_of(self.task, labels))
 
     def _make_roles(self) -> None:
-        cast = make_cast(self.recipe, self.backbone, self.plugins, self.accelerator)
+        cast = build_roles(self.recipe, self.backbone, self.plugins, self.accelerator)
         self.student, self.fake_score, self.teacher, self.learners, self.ema, self.has_shares, self.student_is_sharded = cast
 
     def _batches_of(self, steps: int) -> int:
