@@ -339,9 +339,10 @@ def validate(
 @recipes_app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from amd_plugin.config import RecipeConfig
+    from amd_plugin.plugins import get_plugin_manager
+    from amd_plugin.recipe.schema import recipe_schema
 
-    typer.echo(json.dumps(RecipeConfig.model_json_schema(), indent=1))
+    typer.echo(json.dumps(recipe_schema(get_plugin_manager()), indent=1))
 
 
 def main() -> None:
