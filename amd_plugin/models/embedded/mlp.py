@@ -1,9 +1,9 @@
 """A residual MLP for points, with the calling convention of diffusers' DiT."""
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
@@ -14,7 +14,7 @@ class PointMLP(ModelMixin, ConfigMixin):
         channels: dimension of a point.
         width: hidden units.
         depth: residual blocks.
-        num_classes: labels run from 0 to num_classes - 1; num_classes itself means "no label".
+        num_classes: number of labels, which run from 0; `num_classes` itself means "no label".
     """
 
     @register_to_config
