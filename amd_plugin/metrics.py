@@ -86,7 +86,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
     """Mean 1-Wasserstein distance of `a` and `b`, both [N, D], over random 1-D projections."""
     angles = torch.randn(a.shape[1], directions, generator=generator(0, "sliced wasserstein"))
     angles = angles / angles.norm(dim=0)
-    return ((a @ angles).sort(0).values - (b @ angles).sort(0).values).abs().mean().item()
+    return float(((a @ angles).sort(0).values - (b @ angles).sort(0).values).abs().mean())
 
 
 def mmd(a: Tensor, b: Tensor, scales: tuple[float, ...] = (0.1, 0.3, 1.0)) -> float:

@@ -83,9 +83,10 @@ class PromptRows:
             rows = data.select_columns(columns)
             self._reader: RowReader
             if streaming:
+                window, declared = (1000 if image_column else 10_000), None if self._skips_blank else _declared(data, split)
                 self._reader = StreamRows(
-                    rows, self._usable, self._features, shuffle=shuffle, seed=seed,
-                    buffer_size=1000 if image_column else 10_000, declared=None if self._skips_blank else _declared(data, split), refuse=self._error,
+                    rows, self._usable, self._features, shuffle=shuffle, buffer_size=window, seed=seed, declared=declared,
+                    refuse=self._error,
                 )  # fmt: skip
             else:
                 self._reader = FileRows(rows, self._usable, shuffle=shuffle, seed=seed, refuse=self._error)
