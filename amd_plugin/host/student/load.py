@@ -12,7 +12,7 @@ from amd_plugin.host import checkpoint
 from amd_plugin.host.running.run_folder import find_run
 from amd_plugin.models import backbone as models
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.roles import EMA, Role, make_roles
+from amd_plugin.models.roles import EMA, Role, StartNetworks, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks import TASKS
@@ -63,7 +63,7 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     config = recipe.config
     task = TASKS[config.data.task](**config.data.options)
     backbone = models.load(config.model, task, config.train.seed, plugins.families())
-    roles = make_roles(config.model, backbone.network, backbone.student, config.train.seed)
+    roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
     average = EMA(roles["student"], config.train.ema)
     tensors, state = checkpoint.load(folder)
     roles["student"].load_state_dict(tensors["student"])
