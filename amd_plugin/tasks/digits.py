@@ -170,7 +170,10 @@ def _jitter(images: Tensor, draws: torch.Generator) -> Tensor:
 def _junk(images: Tensor, labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
     """Images that show no digit, a third each: uniform noise, even blends of two digits, digits with scrambled pixels."""
     third = count // 3
-    pick = lambda: torch.randint(len(images), (third,), generator=draws)  # noqa: E731
+
+    def pick() -> Tensor:
+        return torch.randint(len(images), (third,), generator=draws)
+
     noise = torch.rand((third, *images.shape[1:]), generator=draws)
     first, second = pick(), pick()
     other = torch.where((labels[first] == labels[second])[:, None, None, None], noise, images[second])

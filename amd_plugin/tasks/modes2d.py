@@ -161,7 +161,10 @@ class Modes2D:
             occupancy[c] = torch.bincount(nearest[of_class & inside], minlength=len(self.weights)) / of_class.sum()
         off = 1 - occupancy.sum(1)
         by_class = [(media[labels == c], real[labels == c]) for c in range(self.num_classes)]
-        average = lambda distance: sum(distance(a, b) for a, b in by_class) / self.num_classes  # noqa: E731
+
+        def average(distance: Callable[[Tensor, Tensor], float]) -> float:
+            return sum(distance(a, b) for a, b in by_class) / self.num_classes
+
         return {
             "precision": inside.float().mean().item(),
             "coverage": (occupancy > self.weights / 4).float().mean().item(),

@@ -7,7 +7,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
-class PointMLP(ModelMixin, ConfigMixin):
+class PointMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as all of diffusers' models, whose bases differ in a name
     """Predicts the flow at a point, given a timestep and a class; blocks are modulated by the condition (FiLM).
 
     Args:
@@ -17,9 +17,9 @@ class PointMLP(ModelMixin, ConfigMixin):
         num_classes: number of labels, which run from 0; `num_classes` itself means "no label".
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers has no types
     def __init__(self, channels: int = 2, width: int = 64, depth: int = 2, num_classes: int = 8):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers has no types
         self.enter = nn.Linear(7 * channels, width)
         self.time = nn.Linear(12, width)
         self.label = nn.Embedding(num_classes + 1, width)

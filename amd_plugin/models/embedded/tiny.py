@@ -150,11 +150,9 @@ def _pass_through(part: Any, inputs: torch.Tensor, norm: nn.Module, constant: fl
     """
     for module in part.modules():
         # A residual block ends in its second convolution, an attention block in its projection.
-        for name in ("conv2", "proj"):
-            last: Any = getattr(module, name, None)
-            if isinstance(last, nn.Module):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+        for last in (getattr(module, name, None) for name in ("conv2", "proj")):
+            for parameter in last.parameters() if isinstance(last, nn.Module) else ():
+                nn.init.zeros_(parameter)
     enter, leave = part.conv_in, part.conv_out
     for conv in (enter, leave):
         nn.init.zeros_(conv.weight)
@@ -191,7 +189,8 @@ def clip_tokenizer(vocabulary: Sequence[str]) -> CLIPTokenizer:
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=TEXT_LENGTH)
+    unique: list[Any] = list(dict.fromkeys(merges))  # annotated as text, though pairs are taken as well
+    return CLIPTokenizer(vocab=vocab, merges=unique, model_max_length=TEXT_LENGTH)
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
