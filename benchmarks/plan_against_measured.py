@@ -64,7 +64,7 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
             kept = [*(v for s in state for v in s.values()), *(role.master_weights() if trainer.has_shares else ())]
             measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
         if name == "student":
-            measured["average"] = _bytes(trainer.ema._shadow)
+            measured["average"] = _bytes(trainer.ema.weights)
         for column, size in measured.items():
             found[f"{name}.{column}"] = (getattr(predicted.rows[name], column), size)
     return found if trainer.has_shares else found | {"student.activations": _activations(trainer, loaded, plugins)}
@@ -81,7 +81,7 @@ def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]
         parameter.grad = torch.zeros_like(parameter)
 
     def call() -> None:
-        target = trainer.caller.call(trainer.student, x, timestep, condition).float()
+        target = trainer.forward.caller.call(trainer.student, x, timestep, condition).float()
         trainer.student.activate()
         target.backward(torch.ones_like(target))
 

@@ -35,7 +35,7 @@ def measure(folder, how, out):
     from amd_plugin.config import TrainConfig
     from amd_plugin.models.pretrained import Pretrained
     from amd_plugin.models.roles import Role
-    from amd_plugin.sharding.engine import engine_for
+    from amd_plugin.sharding.engine import EngineSettings, engine_for
     from amd_plugin.sharding.frozen import held, shard
     from amd_plugin.sharding.setup import deepspeed_for
 
@@ -56,7 +56,8 @@ def measure(folder, how, out):
     if how == "student":
         role = Role(network.requires_grad_(True))
         train = TrainConfig(max_steps=1, batch_size=1, student_lr=1e-5, fake_lr=1e-5)
-        engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), train, accelerator, "zero3", weights)
+        settings = EngineSettings(accelerator, train, "zero3", weights)
+        engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), settings)
         kept = 4 * sum(masters.numel() for masters in role.master_weights())
     elif how == "whole first":
         network = shard(where.network(family, torch.float32), accelerator)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amd_plugin.config import RecipeConfig
 from amd_plugin.models.family import Caller
 from amd_plugin.models.pretrained import DTYPES
-from amd_plugin.models.roles import Role, make_roles
+from amd_plugin.models.roles import Role, StartNetworks, make_roles
 from amd_plugin.models.step_conditioning import PART, time_embeddings
 from amd_plugin.plan.outline import Outline, build_autoencoder, faked, faking
 from amd_plugin.plan.trace import Trace, along, trace
@@ -114,7 +114,7 @@ def _roles(outline: Outline, config: RecipeConfig, depth: int | None) -> dict[st
     told = time_embeddings(config.model, outline.family)
     with torch.device("meta"):
         base = outline.build(DTYPES[config.model.dtype], depth)
-        roles = make_roles(config.model, base, None, config.train.seed, time_embeddings=told)
+        roles = make_roles(config.model, StartNetworks(base, time_embeddings=told), config.train.seed)
     if config.distributed.trained != "none":
         # An engine keeps weights in the precision it computes in, and masters of them with its optimizer.
         for role in (roles["student"], roles["fake_score"]):

@@ -7,6 +7,7 @@ import time
 
 from amd_plugin.cli import main
 from amd_plugin.host import checkpoint
+from amd_plugin.host.training import setup
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.sharding.shares import Shares
 
@@ -39,9 +40,9 @@ HOW = {
         checkpoint, "_write", lambda path, content: end() if MINE and "000002" in str(path) else None
     ),
     "dies while all save": end_in_second_save,
-    "hangs while it prepares": lambda: wrapped(Trainer, "_make_roles", lambda trainer: time.sleep(25) if MINE else None),
-    "dies": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(end)),
-    "hangs": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(lambda: time.sleep(20))),
+    "hangs while it prepares": lambda: wrapped(setup, "build_roles", lambda *run: time.sleep(25) if MINE else None),
+    "dies": lambda: wrapped(Trainer, "student_turn", in_second_cycle(end)),
+    "hangs": lambda: wrapped(Trainer, "student_turn", in_second_cycle(lambda: time.sleep(20))),
 }
 
 if __name__ == "__main__":
