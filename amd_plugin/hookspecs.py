@@ -16,8 +16,8 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from amd_plugin.maths.losses import LossOutput
     from amd_plugin.maths.signals import Signals
-    from amd_plugin.objectives.dmd import LossOutput
 
 NAME = "distill_host"
 

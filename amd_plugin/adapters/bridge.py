@@ -130,8 +130,8 @@ class Steering:
 
     Attributes:
         metrics: reward and failures of the last batch, 0-dim tensors.
-        sensed: what `Signals` is told about the last batch beside the rank's advantages: its `groups`, and the `joined`
-            advantages of all ranks; empty before any.
+        sensed: what `Signals` is told about the last batch beside the rank's advantages: its `groups`, and the
+            `batch_advantage` of all ranks; empty before any.
         step: student updates so far, as `begin` was told.
         moves: whether a plugin moves noise levels.
     """
@@ -177,7 +177,7 @@ class Steering:
             )
             self._alone = True
         advantage = self.objective.advantage(joined, members)
-        self.sensed = {"groups": members[mine], "joined": advantage}
+        self.sensed = {"groups": members[mine], "batch_advantage": advantage}
         finite = torch.isfinite(joined)
         count = finite.sum().clamp(min=1)
         self.metrics = {
@@ -222,7 +222,7 @@ class Steering:
         if not self.moves:
             return sigma
         joined, first = self._join(sigma.float()), self._rank() * len(sigma)
-        everyone = self.sensed.get("joined")
+        everyone = self.sensed.get("batch_advantage")
         advantage = None if everyone is None else everyone.unflatten(0, (len(joined), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
             draws = generator(self._seed, "sigma", role, *key, index, device=joined.device)

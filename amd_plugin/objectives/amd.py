@@ -55,7 +55,7 @@ class AMDObjective(DMDObjective):
         side: ``negative`` weighs failing samples only; ``guidance_only`` takes guidance from them and nothing else; ``both`` is
             the paper's form, which loses modes once there is guidance (see `operators.adapt`); ``auto`` is ``negative`` above
             guidance scale 1, ``both`` otherwise.
-        static: the control: every sample gets the whole batch's mean alpha and beta (`Signals.joined`).
+        static: the control: every sample gets the whole batch's mean alpha and beta (`Signals.batch_advantage`).
         coherence_gate: let beta rise above 1 only as far as the matching direction agrees with itself in the zone at that
             noise level, see `amd_plugin.maths.coherence`. Needs `Signals.groups` and `sigma`, and goes not with `static`.
         sharpening: lambda >= 0 of Repulsive Landscape Sharpening, at most 1 for the linear kind; 0 turns it off.
@@ -255,7 +255,7 @@ class AMDObjective(DMDObjective):
         if signals.advantage is None:
             return {}
         a = signals.advantage.detach().float()
-        whole = a if signals.joined is None else signals.joined.detach().float()
+        whole = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
         ratio, divergence = implied_tilt(whole, self.strength_scale * self.sharpening, self.sharpening_kind)
         metrics = {
             "clip_share": limit_share(whole, self.limit, self.squash),

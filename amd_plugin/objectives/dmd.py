@@ -11,7 +11,7 @@ optimizers, and stores `state_dict()`:
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,25 +20,11 @@ from amd_plugin.errors import InputError, OptionError
 from amd_plugin.maths import operators
 from amd_plugin.maths.adversarial import Adversarial, adversarial
 from amd_plugin.maths.diagnostics import term_metrics
-from amd_plugin.maths.losses import fake_score_loss_per_sample, matching_loss_per_sample
+from amd_plugin.maths.losses import LossOutput, fake_score_loss_per_sample, matching_loss_per_sample
 from amd_plugin.maths.operators import Maker, Transform, Window, normalize
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 from amd_plugin.objectives.reward_statistics import RewardStatistics
-
-
-class LossOutput(NamedTuple):
-    """What a turn costs.
-
-    Attributes:
-        loss: scalar, with grad; the mean of `per_sample`.
-        per_sample: [B], detached.
-        metrics: name -> 0-dim tensor, detached; reading one costs a device synchronisation, so do it on logging steps.
-    """
-
-    loss: Tensor
-    per_sample: Tensor
-    metrics: dict[str, Tensor]
 
 
 class DMDObjective:

@@ -289,7 +289,7 @@ class Trainer:
             real_cond = predict(self.caller.call(self.teacher, x_t, t, condition), x_t, t)
         fake = predict(self.caller.call(self.fake_score, x_t, t, condition), x_t, t)
         mine = None if advantage is None else advantage[rows]
-        about = {"groups": labels, "joined": advantage}
+        about = {"groups": labels, "batch_advantage": advantage}
         return Signals(x0, real_cond, real_uncond, fake, sigma[rows], mine, guide_cond, guide_uncond, **about)
 
     def _pair(self, x_t: Tensor, timestep: Tensor, condition: Condition, labels: Tensor) -> list[Tensor]:
