@@ -1,19 +1,27 @@
-# `make demo` and `make test` need Python 3.11 (constraints.txt pins for it) and nothing else: both install first, into .venv.
+# Every target needs Python 3.11 (constraints.txt pins for it) and nothing else: it installs first, into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/demo
 
-.PHONY: install demo test lint evidence clean
+.PHONY: install demo quick test lint evidence clean
 
 install: $(VENV)/.installed
-# torch first and alone: once a build is there, the ranges of the other packages no longer pull another one.
+# torch first and with pip: pip's configuration may name a CPU build, and once one is there the ranges of other packages pull no other.
+# The rest with uv, in parallel, where it can be had; else with pip. Nothing is compiled ahead: Python compiles what is imported.
+GROUPS := --constraint constraints.txt --editable . --group test --group lint
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group test
-	touch $@
+	@echo "Installing into $(VENV), about 2 GB: a minute or two, longer where torch comes with CUDA"
+	@echo "1/3 A virtual environment"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "2/3 PyTorch, the largest package"
+	@$(BIN)/python -m pip install --no-compile --constraint constraints.txt torch
+	@echo "3/3 Everything else, and amd-plugin itself as it stands here"
+	@$(BIN)/python -m pip install --no-compile --quiet "uv>=0.8" || echo "uv cannot be had here; pip takes longer"
+	@$(BIN)/uv pip install --python $(BIN)/python $(GROUPS) || { \
+		$(BIN)/python -m pip install --no-compile --quiet --upgrade "pip>=25.1" && \
+		$(BIN)/python -m pip install --no-compile $(GROUPS); }
+	@touch $@
 
 demo: install
 	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 8 --output $(OUTPUT)/modes2d
@@ -24,11 +32,14 @@ demo: install
 evidence: install
 	$(BIN)/python benchmarks/evidence.py run
 
+# A contributor's loop: laws, objectives, recipes, the command line.
+quick: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/laws tests/objectives tests/recipe tests/schedule tests/test_cli.py
+
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -67,7 +67,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, say what would happen, stop")] = False,
 ) -> None:
     """Distil a student as a recipe says."""
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
     from amd_plugin.host import run
     from amd_plugin.plugins import get_plugin_manager
 
@@ -115,7 +115,7 @@ def compare(
     workers: Annotated[int | None, typer.Option(min=1, help="processes [default: one per core]")] = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
     from amd_plugin.evaluate.comparison import compare as comparison
     from amd_plugin.evaluate.report.report import write_report
     from amd_plugin.plugins import get_plugin_manager
@@ -174,7 +174,7 @@ def plan(
 ) -> None:
     """Say what a recipe needs of every GPU, and what to change if it does not fit; exits with 0 either way."""
     from amd_plugin import plan as planning
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
     from amd_plugin.plan.traffic import Machine
     from amd_plugin.plugins import get_plugin_manager
 
@@ -285,7 +285,7 @@ def host(
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Names and purposes of the shipped recipes."""
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
 
     for name, path in recipes.shipped().items():
         purpose = path.read_text().splitlines()[0].lstrip("# ")
@@ -295,7 +295,7 @@ def list_recipes() -> None:
 @recipes_app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print a recipe with all its defaults, as a run would use it."""
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
     from amd_plugin.plugins import get_plugin_manager
 
     typer.echo(recipes.load(recipe, get_plugin_manager(), overrides or ()).as_yaml(), nl=False)
@@ -307,7 +307,7 @@ def copy(
     to: Annotated[Path | None, typer.Argument(help="file to write [default: RECIPE.yaml here]")] = None,
 ) -> None:
     """Copy a shipped recipe, to be edited, and the launch scripts that it names."""
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
 
     source = recipes.find(recipe)
     target = to or Path(source.name)
@@ -336,7 +336,7 @@ def validate(
     overrides: Overrides = None,
 ) -> None:
     """Check recipes; prints every problem with its line."""
-    from amd_plugin import recipes
+    from amd_plugin import recipe as recipes
     from amd_plugin.plugins import get_plugin_manager
 
     manager = get_plugin_manager()

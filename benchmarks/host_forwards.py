@@ -93,7 +93,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         return {"modelopt": modelopt, "fastvideo": fastvideo}[sys.argv[1]]()
     sys.path.insert(0, str(ROOT))
-    from tests.adapters.conftest import environment
+    from tests.helpers.hosts import environment
 
     for host in ("modelopt", "fastvideo"):
         env = environment(host)

@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def outcome(checkout: Path, options: str | None) -> tuple[dict[str, str], int]:
     """Name of each test -> how it ended, and how many pipelines were ours; without `options` the host is left as it is."""
-    from tests.adapters.conftest import environment
+    from tests.helpers.hosts import environment
 
     env = environment("modelopt") | {"AMD_OPTIONS": options or ""}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-rA", "-q", "-c", os.devnull]

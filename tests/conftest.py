@@ -7,13 +7,11 @@ import sys
 import hypothesis
 import pytest
 
+from tests.helpers.recipes import TINY
+from tests.helpers.tiny_wan import alone, wan  # noqa: F401 (fixtures of all folders)
+
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
-
-TINY = (
-    "model.width=16", "model.teacher.steps=30", "train.max_steps=4", "train.batch_size=16", "train.group_size=4",
-    "train.log_every=1", "train.evaluate_every=0", "train.trackers=[]", "evaluate.samples=160",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,8 +45,8 @@ def tiny(plugins):
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
-    """``pipeline_folder("sdxl")``: a tiny pipeline of that family on disk, see tests/pipelines.py."""
-    from tests.pipelines import BUILD
+    """``pipeline_folder("sdxl")``: a tiny pipeline of that family on disk, see tests/helpers/pipelines.py."""
+    from tests.helpers.pipelines import BUILD
 
     made = {}
 
@@ -66,7 +64,7 @@ def piped(plugins, tmp_path, pipeline_folder):
     """``piped("sdxl", "a.b=c", ..., objective="amd")`` loads a recipe of two student updates on a pipeline from disk."""
     from amd_plugin import recipe
     from amd_plugin.hookspecs import hookimpl
-    from tests.pipelines import PROMPTS
+    from tests.helpers.pipelines import PROMPTS
 
     class Brightness:
         @hookimpl

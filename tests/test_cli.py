@@ -9,11 +9,7 @@ from amd_plugin import recipe
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.compare import arms
-
-TINY = [
-    "--set=model.width=16", "--set=model.teacher.steps=30", "--set=train.max_steps=3", "--set=train.batch_size=16",
-    "--set=train.group_size=4", "--set=train.trackers=[]", "--set=evaluate.samples=160", "--set=train.evaluate_every=1",
-]  # fmt: skip
+from tests.helpers.recipes import ON_THE_COMMAND_LINE as TINY
 
 
 def test_train_and_its_report(cli, tmp_path):

@@ -2,16 +2,11 @@
 
 import re
 import types
-from pathlib import Path
 
 import torch
 import yaml
 
-ROOT = Path(__file__).parents[1]
-
-
-def blocks(path, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+from tests.helpers.documentation import ROOT, blocks
 
 
 def test_the_readmes_trainer():

@@ -1,40 +1,17 @@
-"""Real hosts from PyPI, each in a folder of its own beside our environment, kept between runs in `.venv-hosts`.
+"""The tests under `inside` run in a process that sees a real host; here they are only started."""
 
-A host is installed without its dependencies, which would replace torch; `requirements/NAME.txt` is its import closure.
-The tests under `inside` run in a process that sees that folder; here they are only started.
-"""
-
-import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+
+from tests.helpers.hosts import ROOT, environment
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 collect_ignore = ["inside"]
-
-
-def environment(host):
-    """Environment variables of a process that can import `host`; installs it first where that was not done."""
-    requirements = HERE / "requirements" / f"{host}.txt"
-    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    folder = ROOT / ".venv-hosts" / f"{host}-{key}"
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "installed").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", requirements]
-            done = subprocess.run(pip, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            (folder / "installed").touch()
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.conftest import environment
+from tests.helpers.hosts import environment
 
 HERE = Path(__file__).parent
 LAWS = 13

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from amd_plugin.host import run
 from amd_plugin.host.training.trainer import Trainer
-from tests.pipelines import BUILD, elsewhere
+from tests.helpers.pipelines import BUILD, elsewhere
 
 FULL = ("model.roles=separate",)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from amd_plugin.errors import InputError
 from amd_plugin.models import backbone
 from amd_plugin.models.pretrained import Pretrained
-from tests.pipelines import BUILD, sdxl
+from tests.helpers.pipelines import BUILD, sdxl
 
 
 @pytest.fixture

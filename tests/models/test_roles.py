@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.roles import Average, make_roles
-from tests.pipelines import BUILD
+from tests.helpers.pipelines import BUILD
 
 LORA = LoraConfig(rank=4, target_modules=["to_q", "to_v"])
 TRANSFORMERS = [family for family in BUILD if family not in ("dit", "sit")]

@@ -10,7 +10,7 @@ from amd_plugin.host import run
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.families.sd3 import SD3
 from amd_plugin.models.step_conditioning import rungs_of
-from tests.pipelines import BUILD
+from tests.helpers.pipelines import BUILD
 
 MADE_HERE = {"mlp": ("modes2d", "model.depth=2"), "dit made here": ("digits", "model.depth=2", "model.network=dit")}
 ON, OFF = "model.rung_conditioning=true", "model.rung_conditioning=false"

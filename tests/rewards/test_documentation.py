@@ -10,7 +10,7 @@ import yaml
 from amd_plugin.config import RewardConfig, options_model
 from amd_plugin.rewards.protocol import to_pil
 from amd_plugin.rewards.reward_set import RewardSet
-from tests.test_readme import ROOT, blocks
+from tests.helpers.documentation import ROOT, blocks
 
 PAGE = "docs/rewards.md"
 MEDIA = torch.rand(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))

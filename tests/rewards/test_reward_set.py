@@ -18,7 +18,7 @@ from amd_plugin.hookspecs import hookimpl
 from amd_plugin.rewards.protocol import LOGITS, to_pil
 from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.tasks import TASKS
-from tests.rewards import sample_rewards
+from tests.helpers import sample_rewards
 
 MEDIA = torch.arange(8.0).reshape(4, 2)
 PROMPTS = ["a", "a", "b", "b"]

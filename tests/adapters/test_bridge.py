@@ -1,0 +1,176 @@
+"""From rewards to advantages, over two real processes."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from amd_plugin import AMDObjective, hookimpl
+from amd_plugin.adapters.bridge import HOSTS_OWN, REFERENCE_HOST, Steering, adaptive_objective, make_reward
+from amd_plugin.errors import InputError
+from amd_plugin.objectives.reward_statistics import group_ids
+
+PROMPTS = ["cat", "dog", "cat", "dog"]
+X0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)
+
+RANK = """
+import sys, torch, torch.distributed as dist
+from amd_plugin import AMDObjective, get_plugin_manager, hookimpl
+from amd_plugin.adapters.bridge import Steering
+from amd_plugin.objectives.reward_statistics import group_ids
+rank, store, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fails"
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def reward(media, prompts):
+    if fails and rank == 0:
+        raise ConnectionError("no answer")
+    return media[:, 0]
+mine = slice(2 * rank, 2 * rank + 2)
+x0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)[mine]
+prompts = ["cat", "dog", "cat", "dog"][mine]
+class Flips:
+    @hookimpl
+    def distill_sigma_sampler(self, options):
+        return lambda sigma, advantage, **rest: sigma.flip(0) if len(advantage) == len(sigma) == 4 else 1 / 0
+    @hookimpl
+    def distill_strength_schedule(self, metrics):
+        return metrics.get("objective/zone_share", 1.0)
+plugins = get_plugin_manager()
+plugins.register(Flips(), "flips")
+steering = Steering(AMDObjective(sharpening=1.0), reward, plugins=plugins)
+for _ in range(2):
+    steering.begin(0, 1, {"zone_share": torch.tensor(0.5 * rank)})
+    advantage, weight = steering(x0, group_ids(prompts, 2), prompts)
+levels = steering.levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
+scale = steering.objective.strength_scale
+print(advantage.tolist(), weight.tolist(), steering.metrics["failed_rewards"].item(), levels.tolist(), scale, sep=";")
+dist.destroy_process_group()
+"""
+
+
+def two_ranks(tmp_path, how):
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / how), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    answers = [rank.communicate(timeout=120) for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), answers
+    columns = zip(*(out.strip().splitlines()[-1].split(";") for out, _ in answers), strict=True)
+    advantage, weight, failed, levels, scale = (
+        [value for part in column for value in torch.tensor(eval(part)).reshape(-1)] for column in columns
+    )
+    # Plugins see one batch of all ranks, and metrics that all ranks agree on.
+    torch.testing.assert_close(torch.stack(levels), torch.tensor([0.7, 0.6, 0.2, 0.1]))
+    assert torch.stack(scale).tolist() == [0.25, 0.25]
+    return torch.stack(advantage), torch.stack(weight), torch.stack(failed)
+
+
+def test_groups_span_ranks(tmp_path):
+    advantage, weight, failed = two_ranks(tmp_path, "works")
+    steering = Steering(AMDObjective(sharpening=1.0), lambda media, prompts: media[:, 0])
+    steering.objective.strength_scale = 0.25
+    for _ in range(2):
+        alone = steering(X0, group_ids(PROMPTS, 4), PROMPTS)
+    torch.testing.assert_close(advantage, alone[0])
+    torch.testing.assert_close(weight, alone[1])
+    assert failed.tolist() == [0, 0] and advantage[0] < 0 < advantage[2]
+
+
+def test_ranks_whose_rewards_fail_do_not_hang_the_others(tmp_path):
+    advantage, weight, failed = two_ranks(tmp_path, "fails")
+    assert advantage.tolist() == [0, 0, 0, 0] and weight.tolist() == [1, 1, 1, 1] and failed.tolist() == [0.5, 0.5]
+
+
+def test_groups_of_conditions_of_any_type():
+    for dtype in (torch.float32, torch.bfloat16, torch.long):
+        ids = group_ids(torch.tensor([[1, 2], [3, 4], [1, 2]]).to(dtype), 3)
+        assert ids[0] == ids[2] != ids[1]
+    assert group_ids(None, 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "spec", [3, [], [3], {"weight": 1.0}, {"name": "random", "on_error": "raise"}, {"name": "nope"}, "nope"]
+)
+def test_rewards_that_are_none(spec):
+    with pytest.raises(InputError, match="reward"):
+        make_reward(spec)
+
+
+def test_a_reward_by_name_and_a_sum_of_two():
+    media = torch.rand(4, 3, 8, 8)
+    assert make_reward("random")(media, PROMPTS).shape == (4,)
+    objective = AMDObjective(1.25)
+    for spec, unit in (("random", 12**-0.5), ([{"name": "random", "weight": 2.0}], 2 * 12**-0.5), ("hackable", 0.0)):
+        Steering(objective, make_reward(spec))
+        assert objective.unit == pytest.approx(unit), spec
+    Steering(objective, lambda media, prompts: media[:, 0])
+    assert objective.unit == 0, "the objective forgets the unit of another reward"
+    one, two = {"name": "random"}, [{"name": "random", "weight": 0.5}, {"name": "random", "weight": 0.5}]
+    assert make_reward(two)(media, PROMPTS).shape == make_reward(one)(media, PROMPTS).shape
+
+
+class Third:
+    """Two plugins in one file: each adds what it was given."""
+
+    def __init__(self, shift, factor):
+        self.shift, self.factor = shift, factor
+
+    @hookimpl
+    def distill_sigma_sampler(self, options):
+        return lambda sigma, *, role, advantage, step, generator: sigma * 0.5 + self.shift
+
+    @hookimpl
+    def distill_strength_schedule(self, step, max_steps):
+        return self.factor if step < max_steps else None
+
+
+def test_plugins_follow_one_another_and_their_factors_multiply(plugins):
+    plugins.register(Third(0.0, 0.5), "first")
+    plugins.register(Third(0.5, 0.5), "second")
+    steering = Steering(AMDObjective(), plugins=plugins)
+    assert steering.moves and not steering.active
+    torch.testing.assert_close(steering.levels(torch.tensor([0.4, 0.8]), "student"), torch.tensor([0.6, 0.7]))
+    steering.begin(0, 1)
+    assert steering.objective.strength_scale == 0.25
+    steering.begin(1, 1)
+    assert steering.objective.strength_scale == 1
+
+
+def test_without_plugins_nothing_moves(plugins):
+    for steering in (Steering(AMDObjective()), Steering(AMDObjective(), plugins=plugins)):
+        sigma = torch.rand(3)
+        steering.begin(0, 0, {"a": torch.tensor(1.0)})
+        assert not steering.moves and steering.levels(sigma, "student") is sigma and steering.objective.strength_scale == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 1.0}, r"amd\.strength: must be in"),
+        ({"strength": "much"}, r"amd\.strength: .*got 'much'"),
+        ({"strength": True}, r"amd\.strength: .*got True"),
+        ({"side": "left"}, r"amd\.side: .*got 'left'"),
+        ({"std_floor": float("nan")}, r"amd\.std_floor"),
+        ({"squash": torch.nn}, r"amd\.squash"),
+        ({"guidance_scale": 2.0}, "host's own configuration"),
+        ({"memory_share": 0.2}, "needs amd-plugin's own host"),
+        ({"strenght": 0.5}, "is not an option"),
+    ],
+    ids=str,
+)
+def test_options_that_are_wrong_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        adaptive_objective(2.0, options)
+
+
+def test_every_option_of_amd_passes_through_by_its_signature():
+    parameters = inspect.signature(AMDObjective).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.name not in (*HOSTS_OWN, *REFERENCE_HOST)}
+    made = adaptive_objective(2.0, defaults)
+    assert made.state_dict() == AMDObjective(2.0).state_dict() and made.guidance_scale == 2.0
+    for name in ("strength", "sharpening", "limit", "std_floor"):
+        assert getattr(adaptive_objective(2.0, {**defaults, name: 0.25}), name) == 0.25

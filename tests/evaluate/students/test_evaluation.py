@@ -1,0 +1,148 @@
+"""`amd-plugin evaluate` from a run's folder to its files: points, pictures and videos, classes and prompts."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from amd_plugin.errors import InputError
+from amd_plugin.evaluate.students.evaluation import evaluate
+from amd_plugin.host import run
+from tests.helpers.recipes import TINY
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A finished tiny run on digits, trained on nothing that it is judged by."""
+    from amd_plugin import get_plugin_manager, recipe
+
+    plugins = get_plugin_manager()
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    own = ("train.checkpoint_every=2", "evaluate.rewards=[{name: random}]", "train.evaluate_every=2")
+    run.train(recipe.load("digits", plugins, (*TINY, *own), "amd"), plugins, folder)
+    return folder
+
+
+def read(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_held_out_rewards_are_curves_of_the_training_run(digits):
+    lines = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "held_out/random" in line] == [2, 4]
+    assert "random" in json.loads((digits / "evaluation.json").read_text())
+
+
+def test_digits_from_the_command_line(cli, digits):
+    before = (digits / "evaluation.json").read_bytes()
+    code, printed = cli("evaluate", digits, "--samples", 40)
+    assert code == 0, printed
+    folder = digits / "evaluation"
+    assert (digits / "evaluation.json").read_bytes() == before, "the mark of a complete run was touched"
+    content = read(folder)
+    assert content["samples"] == 40 and content["prompts"] == 10 and content["step"] == 4
+    assert content["trained_on"] == ["classifier"] and "real samples" in content["reference"]
+    metrics = content["metrics"]
+    assert metrics["reward/classifier"]["kind"] == "training reward"
+    assert metrics["held_out/random"]["kind"] == "held-out reward"
+    for name in ("frechet", "precision", "recall", "density", "coverage", "accuracy", "diversity", "reward/classifier"):
+        row = metrics[name]
+        assert row["low"] <= row["value"] <= row["high"] and row["teacher"]["value"] is not None, name
+        assert f"{name}:" in printed
+    assert metrics["accuracy"]["value"] == pytest.approx(content["task_metrics"]["accuracy"])
+    assert metrics["accuracy"]["difference"]["value"] == pytest.approx(
+        metrics["accuracy"]["value"] - metrics["accuracy"]["teacher"]["value"]
+    )
+    assert any("biased" in note for note in content["notes"])
+    text = (folder / "evaluation.md").read_text()
+    assert "training reward" in text and "held-out metric" in text and "![metrics](metrics.png)" in text
+    assert (folder / "metrics.png").stat().st_size and (folder / "samples.png").stat().st_size
+    assert len(list((folder / "samples").glob("*.png"))) == 40
+
+
+def test_the_same_again_draws_nothing_and_says_the_same_and_more_samples_keep_the_first(digits, plugins, tmp_path):
+    first = tmp_path / "first"
+    evaluate(digits, plugins, first, samples=40, teacher=False)
+    content, stamps = read(first), {p: p.stat().st_mtime_ns for p in first.glob("latents/*/*")}
+    assert len(stamps) == 10
+    cut = next(iter(stamps))
+    kept = load_file(cut)["samples"].clone()  # what is mapped would change with the file
+    cut.write_bytes(cut.read_bytes()[:100])  # as a full disk would leave it
+    evaluate(digits, plugins, first, samples=40, teacher=False)
+    assert read(first) == content and torch.equal(load_file(cut)["samples"], kept)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items() if p != cut)
+    evaluate(digits, plugins, first, samples=60, teacher=False)
+    assert len(load_file(cut)["samples"]) == 6
+    torch.testing.assert_close(load_file(cut)["samples"][:4], kept)
+
+
+def test_samples_do_not_depend_on_the_batch(digits, plugins, tmp_path):
+    evaluate(digits, plugins, tmp_path / "whole", samples=30, teacher=False)
+    config = digits / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("batch_size: null", "batch_size: 2"))
+    try:
+        evaluate(digits, plugins, tmp_path / "parts", samples=30, teacher=False)
+    finally:
+        config.write_text(text)
+    for path in (tmp_path / "whole").glob("latents/student/*"):
+        other = load_file(tmp_path / "parts" / "latents" / "student" / path.name)
+        torch.testing.assert_close(load_file(path), other)
+
+
+def test_raw_weights_and_earlier_steps_differ_and_folders_are_not_mixed(digits, plugins, tmp_path):
+    folder = tmp_path / "evaluation"
+    evaluate(digits, plugins, folder, samples=40, teacher=False)
+    with pytest.raises(InputError, match=r"holds an evaluation of step 4 \(ema\)"):
+        evaluate(digits, plugins, folder, samples=40, weights="raw", teacher=False)
+    found = [load_file(folder / "latents/student/00003.safetensors")["samples"]]
+    for name, options in {"raw": {"weights": "raw"}, "early": {"at": "2"}}.items():
+        evaluate(digits, plugins, tmp_path / name, samples=40, teacher=False, **options)
+        found.append(load_file(tmp_path / name / "latents/student/00003.safetensors")["samples"])
+        assert not torch.equal(found[0], found[-1])
+    assert read(tmp_path / "early")["step"] == 2 and read(tmp_path / "raw")["weights"] == "raw"
+
+
+def test_points_have_no_pictures_but_all_else(tiny, plugins, tmp_path):
+    run.train(tiny(), plugins, tmp_path / "run")
+    evaluate(tmp_path / "run", plugins, samples=80)
+    content = read(tmp_path / "run" / "evaluation")
+    assert {"frechet", "precision", "accuracy", "diversity"} <= set(content["metrics"])
+    assert "saturation" not in content["metrics"] and not (tmp_path / "run" / "evaluation" / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint", "7"], "There are: 2, 4"),
+        (["--checkpoint", "nowhere"], "there is no such folder"),
+        (["--samples", "9"], "need at least"),
+        (["--format", "vbench"], "name one with --prompts"),
+        (["--prompts", "nowhere.txt"], "there is no such file"),
+        (["--prompts", "{file}"], "is asked for classes"),
+        (["--output", "{full}"], "is not empty and holds no evaluation"),
+        (["--output", "{file}"], "is not empty and holds no evaluation"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_said(cli, digits, tmp_path, arguments, said):
+    full, file = tmp_path / "full", tmp_path / "prompts.txt"
+    full.mkdir()
+    (full / "cat.jpg").write_text("mine")
+    file.write_text("a cat\n")
+    code, printed = cli("evaluate", digits, *(a.format(file=file, full=full) for a in arguments))
+    assert code == 2 and said in printed and "Traceback" not in printed, printed
+    assert (full / "cat.jpg").read_text() == "mine"
+
+
+def test_what_is_no_run_is_said(cli, digits, tmp_path):
+    assert cli("evaluate", tmp_path)[0] == 2
+    config = tmp_path / "config.yaml"
+    config.write_text((digits / "config.yaml").read_text())
+    code, printed = cli("evaluate", tmp_path)
+    assert code == 2 and "run.json" in printed
+    (tmp_path / "run.json").write_text((digits / "run.json").read_text())
+    code, printed = cli("evaluate", tmp_path)
+    assert code == 2 and "holds no complete checkpoint" in printed
+    config.write_text("model: [")
+    assert cli("evaluate", tmp_path)[0] == 2

@@ -1,0 +1,153 @@
+"""The same run under plain python, torchrun and accelerate launch, through the command line."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.launchers import ALONE, LAUNCHERS
+from tests.helpers.recipes import TINY
+
+RECIPE = (
+    "train",
+    "modes2d",
+    *(
+        f"--set={s}"
+        for s in (*TINY, "model.student_steps=2", "train.max_steps=3", "train.group_size=16", "distributed.device=cpu")
+    ),
+)
+
+
+def launch(launcher, *arguments, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [str(part) for part in (*launcher, *RECIPE, *arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_equal_one_on_the_joined_batch(launcher, tmp_path):
+    alone = launch(ALONE, "--output", "alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    together = launch(LAUNCHERS[launcher], "--output", "together", cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("report:") == 1
+    for part in ("student", "fake_score"):
+        one, two = (
+            load_file(tmp_path / run / "checkpoints" / "step-000003" / f"{part}.safetensors") for run in ("alone", "together")
+        )
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-4)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("alone", "together")
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for key in ("loss/student", "objective/zone_share", "reward/classifier"):
+        assert one[0][key] == pytest.approx(two[0][key], abs=1e-4)
+    for key in ("objective/tilt_ratio", "objective/advantage_std", "objective/clip_share", "objective/zero_spread_share"):
+        assert one[0][key] == pytest.approx(two[0][key], abs=1e-4), f"{key} is of the joined batch"
+
+
+EACH_ON_ITS_OWN = """
+import json, os, sys, torch
+from pathlib import Path
+from accelerate import Accelerator
+from amd_plugin.host.running.run_log import RunLog
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe import load
+from tests.helpers.recipes import TINY
+accelerator, plugins, rank = Accelerator(cpu=True), get_plugin_manager(), int(os.environ["RANK"])
+trainer = Trainer(load("modes2d", plugins, TINY), plugins, accelerator)
+trainer.cycle(), trainer.cycle()
+Path(f"sums-{rank}.json").write_text(json.dumps(trainer.objective.state_dict()["coherence"]))
+log = RunLog(Path("metrics.jsonl"), 0, 1, accelerator, None)
+log.add({"both": torch.tensor(1.0 + rank), "one": torch.tensor([torch.nan, 4.0][rank]), "none": torch.tensor(torch.nan)})
+log.write(1)
+accelerator.wait_for_everyone(), accelerator.end_training()
+"""
+
+
+def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
+    """Noise levels that only one process has samples at are logged; running sums over a process's own samples become all's."""
+    (tmp_path / "each.py").write_text(EACH_ON_ITS_OWN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [*LAUNCHERS["torchrun"][:-2], "each.py"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "both": 1.5, "one": 4.0}
+    zero, one = (json.loads((tmp_path / f"sums-{rank}.json").read_text()) for rank in (0, 1))
+    assert zero == one and torch.tensor(zero)[..., 1].sum() > 0
+
+
+REWARDS = """
+import os, sys, time, torch, amd_plugin
+
+def moody(on: str = "1"):
+    def reward(media, prompts):
+        if os.environ["RANK"] in on:
+            raise RuntimeError("rank one had enough")
+        return media[:, 0]
+    return reward
+
+def listing():
+    return lambda media, prompts: [None if os.environ["RANK"] == "1" and i == 0 else float(x) for i, x in enumerate(media[:, 1])]
+
+def hanging():
+    return lambda media, prompts: time.sleep(600) if os.environ["RANK"] == "0" else media[:, 0]
+
+@amd_plugin.hookimpl
+def distill_rewards():
+    return {"moody": moody, "listing": listing, "hanging": hanging}
+
+if __name__ == "__main__":
+    import amd_plugin.plugins as plugins
+    original = plugins.get_plugin_manager
+    def with_ours():
+        manager = original()
+        manager.register(sys.modules[__name__], "ours")
+        return manager
+    plugins.get_plugin_manager = with_ours
+    from amd_plugin.cli import main
+    main()
+"""
+
+
+def launch_with_rewards(folder, rewards):
+    (folder / "ours.py").write_text(REWARDS)
+    return launch((*LAUNCHERS["torchrun"][:-2], folder / "ours.py"), f"--set=rewards={rewards}", "--output", "run", cwd=folder)
+
+
+def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
+    done = launch_with_rewards(tmp_path, "[{name: moody}]")
+    assert done.returncode == 1
+    assert done.stderr.count("reward 'moody' failed: process 1: RuntimeError: rank one had enough") == 2, done.stderr
+    assert done.stderr.count("saved run/checkpoints/step-000000") == 1
+    assert done.stderr.count("process 0 saves run/checkpoints/step-000000, if it can") == 1
+    assert (tmp_path / "run" / "checkpoints" / "step-000000" / "manifest.json").is_file()
+
+
+def test_a_worker_that_hangs_on_one_rank_stops_all_of_them(tmp_path):
+    done = launch_with_rewards(tmp_path, "[{name: hanging, pool: 1, timeout: 5.0}]")
+    assert done.returncode == 1
+    assert done.stderr.count("reward 'hanging' failed: process 0: TimeoutError: no answer within 5 s") == 2, done.stderr
+
+
+def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
+    done = launch_with_rewards(tmp_path, "[{name: moody, on_error: neutral, weight: 0.5}, {name: listing}]")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("rank one had enough") == 1
+    last = [line for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if "loss/student" in line][-1]
+    assert last["reward_failed/moody"] == 0.5 and last["reward_failed/listing"] == 1 / 16
+    assert last["objective/failed_rewards"] == 0.5
+
+
+def test_bad_input_under_a_launcher_ends_all_processes(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cat.jpg").write_text("")
+    done = launch(LAUNCHERS["torchrun"], "--output", "run", cwd=tmp_path)
+    assert done.returncode != 0 and "holds no run" in done.stderr
