@@ -129,7 +129,7 @@ def aggregate(
         >>> aggregate(rewards, groups, weights)[0]
         tensor([9., 2.])
         >>> aggregate(rewards, groups, weights, "normalize_then_sum")[0]
-        tensor([-0.7070,  0.7070])
+        tensor([-0.7069,  0.7069])
     """
     if rewards.dim() != 2 or groups.shape != rewards.shape[:1] or weights.shape != rewards.shape[1:]:
         got = f"got {tuple(rewards.shape)}, {tuple(groups.shape)} and {tuple(weights.shape)}"

@@ -45,7 +45,8 @@ def cosines(direction: Tensor) -> Tensor:
     """
     flat = widen(direction.detach()).flatten(1)
     unit = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (unit @ unit.T).fill_diagonal_(0)
+    between: Tensor = unit @ unit.T
+    return between.fill_diagonal_(0)
 
 
 class Coherence:

@@ -27,7 +27,7 @@ from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.rewards.reward_set import Pending, RewardSet, Scores
+from amd_plugin.rewards.reward_set import PendingScores, RewardSet, Scores
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
         groups: the same number for rows of the same prompt, in all batches and processes; [b].
     """
 
-    pending: Pending
+    pending: PendingScores
     groups: Tensor
 
 
