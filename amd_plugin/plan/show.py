@@ -12,7 +12,7 @@ COLUMNS = ("weights", "gradients", "optimizer", "average", "buffers", "activatio
 
 
 def show(plan: Plan) -> RenderableType:
-    """Memory by role, phases, traffic and time, and what to change if it does not fit."""
+    """Tables of memory by role, phases, traffic and time, and what to change if it does not fit."""
     head = f"{plan.recipe} on {plan.gpus} GPUs of {plan.gpu_memory / 1e9:g} GB\nmodel: {plan.source}\n"
     return Group(head, _memory(plan), _phases(plan), _cycle(plan), "\n".join(_words(plan)))
 

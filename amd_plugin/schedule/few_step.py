@@ -156,8 +156,8 @@ def _stretched(shift: float, num_steps: int, train_steps: int) -> tuple[float, f
     """Shift and terminal sigma with which the flow Euler scheduler visits u = 1, ..., 1/n under `shift`.
 
     Its own spacing ends at its smallest training sigma m, where the last of few steps would do nothing. Stretching the
-    shifted schedule to end at the wanted sigma corrects the last rung. The shift is a Moebius map, and so is the stretching, so
-    another shift corrects all other rungs too. It depends on m and m on it, hence the fixed-point iteration.
+    shifted schedule to end at the wanted sigma corrects the last rung. Shift and stretching are both Moebius maps, and so is
+    their composition: another shift corrects all other rungs too. It depends on m and m on it, hence the fixed-point iteration.
     """
     if num_steps == 1:
         return shift, None

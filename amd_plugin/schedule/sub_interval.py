@@ -1,7 +1,7 @@
 """Sub-interval re-noising: each rung is matched only at noise levels at or above that of the next rung.
 
-The sampler noises the prediction of rung k to the level of rung k + 1 and never evaluates it below. With u_k the fraction of the
-schedule at rung k, u_n = 0 after the last one, and [low, high] the noise levels in the recipe:
+The sampler noises the prediction of rung k to the level of rung k + 1 and never evaluates it below. Let u_k be the fraction of
+the schedule at rung k, u_n = 0 after the last one, and [low, high] the noise levels in the recipe. Then rung k draws
 
     u ~ U(max(low, u_{k+1}), high)
 
