@@ -62,7 +62,7 @@ def check(requirement: Requirement) -> Finding:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         return Finding(requirement.name, f"is not installed, needs {requirement.specifier or 'any version'}", ok=False)
-    # Development builds count as what they will become.
+    # A development build counts as the release it precedes.
     if requirement.specifier.contains(version, prereleases=True):
         return Finding(requirement.name, version)
     return Finding(requirement.name, f"{version}, needs {requirement.specifier}", ok=False)

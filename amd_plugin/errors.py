@@ -43,9 +43,9 @@ class RunError(AmdPluginError):
     """A run that had to stop. Its last checkpoint is on disk."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the known word nearest to `word`, or an empty string."""
-    near = get_close_matches(word, list(known), n=1)
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the candidate nearest to `word`, or an empty string."""
+    near = get_close_matches(word, list(candidates), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 

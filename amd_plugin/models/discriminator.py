@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.models.family import Caller, Condition, Features
+from amd_plugin.models.family import Condition, Features, SupportsCall
 
 
 class Discriminator(nn.Module):
@@ -30,7 +30,9 @@ class Discriminator(nn.Module):
         return logits.flatten(1).mean(1)
 
 
-def features_of(caller: Caller, role: Any, location: Features, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+def features_of(
+    caller: SupportsCall, role: Any, location: Features, x_t: Tensor, timestep: Tensor, condition: Condition
+) -> Tensor:
     """The features at `location` [B, ...] when `role` is called for x_t [B, ...] at `timestep` [B]."""
     outputs: list[Any] = []
     hook = location.module.register_forward_hook(lambda module, inputs, output: outputs.append(output))

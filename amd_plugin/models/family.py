@@ -122,6 +122,14 @@ class Family(Protocol):
         ...
 
 
+class SupportsCall(Protocol):
+    """Anything that calls a network for latents: a family or a `Caller`."""
+
+    def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The raw output [B, C, ...] at `x_t` [B, C, ...] and `timestep` [B] under `condition`."""
+        ...
+
+
 def middle_block(blocks: Any, config: Mapping[str, Any]) -> Features:
     """The output [B, N, D] of the middle one of a transformer's `blocks`."""
     return Features(blocks[len(blocks) // 2], config["num_attention_heads"] * config["attention_head_dim"], 2)
@@ -132,7 +140,9 @@ def time_embedding(embedder: Any) -> Features:
     return Features(embedder, embedder.linear_2.out_features, -1)
 
 
-def pair(caller: Caller, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition) -> list[Tensor]:
+def pair(
+    caller: SupportsCall, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition
+) -> list[Tensor]:
     """Conditional and unconditional outputs [B, C, ...], from one call of twice the batch."""
     both = {name: torch.cat((cond[name], uncond[name])) for name in cond}
     twice = x_t.repeat(2, *[1] * (x_t.dim() - 1))
@@ -140,7 +150,7 @@ def pair(caller: Caller, network: Network, x_t: Tensor, timestep: Tensor, cond: 
 
 
 def guided(
-    caller: Caller, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition, scale: float
+    caller: SupportsCall, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition, scale: float
 ) -> Tensor:
     """Output [B, C, ...] with classifier-free guidance ``uncond + scale (cond - uncond)``."""
     if scale == 1:
@@ -158,7 +168,7 @@ class Caller:
             ``autocast`` is False is called outside of it.
     """
 
-    def __init__(self, family: Family, autocast: Callable[[], Any]):
+    def __init__(self, family: SupportsCall, autocast: Callable[[], Any]):
         self._family, self._autocast = family, autocast
 
     def call(self, network: Any, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:

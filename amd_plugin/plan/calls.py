@@ -68,7 +68,7 @@ def network_traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bo
     precision = PRECISION[config.distributed.mixed_precision]
     autocast = partial(torch.autocast, "cpu", precision, enabled=precision != torch.float32)
     caller = Caller(spec.family, autocast)
-    found: dict[str, Trace] = {}
+    costs: dict[str, Trace] = {}
     roles = _roles(spec, config, depth)
     with fake_mode():
         for network in {id(role.network): role.network for role in roles.values()}.values():
@@ -76,15 +76,15 @@ def network_traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bo
         alike = config.model.roles == "shared_base" or config.model.student == config.model.fake_score
         for name, alone in (("student", "rollout"), ("fake_score", "score")):
             if name == "fake_score" and alike:
-                found |= {"fake_score": found["student"], "score": found["rollout"]}
+                costs |= {"fake_score": costs["student"], "score": costs["rollout"]}
                 continue
             if config.train.gradient_checkpointing:
                 trained: Any = roles[name].network
                 trained.enable_gradient_checkpointing()
-            found[alone] = _traced_call(caller, roles[name], spec, batch, grad=False)
-            found[name] = _traced_call(caller, roles[name], spec, batch, grad=True)
-        found["teacher"] = _traced_call(caller, roles["teacher"], spec, batch * (2 if uncond else 1), grad=False)
-    return found
+            costs[alone] = _traced_call(caller, roles[name], spec, batch, grad=False)
+            costs[name] = _traced_call(caller, roles[name], spec, batch, grad=True)
+        costs["teacher"] = _traced_call(caller, roles["teacher"], spec, batch * (2 if uncond else 1), grad=False)
+    return costs
 
 
 def _traced_call(caller: Caller, role: Role, spec: ModelSpec, batch: int, *, grad: bool) -> Trace:

@@ -59,9 +59,9 @@ class ModelSpec:
         """
         kind, config = self.network
         network = _on_meta(kind, config if depth is None else {**config, "num_layers": depth})
-        kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+        in_fp32 = getattr(network, "_keep_in_fp32_modules", None) or ()
         for name, parameter in network.named_parameters():
-            if not any(part in name.split(".") for part in kept):
+            if not any(part in name.split(".") for part in in_fp32):
                 parameter.data = parameter.data.to(dtype)
         return network.requires_grad_(False).eval()
 
@@ -91,11 +91,13 @@ def model_spec(config: ModelConfig, task: Task, seed: int, families: Mapping[str
         network = build_network(config, task, seed)
         own: Any = network.config
         return ModelSpec(ClassConditional(), (type(network), dict(own)), None, {}, None, task.sample_shape, 1, source)
-    spec = _of_pipeline(model, families, source) if model.path else _of_embedded(model, task, seed, families, source)
-    if not hasattr(spec.family, "condition_shapes"):
-        message = f"the family of {spec.family.pipeline} does not say the shapes of its conditions (condition_shapes)"
+    return _of_pipeline(model, families, source) if model.path else _of_embedded(model, task, seed, families, source)
+
+
+def _check_family(family: Family) -> None:
+    if not hasattr(family, "condition_shapes"):
+        message = f"the family of {family.pipeline} does not say the shapes of its conditions (condition_shapes)"
         raise InputError(f"model: {message}, without which its calls cannot be traced")
-    return spec
 
 
 def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], source: str) -> ModelSpec:
@@ -114,6 +116,7 @@ def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], sourc
     size = family.size(vae, model.pixels, model.frames)
     network = (getattr(diffusers, family.network), where.network_config(type(family)))
     shape = family.sample_shape(vae, size)
+    _check_family(family)
     return ModelSpec(family, network, (kind, vae_config), encoders, size, shape, tokens or 77, source)
 
 
@@ -126,13 +129,14 @@ def _of_embedded(config: ModelConfig, task: Task, seed: int, families: Mapping[s
     encoders = {name: part for name, part in pipeline.components.items() if name.startswith("text_encoder")}
     tokens = family.text_length or max(part.config.max_position_embeddings for part in encoders.values())
     counts = {name: _count(part) for name, part in encoders.items()}
+    _check_family(family)
     parts = ((type(network), dict(network.config)), (type(vae), dict(vae.config)))
     return ModelSpec(family, *parts, counts, size_of(task), task.sample_shape, tokens, source)
 
 
-def _encoder_config(where: Pretrained, name: str) -> Any:
-    with where._reading(f"{name}/config.json"):
-        return transformers.AutoConfig.from_pretrained(where.path, subfolder=name, revision=where.revision)
+def _encoder_config(pipeline: Pretrained, name: str) -> Any:
+    with pipeline._reading(f"{name}/config.json"):
+        return transformers.AutoConfig.from_pretrained(pipeline.path, subfolder=name, revision=pipeline.revision)
 
 
 def _encoder(kind: str, config: Any) -> int:

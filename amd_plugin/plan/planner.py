@@ -189,7 +189,7 @@ def _rows(workload: _Workload, roles: dict[str, Tensors]) -> tuple[dict[str, Row
         rows["rewards"].weights += size or 0
         notes += [] if size is not None else [f"the weights of reward {reward.name}"]
     if workload.rewarded:
-        notes.append("what rewards compute")
+        notes.append("the computation of the rewards")
     return rows, notes
 
 

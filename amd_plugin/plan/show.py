@@ -54,7 +54,7 @@ def _words(plan: Plan) -> list[str]:
         return [*lines, f"fits: {needs}"]
     lines.append(f"does not fit: {needs}")
     if not plan.changes:
-        return [*lines, "nothing this planner knows of would make it smaller"]
+        return [*lines, "no change that the planner can propose makes it smaller"]
     lines.append("changes, in order of what they cost, each on top of those before:")
     lines += [f"  {change}: {peak / 1e9:.1f} GB" for change, peak in plan.changes]
     if min(peak for _, peak in plan.changes) > plan.gpu_memory:

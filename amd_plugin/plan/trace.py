@@ -16,15 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+_attention_flops: Any = sdpa_flop_count  # torch annotates neither
+_attention_backward_flops: Any = sdpa_backward_flop_count
+
 # torch's own formulas by operation, plus the CPU's fused attention, which they lack. `FlopCounterMode` itself is not used: it
 # keeps tensors alive that training frees.
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **more: sdpa_flop_count(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **more: _attention_flops(
         q.shape, k.shape, v.shape
     ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *rest, **more: (
-        sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)
+        _attention_backward_flops(gradient.shape, q.shape, k.shape, v.shape)
     ),
 }
 
@@ -52,7 +55,7 @@ class Trace(NamedTuple):
         return max(self.forward, self.backward)
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates no class hook
     """Counts floating-point operations, and the bytes of new storages that are still referenced.
 
     Args:
@@ -65,7 +68,7 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self, existing: Iterable[Tensor]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch annotates no constructor here
         self.now = self.peak = self.flops = 0
         self._storages = {tensor.untyped_storage()._cdata for tensor in existing}
 
@@ -107,7 +110,7 @@ def trace(call: Callable[[], Tensor], existing: Iterable[Tensor], *, grad: bool)
         forward, held, counted = live.peak, live.now if grad else 0, live.flops
         if grad:
             live.peak = live.now
-            target.backward(torch.empty_like(target))
+            torch.autograd.backward(target, torch.empty_like(target))
     return Trace(held, forward, live.peak if grad else 0, counted, live.flops - counted)
 
 

@@ -60,7 +60,7 @@ def test_equal_or_failed_rewards_are_advantage_0(adapter: Adapter, reward: Calla
 
 
 def test_the_normaliser_and_the_guidance_scale_are_the_hosts(adapter: Adapter) -> None:
-    """Exactly one of the two normalisers gives the host's losses, and it is the default; a wrong guidance scale gives neither."""
+    """Exactly one normaliser gives the host's losses, and it is the default; with a wrong guidance scale neither does."""
     stock = adapter.stock().train(4)
     near = []
     for options in ({}, {"normalizer": "per_sample"}, {"normalizer": "global"}):

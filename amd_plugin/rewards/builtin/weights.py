@@ -47,8 +47,8 @@ def checkpoint_file(reward: str, path: str, names: Sequence[str], revision: str 
     with reading(reward, path, f"a repository with {' or '.join(names)}", "Check the name and the network"):
         name = names[0]
         if len(names) > 1:
-            there = list_repo_files(path, revision=revision)
-            name = next((name for name in names if name in there), names[-1])
+            files = list_repo_files(path, revision=revision)
+            name = next((name for name in names if name in files), names[-1])
         return Path(hf_hub_download(path, name, revision=revision))
 
 
