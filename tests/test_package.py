@@ -13,15 +13,16 @@ ROOT = Path(__file__).parents[1]
 # Floors, from the ground up: a place imports from floors below its own, and from itself. `host` and `evaluate` have wings, which
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
-    {"errors", "randomness", "hookspecs"},
+    {"errors", "randomness", "atomic", "hookspecs", "choices", "parent_watch", "evaluate.directions"},
     {"maths", "cache", "config", "metrics", "plugins"},
     {"operators", "objectives", "data", "schedule"},
-    {"tasks", "models"},
+    {"tasks"},
+    {"models"},
     {"rewards", "sharding", "recipe"},
-    {"default_plugins", "adapters", "plan", "doctor", "host.checkpoint", "host.evaluation"},
+    {"default_plugins", "adapters", "plan", "doctor", "host.checkpoint"},
     {"host.training"},
     {"host.running"},
-    {"host.student"},
+    {"host.evaluation", "host.student"},
     {"host.run"},
     {"evaluate.comparison"},
     {"evaluate.report"},

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models import backbone
-from amd_plugin.models import shipped_configs as known
+from amd_plugin.models import shipped_configs
+from amd_plugin.models.backbone import check_backbone, pretrained
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import set_text_length, size_of, untrained
 from amd_plugin.models.family import Condition, Family, Size
@@ -86,7 +86,7 @@ def model_spec(config: ModelConfig, task: Task, seed: int, families: Mapping[str
     Raises:
         InputError: where there are no configs, or the family does not define the shapes of its conditions.
     """
-    model, source = known.with_configs(config)
+    model, source = shipped_configs.with_configs(config)
     if config.network in ("mlp", "dit"):
         network = build_network(config, task, seed)
         own: Any = network.config
@@ -101,8 +101,8 @@ def _check_family(family: Family) -> None:
 
 
 def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], source: str) -> ModelSpec:
-    family, _ = backbone.check(model, families)
-    where = backbone.pretrained(model)
+    family, _ = check_backbone(model, families)
+    where = pretrained(model)
     set_text_length(family, model)
     kind = getattr(diffusers, family.autoencoder)
     with where._reading("vae/config.json"):
@@ -147,7 +147,7 @@ def _encoder(kind: str, config: Any) -> int:
 def clip_parameters(path: str, revision: str | None = None) -> int | None:
     """Number of parameters of a CLIP-like reward model; None where its config is not available."""
     local = Path(path).expanduser()
-    folder = local if local.is_dir() else known.FOLDER / known.ENCODERS.get(path, "none")
+    folder = local if local.is_dir() else shipped_configs.FOLDER / shipped_configs.ENCODERS.get(path, "none")
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(folder if folder.is_dir() else path, revision=revision)

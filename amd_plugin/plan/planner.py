@@ -16,7 +16,6 @@ from amd_plugin.plan.model_spec import ModelSpec, build_autoencoder, clip_parame
 from amd_plugin.plan.traffic import Machine
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
 
 
 @dataclass
@@ -85,22 +84,21 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
         raise InputError(
             f"--gpu-memory: must be more than the {RESERVED / 1e9:g} GB that are reserved, got {gpu_memory / 1e9:g}"
         )
-    task = TASKS[config.data.task](**config.data.options)
-    spec = model_spec(config.model, task, train.seed, plugins.families())
-    objective = plugins.make_objective(config.objective.name, recipe.objective_options)
-    guided_apart = objective.needs_uncond and objective.guidance_sigma is not None
+    spec = model_spec(config.model, recipe.task, train.seed, plugins.families())
+    needs = recipe.objective.needs
+    guided_apart = needs.uncond and needs.guidance_range is not None
     roles = sizes(spec, config)
-    calls = traces(spec, config, train.batch_size // shares, objective.needs_uncond)
-    workload = _Workload(config, spec, gpus, objective.needs_reward)
+    calls = traces(spec, config, train.batch_size // shares, needs.uncond)
+    workload = _Workload(config, spec, gpus, needs.reward)
     rows, notes = _rows(workload, roles)
     media = memory.media_bytes(spec.size)
-    activations = memory.turns(calls, config, objective.needs_reward, media, train.batch_size // gpus)
+    activations = memory.turns(calls, config, needs.reward, media, train.batch_size // gpus)
     for role, most in activations.items():
         rows[role].activations = most
     rows["batch"] = Row(buffers=memory.whole_batch(config, sample_bytes(spec), guided_apart))
-    if getattr(objective, "adversarial", None) is not None:
+    if needs.discriminator is not None:
         notes.append("the discriminator, a small head on the fake score's features")
-    counts = traffic.calls_of(config, objective.needs_reward, guided_apart)
+    counts = traffic.calls_of(config, needs.reward, guided_apart)
     operations, received = traffic.flops(counts, calls), traffic.received(counts, roles, config, gpus)
     moved = traffic.from_memory(counts, calls, roles)
     seconds = traffic.seconds(sum(operations.values()), sum(received.values()), moved, machine or Machine())

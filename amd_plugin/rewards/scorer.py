@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError
-from amd_plugin.plugins import PluginManager, accepted
+from amd_plugin.options import accepted
+from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.protocol import present, traits
 
 CONTEXT = ("task", "plugins")  # parameters of a factory that the host fills in

@@ -144,7 +144,9 @@ def test_two_processes_go_on_as_one(wan, runs, tmp_path):
 
 def test_killed_while_all_save_it_ends_and_goes_on_from_the_checkpoint_before(wan, alone, tmp_path):
     arguments = [*wan, *STAGES["zero3"], "--output", "run"]
-    code, printed = run([*torchrun(2), HERE / "failing.py", *arguments], tmp_path, HOW="dies while all save", BAD="1")
+    code, printed = run(
+        [*torchrun(2), ROOT / "tests" / "helpers" / "failing.py", *arguments], tmp_path, HOW="dies while all save", BAD="1"
+    )
     assert code != 0
     said = " ".join(printed.split())
     assert "no answer from process 1 of 0 to 1" in said

@@ -17,8 +17,8 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from amd_plugin.config import options_model
 from amd_plugin.errors import AmdPluginError, InputError
+from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.rewards.protocol import present, score_frames, traits
 from amd_plugin.rewards.scorer import CONTEXT, as_scores, context_of

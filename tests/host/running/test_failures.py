@@ -6,7 +6,7 @@ from amd_plugin.host import checkpoint
 from tests.helpers.launchers import LAUNCHERS, assert_same, trained
 from tests.helpers.processes import ROOT, run, torchrun
 
-SCRIPT = ROOT / "tests" / "host" / "running" / "failing.py"
+SCRIPT = ROOT / "tests" / "helpers" / "failing.py"
 SHARDED = "--set=distributed.teacher=zero3"
 
 
