@@ -1,6 +1,6 @@
-"""What a person who helps wants to know first: versions, devices, plugins, cache and hub. Nothing of the environment's values.
+"""What somebody who helps needs to know first: versions, devices, plugins, cache and hub.
 
-ok, lines = examine()
+No value of an environment variable is shown, as these may hold secrets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ PROBE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what was found, and whether a run can live with it."""
+    """One line of the report.
+
+    Attributes:
+        what: component that was examined.
+        found: result in words.
+        ok: whether training can work like this.
+    """
 
     what: str
     found: str
@@ -32,7 +38,7 @@ class Finding(NamedTuple):
 
 
 def examine(plugins: PluginManager) -> list[Finding]:
-    """Looks at everything; an offline hub or a missing GPU is no failure, a wrong version, plugin or cache folder is one."""
+    """All findings. An offline hub or a missing GPU is no failure; a wrong version, plugin or cache folder is one."""
     parts = (_versions(), _devices(), [_deepspeed()], _plugins(plugins), [_cache()], [_hub()])
     return [finding for part in parts for finding in part]
 
@@ -40,23 +46,23 @@ def examine(plugins: PluginManager) -> list[Finding]:
 def _versions() -> Iterator[Finding]:
     yield Finding("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
     try:
-        wanted = metadata.requires("amd-plugin") or []
+        requirements = metadata.requires("amd-plugin") or []
         yield Finding("amd-plugin", metadata.version("amd-plugin"))
     except metadata.PackageNotFoundError:
         yield Finding("amd-plugin", "is not installed; its dependencies cannot be checked", ok=False)
         return
-    for requirement in map(Requirement, wanted):
+    for requirement in map(Requirement, requirements):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield check(requirement)
 
 
 def check(requirement: Requirement) -> Finding:
-    """Whether an installed distribution is what `requirement` asks for."""
+    """Whether an installed distribution satisfies `requirement`."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         return Finding(requirement.name, f"is not installed, needs {requirement.specifier or 'any version'}", ok=False)
-    # Development builds count as what they will become.
+    # A development build counts as the release it precedes.
     if requirement.specifier.contains(version, prereleases=True):
         return Finding(requirement.name, version)
     return Finding(requirement.name, f"{version}, needs {requirement.specifier}", ok=False)
@@ -67,13 +73,13 @@ def _devices() -> Iterator[Finding]:
         yield Finding("GPU", f"none; torch is built for CUDA {torch.version.cuda or 'none'}")
         return
     for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", f"{about.name}, {about.total_memory / 1e9:.1f} GB")
+        gpu = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 1e9:.1f} GB")
     yield Finding("bf16", "yes" if torch.cuda.is_bf16_supported() else "no; set distributed.mixed_precision to fp16 or no")
 
 
 def _deepspeed() -> Finding:
-    """Importing it is all that is asked; its operations for CPUs are compiled only where something is offloaded."""
+    """Whether DeepSpeed can be imported. Its CPU operators are compiled only where something is offloaded."""
     try:
         importlib.import_module("deepspeed")
         from deepspeed.ops.op_builder import CPUAdamBuilder
@@ -97,10 +103,10 @@ def _cache() -> Finding:
             pass
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     except OSError as error:
-        why = error.strerror or type(error).__name__
-        return Finding("cache", f"cannot be written: {why}; set AMD_PLUGIN_CACHE to a folder that can", ok=False)
-    where = "AMD_PLUGIN_CACHE" if "AMD_PLUGIN_CACHE" in os.environ else "the user's cache folder"
-    return Finding("cache", f"{where}, can be written, holds {size / 1e9:.2f} GB")
+        cause = error.strerror or type(error).__name__
+        return Finding("cache", f"cannot be written: {cause}; set AMD_PLUGIN_CACHE to a folder that can", ok=False)
+    location = "AMD_PLUGIN_CACHE" if "AMD_PLUGIN_CACHE" in os.environ else "the user's cache folder"
+    return Finding("cache", f"{location}, can be written, holds {size / 1e9:.2f} GB")
 
 
 def _hub() -> Finding:

@@ -1,11 +1,12 @@
-"""Errors a person is meant to read: where, what, got what, what to do. The CLI prints them without a traceback."""
+"""Errors a person is meant to read: where, what, got what, what to do. The command line prints them without a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class AmdPluginError(Exception):
-    """Base of all errors this package raises on purpose. `exit_code` is what the CLI ends with."""
+    """Base of all errors this package raises on purpose. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
@@ -17,10 +18,10 @@ class InputError(AmdPluginError):
 
 
 class OptionError(InputError, ValueError):
-    """A value an objective or a reward cannot take.
+    """A value that an objective or a reward does not accept.
 
     Attributes:
-        option: name of the keyword argument, so that a recipe can point at its line.
+        option: name of the keyword argument, by which a recipe finds its line.
     """
 
     def __init__(self, option: str, problem: str):
@@ -28,7 +29,7 @@ class OptionError(InputError, ValueError):
         self.option, self._problem = option, problem
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        # A worker process hands its errors to the one that started it.
+        # A worker process sends its errors, pickled, to the process that started it.
         return type(self), (self.option, self._problem)
 
 
@@ -39,10 +40,31 @@ class MissingDependency(AmdPluginError):
 
 
 class RunError(AmdPluginError):
-    """A run that had to stop. What it had learnt up to its last checkpoint is on disk."""
+    """A run that had to stop. Its last checkpoint is on disk."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the known word nearest to `word`, or an empty string."""
-    near = get_close_matches(word, list(known), n=1)
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the candidate nearest to `word`, or an empty string."""
+    near = get_close_matches(word, list(candidates), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+@contextmanager
+def unreadable_is_input_error(message: str, hint: str = "", longest: int = 300) -> Iterator[None]:
+    """Turns whatever a library raises while it reads a file into one line: ``message: TypeName: cause.hint``.
+
+    Args:
+        message: what could not be read, and where.
+        hint: what to do about it, with a leading space.
+        longest: largest length of the cause, in characters.
+
+    Raises:
+        InputError: in place of every other exception.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # OSError, ValueError, RuntimeError, hub, pickle and safetensors errors alike
+        cause = " ".join(str(error).split())[:longest]
+        raise InputError(f"{message}: {type(error).__name__}: {cause}.{hint}") from error

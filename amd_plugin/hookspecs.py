@@ -192,7 +192,7 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 
 @hookspec
 def distill_rewards() -> Mapping[str, Callable[..., Reward]] | None:
-    """Rewards by name; each factory is called with the recipe's options, and with ``task`` if it has such a parameter."""
+    """Rewards by name; each factory is called with the recipe's options, and with ``task`` and ``plugins`` if it takes them."""
 
 
 @hookspec

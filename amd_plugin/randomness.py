@@ -1,7 +1,7 @@
 """Random numbers keyed by what they are for, so that there is no generator state to lose.
 
-Every draw is for the joined batch of all processes and names its purpose: the numbers do not depend on how many processes
-or micro-batches share the work, on what was drawn before, or on whether the run was resumed.
+Every draw covers the whole batch over all processes and has a key for its purpose. The numbers do not depend on how many
+processes or micro-batches share the work, on earlier draws, or on whether the run was resumed.
 """
 
 import hashlib

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plan.calls import traces
-from amd_plugin.plan.outline import outline
+from amd_plugin.plan.model_spec import model_spec
 from amd_plugin.plan.planner import plan
 
 GROUP = [InitProcessGroupKwargs(backend="gloo")] if "WORLD_SIZE" in os.environ else []
@@ -73,10 +73,10 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
 def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]:
     config = loaded.config
     batch = config.train.batch_size // config.train.accumulation
-    of_model = outline(config.model, loaded.task, config.train.seed, plugins.families())
-    predicted = traces(of_model, config, batch, uncond=True)["student"]
-    condition = of_model.condition(batch)
-    x, timestep = torch.randn(batch, *of_model.sample_shape), torch.full((batch,), 500.0)
+    spec = model_spec(config.model, loaded.task, config.train.seed, plugins.families())
+    predicted = traces(spec, config, batch, uncond=True)["student"]
+    condition = spec.condition(batch)
+    x, timestep = torch.randn(batch, *spec.sample_shape), torch.full((batch,), 500.0)
     for parameter in trainer.student.parameters():
         parameter.grad = torch.zeros_like(parameter)
 

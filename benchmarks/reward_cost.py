@@ -112,7 +112,7 @@ def memory() -> str:
     plugins.register(Plugin())
     for offload in (False, True):
         rewards = RewardSet([RewardConfig(name="large", offload=offload)], plugins, None, None, device)
-        for network in rewards._askers["large"]._networks:
+        for network in rewards.scorers["large"].networks:
             network.to(device)
         rewards(torch.zeros(4, 2, device=device), [""] * 4)
         held[offload] = torch.cuda.memory_allocated() / 2**30

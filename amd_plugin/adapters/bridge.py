@@ -168,7 +168,7 @@ class HostBridge:
             )
             self._warned.add("groups")
         advantage = self.objective.advantage(joined, members)
-        self.signal_fields = {"groups": members[mine], "joined": advantage}
+        self.signal_fields = {"groups": members[mine], "batch_advantage": advantage}
         finite = torch.isfinite(joined)
         count = finite.sum().clamp(min=1)
         self.metrics = {
@@ -213,7 +213,7 @@ class HostBridge:
         if not self.moves_noise_levels:
             return sigma
         joined, first = self._all_gather(sigma.float()), self._rank() * len(sigma)
-        everyone = self.signal_fields.get("joined")
+        everyone = self.signal_fields.get("batch_advantage")
         advantage = None if everyone is None else everyone.unflatten(0, (len(joined), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
             draws = generator(self._seed, "sigma", role, *key, index, device=joined.device)

@@ -1,6 +1,6 @@
-"""How well a sample did against its own group: the sensor that tells AMD where the student fails.
+"""How well a sample did compared with its own group: AMD's measure of where the student fails.
 
-Eq. 12 of the paper, with the names and constants of TRL's GRPO (`scale_rewards`, Bessel's correction, 1e-4).
+Eq. 12 of the paper (2602.07345), with the names and constants of TRL's GRPO (`scale_rewards`, Bessel's correction, 1e-4).
 """
 
 from typing import Literal
@@ -29,23 +29,30 @@ def group_advantage(
     """``a_i = squash(shrink((r_i - mean_g) / (max(std, std_floor) + 1e-4)))`` for each sample i of group g.
 
     A reward that is NaN or infinite stands for a failed one: it counts in no mean or spread and gets advantage 0. A group
-    whose rewards are all equal gets exactly 0. On several ranks, call it on the joined rewards: groups may span ranks.
+    whose rewards are all equal gets exactly 0. With several ranks, gather the rewards first: groups may span ranks.
 
     Args:
-        reward: [B], higher is better, any unit.
-        groups: [B], the same number for samples of the same prompt, in any order.
-        scale: divide by the spread of the group, of the batch, or not at all.
-        squash: ``clip`` to [-limit, limit] (the paper), ``limit * tanh(a / limit)``, or None.
-        limit: > 0.
-        std_floor: smallest spread to divide by, in reward units. Where a group agrees to within noise, dividing by its own
-            spread turns noise into a sign function; a floor of a fraction of the usual spread prevents it.
-        tolerance: see `settled`.
+        reward: rewards [B], higher is better, any unit.
+        groups: prompt of each sample [B], as equal numbers for equal prompts, in any order.
+        scale: spread to divide by, that of the ``group`` or of the ``batch``; ``none`` does not divide.
+        squash: ``clip`` to [-limit, limit] (the paper), ``tanh`` for ``limit * tanh(a / limit)``, or None.
+        limit: largest absolute advantage, > 0.
+        std_floor: smallest spread to divide by, in reward units, >= 0. Where a group agrees to within noise, dividing by its
+            own spread turns noise into a sign function; a floor at a fraction of the usual spread prevents it.
+        tolerance: largest difference that counts as none, see `settled`.
 
     Returns:
         [B], fp32 or wider, finite, no grad.
 
     Raises:
         ValueError: for shapes that do not match or unknown names.
+
+    Example:
+        Two prompts with three samples each; one sample of the second prompt has a reward that failed:
+
+        >>> reward = torch.tensor([0.0, 1.0, 2.0, 5.0, 7.0, torch.nan])
+        >>> group_advantage(reward, groups=torch.tensor([0, 0, 0, 1, 1, 1]), squash=None)
+        tensor([-0.9999,  0.0000,  0.9999, -0.7071,  0.7071,  0.0000])
     """
     if reward.dim() != 1 or groups.shape != reward.shape:
         raise ValueError(f"reward and groups: must both be [B], got {tuple(reward.shape)} and {tuple(groups.shape)}")
@@ -58,8 +65,8 @@ def group_advantage(
 
     centred, spread, valid = _statistics(reward, groups)
     if scale == "batch":
-        kept = widen(reward.detach())[valid]
-        spread = kept.std() if len(kept) > 1 else torch.zeros_like(spread)
+        answered = widen(reward.detach())[valid]
+        spread = answered.std() if len(answered) > 1 else torch.zeros_like(spread)
     a = centred
     if scale != "none":
         if not torch.is_tensor(std_floor) and not std_floor >= 0:
@@ -70,11 +77,17 @@ def group_advantage(
 
 
 def settled(a: Tensor, squash: Squash, limit: float, tolerance: float = 0.0) -> Tensor:
-    """`a` [B] without what is too small to matter, and within [-limit, limit].
+    """Advantages `a` [B] with differences up to `tolerance` removed, limited to [-limit, limit].
 
     Args:
-        squash: ``clip``, the paper's; ``tanh``, limit * tanh(a / limit); or None, as it is.
-        tolerance: >= 0; ``shrink`` sets differences of at most this to 0 and shortens the rest by it.
+        a: centred advantages [B].
+        squash: ``clip`` (the paper), ``tanh`` for ``limit * tanh(a / limit)``, or None for no limit.
+        limit: largest absolute advantage, > 0.
+        tolerance: threshold >= 0 of a soft shrinkage: smaller values become 0, the others move towards 0 by it.
+
+    Example:
+        >>> settled(torch.tensor([-3.0, 0.2, 0.7]), squash="clip", limit=1.0, tolerance=0.5)
+        tensor([-1.0000,  0.0000,  0.2000])
     """
     a = torch.nn.functional.softshrink(a, tolerance)
     if squash == "clip":
@@ -83,71 +96,91 @@ def settled(a: Tensor, squash: Squash, limit: float, tolerance: float = 0.0) -> 
 
 
 def aggregate(
-    rewards: Tensor, groups: Tensor, weights: Tensor, how: Aggregation = "sum_then_normalize"
+    rewards: Tensor, groups: Tensor, weights: Tensor, aggregation: Aggregation = "sum_then_normalize"
 ) -> tuple[Tensor, Tensor]:
     """Several rewards as one, and the groups to compare it in: ``group_advantage(*aggregate(...))``.
 
-    ``sum_then_normalize``: ``sum_k w_k r_k``, compared within each prompt's group. The reward with the widest spread decides. A
-    sample that any of them failed on is a failed one: a missing term would count as a reward of 0, which may be the best.
+    ``sum_then_normalize``: ``sum_k w_k r_k``, compared within each prompt's group. The reward with the widest spread
+    dominates. If any reward failed on a sample, the sum is NaN: a missing term would count as 0, which may be the best value.
 
     ``normalize_then_sum`` (GDPO): ``sum_k w_k (r_k - mean_g) / (std_g + 1e-4)``, compared within the whole batch, so that each
-    reward has the say of its weight whatever its unit. One that failed on a sample has no say there; a sample that all of them
-    failed on is a failed one.
+    reward counts by its weight, whatever its unit. A reward that failed on a sample is left out there; the sum is NaN where all
+    of them failed.
 
     Names, constants and the treatment of missing values in the second form are TRL's (`multi_objective_aggregation`); in the
     first TRL leaves missing values out of the sum.
 
     Args:
-        rewards: [B, K], higher is better; NaN or infinite for a failed one.
-        groups: [B], the same number for samples of the same prompt.
-        weights: [K]; a reward of weight 0 counts for nothing, its failures included.
+        rewards: rewards [B, K] of the whole batch over all ranks, higher is better; NaN or infinite for a failed one.
+        groups: prompt of each sample [B], as equal numbers for equal prompts.
+        weights: weight of each reward [K]; one of weight 0 has no effect, and neither have its failures.
+        aggregation: one of the two forms above.
 
     Returns:
-        (reward [B] with NaN for failed samples, groups [B]), for the joined batch of all ranks like the arguments.
+        (reward [B] with NaN for failed samples, groups [B]).
 
     Raises:
         ValueError: for shapes that do not match or an unknown name.
+
+    Example:
+        The first reward has twice the weight, the second a larger unit, which decides the plain sum only:
+
+        >>> rewards, groups, weights = torch.tensor([[0.0, 9.0], [1.0, 0.0]]), torch.tensor([0, 0]), torch.tensor([2.0, 1.0])
+        >>> aggregate(rewards, groups, weights)[0]
+        tensor([9., 2.])
+        >>> aggregate(rewards, groups, weights, "normalize_then_sum")[0]
+        tensor([-0.7069,  0.7069])
     """
     if rewards.dim() != 2 or groups.shape != rewards.shape[:1] or weights.shape != rewards.shape[1:]:
         got = f"got {tuple(rewards.shape)}, {tuple(groups.shape)} and {tuple(weights.shape)}"
         raise ValueError(f"rewards, groups and weights: must be [B, K], [B] and [K], {got}")
-    if how not in ("sum_then_normalize", "normalize_then_sum"):
-        raise ValueError(f"how: must be 'sum_then_normalize' or 'normalize_then_sum', got {how!r}")
+    if aggregation not in ("sum_then_normalize", "normalize_then_sum"):
+        raise ValueError(f"aggregation: must be 'sum_then_normalize' or 'normalize_then_sum', got {aggregation!r}")
     rewards, weights = widen(rewards.detach())[:, weights != 0], weights[weights != 0]
     weights = weights.to(rewards)
-    if how == "sum_then_normalize":
+    if aggregation == "sum_then_normalize":
         finite = torch.isfinite(rewards).all(1)
         return torch.where(finite, (rewards * weights).sum(1), torch.nan), groups
-    total, spoken = torch.zeros_like(rewards[:, :1].sum(1)), torch.isfinite(rewards).any(1)
+    total, answered = torch.zeros_like(rewards[:, :1].sum(1)), torch.isfinite(rewards).any(1)
     for weight, reward in zip(weights, rewards.unbind(1), strict=True):
         centred, spread, _ = _statistics(reward, groups)
         total = total + weight * centred / (spread + EPS)
-    return torch.where(spoken | (len(weights) == 0), total, torch.nan), torch.zeros_like(groups)
+    return torch.where(answered | (len(weights) == 0), total, torch.nan), torch.zeros_like(groups)
 
 
 def quiet_share(values: Tensor, groups: Tensor) -> Tensor:
-    """Share of samples in groups [B] all of whose `values` [B] are 0: such a group says nothing about its samples."""
+    """Share of samples in groups [B] all of whose `values` [B] are 0: such a group carries no signal.
+
+    Example:
+        >>> quiet_share(torch.tensor([0.0, 0.0, -0.5, 0.5]), groups=torch.tensor([0, 0, 1, 1]))
+        tensor(0.5000)
+    """
     members, index = torch.unique(groups, return_inverse=True)
-    loudest = torch.zeros(len(members), dtype=values.dtype, device=values.device).scatter_reduce(0, index, values.abs(), "amax")
-    return (loudest[index] == 0).float().mean()
+    largest = torch.zeros(len(members), dtype=values.dtype, device=values.device).scatter_reduce(0, index, values.abs(), "amax")
+    return (largest[index] == 0).float().mean()
 
 
 def group_std(reward: Tensor, groups: Tensor) -> Tensor:
-    """Spread of each sample's group [B], with Bessel's correction; 0 for groups with fewer than two finite rewards."""
+    """Spread of each sample's group [B], with Bessel's correction; 0 for groups with fewer than two finite rewards.
+
+    Example:
+        >>> group_std(torch.tensor([0.0, 1.0, 2.0, 5.0]), groups=torch.tensor([0, 0, 0, 1]))
+        tensor([1., 1., 1., 0.])
+    """
     return _statistics(reward, groups)[1]
 
 
 def _statistics(reward: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each sample, all [B]: reward - mean of its group, the group's spread, and whether its reward is finite.
+    """For each sample [B]: its reward minus its group's mean, the group's spread, and whether the reward is finite.
 
-    The first is exactly 0 where the group's finite rewards are all equal, and where the reward is not finite.
+    The difference is exactly 0 where the group's finite rewards are all equal, and where the reward is not finite.
     """
     reward = widen(reward.detach())
     valid = torch.isfinite(reward)
     members, index = torch.unique(groups, return_inverse=True)
     empty = torch.zeros(len(members), dtype=reward.dtype, device=reward.device)
     count = empty.index_add(0, index, valid.to(reward.dtype))
-    # Rounding in the mean of equal rewards would be blown up by the division: count from the group's minimum instead.
+    # The division would amplify rounding in the mean of equal rewards: measure from the group's minimum instead.
     low = (empty + torch.inf).scatter_reduce(0, index, torch.where(valid, reward, torch.inf), "amin")
     above = torch.where(valid, reward - low[index], 0.0)
     mean = empty.index_add(0, index, above) / count.clamp(min=1)

@@ -1,6 +1,6 @@
-"""The adversarial branch of DMD2 (2405.14867, Section 4.3): a discriminator tells student samples from real ones, both noised.
+"""The adversarial branch of DMD2 (2405.14867, Section 4.3): a discriminator on noised samples, real and the student's.
 
-The maths only: logits in, losses out. Which features the discriminator looks at, and its optimizer, are the host's.
+The maths only: logits in, losses out. Which features the discriminator reads, and its optimizer, are the host's.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class Adversarial(NamedTuple):
     """Weights of the branch.
 
     Attributes:
-        weight: of the student's part beside its matching loss.
+        weight: weight of the student's adversarial loss beside its matching loss.
         r1: weight of the approximate R1 penalty (2501.08316, Eq. 2); 0 turns it off.
-        r1_sigma: standard deviation of the noise that penalty adds to real samples.
+        r1_sigma: standard deviation of the noise that the penalty adds to real samples.
     """
 
     weight: float
@@ -26,15 +26,30 @@ class Adversarial(NamedTuple):
     r1_sigma: float = 0.01
 
     def student_loss(self, logits: Tensor) -> Tensor:
-        """Scalar from the logits [B] of student samples: high where they are taken for student samples."""
+        """Scalar from the logits [B] of student samples: high where the discriminator recognises them.
+
+        Example:
+            >>> branch = Adversarial(weight=1.0)
+            >>> branch.student_loss(torch.tensor([-3.0])) > branch.student_loss(torch.tensor([3.0]))
+            tensor(True)
+        """
         return self.weight * softplus(-logits.float()).mean()
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, perturbed: Tensor | None = None) -> Tensor:
-        """Scalar from logits [B]: non-saturating, plus how much a little noise on real samples changes their logits.
+        """Scalar from logits [B]: the non-saturating loss, plus the squared change of real logits under a little noise.
 
         Args:
-            real, fake: of noised real and student samples.
-            perturbed: of the same real samples with `r1_sigma` noise added to them; needed where `r1` is not 0.
+            real: logits of noised real samples [B].
+            fake: logits of noised student samples [B].
+            perturbed: logits of the same real samples with `r1_sigma` noise added [B]; needed where `r1` is not 0.
+
+        Example:
+            A discriminator that separates the two pays little:
+
+            >>> right, wrong = torch.tensor([5.0]), torch.tensor([-5.0])
+            >>> branch = Adversarial(weight=1.0)
+            >>> branch.discriminator_loss(real=right, fake=wrong) < branch.discriminator_loss(real=wrong, fake=right)
+            tensor(True)
         """
         loss = (softplus(-real.float()) + softplus(fake.float())).mean()
         if self.r1 and perturbed is not None:
@@ -46,7 +61,13 @@ def adversarial(weight: float, r1: float, r1_sigma: float) -> Adversarial | None
     """The branch, or None at weight 0.
 
     Raises:
-        OptionError: for a value out of range, naming it as objectives do: ``gan_weight``, ``gan_r1``, ``gan_r1_sigma``.
+        OptionError: for a value out of range, under its name in objectives: ``gan_weight``, ``gan_r1``, ``gan_r1_sigma``.
+
+    Example:
+        >>> adversarial(5e-3, r1=0.0, r1_sigma=0.01)
+        Adversarial(weight=0.005, r1=0.0, r1_sigma=0.01)
+        >>> adversarial(0.0, r1=0.0, r1_sigma=0.01) is None
+        True
     """
     for option, value in (("gan_weight", weight), ("gan_r1", r1), ("gan_r1_sigma", r1_sigma)):
         if not (torch.isfinite(torch.tensor(value)) and value >= 0):

@@ -1,6 +1,6 @@
-"""What to log about a direction and the advantages that shaped it: sizes and angles, weights as they were applied, zones.
+"""What to log about a direction and the advantages that shaped it: sizes, angles, applied weights, zones.
 
-Means and shares of samples, so that they can be averaged over micro-batches, processes and steps.
+All values are means or shares over samples, so that they can be averaged over micro-batches, processes and steps.
 """
 
 import math
@@ -12,12 +12,18 @@ from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.operators import Window, inside
 from amd_plugin.maths.signals import Direction
 
-# Of alpha, beta and alpha / beta; what is left as it was has a bin of its own.
+# Lower edges for alpha, beta and alpha / beta. Unchanged samples (weight 1) have a bin of their own, 0.95 to 1.05.
 EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.05, 1.25, 1.5, 1.75)
 
 
 def shares(values: Tensor) -> dict[str, Tensor]:
-    """A histogram of `values` [B]: share in each bin of `EDGES`, named by its lower edge; the last one is open."""
+    """A histogram of `values` [B]: the share in each bin of `EDGES`, named by its lower edge; the last bin is open.
+
+    Example:
+        >>> histogram = shares(torch.tensor([1.0, 1.0, 0.5, 2.0]))
+        >>> {edge: share.item() for edge, share in histogram.items() if share > 0}
+        {'0.50': 0.25, '0.95': 0.5, '1.75': 0.25}
+    """
     edges = torch.tensor(EDGES[1:], dtype=values.dtype, device=values.device)
     bins = torch.bucketize(values.detach().contiguous(), edges, right=True)[:, None] == torch.arange(
         len(EDGES), device=values.device
@@ -28,7 +34,15 @@ def shares(values: Tensor) -> dict[str, Tensor]:
 def term_metrics(direction: Direction) -> dict[str, Tensor]:
     """The two terms of a normalised direction: sizes, their angle, and the matching term by noise level.
 
-    The sizes are root mean squares, in units of the normaliser; the cosine is that of each sample, averaged.
+    Sizes are root mean squares, in units of the normaliser. The cosine is taken per sample, then averaged.
+
+    Example:
+        >>> from amd_plugin.maths.operators import dmd
+        >>> from amd_plugin.maths.signals import Signals
+        >>> x0 = torch.zeros(2, 4)
+        >>> direction = dmd(guidance_scale=3.0)(Signals(x0, real_cond=x0 + 1, real_uncond=x0, fake=x0))
+        >>> term_metrics(direction)
+        {'match_norm': tensor(1.), 'guide_norm': tensor(2.), 'match_guide_cosine': tensor(1.)}
     """
     match, guide = direction.match.flatten(1), direction.guide.flatten(1)
     metrics = {"match_norm": match.square().mean().sqrt(), "guide_norm": guide.square().mean().sqrt()}
@@ -41,17 +55,29 @@ def term_metrics(direction: Direction) -> dict[str, Tensor]:
 
 
 def weight_metrics(direction: Direction, guidance_window: Window | None = None) -> dict[str, Tensor]:
-    """Alpha and beta as they were applied, and the guidance scale ``1 + (w - 1) alpha / beta`` that a sample felt.
+    """Alpha and beta as applied, and each sample's effective guidance scale ``1 + (w - 1) alpha / beta``.
 
-    Means, and histograms (`shares`) of alpha, beta and of ``alpha / beta``, where anything was adapted; nothing elsewhere.
-    Outside of `guidance_window` there is no guidance.
+    Means, and histograms (`shares`) of alpha, beta and ``alpha / beta``. Empty for a direction that was not adapted.
+
+    Args:
+        direction: direction, after `amd_plugin.maths.operators.adapt`.
+        guidance_window: (low, high) noise levels outside which there is no guidance; None is no window.
+
+    Example:
+        >>> from amd_plugin.maths.operators import amd
+        >>> from amd_plugin.maths.signals import Signals
+        >>> x0 = torch.zeros(2, 4)
+        >>> signals = Signals(x0, real_cond=x0 + 1, real_uncond=x0, fake=x0, advantage=torch.tensor([-1.0, 1.0]))
+        >>> metrics = weight_metrics(amd(3.0, strength=0.5, side="negative")(signals))
+        >>> {name: round(metrics[name].item(), 3) for name in ("alpha", "beta", "guidance")}
+        {'alpha': 0.75, 'beta': 1.25, 'guidance': 2.333}
     """
     if direction.alpha is None or direction.beta is None:
         return {}
-    alpha, beta, sigma = direction.alpha, direction.beta, direction.signals.sigma
+    alpha, beta, noise_level = direction.alpha, direction.beta, direction.signals.sigma
     relative = alpha / beta
-    if guidance_window is not None and sigma is not None:
-        relative = torch.where(inside(sigma, guidance_window), relative, 0.0)
+    if guidance_window is not None and noise_level is not None:
+        relative = torch.where(inside(noise_level, guidance_window), relative, 0.0)
     metrics = {"alpha": alpha.mean(), "beta": beta.mean(), "guidance": (1 + (direction.guidance_scale - 1) * relative).mean()}
     for name, weight in (("alpha", alpha), ("beta", beta), ("guidance", relative)):
         metrics |= {f"{name}_share/{edge}": share for edge, share in shares(weight).items()}
@@ -59,18 +85,32 @@ def weight_metrics(direction: Direction, guidance_window: Window | None = None) 
 
 
 def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
-    """Share of samples in the `zone` [B] bool, and the size of their matching term, by noise level where there is one."""
-    in_zone, sigma = zone.to(direction.match.dtype), direction.signals.sigma
+    """Share of samples in the `zone` [B] bool, and the size of their matching term by noise level, where levels are known.
+
+    Example:
+        >>> from amd_plugin.maths.operators import dmd
+        >>> from amd_plugin.maths.signals import Signals
+        >>> x0 = torch.zeros(4, 2)
+        >>> direction = dmd()(Signals(x0, real_cond=x0 + 1, real_uncond=None, fake=x0))
+        >>> zone_metrics(direction, zone=torch.tensor([True, False, False, False]))
+        {'zone_share': tensor(0.2500)}
+    """
+    in_zone, noise_level = zone.to(direction.match.dtype), direction.signals.sigma
     metrics = {"zone_share": in_zone.mean()}
-    if sigma is not None:
+    if noise_level is not None:
         sizes = direction.match.flatten(1).square().mean(1).sqrt() * in_zone
-        found, share = by_band(sizes, sigma), by_band(in_zone, sigma)
+        size, share = by_band(sizes, noise_level), by_band(in_zone, noise_level)
         metrics |= {f"zone_share/{name}": value for name, value in share.items()}
-        metrics |= {f"zone_match_norm/{name}": found[name] / share[name] for name in found}
+        metrics |= {f"zone_match_norm/{name}": size[name] / share[name] for name in size}
     return metrics
 
 
 def limit_share(advantage: Tensor, limit: float, squash: str | None) -> Tensor:
-    """Share of `advantage` [N] that the squashing holds back: at +-limit when clipped; what was beyond it for tanh."""
+    """Share of `advantage` [N] that the squashing limits: values at +-limit when clipped, beyond +-limit before tanh.
+
+    Example:
+        >>> limit_share(torch.tensor([-1.0, 0.2, 0.4, 1.0]), limit=1.0, squash="clip")
+        tensor(0.5000)
+    """
     reached = limit * (math.tanh(1) if squash == "tanh" else 1)
     return (advantage.abs() >= reached * (1 - 1e-6)).float().mean()

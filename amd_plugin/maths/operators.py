@@ -1,14 +1,15 @@
-"""The operators H of METHOD: each makes or transforms a `Direction`, all compose with `chain`.
+"""The operators of the method: each makes or transforms a `Direction`, and all compose with `chain`.
 
 A *maker* takes `Signals` and returns a `Direction`; a *transform* takes a `Direction` and returns one. So
 
     amd = chain(dmd(guidance_scale), adapt(strength), normalize())
 
-reads as it computes. Pure functions on tensors; no gradient flows through any of them.
+reads as it computes. Pure functions on tensors; no gradient flows through any of them. Equation numbers are those of
+2602.07345.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -29,8 +30,20 @@ Window = tuple[float, float]
 EVERYWHERE: Window = (float("-inf"), float("inf"))
 
 
-def chain(*operators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Applies `operators` from left to right: the first makes a direction, the others transform it. Empty: the identity."""
+@overload
+def chain(maker: Maker, /, *transforms: Transform) -> Maker: ...
+@overload
+def chain(*transforms: Transform) -> Transform: ...
+def chain(*operators: Callable[[Any], Direction]) -> Callable[[Any], Any]:
+    """Applies `operators` from left to right: the first makes a direction, the others transform it. Empty: the identity.
+
+    Example:
+        >>> x0 = torch.zeros(2, 1)
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0)
+        >>> chain(dmd(guidance_scale=3.0), weigh(match=0.5))(signals).total()
+        tensor([[3.],
+                [3.]])
+    """
 
     def composed(value: Any) -> Any:
         for operator in operators:
@@ -44,7 +57,13 @@ def dmd(guidance_scale: float = 1.0) -> Maker:
     """DMD / DMD2 (2311.18828, 2405.14867): match = d_real_cond - d_fake, guide = (w - 1) d_ca, before normalisation.
 
     Args:
-        guidance_scale: w of the real teacher, standard form. At 1 the guidance term is exactly 0.
+        guidance_scale: guidance scale w of the real teacher, standard form. At 1 the guidance term is exactly 0.
+
+    Example:
+        >>> x0 = torch.zeros(1, 1)
+        >>> direction = dmd(guidance_scale=3.0)(Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0))
+        >>> direction.match, direction.guide
+        (tensor([[2.]]), tensor([[2.]]))
     """
 
     def make(signals: Signals) -> Direction:
@@ -55,15 +74,24 @@ def dmd(guidance_scale: float = 1.0) -> Maker:
 
 
 def decoupled_dmd(guidance_scale: float = 1.0, match_window: Window = EVERYWHERE, guide_window: Window = EVERYWHERE) -> Maker:
-    """Decoupled DMD: guidance ("spear") and matching ("shield") each on noise levels of their own.
+    """Decoupled DMD: guidance ("spear") and matching ("shield"), each at noise levels of its own.
 
     Give `Signals.guide_cond` and `guide_uncond` from an independent draw of the noise level for the full method. The
     windows need no further forward: a term counts only for samples whose `Signals.sigma` lies in its window.
 
     Args:
-        guidance_scale: w, as in `dmd`.
-        match_window: (low, high), inclusive, in the units of `Signals.sigma`.
-        guide_window: likewise for the guidance term.
+        guidance_scale: guidance scale w, as in `dmd`.
+        match_window: noise levels (low, high) of the matching term, inclusive, fractions of the schedule as `Signals.sigma`.
+        guide_window: noise levels (low, high) of the guidance term, likewise.
+
+    Example:
+        Guidance at high noise only, so the first sample (level 0.2) gets none:
+
+        >>> x0, noise_level = torch.zeros(2, 1), torch.tensor([0.2, 0.8])
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0, sigma=noise_level)
+        >>> decoupled_dmd(3.0, guide_window=(0.5, 1.0))(signals).guide
+        tensor([[0.],
+                [2.]])
     """
     return chain(dmd(guidance_scale), window(match_window, guide_window))
 
@@ -71,7 +99,18 @@ def decoupled_dmd(guidance_scale: float = 1.0, match_window: Window = EVERYWHERE
 def amd(guidance_scale: float = 1.0, strength: float = 0.5, side: Side = "both") -> Maker:
     """Adaptive Matching Distillation (2602.07345), Eq. 10: ``beta (d_real_cond - d_fake) + alpha (w - 1) d_ca``.
 
-    `adapt` says what alpha and beta are. Without advantages, or with equal rewards, this is `dmd` to the bit.
+    `adapt` defines alpha and beta. Without advantages, or with equal rewards, this is `dmd` to the bit.
+
+    Example:
+        The first sample fails (advantage -1). It gets more matching and less guidance than `dmd` would give it:
+
+        >>> x0, advantage = torch.zeros(2, 1), torch.tensor([-1.0, 0.0])
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0, advantage=advantage)
+        >>> direction = amd(guidance_scale=3.0, strength=0.5)(signals)
+        >>> direction.match, direction.guide
+        (tensor([[3.],
+                [2.]]), tensor([[1.],
+                [2.]]))
     """
     return chain(dmd(guidance_scale), adapt(strength, side))
 
@@ -80,23 +119,33 @@ def adapt(strength: float, side: Side = "both", *, static: bool = False, coheren
     """Dynamic Score Adaptation, Eq. 12-13: alpha = 1 + s a on the guidance term, beta = 1 - s a on the matching term.
 
     Args:
-        strength: s in [0, 1).
-        side: ``both`` is the paper's form. ``negative`` uses min(a, 0): samples that do well keep plain DMD, only failing
-            ones get more matching and less guidance. With guidance, ``both`` also pushes good samples outward and loses modes.
+        strength: adaptation strength s in [0, 1).
+        side: ``both`` is the paper's form. ``negative`` uses min(a, 0): good samples keep plain DMD, and only failing ones
+            get more matching and less guidance. With guidance, ``both`` also pushes good samples outward and loses modes.
             ``guidance_only`` is ``negative`` with beta = 1: failing samples get less guidance, and nothing else changes.
-        static: the control: every sample gets the mean alpha and beta of the whole batch (`Signals.joined`), so that only
-            their level is left.
+        static: whether every sample gets the mean alpha and beta of the whole batch (`Signals.batch_advantage`). This is the
+            control that keeps the overall level of the weights and drops what is per sample.
         coherence: see `adaptation_weights`; not together with `static`.
 
     Raises:
         ValueError: for a strength outside [0, 1), another side, or a coherence of a static weight.
+
+    Example:
+        With ``negative`` a good sample (advantage 1) keeps plain DMD, while ``both`` gives it more guidance:
+
+        >>> x0, advantage = torch.zeros(2, 1), torch.tensor([-1.0, 1.0])
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0, advantage=advantage)
+        >>> chain(dmd(3.0), adapt(0.5, side="both"))(signals).alpha
+        tensor([0.5000, 1.5000])
+        >>> chain(dmd(3.0), adapt(0.5, side="negative"))(signals).alpha
+        tensor([0.5000, 1.0000])
     """
     if not 0 <= strength < 1:
         raise ValueError(f"strength: must be in [0, 1), got {strength}. At 1 the weight of matching reaches 0")
     if side not in get_args(Side):
         raise ValueError(f"side: must be one of {', '.join(get_args(Side))}, got {side!r}")
     if static and coherence is not None:
-        raise ValueError("static: every sample has the same weights, so none goes by its coherence; got both")
+        raise ValueError("static: every sample has the same weights, so none can follow its coherence; got both")
 
     def transform(direction: Direction) -> Direction:
         signals, shaped = direction.signals, direction.signals.per_sample
@@ -104,7 +153,7 @@ def adapt(strength: float, side: Side = "both", *, static: bool = False, coheren
             return direction
         alpha, beta = adaptation_weights(signals.advantage, strength, side, coherence)
         if static:
-            whole = signals.advantage if signals.joined is None else signals.joined
+            whole = signals.advantage if signals.batch_advantage is None else signals.batch_advantage
             means = (weight.mean() for weight in adaptation_weights(whole, strength, side))
             alpha, beta = (mean.expand_as(alpha) for mean in means)
         match, guide = shaped(beta) * direction.match, shaped(alpha) * direction.guide
@@ -119,8 +168,22 @@ def adaptation_weights(
     """(alpha, beta) of Eq. 13 for `advantage` [B] in [-1, 1]; both [B], fp32 or wider.
 
     Args:
-        coherence: [B] in [0, 1], how far the matching direction can be trusted: beta rises above 1 only by that share, so
-            that noise is not amplified. None is 1 everywhere.
+        advantage: group advantages [B] in [-1, 1].
+        strength: adaptation strength s in [0, 1).
+        side: see `adapt`.
+        coherence: reliability of the matching direction [B] in [0, 1]. Beta rises above 1 only by that share, so that noise
+            is not amplified. None is 1 everywhere.
+
+    Example:
+        A failing sample, an average one and a good one; what each side does to them:
+
+        >>> a = torch.tensor([-1.0, 0.0, 1.0])
+        >>> adaptation_weights(a, strength=0.5, side="both")
+        (tensor([0.5000, 1.0000, 1.5000]), tensor([1.5000, 1.0000, 0.5000]))
+        >>> adaptation_weights(a, strength=0.5, side="negative")
+        (tensor([0.5000, 1.0000, 1.0000]), tensor([1.5000, 1.0000, 1.0000]))
+        >>> adaptation_weights(a, strength=0.5, side="guidance_only")
+        (tensor([0.5000, 1.0000, 1.0000]), tensor([1., 1., 1.]))
     """
     a = widen(advantage.detach())
     if side != "both":
@@ -133,7 +196,14 @@ def adaptation_weights(
 
 
 def weigh(match: float = 1.0, guide: float = 1.0) -> Transform:
-    """Constant weights on the two terms: the static control to AMD's per-sample ones."""
+    """Constant weights on the two terms: the static control to AMD's per-sample ones.
+
+    Example:
+        >>> x0 = torch.zeros(1, 1)
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0)
+        >>> chain(dmd(3.0), weigh(match=1.5, guide=0.5))(signals).total()
+        tensor([[4.]])
+    """
 
     def transform(direction: Direction) -> Direction:
         return direction._replace(match=match * direction.match, guide=guide * direction.guide)
@@ -146,26 +216,39 @@ def window(match: Window = EVERYWHERE, guide: Window = EVERYWHERE) -> Transform:
 
     Raises:
         ValueError: when called on a direction whose signals have no sigma, unless both windows are open.
+
+    Example:
+        >>> x0, noise_level = torch.zeros(2, 1), torch.tensor([0.2, 0.8])
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0, sigma=noise_level)
+        >>> chain(dmd(), window(match=(0.0, 0.5)))(signals).match
+        tensor([[2.],
+                [0.]])
     """
 
     def transform(direction: Direction) -> Direction:
         if match == EVERYWHERE and guide == EVERYWHERE:
             return direction
-        sigma = direction.signals.sigma
-        if sigma is None:
+        noise_level = direction.signals.sigma
+        if noise_level is None:
             raise ValueError("Signals.sigma: needed by a window over noise levels, got None")
         shaped = direction.signals.per_sample
         return direction._replace(
-            match=shaped(inside(sigma, match)) * direction.match, guide=shaped(inside(sigma, guide)) * direction.guide
+            match=shaped(inside(noise_level, match)) * direction.match,
+            guide=shaped(inside(noise_level, guide)) * direction.guide,
         )
 
     return transform
 
 
-def inside(sigma: Tensor, window: Window) -> Tensor:
-    """Which of `sigma` [B] lie in (low, high), inclusive; [B] bool."""
+def inside(noise_level: Tensor, window: Window) -> Tensor:
+    """Which of `noise_level` [B] lie in (low, high), inclusive; [B] bool.
+
+    Example:
+        >>> inside(torch.tensor([0.2, 0.5, 0.8]), (0.5, 1.0))
+        tensor([False,  True,  True])
+    """
     low, high = window
-    return (sigma >= low) & (sigma <= high)
+    return (noise_level >= low) & (noise_level <= high)
 
 
 def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float = 1e-6) -> Transform:
@@ -174,12 +257,21 @@ def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float =
     The divisor never depends on advantages or windows, so that objectives compared with each other differ in direction only.
 
     Args:
-        kind: the mean over each sample (DMD2), or over all samples of this call (FastVideo). The second makes a step depend
-            on how the batch is split over micro-batches and processes.
-        eps: added to the mean, in units of x0.
+        kind: ``per_sample`` takes the mean over each sample (DMD2), ``global`` over all samples of the call (FastVideo).
+            The latter makes a step depend on how the batch is split over micro-batches and processes.
+        eps: small number added to the mean, in units of x0.
 
     Raises:
         ValueError: for another kind.
+
+    Example:
+        Both samples move by the same length, however far the teacher's prediction is from them:
+
+        >>> x0 = torch.zeros(2, 1)
+        >>> signals = Signals(x0, real_cond=torch.tensor([[2.0], [8.0]]), real_uncond=None, fake=x0)
+        >>> chain(dmd(), normalize())(signals).total()
+        tensor([[1.0000],
+                [1.0000]])
     """
     if kind not in ("per_sample", "global"):
         raise ValueError(f"normalizer: must be 'per_sample' or 'global', got {kind!r}")

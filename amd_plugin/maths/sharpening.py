@@ -1,4 +1,4 @@
-"""Repulsive Landscape Sharpening (2602.07345, section 3.3): the fake score learns failures harder, so it repels from them.
+"""Repulsive Landscape Sharpening (2602.07345, section 3.3): the fake score fits failures harder, so it repels the student.
 
 With weights w the fake score is the exact denoiser of q w, hence DMD's fixed point is ``q* = (p_teacher / w) / Z``. The
 exponential form gives ``q* ~ p_teacher exp(sharpening a)``, the optimum of ``E_q[sharpening a] - KL(q || p_teacher)``: a
@@ -21,16 +21,22 @@ def sharpening_weights(advantage: Tensor, sharpening: float, kind: Kind = "linea
     """Weights of the fake score's loss, larger for worse samples, mean 1.
 
     Args:
-        advantage: [B]; the joined batch where there are several ranks, so that the mean is taken over all of it.
+        advantage: advantages [B] of the whole batch over all ranks, so that the mean is taken over all of it.
         sharpening: lambda in [0, 40]; 0 gives exactly 1 everywhere.
         kind: ``linear`` is 1 - lambda a (the paper's, as we read it), ``exponential`` is exp(-lambda a). A linear weight
-            below 0, possible where lambda a > 1, would teach the fake score to be wrong there and counts as 0.
+            below 0, possible where lambda a > 1, would train the fake score to be wrong there and counts as 0.
 
     Returns:
         [B], fp32 or wider, >= 0, mean 1, no grad.
 
     Raises:
         ValueError: for a sharpening out of range or another kind.
+
+    Example:
+        A failing sample, an average one and a good one:
+
+        >>> sharpening_weights(torch.tensor([-1.0, 0.0, 1.0]), sharpening=0.5)
+        tensor([1.5000, 1.0000, 0.5000])
     """
     if not 0 <= sharpening <= LARGEST:
         raise ValueError(f"sharpening: must be in [0, {LARGEST}], got {sharpening}")
@@ -46,8 +52,17 @@ def implied_tilt(advantage: Tensor, sharpening: float, kind: Kind = "linear") ->
     """How far the fixed point ``q* = (p_teacher / w) / Z`` is from the teacher, for a batch with these advantages [B].
 
     Returns:
-        (ratio, divergence), both scalars: the largest over the smallest factor ``1 / w`` by which the density of a sample is
-        tilted, infinite where a weight is 0; and ``KL(q* || p_teacher)`` in nats if the batch were the teacher's own samples.
+        (ratio, divergence), both scalars. `ratio` is the largest factor ``1 / w`` on a sample's density over the smallest,
+        infinite where a weight is 0. `divergence` is ``KL(q* || p_teacher)`` in nats if the batch were the teacher's samples.
+
+    Example:
+        The exponential form tilts by exp(lambda a), so advantages of -1 and 1 are e^2 apart at lambda = 1:
+
+        >>> ratio, divergence = implied_tilt(torch.tensor([-1.0, 1.0]), sharpening=1.0, kind="exponential")
+        >>> print(f"{ratio:.3f} {divergence:.3f}")
+        7.389 0.328
+        >>> implied_tilt(torch.tensor([-1.0, 1.0]), sharpening=0.0)
+        (tensor(1.), tensor(0.))
     """
     tilt = 1 / sharpening_weights(advantage, sharpening, kind)
     normalised = tilt / tilt.mean()

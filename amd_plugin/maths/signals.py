@@ -1,7 +1,11 @@
-"""What the networks say about a student's samples, and the direction made of it.
+"""The networks' predictions for a batch of student samples, and the direction made of them.
 
 Shape legend: B samples, then any trailing dimensions; x0 space throughout (see `amd_plugin.maths.prediction` for getting
 there). Guidance is the standard form ``uncond + w (cond - uncond)``: w = 1 is no guidance.
+
+One letter, two meanings: `Signals.sigma` is a fraction of the noise schedule, 0 at clean data and 1 at pure noise, whatever
+the schedule. `NoiseLevel.sigma` in `amd_plugin.maths.prediction` is the coefficient of the noise in x_t. The two are equal for
+flow matching without shift only. Recipe keys that end in ``_sigma`` mean the fraction; local variables call it `noise_level`.
 """
 
 from typing import NamedTuple
@@ -13,22 +17,30 @@ from amd_plugin.maths.prediction import widen
 
 
 class Signals(NamedTuple):
-    """Clean-data predictions for one batch of student samples, METHOD section "Setting".
+    """Clean-data predictions for one batch of student samples.
 
     Attributes:
-        x0: the student's samples [B, ...]; gradients flow to it, and to `reward` where there is one.
-        real_cond: the teacher's prediction of x0 from x_t with its condition [B, ...].
-        real_uncond: the same without condition [B, ...]; None where guidance is not used (w = 1).
-        fake: the fake score's prediction from the same x_t [B, ...].
-        sigma: noise level of x_t [B], in the host's units; only operators with windows read it.
+        x0: student samples [B, ...]; gradients flow to these, and through `reward` where one is given.
+        real_cond: teacher's prediction of x0 from x_t with its condition [B, ...].
+        real_uncond: teacher's prediction without condition [B, ...]; None where guidance is not used (w = 1).
+        fake: fake score's prediction from the same x_t [B, ...].
+        sigma: noise level of x_t [B], as a fraction in [0, 1] of the schedule; read by windows and by metrics only.
         advantage: group advantage of each sample [B], see `amd_plugin.group_advantage`; None means 0 everywhere.
-        guide_cond: the teacher's conditional prediction at a noise level of its own for the guidance term [B, ...].
-        guide_uncond: its unconditional partner [B, ...]. Both or neither; without them guidance shares the level of x_t.
-        reward: a differentiable reward of x0 [B], with its graph; NaN for a failed one. Only for objectives that follow
+        guide_cond: teacher's conditional prediction at the guidance term's own noise level [B, ...].
+        guide_uncond: unconditional partner of `guide_cond` [B, ...]. Give both or neither; without them guidance shares
+            the noise level of x_t.
+        reward: differentiable reward of x0 [B], with its graph; NaN where it failed. Read only by objectives that follow
             its gradient (`DMDObjective.reward_gradient`).
-        groups: [B], the same number for samples of one prompt; only the coherence diagnostic reads it.
-        joined: advantages [N] of the whole batch, over micro-batches and processes, that these B samples are a part of; None
-            where they are all of it. What is a property of the batch (the static control, the implied tilt) is taken there.
+        groups: prompt of each sample [B], as equal numbers for equal prompts; read by the coherence diagnostic only.
+        batch_advantage: advantages [N] of the whole batch, over all micro-batches and processes; None where these B samples
+            are the whole batch. Statistics of the batch (the static control, the implied tilt) use it.
+
+    Example:
+        >>> x0 = torch.tensor([[0.0], [1.0]])
+        >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=x0 + 1, fake=x0)
+        >>> signals.augmentation()
+        tensor([[1.],
+                [1.]])
     """
 
     x0: Tensor
@@ -41,7 +53,7 @@ class Signals(NamedTuple):
     guide_uncond: Tensor | None = None
     reward: Tensor | None = None
     groups: Tensor | None = None
-    joined: Tensor | None = None
+    batch_advantage: Tensor | None = None
 
     def augmentation(self) -> Tensor:
         """The CFG augmentation d_ca = cond - uncond [B, ...], 0 where no unconditional prediction is given."""
@@ -53,12 +65,16 @@ class Signals(NamedTuple):
         return widen(cond.detach()) - widen(uncond.detach())
 
     def per_sample(self, values: Tensor) -> Tensor:
-        """Shapes `values` [B] so that they multiply a prediction [B, ...], in its (widened) dtype."""
+        """`values` [B], shaped to multiply a prediction [B, ...], in its (widened) dtype."""
         dtype = torch.promote_types(self.real_cond.dtype, torch.float32)
         return values.to(self.real_cond.device, dtype).reshape(-1, *[1] * (self.x0.dim() - 1))
 
     def check(self) -> None:
-        """Raises ValueError, naming the member, where shapes do not belong together. Call once, at the boundary."""
+        """Checks that all shapes match x0's. Call it once, where signals enter.
+
+        Raises:
+            ValueError: for the first member that does not match, by name.
+        """
         for name in ("real_cond", "real_uncond", "fake", "guide_cond", "guide_uncond"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape:
@@ -72,14 +88,15 @@ class Signals(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """Where the student should move, in the two parts that AMD weighs apart. All tensors [B, ...], fp32 or wider, no grad.
+    """Where the student should move, in the two terms that AMD weighs separately. Tensors [B, ...], fp32 or wider, no grad.
 
     Attributes:
-        match: distribution matching, d_real_cond - d_fake.
-        guide: CFG augmentation, (w - 1) d_ca.
-        signals: what it was made of, for the transforms that need it.
+        match: distribution-matching term, d_real_cond - d_fake.
+        guide: guidance term (CFG augmentation), (w - 1) d_ca.
+        signals: predictions it was made of, for transforms that need them.
         guidance_scale: the w of `guide`, before any per-sample weight.
-        alpha, beta: [B], what `amd_plugin.maths.operators.adapt` multiplied `guide` and `match` by; None for nothing.
+        alpha: factor of `guide` per sample [B], set by `amd_plugin.maths.operators.adapt`; None without one.
+        beta: factor of `match` per sample [B], likewise.
     """
 
     match: Tensor

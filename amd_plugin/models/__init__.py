@@ -1,4 +1,7 @@
-"""Networks: the pipelines they come from, the roles they play, and how they are called."""
+"""Networks: the pipelines they are loaded from, their roles in a run, and how they are called.
+
+Training, optimizers and processes are the host's.
+"""
 
 from amd_plugin.models.embedded.networks import build_network, check_network
 

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.models.family import Condition, Features
+from amd_plugin.models.family import Condition, Features, SupportsCall
 
 
 class Discriminator(nn.Module):
-    """Logits from a network's features, position by position and averaged; one class for feature maps, tokens and vectors.
+    """A logit per position of a network's features, averaged; works for feature maps, tokens and vectors.
 
     Args:
-        channels: of the features.
-        dim: which of their dimensions are channels.
-        hidden: units.
+        channels: number of channels of the features.
+        dim: dimension of the channels.
+        hidden: number of hidden units.
     """
 
     def __init__(self, channels: int, dim: int, hidden: int = 256):
@@ -25,25 +25,28 @@ class Discriminator(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [B], positive for real, of features [B, ...]."""
-        return self.head(features.float().movedim(self._dim, -1)).flatten(1).mean(1)
+        """Logits [B], positive for real samples, of features [B, ...]."""
+        logits: Tensor = self.head(features.float().movedim(self._dim, -1))
+        return logits.flatten(1).mean(1)
 
 
-def features_of(family: Any, role: Any, where: Features, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-    """What comes out of the module `where` names when `role` sees x_t [B, ...] at `timestep` [B]."""
-    caught: list[Any] = []
-    hook = where.module.register_forward_hook(lambda module, inputs, output: caught.append(output))
+def features_of(
+    caller: SupportsCall, role: Any, location: Features, x_t: Tensor, timestep: Tensor, condition: Condition
+) -> Tensor:
+    """The features at `location` [B, ...] when `role` is called for x_t [B, ...] at `timestep` [B]."""
+    outputs: list[Any] = []
+    hook = location.module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        family.call(role, x_t, timestep, condition)
+        caller.call(role, x_t, timestep, condition)
     finally:
         hook.remove()
     # Blocks of two-stream transformers return (text, image).
-    found: Tensor = caught[0][-1] if isinstance(caught[0], tuple) else caught[0]
-    return found
+    features: Tensor = outputs[0][-1] if isinstance(outputs[0], tuple) else outputs[0]
+    return features
 
 
-def make_discriminator(where: Features, seed: int) -> Discriminator:
-    """A freshly initialised head for `where`."""
+def make_discriminator(location: Features, seed: int) -> Discriminator:
+    """A freshly initialised head for features at `location`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Discriminator(where.channels, where.dim)
+        return Discriminator(location.channels, location.dim)

@@ -1,4 +1,4 @@
-"""What the host must know about a diffusers pipeline to distil it, and the two calls it makes of every network.
+"""What the host must know about a diffusers pipeline to distil it, and the two ways in which it calls a network.
 
 A family is one small class with one instance per loaded pipeline, found by the pipeline's class name through the hook
 ``distill_families``. It owns no weights: networks, autoencoders and text encoders are handed to it.
@@ -18,7 +18,7 @@ Network = Callable[..., Any]
 
 
 class Size(NamedTuple):
-    """What a sample is when it is decoded: pixels, and frames of a video (1 for images)."""
+    """Size of a decoded sample: height and width in pixels, number of frames (1 for images)."""
 
     height: int
     width: int
@@ -26,7 +26,13 @@ class Size(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Where a network's features are: the output of `module`, with `channels` in dimension `dim`."""
+    """Location of features in a network.
+
+    Attributes:
+        module: module whose output they are.
+        channels: number of channels.
+        dim: dimension of the channels.
+    """
 
     module: nn.Module
     channels: int
@@ -37,17 +43,18 @@ class Family(Protocol):
     """One class of diffusers pipelines. B samples of latents [B, C, ...].
 
     Args:
-        index: what the pipeline's ``model_index.json`` says.
-        config: the network's own config.
+        index: contents of the pipeline's ``model_index.json``.
+        config: config of the network.
 
     Attributes:
-        pipeline: the pipeline's class name.
-        component: the part that is distilled, ``unet`` or ``transformer``.
-        network: its class name.
+        pipeline: class name of the pipeline.
+        component: name of the distilled part, ``unet`` or ``transformer``.
+        network: class name of the distilled part.
         autoencoder: class name of the part ``vae``.
         video: whether samples have frames.
-        scales_input: the pipeline calls its scheduler's ``scale_model_input``.
-        text_length: tokens prompts are padded to, None where the tokenizer decides; set before anything is encoded.
+        scales_input: whether the pipeline calls its scheduler's ``scale_model_input``.
+        text_length: number of tokens that prompts are padded to, set before anything is encoded; None leaves it to the
+            tokenizer.
     """
 
     pipeline: ClassVar[str]
@@ -63,11 +70,15 @@ class Family(Protocol):
         ...
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """The raw output [B, C, ...] at `x_t` [B, C, ...] and `timestep` [B] under `condition`."""
+        """The network's raw output [B, C, ...] for `x_t` [B, C, ...] at `timestep` [B] under `condition`."""
         ...
 
     def size(self, vae: nn.Module, pixels: tuple[int, int] | None, frames: int | None) -> Size:
-        """The size asked for, or the one the pipeline was trained at; raises OptionError where the network cannot make it."""
+        """The size of `pixels` (height, width) and `frames`, by default the one the pipeline was trained at.
+
+        Raises:
+            OptionError: for a size that the network cannot generate.
+        """
         ...
 
     def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
@@ -75,18 +86,23 @@ class Family(Protocol):
         ...
 
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Condition:
-        """Conditions of `prompts` by a pipeline that holds only its text parts.
+        """Conditions of `prompts`, from a pipeline that holds only its text parts.
 
-        With `negative` not None, of the unconditional branch: for the negative prompt, "" where the recipe gives none.
+        Args:
+            pipeline: pipeline with tokenizers and text encoders.
+            prompts: one prompt per sample.
+            negative: negative prompt, for the conditions of the unconditional branch ("" where the recipe has none); None for
+                those of the conditional branch.
+            size: size of the decoded samples.
         """
         ...
 
     def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of one sample's condition for prompts of `tokens` tokens. Needed by ``amd-plugin plan`` only."""
+        """Shapes of one sample's condition for a prompt of `tokens` tokens. Used by ``amd-plugin plan`` only."""
         ...
 
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
-        """Latents [B, C, ...] as the network sees them, of media [B, 3, (T,) H, W] in [-1, 1]."""
+        """Latents [B, C, ...], scaled as the network takes them, of media [B, 3, (T,) H, W] in [-1, 1]."""
         ...
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
@@ -94,49 +110,70 @@ class Family(Protocol):
         ...
 
     def features(self, network: nn.Module) -> Features:
-        """Where a discriminator looks: deep in the middle of the network."""
+        """Features for a discriminator, from the middle of the network."""
         ...
 
     def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
-        """Where the network embeds the time, once or once per layer. Needed by ``model.rung_conditioning`` only."""
+        """Embeddings of the timestep, one or one per layer. Used by ``model.rung_conditioning`` only."""
         ...
 
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
-        """Arguments, beside the number of steps, with which the exported pipeline samples as the student was trained."""
+        """Arguments, beside the number of steps, with which the exported pipeline samples as in training."""
         ...
 
 
-def pair(family: Any, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition) -> list[Tensor]:
-    """[conditional, unconditional] outputs from one call of twice the batch."""
-    joined = {name: torch.cat((cond[name], uncond[name])) for name in cond}
+class SupportsCall(Protocol):
+    """Anything that calls a network for latents: a family or a `Caller`."""
+
+    def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The raw output [B, C, ...] at `x_t` [B, C, ...] and `timestep` [B] under `condition`."""
+        ...
+
+
+def middle_block(blocks: Any, config: Mapping[str, Any]) -> Features:
+    """The output [B, N, D] of the middle one of a transformer's `blocks`."""
+    return Features(blocks[len(blocks) // 2], config["num_attention_heads"] * config["attention_head_dim"], 2)
+
+
+def time_embedding(embedder: Any) -> Features:
+    """The output [..., D] of diffusers' `TimestepEmbedding`."""
+    return Features(embedder, embedder.linear_2.out_features, -1)
+
+
+def pair(
+    caller: SupportsCall, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition
+) -> list[Tensor]:
+    """Conditional and unconditional outputs [B, C, ...], from one call of twice the batch."""
+    both = {name: torch.cat((cond[name], uncond[name])) for name in cond}
     twice = x_t.repeat(2, *[1] * (x_t.dim() - 1))
-    return list(family.call(network, twice, timestep.repeat(2), joined).chunk(2))
+    return list(caller.call(network, twice, timestep.repeat(2), both).chunk(2))
 
 
 def guided(
-    family: Any, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition, scale: float
+    caller: SupportsCall, network: Network, x_t: Tensor, timestep: Tensor, cond: Condition, uncond: Condition, scale: float
 ) -> Tensor:
-    """Output with classifier-free guidance ``uncond + scale (cond - uncond)``."""
+    """Output [B, C, ...] with classifier-free guidance ``uncond + scale (cond - uncond)``."""
     if scale == 1:
-        return family.call(network, x_t, timestep, cond)
-    with_prompt, without = pair(family, network, x_t, timestep, cond, uncond)
-    return without + scale * (with_prompt - without)
+        return caller.call(network, x_t, timestep, cond)
+    conditional, unconditional = pair(caller, network, x_t, timestep, cond, uncond)
+    return unconditional + scale * (conditional - unconditional)
 
 
 class Caller:
-    """A family's calls in the precision of the network that is called.
+    """A family's calls, in the precision of the network that is called.
 
     Args:
-        family: what to call as.
-        autocast: makes the context of mixed precision, `Accelerator.autocast`, for all networks that do not decline it.
+        family: family of the networks.
+        autocast: factory of the mixed-precision context, such as `Accelerator.autocast`. A network whose attribute
+            ``autocast`` is False is called outside of it.
     """
 
-    def __init__(self, family: Any, autocast: Callable[[], Any]):
+    def __init__(self, family: SupportsCall, autocast: Callable[[], Any]):
         self._family, self._autocast = family, autocast
 
     def call(self, network: Any, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """The raw output [B, ...]; timesteps keep their precision, 999 is no bf16 number."""
-        cast = {name: value.to(network.dtype) if value.is_floating_point() else value for name, value in condition.items()}
+        """The raw output [B, ...]. Timesteps keep their precision: bf16 cannot represent 999."""
+        inputs = {name: value.to(network.dtype) if value.is_floating_point() else value for name, value in condition.items()}
         with self._autocast() if getattr(network, "autocast", True) else nullcontext():
-            output: Tensor = self._family.call(network, x_t.to(network.dtype), timestep, cast)
+            output: Tensor = self._family.call(network, x_t.to(network.dtype), timestep, inputs)
         return output

@@ -162,7 +162,7 @@ class AMDObjective(DMDObjective):
         if signals.advantage is None:
             return {}
         a = signals.advantage.detach().float()
-        whole = a if signals.joined is None else signals.joined.detach().float()
+        whole = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
         ratio, divergence = implied_tilt(whole, self.schedule_factor * self.sharpening, self._options.sharpening_kind)
         metrics = {
             "clip_share": limit_share(whole, 1.0, "clip"),

@@ -11,7 +11,7 @@ for losses, steps its own optimizers, and stores `state_dict()`:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,27 +21,13 @@ from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.adversarial import Adversarial
 from amd_plugin.maths.diagnostics import term_metrics
-from amd_plugin.maths.losses import fake_score_loss_per_sample, matching_loss_per_sample
+from amd_plugin.maths.losses import LossOutput, fake_score_loss_per_sample, matching_loss_per_sample
 from amd_plugin.maths.operators import Maker, Transform, normalize
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 from amd_plugin.objectives.dmd_options import DecoupledDMDOptions, DMD2Options, DMDOptions, PlainDMDOptions, check_dmd
 from amd_plugin.objectives.reward_statistics import RewardStatistics
 from amd_plugin.options import made, takes
-
-
-class LossOutput(NamedTuple):
-    """What a turn costs.
-
-    Attributes:
-        loss: scalar, with grad; the mean of `per_sample`.
-        per_sample: [B], detached.
-        metrics: name -> 0-dim tensor, detached; reading one costs a device synchronisation, so do it on logging steps.
-    """
-
-    loss: Tensor
-    per_sample: Tensor
-    metrics: dict[str, Tensor]
 
 
 class DMDObjective:

@@ -1,10 +1,10 @@
-"""What a recipe needs of every GPU, and how long a cycle can take at best, before anything is bought or loaded.
+"""The memory a recipe needs per GPU, and the least time of a training cycle, before anything is rented or loaded.
 
-    found = plan(recipe, plugins, gpus=64)        # a `Plan`: numbers
-    show(found)                                   # a table
+    estimate = plan(recipe, plugins, gpus=64, gpu_memory=80_000_000_000)   # a `Plan`: numbers
+    show(estimate)                                                         # tables
 
-Sizes come from the recipe's own networks built without weights, memory and operations of calls from making them on fake
-tensors; the rest is arithmetic on these, and is held to measured runs by the tests.
+Sizes come from the recipe's own networks, built without weights. Memory and operations of a call come from running it on fake
+tensors. The rest is arithmetic on these, which the tests compare with real runs.
 """
 
 from amd_plugin.plan.planner import Plan, plan, plan_with_changes

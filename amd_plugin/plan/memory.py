@@ -1,12 +1,12 @@
-"""Bytes on one GPU, by role and by what they are: pure arithmetic on sizes and traces.
+"""Bytes on one GPU, by role and by purpose: pure arithmetic on sizes and traces.
 
     student, fake score   none:  fp32 weights and gradients, two Adam moments; with several processes the reducer's buckets
-                          zero2: weights whole in the computing precision; gradients, fp32 masters and moments shared out
-                          zero3: the weights too; a few layers are gathered at a time
-    teacher               none: whole; zero3: shared out; zero3_offload: in host memory. A few layers gathered in either case
+                          zero2: whole weights in the computing precision; sharded gradients, fp32 masters and moments
+                          zero3: sharded weights too; a few layers are gathered at a time
+    teacher               none: whole; zero3: sharded; zero3_offload: in host memory. A few layers are gathered in both
 
-A role's gradients live from its first backward pass to its update, so the two that learn never hold theirs at the same time,
-unless DeepSpeed's engines keep the space.
+A role's gradients live from its first backward pass to its update. Student and fake score therefore never hold gradients at the
+same time, unless DeepSpeed's engines keep the memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from amd_plugin.plan.trace import Trace
 
 # Elements, as in recipes/launch/deepspeed_trained_zero3.json.
 BUCKET = 100_000_000
-# What ZeRO-3 may hold gathered: four times the largest tensor, and one more that is fetched ahead.
+# Tensors of the largest size that ZeRO-3 may hold gathered: four, and one that is prefetched.
 GATHERED = 5
-# Allowed for the CUDA context, NCCL and fragmentation; not computed.
+# Allowance for the CUDA context, NCCL and fragmentation, which are not computed.
 RESERVED = 4_000_000_000
 
 
 @dataclass
 class Row:
-    """One role's bytes on one GPU."""
+    """One role's bytes on one GPU.
+
+    Attributes:
+        weights: bytes of the weights.
+        gradients: bytes of the gradients, between first backward pass and update.
+        optimizer: bytes of the optimizer's state.
+        average: bytes of the weights' EMA.
+        buffers: bytes of communication buffers.
+        activations: most bytes of activations in the role's turn.
+    """
 
     weights: int = 0
     gradients: int = 0
@@ -39,53 +48,56 @@ class Row:
 
     @property
     def lasting(self) -> int:
-        """What is there at all times."""
+        """Bytes that are held at all times."""
         return self.weights + self.optimizer + self.average + self.buffers
 
     def as_dict(self) -> dict[str, int]:
-        """By column."""
+        """Bytes by column."""
         return asdict(self)
 
 
-def trained_row(role: Tensors, how: str, gpus: int, *, averaged: bool, shared: bool) -> Row:
-    """Of student or fake score.
+def trained_row(role: Tensors, stage: str, gpus: int, *, averaged: bool, shared: bool) -> Row:
+    """Bytes of student or fake score.
 
     Args:
-        role: its tensors, trained ones in the precision the engine keeps them in.
-        how: the recipe's distributed.trained.
-        averaged: it is the student, of which an average is kept.
-        shared: its base is another role's.
+        role: tensors of the role, the trained ones in the precision in which the engine keeps them.
+        stage: value of the recipe's ``distributed.trained``.
+        gpus: number of GPUs.
+        averaged: whether an EMA of its weights is kept, as of the student's.
+        shared: whether its base is another role's.
     """
     (count, size, tensors), (_, base, _) = role.trained, role.frozen
     average = 4 * count if averaged else 0
-    if how == "none":
+    if stage == "none":
         buckets = size if gpus > 1 and not shared else 0
         return Row(size + base, size, 8 * count + 4 * tensors, average, buckets)
     width = size // count
     shares = {"gradients": share(size, gpus), "optimizer": share(12 * count, gpus), "average": share(average, gpus)}
     bucket = min(count, BUCKET) * width
-    if how == "zero2":
+    if stage == "zero2":
         return Row(size + base, buffers=2 * bucket, **shares)
     gathered = min(count, GATHERED * role.largest) * width
     return Row(share(size + base, gpus), buffers=bucket + gathered, **shares)
 
 
-def teacher_row(role: Tensors, how: str, gpus: int) -> Row:
-    """Of the frozen teacher, or of the base that it shares."""
+def teacher_row(role: Tensors, stage: str, gpus: int) -> Row:
+    """Bytes of the frozen teacher, or of the base that it shares; `stage` is the recipe's ``distributed.teacher``."""
     count, size, _ = role.frozen
-    if how == "none":
+    if stage == "none":
         return Row(size)
     gathered = min(count, GATHERED * role.largest) * (size // count)
-    return Row(0 if how == "zero3_offload" else share(size, gpus), buffers=gathered)
+    return Row(0 if stage == "zero3_offload" else share(size, gpus), buffers=gathered)
 
 
 def turns(calls: dict[str, Trace], config: RecipeConfig, rewarded: bool, media: int, rows: int) -> dict[str, int]:
-    """Most bytes of activations in the fake score's and in the student's turn.
+    """Most bytes of activations in the fake score's and in the student's turn, by role.
 
     Args:
-        rewarded: samples are decoded and scored.
+        calls: traces of the network calls.
+        config: the recipe.
+        rewarded: whether samples are decoded and scored.
         media: bytes of one decoded sample.
-        rows: samples of this process.
+        rows: number of samples of this process.
     """
     student, fake_score = calls["student"], calls["fake_score"]
     parts = config.train.accumulation
@@ -99,16 +111,16 @@ def turns(calls: dict[str, Trace], config: RecipeConfig, rewarded: bool, media: 
     }
 
 
-def joined_batch(config: RecipeConfig, sample: int, guided_apart: bool) -> int:
-    """Noise of the joined batch of all processes, which each of them draws: at the start, for re-noising, and for guidance."""
+def whole_batch(config: RecipeConfig, sample: int, guided_apart: bool) -> int:
+    """Bytes of the noise for the whole batch, which every process draws: initial, for re-noising, and for guidance."""
     return config.train.batch_size * sample * (3 if guided_apart else 2)
 
 
 def media_bytes(size: tuple[int, ...] | None) -> int:
-    """Of one decoded sample in fp32; 0 where samples are not decoded."""
+    """Bytes of one decoded sample in fp32; 0 where samples are not decoded."""
     return 0 if size is None else 3 * 4 * prod(size)
 
 
 def share(total: int, gpus: int) -> int:
-    """One process's, rounded up."""
+    """Bytes of one process's shard, rounded up."""
     return -(-total // gpus)

@@ -12,7 +12,7 @@ COLUMNS = ("weights", "gradients", "optimizer", "average", "buffers", "activatio
 
 
 def show(plan: Plan) -> RenderableType:
-    """Memory by role, phases, traffic and time, and what to change if it does not fit."""
+    """Tables of memory by role, phases, traffic and time, and what to change if it does not fit."""
     head = f"{plan.recipe} on {plan.gpus} GPUs of {plan.gpu_memory / 1e9:g} GB\nmodel: {plan.source}\n"
     return Group(head, _memory(plan), _phases(plan), _cycle(plan), "\n".join(_words(plan)))
 
@@ -54,7 +54,7 @@ def _words(plan: Plan) -> list[str]:
         return [*lines, f"fits: {needs}"]
     lines.append(f"does not fit: {needs}")
     if not plan.changes:
-        return [*lines, "nothing this planner knows of would make it smaller"]
+        return [*lines, "no change that the planner can propose makes it smaller"]
     lines.append("changes, in order of what they cost, each on top of those before:")
     lines += [f"  {change}: {peak / 1e9:.1f} GB" for change, peak in plan.changes]
     if min(peak for _, peak in plan.changes) > plan.gpu_memory:

@@ -1,7 +1,7 @@
-"""What a call costs, by making it: live bytes and floating-point operations of a forward and a backward pass on fake tensors.
+"""The cost of a call, measured by running it: live bytes and operations of a forward and a backward pass on fake tensors.
 
 Nothing is estimated by formula. The same operations run as in training, on tensors without memory, and every storage is counted
-from its birth to its last reference. On the CPU the result is that of torch's own allocator, which the tests hold it to.
+from its creation to its last reference. On the CPU the result equals that of torch's own allocator, as the tests check.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-# torch's own formulas by operation, and the CPU's fused attention, which they lack. `FlopCounterMode` itself would do, but it
-# keeps tensors alive that training lets go.
+_attention_flops: Any = sdpa_flop_count  # torch annotates neither
+_attention_backward_flops: Any = sdpa_backward_flop_count
+
+# torch's own formulas by operation, plus the CPU's fused attention, which they lack. `FlopCounterMode` itself is not used: it
+# keeps tensors alive that training frees.
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **more: sdpa_flop_count(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **more: _attention_flops(
         q.shape, k.shape, v.shape
     ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *rest, **more: (
-        sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)
+        _attention_backward_flops(gradient.shape, q.shape, k.shape, v.shape)
     ),
 }
 
 
 class Trace(NamedTuple):
-    """One call of a network.
+    """The costs of one call of a network.
 
     Attributes:
         held: bytes that the graph keeps from the forward to the backward pass; 0 without gradient.
-        forward: most bytes alive during the forward pass, those held included.
-        backward: most bytes alive during the backward pass, beside gradients of parameters, which exist already.
-        flops_forward, flops_backward: floating-point operations.
+        forward: most bytes alive during the forward pass, including those held.
+        backward: most bytes alive during the backward pass, without the parameters' gradients, which exist already.
+        flops_forward: floating-point operations of the forward pass.
+        flops_backward: floating-point operations of the backward pass.
     """
 
     held: int
@@ -51,17 +55,22 @@ class Trace(NamedTuple):
         return max(self.forward, self.backward)
 
 
-class Counter(TorchDispatchMode):
-    """Counts floating-point operations, and the storages that operations make and that are still referenced.
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates no class hook
+    """Counts floating-point operations, and the bytes of new storages that are still referenced.
 
     Args:
-        known: tensors that exist before; what shares their storages is no new memory.
+        existing: tensors that exist before; a tensor that shares their storage is no new memory.
+
+    Attributes:
+        now: bytes alive.
+        peak: most bytes alive so far.
+        flops: floating-point operations so far.
     """
 
-    def __init__(self, known: Iterable[Tensor]):
-        super().__init__()
+    def __init__(self, existing: Iterable[Tensor]):
+        super().__init__()  # type: ignore[no-untyped-call]  # torch annotates no constructor here
         self.now = self.peak = self.flops = 0
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known}
+        self._storages = {tensor.untyped_storage()._cdata for tensor in existing}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
@@ -85,41 +94,43 @@ class Counter(TorchDispatchMode):
         self.now -= size
 
 
-def trace(call: Callable[[], Tensor], known: Iterable[Tensor], *, grad: bool) -> Trace:
+def trace(call: Callable[[], Tensor], existing: Iterable[Tensor], *, grad: bool) -> Trace:
     """The costs of ``call()`` and, with `grad`, of the backward pass from its output.
 
     Args:
-        call: makes the output; in fake mode if it is to cost nothing.
-        known: parameters, their gradients, buffers and inputs.
+        call: function that computes the output; it allocates nothing in fake mode.
+        existing: parameters, their gradients, buffers and inputs.
+        grad: whether the backward pass runs too.
     """
-    live = Counter(known)
+    live = Counter(existing)
     with live, torch.set_grad_enabled(grad):
         output = call()
-        # The loss and its gradient are made of fp32 samples.
+        # The loss is computed from fp32 samples.
         target = output.float()
         forward, held, counted = live.peak, live.now if grad else 0, live.flops
         if grad:
             live.peak = live.now
-            target.backward(torch.empty_like(target))
+            torch.autograd.backward(target, torch.empty_like(target))
     return Trace(held, forward, live.peak if grad else 0, counted, live.flops - counted)
 
 
 def along(measure: Callable[[int], dict[str, Trace]], count: int) -> dict[str, Trace]:
-    """Traces of what has `count` equal parts, blocks or frames: read off a line through three small ones where they lie on one.
+    """Traces for `count` equal parts, blocks or frames, extrapolated from three small numbers of parts where costs are linear.
 
     Args:
-        measure: traces by name, of so many parts.
+        measure: function from a number of parts to traces by name.
+        count: number of parts.
     """
     small = range(3, 6)
     if count <= small[-1] + 1:
         return measure(count)
     first, second, third = (measure(parts) for parts in small)
-    found = {}
+    extrapolated = {}
     for name in first:
         values = []
         for a, b, c in zip(first[name], second[name], third[name], strict=True):
             if c - b != b - a:
                 return measure(count)
             values.append(c + (count - small[-1]) * (c - b))
-        found[name] = Trace(*values)
-    return found
+        extrapolated[name] = Trace(*values)
+    return extrapolated

@@ -1,8 +1,7 @@
-"""What a training cycle computes and sends, and the least time that takes: pure arithmetic on traces and sizes.
+"""The operations and the traffic of a training cycle, and the least time they take: pure arithmetic on traces and sizes.
 
-A cycle is `fake_updates` updates of the fake score and one of the student. Collectives move (N - 1) / N of a tensor into each
-of N GPUs when it is gathered or scattered, twice that when it is all-reduced. A call with and without
-prompt at once gathers once.
+A cycle is `fake_updates` updates of the fake score and one of the student. An all-gather or a reduce-scatter moves (N - 1) / N
+of a tensor into each of N GPUs, an all-reduce twice as much. One call with and without prompt gathers once.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from amd_plugin.plan.trace import Trace
 
 @dataclass(frozen=True)
 class Machine:
-    """What one GPU is declared to do; the defaults are an H100 SXM's data sheet, NVLink in one direction.
+    """The nominal speed of one GPU; the defaults are an H100 SXM's data sheet, with NVLink in one direction.
 
     Attributes:
-        tflops: 10^12 operations a second in the recipe's precision.
-        bandwidth: GB a second into it from other GPUs; over the slowest link, so that of the network with several machines.
-        hbm: GB a second of its own memory.
+        tflops: computing speed in the recipe's precision, in 10^12 operations per second.
+        bandwidth: inter-GPU bandwidth into one GPU over the slowest link, in GB per second. With several machines that is the
+            network's.
+        hbm: bandwidth of the GPU's own memory, in GB per second.
     """
 
     tflops: float = 989.0
@@ -31,7 +31,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Calls:
-    """Calls per cycle of one process: the student's rollouts without gradient are a mean over exit rungs."""
+    """Number of calls per cycle and process.
+
+    Attributes:
+        rollout: calls of the student without gradient, a mean over exit rungs.
+        student: calls of the student with gradient.
+        fake_score: calls of the fake score with gradient.
+        score: calls of the fake score without gradient.
+        teacher: calls of the teacher.
+        decode: calls of the decoder.
+    """
 
     rollout: float
     student: int
@@ -42,7 +51,13 @@ class Calls:
 
 
 def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool) -> Calls:
-    """How often a cycle calls what."""
+    """Number of calls per cycle.
+
+    Args:
+        config: the recipe.
+        rewarded: whether samples are decoded and scored.
+        guided_apart: whether the guidance term has a teacher call of its own.
+    """
     train, parts = config.train, config.train.accumulation
     before = (config.model.student_steps - 1) / 2 if train.rollout == "simulate" else 0.0
     again = before + 1 if parts > 1 else 0.0
@@ -68,36 +83,36 @@ def flops(calls: Calls, traces: dict[str, Trace]) -> dict[str, float]:
 
 
 def received(calls: Calls, sizes: dict[str, Tensors], config: RecipeConfig, gpus: int) -> dict[str, float]:
-    """Bytes that come into one GPU per cycle, by role."""
-    fraction, how = (gpus - 1) / gpus, config.distributed.trained
+    """Bytes received by one GPU per cycle, by role."""
+    fraction, stage = (gpus - 1) / gpus, config.distributed.trained
     shared = config.model.roles == "shared_base"
-    found = {}
+    bytes_in: dict[str, float] = {}
     updates = {"student": 1, "fake_score": config.train.fake_updates}
     backward = {"student": calls.student, "fake_score": calls.fake_score}
     forward = {"student": calls.rollout, "fake_score": calls.score}
     for role, times in updates.items():
         trained = sizes[role].trained[1]
         whole = trained + sizes[role].frozen[1]
-        if how == "none":
-            # A shared base's gradients are joined once per update, the others' in every backward pass.
-            found[role] = 2 * fraction * trained * (times if shared else backward[role])
-        elif how == "zero2":
-            found[role] = fraction * trained * (backward[role] + times)
+        if stage == "none":
+            # Gradients of adapters on a shared base are all-reduced once per update, others in every backward pass.
+            bytes_in[role] = 2 * fraction * trained * (times if shared else backward[role])
+        elif stage == "zero2":
+            bytes_in[role] = fraction * trained * (backward[role] + times)
         else:
             # Forward, backward, and once more where the forward pass is recomputed.
             gathers = 3 if config.train.gradient_checkpointing else 2
-            found[role] = fraction * (whole * (forward[role] + gathers * backward[role]) + trained * backward[role])
+            bytes_in[role] = fraction * (whole * (forward[role] + gathers * backward[role]) + trained * backward[role])
     base = fraction * sizes["teacher"].frozen[1] if config.distributed.teacher != "none" else 0.0
-    found["teacher"] = base * calls.teacher
-    if shared:  # its base is gathered for whoever calls
+    bytes_in["teacher"] = base * calls.teacher
+    if shared:  # its base is gathered for every role that calls it
         gathers = 3 if config.train.gradient_checkpointing else 2
         for role in updates:
-            found[role] += base * (forward[role] + gathers * backward[role])
-    return found
+            bytes_in[role] += base * (forward[role] + gathers * backward[role])
+    return bytes_in
 
 
 def from_memory(calls: Calls, traces: dict[str, Trace], sizes: dict[str, Tensors]) -> float:
-    """Bytes that one GPU's memory moves per cycle at least: weights once a pass, activations written and read once."""
+    """Least number of bytes that one GPU reads and writes per cycle: weights once per pass, activations twice."""
     weights = {role: tensors.trained[1] + tensors.frozen[1] for role, tensors in sizes.items()}
     passes = {
         "student": calls.rollout + 2 * calls.student, "fake_score": calls.score + 2 * calls.fake_score,
@@ -108,7 +123,7 @@ def from_memory(calls: Calls, traces: dict[str, Trace], sizes: dict[str, Tensors
 
 
 def seconds(operations: float, incoming: float, moved: float, machine: Machine) -> dict[str, float]:
-    """Per cycle: of each resource by itself; at best, all at once; at worst of these, one after the other."""
+    """Seconds per cycle: of each resource by itself, of all if they overlap, and of all if network and GPU take turns."""
     compute, network, memory = operations / machine.tflops / 1e12, incoming / machine.bandwidth / 1e9, moved / machine.hbm / 1e9
     each = {"compute": compute, "network": network, "memory": memory}
     return {**each, "overlapped": max(each.values()), "one after the other": max(compute, memory) + network}

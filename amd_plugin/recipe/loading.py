@@ -175,7 +175,7 @@ def _rewards(sections: Sequence[RewardConfig], place: Place, plugins: PluginMana
 
 def _reward_options(section: RewardConfig, place: Place, plugins: PluginManager, source: Source) -> BaseModel | None:
     try:
-        model = options_model(plugins.reward_factory(section.name), ignore=("task",))
+        model = options_model(plugins.reward_factory(section.name), ignore=("task", "plugins"))
     except InputError as error:
         source.problem((*place, "name"), str(error))
         return None

@@ -1,1 +1,1 @@
-"""Rewards: the sensors that tell an objective which samples fail. `amd_plugin.rewards.protocol` says what a reward is."""
+"""Rewards score samples, so that an objective can see which of them fail. `amd_plugin.rewards.protocol` defines a reward."""

@@ -1,7 +1,7 @@
-"""Rewards in processes of their own: they run while the training process does something else, and can be stopped.
+"""Rewards in processes of their own: they run beside the training process, and can be stopped.
 
-A batch is scored by one worker, whole, so that scores are those of the training process to the bit; N workers take N batches at
-a time. Workers hold no state worth saving: one that hangs or dies is replaced, and the batches that waited for it asked again.
+One worker scores a whole batch, so that scores equal those of the training process to the bit; N workers score N batches at a
+time. Workers hold no state worth saving. One that hangs or dies is replaced, and its batches are submitted again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.options import accepted
 from amd_plugin.parent_watch import on_parent_exit
+from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.rewards.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,19 @@ log = logging.getLogger(__name__)
 START_LIMIT = 900.0  # seconds to import everything and load a large model from a slow disk
 DIED = "its worker process died, of too little memory or of a crash in native code"
 
+Batch = tuple[bytes, list[str], dict[str, Any]]  # tensors packed by safetensors, media under ""; prompts; other columns
 
-class Spec(NamedTuple):
-    """What a worker needs to build its reward.
+
+class WorkerSpec(NamedTuple):
+    """Everything a worker needs to build its reward.
 
     Attributes:
-        factory: None where it cannot be pickled by name; the worker then looks `config.name` up among installed plugins.
-        data: the recipe's task, for a factory that asks for it.
-        threads: as many as the training process has, since sums depend on it in their last bit.
+        config: entry of the reward in the recipe.
+        factory: factory of the reward; None where another process cannot import it. The worker then looks `config.name` up
+            among the installed plugins.
+        data: data section of the recipe, for a factory that takes the task.
+        device: device of the student.
+        threads: number of threads of the training process; the last bit of a sum depends on it.
     """
 
     config: RewardConfig
@@ -50,57 +56,82 @@ class Spec(NamedTuple):
     threads: int
 
 
-class Call(NamedTuple):
-    """A batch that was handed over.
+class WorkerCall(NamedTuple):
+    """A batch that was submitted to a worker.
 
     Attributes:
-        batch: what `_score` is called with, kept in case the worker is lost.
-        worker, life: who has it, and in which of its lives.
+        batch: arguments of `_score`, kept in case the worker is lost.
+        worker: index of the worker.
+        generation: number of times that worker had been started.
+        future: scores and error message, see `_score`.
     """
 
-    batch: tuple[bytes, Sequence[str], dict[str, Any]]
+    batch: Batch
     worker: int
-    life: int
+    generation: int
     future: Future[tuple[list[float], str]]
 
 
+class WorkerInfo(NamedTuple):
+    """A worker's report once it has started.
+
+    Attributes:
+        problem: reason why the reward could not be built; empty if it was.
+        takes: names of the batch columns that the reward takes; None if it takes any.
+        unit: significant difference of scores, see `amd_plugin.rewards.protocol.Traits`.
+    """
+
+    problem: str
+    takes: set[str] | None = None
+    unit: float = 0.0
+
+
 class PoolError(Exception):
-    """A call that a worker could not answer; the message says why."""
+    """A worker could not score a batch; the message is the reason."""
 
 
 class Pool:
     """`size` workers, each with the same reward.
 
     Attributes:
-        takes: columns the reward asks for by name; None if it takes any.
-        unit: the reward's, see `Traits`.
+        takes: names of the batch columns that the reward takes; None if it takes any.
+        unit: significant difference of scores, see `amd_plugin.rewards.protocol.Traits`.
 
     Raises:
-        InputError: if the reward cannot be built there.
+        InputError: if the reward cannot be built in a worker.
     """
 
-    def __init__(self, spec: Spec, size: int):
+    def __init__(self, spec: WorkerSpec, size: int):
         self._workers = [_Worker(spec) for _ in range(size)]
         self._next = 0
-        problem, self.takes, self.unit = self._workers[0].about()
+        problem, self.takes, self.unit = self._workers[0].info()
         for worker in self._workers[1:]:
-            problem = problem or worker.about()[0]
+            problem = problem or worker.info().problem
         if problem:
             self.close()
             raise InputError(problem)
 
-    def submit(self, media: Tensor, prompts: Sequence[str], columns: dict[str, Any]) -> Call:
-        """Hands a batch to the next worker in turn."""
-        known = {name: value for name, value in columns.items() if self.takes is None or name in self.takes}
-        tensors = {name: value for name, value in known.items() if isinstance(value, Tensor)}
+    @property
+    def process_ids(self) -> list[int]:
+        """Process id of each worker."""
+        return [pid for worker in self._workers for pid in worker.process_ids]
+
+    def submit(self, media: Tensor, prompts: Sequence[str], columns: dict[str, Any]) -> WorkerCall:
+        """Submits a batch to the next worker in turn."""
+        own = {name: value for name, value in columns.items() if self.takes is None or name in self.takes}
+        tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         # Bytes, and not tensors, which torch would pass through shared memory: containers have little of it.
         packed = save({k: v.detach().cpu().contiguous() for k, v in {"": media, **tensors}.items()})
-        batch = (packed, list(prompts), {name: value for name, value in known.items() if name not in tensors})
+        batch = (packed, list(prompts), {name: value for name, value in own.items() if name not in tensors})
         worker, self._next = self._next, (self._next + 1) % len(self._workers)
         return self._workers[worker].submit(batch, worker)
 
-    def result(self, call: Call, limit: float | None) -> Tensor:
-        """Scores [B] on the CPU, waiting at most `limit` seconds; raises PoolError where there are none."""
+    def result(self, call: WorkerCall, limit: float | None) -> Tensor:
+        """Scores [B] on the CPU, after waiting at most `limit` seconds.
+
+        Raises:
+            PoolError: if there are none.
+        """
         values, problem = self._workers[call.worker].result(call, limit)
         if problem:
             raise PoolError(problem)
@@ -113,32 +144,37 @@ class Pool:
 
 
 class _Worker:
-    """One process, in as many lives as it takes."""
+    """One process, started again whenever it is lost."""
 
-    def __init__(self, spec: Spec):
-        self._spec, self._life = spec, 0
+    def __init__(self, spec: WorkerSpec):
+        self._spec, self._generation = spec, 0
         self._start()
 
-    def about(self) -> tuple[str, set[str] | None, float]:
-        """(why the reward could not be built, columns it takes, its unit)."""
+    @property
+    def process_ids(self) -> list[int]:
+        return list(self._executor._processes or ())
+
+    def info(self) -> WorkerInfo:
         try:
             return self._ready.result(START_LIMIT)
         except (BrokenProcessPool, TooLate) as error:
-            what = f"reward '{self._spec.config.name}': its worker process did not start ({type(error).__name__})"
-            return f"{what}; see its output above. A script needs `if __name__ == '__main__':` around what trains", None, 0.0
+            message = f"reward '{self._spec.config.name}': its worker process did not start ({type(error).__name__})"
+            return WorkerInfo(
+                f"{message}; see its output above. A script needs `if __name__ == '__main__':` around what trains"
+            )
 
-    def submit(self, batch: tuple[bytes, Sequence[str], dict[str, Any]], index: int) -> Call:
+    def submit(self, batch: Batch, index: int) -> WorkerCall:
         try:
-            return Call(batch, index, self._life, self._executor.submit(_score, *batch))
-        except BrokenProcessPool:  # it died while it had nothing to do: no call was lost
+            return WorkerCall(batch, index, self._generation, self._executor.submit(_score, *batch))
+        except BrokenProcessPool:  # it died while idle: no call was lost
             log.warning("reward '%s': %s; it is started again", self._spec.config.name, DIED)
             self._restart()
-            return Call(batch, index, self._life, self._executor.submit(_score, *batch))
+            return WorkerCall(batch, index, self._generation, self._executor.submit(_score, *batch))
 
-    def result(self, call: Call, limit: float | None) -> tuple[list[float], str]:
-        if call.life != self._life:  # lost with the worker that an earlier call brought down
+    def result(self, call: WorkerCall, limit: float | None) -> tuple[list[float], str]:
+        if call.generation != self._generation:  # lost with the process that an earlier call brought down
             call = self.submit(call.batch, call.worker)
-        problem = self.about()[0]
+        problem = self.info().problem
         if problem:
             self._restart()
             return [], problem
@@ -157,9 +193,9 @@ class _Worker:
         self._end()
 
     def _start(self) -> None:
-        self._life += 1
+        self._generation += 1
         self._executor = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._spec,))
-        self._ready = self._executor.submit(_about)
+        self._ready = self._executor.submit(_info)
         self._end = weakref.finalize(self, _end, self._executor)
 
     def _restart(self) -> None:
@@ -167,7 +203,7 @@ class _Worker:
         self._start()
 
 
-def by_name(factory: Callable[..., Any]) -> Callable[..., Any] | None:
+def importable(factory: Callable[..., Any]) -> Callable[..., Any] | None:
     """`factory`, if another process can import it; None otherwise."""
     try:
         ForkingPickler.dumps(factory)
@@ -189,7 +225,7 @@ _scorer: Scorer | None = None
 _problem = ""
 
 
-def _begin(spec: Spec) -> None:
+def _begin(spec: WorkerSpec) -> None:
     global _scorer, _problem
     # Both signals go to the training process, which ends its step, saves, and ends this one.
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -197,17 +233,16 @@ def _begin(spec: Spec) -> None:
     on_parent_exit(lambda: os._exit(0))
     torch.set_num_threads(spec.threads)
     try:
-        # Imported where they are needed: a worker that needs neither starts in half the time.
-        factory, task = spec.factory, None
-        if factory is None:
-            from amd_plugin.plugins import get_plugin_manager
-
-            factory = get_plugin_manager().reward_factory(spec.config.name)
+        # Plugins and tasks are loaded only where they are needed: a worker that needs neither starts in half the time.
+        factory, plugins, task = spec.factory, None, None
+        if factory is None or "plugins" in (accepted(factory) or ()):
+            plugins = get_plugin_manager()
+            factory = factory or plugins.reward_factory(spec.config.name)
         if spec.data is not None and "task" in (accepted(factory) or ()):
             from amd_plugin.tasks import TASKS
 
             task = TASKS[spec.data.task](**spec.data.options)
-        _scorer = Scorer(spec.config, factory, task, torch.device(spec.device))
+        _scorer = Scorer(spec.config, factory, task, torch.device(spec.device), plugins)
     except InputError as error:
         _problem = str(error)
         if spec.factory is None:
@@ -216,13 +251,13 @@ def _begin(spec: Spec) -> None:
         _problem = f"reward '{spec.config.name}' could not be built: {type(error).__name__}: {error}"
 
 
-def _about() -> tuple[str, set[str] | None, float]:
-    return (_problem, None, 0.0) if _scorer is None else (_problem, _scorer.takes, _scorer.unit)
+def _info() -> WorkerInfo:
+    return WorkerInfo(_problem) if _scorer is None else WorkerInfo(_problem, _scorer.takes, _scorer.unit)
 
 
 def _score(packed: bytes, prompts: Sequence[str], columns: dict[str, Any]) -> tuple[list[float], str]:
-    """(scores, "") or ([], what went wrong): an exception itself may not survive the way back."""
-    assert _scorer is not None  # noqa: S101 (for the type checker: `about` was asked first)
+    """(scores, "") or ([], error message): an exception itself may not survive the way back."""
+    assert _scorer is not None  # noqa: S101 (for the type checker: the pool reads `_info` first)
     try:
         tensors = load(packed)
         media = tensors.pop("")

@@ -1,8 +1,8 @@
-"""What a reward is, and what it may say about itself.
+"""What a reward is, and the optional attributes that describe it.
 
-A reward is a callable ``reward(media, prompts, **columns) -> [B]``: higher is better, NaN or None for "no answer". `media`
-are [B, C, H, W] or [B, C, T, H, W] in [0, 1]; columns of the batch go to rewards that name them. It may have the attributes of
-`Traits`. See `amd_plugin.hookspecs.Reward` for the type and docs/rewards.md for how to write one.
+A reward is a callable ``reward(media, prompts, **columns) -> [B]``: higher is better, NaN or None for "no score". `media`
+are [B, C, H, W] or [B, C, T, H, W] in [0, 1]. A reward gets those columns of the batch that its signature names, and may have
+the attributes of `Traits`. See `amd_plugin.hookspecs.Reward` for the type and docs/rewards.md for how to write one.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from amd_plugin.errors import InputError
 
-LOGITS = 2.0  # a clear difference of logits, or of log-probabilities: odds of seven to one
+LOGITS = 2.0  # significant difference of logits or log-probabilities: odds of seven to one
 
 Media = Literal["image", "video", "any", "pil"]
 
 
 class Traits(NamedTuple):
-    """What a reward says about itself; all optional.
+    """The attributes a reward may have; all optional.
 
     Attributes:
         differentiable: whether gradients reach the media when they are enabled.
-        media: ``image`` ([B, C, H, W] only), ``video`` ([B, C, T, H, W] only), ``any``, or ``pil``: a list of PIL images, of
-            lists of them for videos.
-        version: changes whenever the same media get other scores.
-        unit: a clear difference of scores: `LOGITS` for logits and log-probabilities; 0: nobody knows.
+        media: kind of media the reward takes: ``image`` ([B, C, H, W] only), ``video`` ([B, C, T, H, W] only), ``any``, or
+            ``pil`` (a list of PIL images; for videos a list of such lists).
+        version: version of the scores, changed whenever the same media get other scores.
+        unit: difference of scores that counts as significant: `LOGITS` for logits and log-probabilities; 0 if unknown.
     """
 
     differentiable: bool = False
@@ -39,26 +39,31 @@ class Traits(NamedTuple):
 
 
 def traits(reward: Any) -> Traits:
-    """The attributes of `reward`.
+    """The attributes of `reward`, with defaults for those it lacks.
 
     Raises:
-        InputError: for one that has a value it cannot have.
+        InputError: for an attribute with an invalid value.
     """
-    found = Traits(**{name: getattr(reward, name, default) for name, default in Traits._field_defaults.items()})
+    values: dict[str, Any] = {name: getattr(reward, name, default) for name, default in Traits._field_defaults.items()}
+    own = Traits(**values)
     name = type(reward).__name__
-    if found.media not in get_args(Media):
-        raise InputError(f"reward {name}: media must be one of {', '.join(get_args(Media))}, got {found.media!r}")
+    if own.media not in get_args(Media):
+        raise InputError(f"reward {name}: media must be one of {', '.join(get_args(Media))}, got {own.media!r}")
     for field, kind in (("differentiable", bool), ("version", str)):
-        if not isinstance(value := getattr(found, field), kind):
-            raise InputError(f"reward {name}: {field} must be a {kind.__name__}, got {value!r}")
-    number = isinstance(found.unit, int | float) and not isinstance(found.unit, bool)
-    if not (number and math.isfinite(found.unit) and found.unit >= 0):
-        raise InputError(f"reward {name}: unit must be a number of at least 0, got {found.unit!r}")
-    return found
+        if not isinstance(values[field], kind):
+            raise InputError(f"reward {name}: {field} must be a {kind.__name__}, got {values[field]!r}")
+    number = isinstance(own.unit, int | float) and not isinstance(own.unit, bool)
+    if not (number and math.isfinite(own.unit) and own.unit >= 0):
+        raise InputError(f"reward {name}: unit must be a number of at least 0, got {own.unit!r}")
+    return own
 
 
 def to_pil(media: Tensor) -> list[Any]:
-    """Images [B, 1 or 3, H, W] in [0, 1] as PIL images; videos [B, C, T, H, W] as lists of them."""
+    """Images [B, 1 or 3, H, W] in [0, 1] as PIL images; videos [B, 1 or 3, T, H, W] as lists of PIL images.
+
+    Raises:
+        ValueError: for media of another number of dimensions.
+    """
     from diffusers.image_processor import VaeImageProcessor  # takes seconds to import
 
     if media.dim() == 5:
@@ -71,10 +76,10 @@ def to_pil(media: Tensor) -> list[Any]:
 
 
 def present(media: Tensor, wanted: Media) -> Tensor | list[Any]:
-    """`media` as a reward whose trait `media` is `wanted` takes them.
+    """`media` [B, C, (T,) H, W] in the form that a reward whose trait `media` is `wanted` takes.
 
     Raises:
-        ValueError: for videos where it takes images, and the other way round.
+        ValueError: for videos where the reward takes images, and vice versa.
     """
     if wanted == "pil":
         return to_pil(media)
@@ -90,11 +95,11 @@ def score_frames(
     """Scores [B, N] of N <= `frames` evenly spread frames of each sample; an image is a video of one frame.
 
     Args:
-        score: from images [M, 3, H, W] fp32 and M prompts to [M].
-        media: [B, 1 or 3, H, W] or [B, 1 or 3, T, H, W].
-        prompts: B of them.
-        frames: most to look at in a video.
-        batch_size: images at a time.
+        score: function from images [M, 3, H, W] fp32 and M prompts to scores [M].
+        media: images [B, 1 or 3, H, W] or videos [B, 1 or 3, T, H, W].
+        prompts: one prompt per sample.
+        frames: largest number of frames scored per video.
+        batch_size: number of images scored at a time.
 
     Raises:
         ValueError: for media of another shape, or another number of prompts.
@@ -104,21 +109,23 @@ def score_frames(
         raise ValueError(f"media must be [B, 1 or 3, H, W] or [B, 1 or 3, T, H, W], got {tuple(media.shape)}")
     if len(prompts) != len(media):
         raise ValueError(f"needs one prompt per sample, got {len(prompts)} for {len(media)} samples")
-    shown = torch.linspace(0, video.shape[2] - 1, min(frames, video.shape[2])).round().long()
-    images = video[:, :, shown.to(media.device)].transpose(1, 2).flatten(0, 1)
-    asked = [prompt for prompt in prompts for _ in shown]
+    chosen = torch.linspace(0, video.shape[2] - 1, min(frames, video.shape[2])).round().long()
+    images = video[:, :, chosen.to(media.device)].transpose(1, 2).flatten(0, 1)
+    frame_prompts = [prompt for prompt in prompts for _ in chosen]
     parts = [
-        score(part.float().expand(-1, 3, -1, -1), asked[i * batch_size : (i + 1) * batch_size])
-        for i, part in enumerate(images.split(batch_size))
+        score(part.float().expand(-1, 3, -1, -1), frame_prompts[i * batch_size : (i + 1) * batch_size])
+        for i, part in enumerate(torch.split(images, batch_size))
     ]
-    return torch.cat(parts).unflatten(0, (len(media), len(shown)))
+    return torch.cat(parts).reshape(len(media), len(chosen))
 
 
 def resize(images: Tensor, edge: int, fit: Literal["crop", "pad"]) -> Tensor:
-    """Images [N, C, H, W] as squares of `edge`, bicubic and antialiased: what PIL does, but for rounding to bytes.
+    """Images [N, C, H, W] as squares of `edge` pixels, bicubic and antialiased as in PIL, without PIL's rounding to bytes.
 
     Args:
-        fit: ``crop`` the centre of the image whose shorter side is `edge`, or ``pad`` with black the one whose longer side is.
+        images: images [N, C, H, W] in [0, 1].
+        edge: side of the squares in pixels.
+        fit: ``crop`` scales the shorter side to `edge` and crops the centre; ``pad`` scales the longer side and pads in black.
     """
     height, width = images.shape[2:]
     if fit == "crop":

@@ -1,4 +1,7 @@
-"""Noise schedules and rungs, read off the very diffusers scheduler that is exported with the student."""
+"""Noise schedules and rungs, taken from the diffusers scheduler that is exported with the student.
+
+Nothing here depends on models, data or training.
+"""
 
 from amd_plugin.schedule.few_step import Ladder, few_step_scheduler, sample
 from amd_plugin.schedule.noise import NoiseSchedule

@@ -1,6 +1,6 @@
-"""The few-step scheduler that ships with a student, and the way down its rungs, in training exactly as at sampling.
+"""The few-step scheduler that is exported with a student, and the steps down its rungs, in training exactly as in sampling.
 
-Rungs and transitions are never computed here: a `Ladder` asks a stock diffusers scheduler, the very one that is exported.
+Rungs and transitions are not computed here: a `Ladder` takes both from the stock diffusers scheduler that is exported.
 """
 
 from __future__ import annotations
@@ -38,52 +38,61 @@ def few_step_scheduler(
     visits 999, 759, 499, 259 and ``ode`` 999, 749, 499, 249.
 
     Args:
-        num_steps: n.
-        teacher: the teacher's scheduler; None for plain flow matching.
-        transition: between rungs, ``sde`` predicts x0 and noises it afresh, ``ode`` follows the predicted noise.
-        shift: s of a flow schedule; None takes the teacher's own.
-        scales_input: the pipeline calls ``scheduler.scale_model_input``, which the flow-matching Euler scheduler lacks.
+        num_steps: number of rungs n.
+        teacher: scheduler of the teacher; None for plain flow matching.
+        transition: transition between rungs: ``sde`` adds fresh noise to the predicted x0, ``ode`` reuses the predicted noise.
+        shift: shift s of a flow schedule; None takes the teacher's.
+        scales_input: whether the pipeline calls ``scheduler.scale_model_input``, which the flow-matching Euler scheduler lacks.
 
     Raises:
-        OptionError: if the teacher's schedule has no such rungs, naming ``student_steps`` or ``transition``.
+        OptionError: if the teacher's schedule has no such rungs, for ``student_steps``, ``transition`` or ``shift``.
     """
     if teacher is not None and num_steps > teacher.config.num_train_timesteps:
-        what = f"the teacher's scheduler has {teacher.config.num_train_timesteps} training timesteps"
-        raise OptionError("student_steps", f"must be at most that, {what}, got {num_steps}")
+        message = f"the teacher's scheduler has {teacher.config.num_train_timesteps} training timesteps"
+        raise OptionError("student_steps", f"must be at most that, {message}, got {num_steps}")
     if teacher is None or is_flow(teacher):
         shift = shift or (1.0 if teacher is None else flow_shift(teacher))
         train_steps = 1000 if teacher is None else teacher.config.num_train_timesteps
         if scales_input:
             if transition == "sde":
                 raise OptionError("transition", "this pipeline has no stock flow scheduler with sde transitions, choose 'ode'")
-            return UniPCMultistepScheduler(
+            return _scheduler(
+                UniPCMultistepScheduler,
                 num_train_timesteps=train_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift,
                 solver_order=1, disable_corrector=list(range(num_steps)),
             )  # fmt: skip
         inner, terminal = _stretched(shift, num_steps, train_steps)
-        return FlowMatchEulerDiscreteScheduler(
-            num_train_timesteps=train_steps, shift=inner, shift_terminal=terminal, stochastic_sampling=transition == "sde"
+        return _scheduler(
+            FlowMatchEulerDiscreteScheduler,
+            num_train_timesteps=train_steps,
+            shift=inner,
+            shift_terminal=terminal,
+            stochastic_sampling=transition == "sde",
         )
     if shift is not None:
         raise OptionError("shift", f"is of flow-matching schedules, and the teacher's is {type(teacher).__name__}, got {shift}")
-    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    same = {name: teacher.config[name] for name in (*known, "rescale_betas_zero_snr") if name in teacher.config}
+    shared = (
+        "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+        "rescale_betas_zero_snr",
+    )  # fmt: skip
+    config = {name: teacher.config[name] for name in shared if name in teacher.config}
     if transition == "ode":
-        return DDIMScheduler(**same, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
-    origins = min(max(50, num_steps), same["num_train_timesteps"])
-    return LCMScheduler(**same, original_inference_steps=origins, clip_sample=False)
+        return _scheduler(DDIMScheduler, **config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    original_steps = min(max(50, num_steps), config["num_train_timesteps"])
+    return _scheduler(LCMScheduler, **config, original_inference_steps=original_steps, clip_sample=False)
 
 
 class Ladder:
-    """The rungs that `scheduler` visits in `num_steps`, and its own way from one to the next.
+    """The rungs that `scheduler` visits in `num_steps`, and its own transitions between them.
 
     Args:
-        scheduler: of diffusers; taken as it is, and never changed.
-        num_steps: n.
+        scheduler: diffusers scheduler, which is copied and never changed.
+        num_steps: number of rungs n.
+        device: device of the timesteps and levels.
 
     Attributes:
-        timesteps: [n], descending, in the units the network takes.
-        levels: the noise level of every rung, alpha and sigma [n].
+        timesteps: timestep of every rung [n], descending, in the units the network takes.
+        levels: noise level of every rung, alpha and sigma [n].
 
     Raises:
         OptionError: if the scheduler does not visit n distinct timesteps.
@@ -96,9 +105,9 @@ class Ladder:
             timesteps = torch.as_tensor(self._scheduler.timesteps)
         except ValueError as error:
             raise OptionError("student_steps", f"{type(scheduler).__name__} refuses {num_steps} steps: {error}") from error
-        if len(timesteps) != num_steps or len(timesteps.unique()) != num_steps:
-            what = f"{type(scheduler).__name__} visits {timesteps.tolist()} in {num_steps} steps"
-            raise OptionError("student_steps", f"{what}, which are not {num_steps} distinct timesteps")
+        if len(timesteps) != num_steps or len(set(timesteps.tolist())) != num_steps:
+            message = f"{type(scheduler).__name__} visits {timesteps.tolist()} in {num_steps} steps"
+            raise OptionError("student_steps", f"{message}, which are not {num_steps} distinct timesteps")
         self.timesteps = timesteps
         sigmas = self._scheduler.sigmas[:num_steps].to(device) if is_flow(scheduler) else None
         self.levels = flow(sigmas) if sigmas is not None else variance_preserving(scheduler.alphas_cumprod, timesteps)
@@ -108,15 +117,17 @@ class Ladder:
         return len(self.timesteps)
 
     def level(self, rung: int, count: int) -> NoiseLevel:
-        """The level of one rung for `count` samples."""
+        """The noise level of one rung, repeated for `count` samples."""
         return NoiseLevel(*(part[rung].expand(count) for part in self.levels))
 
     def descend(self, predict: Predict, noise: Tensor, draws: Draws, rungs: int) -> Tensor:
-        """What the scheduler makes of `noise` [B, ...] on its first `rungs` rungs: the input at the next one, [B, ...], fp32.
+        """The scheduler's first `rungs` steps from `noise` [B, ...]: the network's input at the next rung, [B, ...], fp32.
 
         Args:
-            predict: ``predict(x_t [B, ...], timestep [B])`` -> the network's raw output [B, ...].
-            draws: of the noise between rungs; one per sample makes the result independent of how samples are batched.
+            predict: function ``predict(x_t [B, ...], timestep [B])`` to the network's raw output [B, ...].
+            noise: standard normal noise [B, ...].
+            draws: generator of the noise between rungs; one per sample makes the result independent of the batching.
+            rungs: number of steps, from 0 to n.
         """
         x = noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
         if not rungs:
@@ -131,16 +142,22 @@ class Ladder:
 
 @torch.no_grad()
 def sample(predict: Predict, scheduler: Any, num_steps: int, noise: Tensor, draws: Draws) -> Tensor:
-    """Runs `scheduler`'s own loop from `noise` [B, ...] down to samples [B, ...]; arguments as of `Ladder.descend`."""
+    """Samples [B, ...] of `scheduler`'s own loop from `noise` [B, ...]; see `Ladder.descend` for the arguments."""
     return Ladder(scheduler, num_steps, noise.device).descend(predict, noise, draws, num_steps)
+
+
+def _scheduler(kind: Any, **config: Any) -> SchedulerMixin:
+    """A scheduler of class `kind`; diffusers' constructors have no types."""
+    scheduler: SchedulerMixin = kind(**config)
+    return scheduler
 
 
 def _stretched(shift: float, num_steps: int, train_steps: int) -> tuple[float, float | None]:
     """Shift and terminal sigma with which the flow Euler scheduler visits u = 1, ..., 1/n under `shift`.
 
-    Its own spacing runs down to its smallest training sigma m, where the last of few steps would do nothing. Stretching the
-    shifted schedule to end at the wanted sigma puts the last rung right; a Moebius map of the spacing being one of the shifted
-    values again, the shift k + 1 below puts all others right too, m included, which itself depends on k.
+    Its own spacing ends at its smallest training sigma m, where the last of few steps would do nothing. Stretching the
+    shifted schedule to end at the wanted sigma corrects the last rung. Shift and stretching are both Moebius maps, and so is
+    their composition: another shift corrects all other rungs too. It depends on m and m on it, hence the fixed-point iteration.
     """
     if num_steps == 1:
         return shift, None

@@ -1,4 +1,4 @@
-"""The noise schedule of a diffusers scheduler: levels of any timestep, and training targets."""
+"""The noise schedule of a diffusers scheduler: noise levels of timesteps, and training targets."""
 
 from typing import Any
 
@@ -9,11 +9,16 @@ from amd_plugin.maths.prediction import NoiseLevel, Prediction, flow, to_x0, tra
 
 
 class NoiseSchedule:
-    """alpha(t) and sigma(t) of `scheduler`, and the prediction type of networks made for it.
+    """The coefficients alpha(t) and sigma(t) of `scheduler`, and the prediction type of networks trained with it.
 
     Args:
-        scheduler: a diffusers scheduler, flow matching or variance preserving.
-        shift: s of a flow schedule, by which `timestep` favours high noise; 1 spreads evenly.
+        scheduler: diffusers scheduler, flow matching or variance preserving.
+        shift: shift s of a flow schedule, by which `timestep` favours high noise; 1 is uniform.
+
+    Attributes:
+        num_train_timesteps: number of training timesteps.
+        is_flow: whether the schedule is one of flow matching.
+        prediction_type: prediction type of the networks, in diffusers' names.
 
     Raises:
         InputError: for a scheduler with neither kind of schedule.
@@ -30,41 +35,41 @@ class NoiseSchedule:
         self._shift = shift
 
     def level(self, timestep: Tensor) -> NoiseLevel:
-        """The level at `timestep` [B], in the units the network takes, 0 to num_train_timesteps."""
+        """The noise level at `timestep` [B], in the units the network takes, 0 to num_train_timesteps."""
         if self._alphas_cumprod is None:
             return flow(timestep.float() / self.num_train_timesteps)
         return variance_preserving(self._alphas_cumprod, timestep)
 
     def timestep(self, fraction: Tensor) -> Tensor:
-        """The timestep at `fraction` [B] in [0, 1] of the schedule: continuous for flow, the nearest one below otherwise."""
+        """The timestep [B] at `fraction` [B] in [0, 1] of the schedule: continuous for flow, rounded down otherwise."""
         if self.is_flow:
             return shifted(fraction, self._shift) * self.num_train_timesteps
         return (fraction * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
 
     def above(self, timestep: Tensor) -> Tensor:
-        """The lowest fraction [n] of the schedule above `timestep` [n]; for flow, which is continuous, the one at it."""
+        """The lowest fraction [n] of the schedule above `timestep` [n]; for flow, which is continuous, the fraction at it."""
         if self.is_flow:
             return shifted(timestep / self.num_train_timesteps, 1 / self._shift)
         return (timestep + 1) / self.num_train_timesteps
 
     def to_x0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """Clean data [B, ...] from a network's `output` at `x_t` of `level`."""
+        """Clean data [B, ...] implied by a network's `output` [B, ...] for `x_t` [B, ...] at `level` [B]."""
         return to_x0(self.prediction_type, output, x_t, level)
 
     def target(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """What a network should output for `x0` noised by `noise`, [B, ...]."""
+        """The training target [B, ...] of a network for `x0` [B, ...], noised by `noise` [B, ...] at `timestep` [B]."""
         return training_target(self.prediction_type, x0, noise, self.level(timestep))
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether `scheduler` is one of flow matching."""
+    """Whether `scheduler` is a flow-matching scheduler."""
     config = scheduler.config
     flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     return "FlowMatch" in type(scheduler).__name__ or bool(flows)
 
 
 def flow_shift(scheduler: Any) -> float:
-    """The shift a flow scheduler was made with."""
+    """The shift that a flow scheduler is configured with; 1 where there is none."""
     return float(scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0)
 
 

@@ -1,4 +1,4 @@
-"""What the author of an adapter writes for the conformance tests: a tiny run of the host, stock or with AMD."""
+"""The interface that an adapter's author implements for the conformance tests: tiny runs of the host, stock or with AMD."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 
 class Trace(NamedTuple):
-    """What a run of the host left behind.
+    """The results of a run of the host.
 
     Attributes:
-        losses: 0-dim tensors, of every turn in order.
-        weights: the trained parameters of student and fake score, in a fixed order.
-        random_state: of the generator the host draws from, as bytes in a tensor.
+        losses: loss of every turn in order, as 0-dim tensors.
+        weights: trained parameters of student and fake score, in a fixed order.
+        random_state: state of the host's random generator, as bytes in a tensor.
     """
 
     losses: list[Tensor]
@@ -25,45 +25,45 @@ class Trace(NamedTuple):
 
 
 class Run(Protocol):
-    """A tiny training run on a CPU, from fixed seeds. Each batch holds at least two prompts, each of them twice or more."""
+    """A tiny training run on a CPU, from fixed seeds. Each batch holds two or more prompts, each at least twice."""
 
     def train(self, steps: int) -> Trace:
-        """Goes on for `steps` updates; what was trained before stays. The trace is of these steps."""
+        """Continues for `steps` updates, and returns the trace of these."""
         ...
 
     def state(self) -> Any:
-        """All that a checkpoint of the host holds, AMD's part as JSON-able values."""
+        """Everything a checkpoint of the host holds, with AMD's state as JSON-able values."""
         ...
 
     def restore(self, state: Any) -> None:
-        """Takes the `state` of another run."""
+        """Loads the `state` of another run."""
         ...
 
 
 class Adapter(Protocol):
-    """Makes runs. It is called without arguments."""
+    """A factory of runs; its class is called without arguments."""
 
     def stock(self) -> Run:
         """The host without AMD."""
         ...
 
     def amd(self, options: Mapping[str, Any], reward: Callable[..., Any] | None, order: Sequence[int] | None = None) -> Run:
-        """The same with AMD.
+        """The host with AMD.
 
         Args:
-            options: of `AMDObjective`.
-            reward: called with (media [B, ...], prompts).
-            order: takes the rows of each batch in this order, and trains inside `ReorderedDraws(order)`; an adapter without
-                this argument is not asked whether the order matters.
+            options: options of `AMDObjective`.
+            reward: reward, called with (media [B, ...], prompts).
+            order: order of the rows in each batch, in which the run also trains inside `ReorderedDraws(order)`. For an adapter
+                without this argument the test of the order is skipped.
         """
         ...
 
 
 class ReorderedDraws(TorchFunctionMode):
-    """Inside it, torch's random numbers for a batch of as many rows come in another order; of this thread, as all modes are.
+    """A context in which torch's random numbers for a batch of ``len(order)`` rows come in another order, in this thread.
 
     Args:
-        order: which row comes where, e.g. ``[2, 0, 3, 1]``.
+        order: old index of each row, e.g. ``[2, 0, 3, 1]``.
     """
 
     DRAWS = (torch.randn, torch.rand, torch.randint, torch.randn_like, torch.rand_like, torch.randint_like)

@@ -7,4 +7,4 @@ from typing import Any
 
 def pytest_addoption(parser: Any) -> None:
     """Adds ``--adapter``."""
-    parser.addoption("--adapter", metavar="MODULE:CLASS", help="for amd_plugin.testing: the adapter its tests are about")
+    parser.addoption("--adapter", metavar="MODULE:CLASS", help="adapter under test, for amd_plugin.testing")

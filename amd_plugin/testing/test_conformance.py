@@ -1,4 +1,4 @@
-"""The laws. Each says in its name what a host's users may rely on."""
+"""The laws. The name of each is a property that a host's users may rely on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = 10
 
 
 def brightness(media: Tensor, prompts: Any) -> Tensor:
-    """A reward that tells samples apart."""
+    """A reward that differs between samples."""
     return media.flatten(1).mean(1)
 
 
@@ -26,13 +26,13 @@ def failing(media: Tensor, prompts: Any) -> Tensor:
 
 
 def equal(a: Trace, b: Trace) -> bool:
-    """To the bit."""
+    """Whether two traces are equal to the bit."""
     same = all(torch.equal(x, y) for x, y in zip(a.losses + a.weights, b.losses + b.weights, strict=True))
     return same and torch.equal(a.random_state, b.random_state)
 
 
 def assert_near(a: Trace, b: Trace) -> None:
-    """To float tolerance, with the same stream of random numbers."""
+    """Equality to float tolerance, with the same stream of random numbers."""
     torch.testing.assert_close(a.losses, b.losses, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(a.weights, b.weights, rtol=1e-3, atol=1e-5)
     assert torch.equal(a.random_state, b.random_state)
@@ -44,7 +44,7 @@ def test_strength_and_sharpening_0_is_the_host_to_the_bit(adapter: Adapter) -> N
 
 
 def test_without_a_reward_it_is_the_host(adapter: Adapter) -> None:
-    """There is no advantage to act on."""
+    """Without a reward there are no advantages."""
     assert_near(adapter.amd({}, None).train(STEPS), adapter.stock().train(STEPS))
 
 
@@ -55,12 +55,12 @@ def constant(value: float) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("reward", [constant(1.0), constant(torch.nan), failing], ids=["equal", "nan", "raises"])
 def test_equal_or_failed_rewards_are_advantage_0(adapter: Adapter, reward: Callable[..., Any]) -> None:
-    """Through AMD's own code, guidance converted and the host's normaliser kept."""
+    """This goes through AMD's own code, with the guidance scale converted and the host's normaliser kept."""
     assert_near(adapter.amd({"strength": 0.5, "sharpening": 1.0}, reward).train(STEPS), adapter.stock().train(STEPS))
 
 
 def test_the_normaliser_and_the_guidance_scale_are_the_hosts(adapter: Adapter) -> None:
-    """Of the two normalisers one is the host's, which is the default; a guidance scale that is off by one is neither's loss."""
+    """Exactly one normaliser gives the host's losses, and it is the default; with a wrong guidance scale neither does."""
     stock = adapter.stock().train(4)
     near = []
     for options in ({}, {"normalizer": "per_sample"}, {"normalizer": "global"}):
@@ -71,7 +71,7 @@ def test_the_normaliser_and_the_guidance_scale_are_the_hosts(adapter: Adapter) -
 
 @pytest.mark.parametrize("part", [{"strength": 0.5, "sharpening": 0}, {"strength": 0, "sharpening": 1.0}], ids=str)
 def test_the_order_of_a_batch_does_not_matter(adapter: Adapter, part: dict[str, Any]) -> None:
-    """Rows and the random numbers drawn for them in another order: the same losses and weights."""
+    """Reordering the rows and the random numbers drawn for them changes neither losses nor weights."""
     if "order" not in inspect.signature(adapter.amd).parameters:
         pytest.skip("this adapter's amd() takes no order")
     options = {"side": "both", **part}
@@ -87,7 +87,7 @@ def test_the_order_of_a_batch_does_not_matter(adapter: Adapter, part: dict[str, 
     "part", [{"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}], ids=str
 )
 def test_a_reward_changes_the_weights_and_not_the_random_numbers(adapter: Adapter, part: dict[str, Any]) -> None:
-    """Each of AMD's two parts does something of its own."""
+    """Each of AMD's two parts has an effect by itself."""
     ours, stock = adapter.amd(part, brightness).train(STEPS), adapter.stock().train(STEPS)
     assert torch.equal(ours.random_state, stock.random_state)
     assert not all(torch.equal(a, b) for a, b in zip(ours.weights, stock.weights, strict=True))

@@ -135,7 +135,7 @@ def test_sharpening_is_checked():
 
 
 def test_the_fixed_point_law():
-    """With weights w the optimal fake prediction is that of q w, so DMD's direction vanishes where q = p / w (METHOD)."""
+    """With weights w the optimal fake prediction is that of q w, so DMD's direction vanishes where q = p / w."""
     points = torch.tensor([-1.0, 0.2, 1.5], dtype=torch.float64)
     p = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     advantage = torch.tensor([-1.0, 0.3, 0.8], dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_a_missing_reward_has_no_say_and_a_sample_without_any_has_failed():
         ((torch.zeros(3), torch.zeros(3), torch.ones(1)), r"\[B, K\]"),
         ((torch.zeros(3, 2), torch.zeros(2), torch.ones(2)), r"\[B, K\]"),
         ((torch.zeros(3, 2), torch.zeros(3), torch.ones(1)), r"\[B, K\]"),
-        ((torch.zeros(3, 2), torch.zeros(3), torch.ones(2), "mean"), "how"),
+        ((torch.zeros(3, 2), torch.zeros(3), torch.ones(2), "mean"), "aggregation"),
     ],
 )
 def test_aggregation_is_checked(arguments, word):

@@ -41,7 +41,7 @@ def test_static_weights_have_the_mean_of_the_adaptive_ones():
     torch.testing.assert_close(direction.match, beta.mean() * plain.match)
     torch.testing.assert_close(direction.guide, alpha.mean() * plain.guide)
     assert not torch.equal(direction.match, per_sample.operator()(s).match)
-    part = Signals(*(value[:2] for value in s[:6]), joined=A)
+    part = Signals(*(value[:2] for value in s[:6]), batch_advantage=A)
     torch.testing.assert_close(
         static.operator()(part).match, direction.match[:2], msg="a part of a batch has the batch's means"
     )
@@ -139,7 +139,7 @@ def test_metrics_say_what_a_setting_implies():
 
 
 def test_weights_are_logged_as_they_were_applied():
-    joined = {"joined": A}
+    joined = {"batch_advantage": A}
     static = AMDObjective(3.0, static=True).student_loss(signals(**joined)).metrics
     alpha, _ = adaptation_weights(A, 0.5, "negative")
     assert static["alpha"].item() == pytest.approx(alpha.mean().item()) and static["alpha_share/0.75"] == 1
@@ -147,7 +147,8 @@ def test_weights_are_logged_as_they_were_applied():
     assert masked["guidance_share/0.00"] == 0.5 and masked["guidance"] < 2, "outside of the window there is no guidance"
     assert "alpha" not in AMDObjective(1.0).student_loss(signals()).metrics, "nothing is adapted here"
     parts = [
-        AMDObjective(3.0).student_loss(Signals(*(v[i : i + 2] for v in signals()[:6]), joined=A)).metrics for i in (0, 2, 4, 6)
+        AMDObjective(3.0).student_loss(Signals(*(v[i : i + 2] for v in signals()[:6]), batch_advantage=A)).metrics
+        for i in (0, 2, 4, 6)
     ]
     whole = AMDObjective(3.0).student_loss(signals()).metrics
     for name in ("tilt_ratio", "tilt_kl", "advantage_std", "clip_share"):

@@ -13,7 +13,7 @@ from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
 from amd_plugin.models import shipped_configs
 from amd_plugin.models.pretrained import Pretrained
-from amd_plugin.plan import calls, outline, plan, plan_with_changes, traffic
+from amd_plugin.plan import calls, model_spec, plan, plan_with_changes, traffic
 from amd_plugin.plan.memory import RESERVED
 from amd_plugin.plan.trace import Trace, along
 from amd_plugin.tasks import TASKS
@@ -54,34 +54,34 @@ def small(manager, name, *overrides, gpus=1):
     return plan(recipe.load(name, manager, (*SMALL, *overrides)), manager, gpus, GPU)
 
 
-def outlined(manager, model, task="prompts", **options):
+def spec_of(manager, model, task="prompts", **options):
     if task == "prompts":
         options = {"source": str(ROOT / "recipes" / "prompts" / "videos.txt")}
-    return outline.outline(model, TASKS[task](**options), 0, manager.families())
+    return model_spec.model_spec(model, TASKS[task](**options), 0, manager.families())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_shipped_configs_are_those_of_the_public_models(manager, name):
     hub_id = {folder: hub for hub, folder in shipped_configs.PIPELINES.items()}[name]
-    found = outlined(manager, ModelConfig(path=hub_id, dtype="bf16"))
+    found = spec_of(manager, ModelConfig(path=hub_id, dtype="bf16"))
     network, encoders, vae = PARAMETERS[name]
     assert sum(p.numel() for p in found.build(torch.bfloat16).parameters()) == network
     assert found.encoders == encoders
-    assert sum(p.numel() for p in outline.build_autoencoder(found).parameters()) == vae
+    assert sum(p.numel() for p in model_spec.build_autoencoder(found).parameters()) == vae
     assert "come with amd-plugin" in found.source and "HF_HUB_OFFLINE" in found.source
 
 
 def test_reward_models_by_name(tmp_path):
-    assert outline.clip_parameters("yuvalkirstain/PickScore_v1") == 986_109_441
-    assert outline.clip_parameters("openai/clip-vit-large-patch14") == 427_616_513
-    assert outline.clip_parameters(str(tmp_path)) is None
+    assert model_spec.clip_parameters("yuvalkirstain/PickScore_v1") == 986_109_441
+    assert model_spec.clip_parameters("openai/clip-vit-large-patch14") == 427_616_513
+    assert model_spec.clip_parameters(str(tmp_path)) is None
 
 
 def test_weights_are_as_wide_as_loading_makes_them(manager, pipeline_folder):
     """Wan's class keeps some of its layers in fp32 whatever is asked for."""
     folder = pipeline_folder("wan")
     model = ModelConfig(path=str(folder), dtype="bf16", pixels=(16, 16), frames=5)
-    found = outlined(manager, model)
+    found = spec_of(manager, model)
     loaded = Pretrained(str(folder)).network(found.family, torch.bfloat16)
     built = found.build(torch.bfloat16)
     assert {n: p.dtype for n, p in built.named_parameters()} == {n: p.dtype for n, p in loaded.named_parameters()}
@@ -108,7 +108,7 @@ def test_14b_by_hand(big):
 
 def test_14b_operations_by_hand(manager):
     loaded = recipe.load("wan21_14b_zero3", manager, FULL)
-    made = calls.traces(outlined(manager, loaded.config.model), loaded.config, 1, True)
+    made = calls.traces(spec_of(manager, loaded.config.model), loaded.config, 1, True)
     tokens, text, width, wide, blocks = 21 * 30 * 52, 512, 5120, 13824, 40
     linear = 2 * tokens * (6 * width**2 + 2 * width * wide) + 2 * text * 2 * width**2
     attention = 4 * tokens**2 * width + 4 * tokens * text * width
@@ -201,8 +201,8 @@ def test_blocks_on_a_line_are_what_all_of_them_cost(manager):
     """Eight blocks as read off three, four and five, and as traced."""
     loaded = recipe.load("moving_digits", manager, (*SMALL, "model.depth=8", "train.gradient_checkpointing=true"))
     config = loaded.config
-    found = outlined(manager, config.model, "moving_digits")
-    measure = lambda depth: calls._networks(found, config, 2, True, depth)  # noqa: E731
+    found = spec_of(manager, config.model, "moving_digits")
+    measure = lambda depth: calls.network_traces(found, config, 2, True, depth)  # noqa: E731
     assert along(measure, 8) == measure(8)
 
 

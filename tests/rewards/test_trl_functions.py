@@ -50,7 +50,7 @@ def test_functions_by_a_recipe(plugins):
     torch.testing.assert_close(scores.each["brightness"], MEDIA.flatten(1).mean(1), rtol=1e-4, atol=1e-4)
     assert scores.each["parity"][0].isnan() and scores.each["parity"][1:].tolist() == [1.0, 1.0]
     assert scores.each["later"].tolist() == [float(len(prompt)) for prompt in PROMPTS]
-    assert scores.total.isnan().tolist() == [True, False, False] and not scores.failure
+    assert scores.total.isnan().tolist() == [True, False, False] and not scores.causes
 
 
 def test_trls_own_functions():

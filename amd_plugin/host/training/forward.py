@@ -100,7 +100,7 @@ class Forward:
             fake = self._x0(self.roles.fake_score, x_t, timestep, condition)
         return Signals(
             x0, real_cond, real_uncond, fake, sigma[rows], None if advantage is None else advantage[rows], guide_cond,
-            guide_uncond, groups=labels, joined=advantage,
+            guide_uncond, groups=labels, batch_advantage=advantage,
         )  # fmt: skip
 
     def renoise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.rewards.reward_set import Pending, RewardSet, Scores
+from amd_plugin.rewards.reward_set import PendingScores, RewardSet, Scores
 from amd_plugin.tasks import Task
 
 
@@ -32,7 +32,7 @@ class ScoringJob(NamedTuple):
         groups: the prompt ids [b]; equal prompts have equal ids in all batches and processes.
     """
 
-    pending: Pending
+    pending: PendingScores
     groups: Tensor
 
 

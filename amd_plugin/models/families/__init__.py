@@ -1,1 +1,1 @@
-"""The diffusers pipelines that can be distilled, a file each; `amd_plugin.models.family` says what such a file must bring."""
+"""The diffusers pipelines that can be distilled, one per file; `amd_plugin.models.family` defines what each must have."""

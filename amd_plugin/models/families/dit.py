@@ -1,4 +1,4 @@
-"""Class-conditional transformers over image latents: DiT, which predicts noise, and SiT, which predicts the flow."""
+"""Class-conditional transformers on image latents: DiT, which predicts the noise, and SiT, which predicts the flow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import autoencoders
-from amd_plugin.models.family import Condition, Features, Network, Size
+from amd_plugin.models.family import Condition, Features, Network, Size, middle_block, time_embedding
 
 
 class DiT:
-    """`DiTPipeline`. A prompt is a class: its number, or one of the names in the pipeline's ``id2label``."""
+    """`DiTPipeline`. A prompt is a class, by its number or by one of its names in the pipeline's ``id2label``."""
 
     pipeline: ClassVar[str] = "DiTPipeline"
     component: ClassVar[str] = "transformer"
@@ -23,6 +23,9 @@ class DiT:
     video: ClassVar[bool] = False
     scales_input: ClassVar[bool] = True
 
+    encode_media = staticmethod(autoencoders.encode)
+    decode = staticmethod(autoencoders.decode)
+
     def __init__(self, index: Mapping[str, Any], config: Mapping[str, Any]):
         self._config = config
         self.text_length: int | None = None
@@ -30,11 +33,12 @@ class DiT:
         self._classes = {name.strip(): int(key) for key, value in names.items() for name in value.split(",")}
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """[B, C, h, w]; the channels of a learnt variance, where the network has them, are left out as by the pipeline."""
-        return network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample[:, : x_t.shape[1]]
+        """Output [B, C, h, w], without the channels of a learnt variance, which the pipeline drops too."""
+        output: Tensor = network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample
+        return output[:, : x_t.shape[1]]
 
     def size(self, vae: nn.Module, pixels: tuple[int, int] | None, frames: int | None) -> Size:
-        """The one size the transformer knows."""
+        """The only size the transformer generates."""
         edge = self._config["sample_size"] * autoencoders.factor(vae)
         if pixels not in (None, (edge, edge)):
             raise OptionError("pixels", f"this transformer makes images of {[edge, edge]} only, got {list(pixels)}")
@@ -47,7 +51,7 @@ class DiT:
         return (self._config["in_channels"], self._config["sample_size"], self._config["sample_size"])
 
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Condition:
-        """Class numbers; the one after the last means "no class"."""
+        """Class numbers [B]; the number after the last class means "no class"."""
         count = self._config["num_embeds_ada_norm"]
         if negative is not None:
             return {"class_labels": torch.full((len(prompts),), count)}
@@ -56,34 +60,24 @@ class DiT:
     def _class(self, prompt: str, count: int) -> int:
         number = int(prompt) if prompt.isdecimal() else self._classes.get(prompt)
         if number is None or number >= count:
-            some = ", ".join(list(self._classes)[:3])
-            known = f"one of the pipeline's names ({some}, ...)" if some else "and the pipeline has no names for them"
-            raise InputError(f"data.source: a prompt for this model is a class number below {count}, {known}, got '{prompt}'")
+            first = ", ".join(list(self._classes)[:3])
+            names = f"one of the pipeline's names ({first}, ...)" if first else "and the pipeline has no names for them"
+            raise InputError(f"data.source: a prompt for this model is a class number below {count}, {names}, got '{prompt}'")
         return number
 
     def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """A number."""
+        """One class number per sample."""
         return {"class_labels": ()}
 
-    def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
-        """The posterior's mean, scaled."""
-        return autoencoders.encode(vae, media)
-
-    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """[B, 3, H, W]."""
-        return autoencoders.decode(vae, latents)
-
     def features(self, network: nn.Module) -> Features:
-        """The middle block's."""
-        width = self._config["num_attention_heads"] * self._config["attention_head_dim"]
-        blocks = network.transformer_blocks
-        return Features(blocks[len(blocks) // 2], width, 2)
+        """Tokens after the middle block."""
+        return middle_block(network.transformer_blocks, self._config)
 
     def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
-        """Every block has its own."""
-        embedders = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]
-        return [Features(embedder, embedder.linear_2.out_features, -1) for embedder in embedders]
+        """One per block."""
+        blocks: Any = network.transformer_blocks
+        return [time_embedding(block.norm1.emb.timestep_embedder) for block in blocks]
 
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
-        """Without guidance, which the student has learnt."""
+        """No guidance: the student has learnt the guided distribution."""
         return {"class_labels": [self._class(prompt, self._config["num_embeds_ada_norm"])], "guidance_scale": 1.0}

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a multimodal transformer over image latents that predicts the flow."""
+"""Stable Diffusion 3 and 3.5: a multimodal transformer on image latents that predicts the flow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amd_plugin.errors import OptionError
 from amd_plugin.models import autoencoders
-from amd_plugin.models.family import Condition, Features, Network, Size
+from amd_plugin.models.family import Condition, Features, Network, Size, middle_block, time_embedding
 
 
 class SD3:
@@ -22,24 +22,29 @@ class SD3:
     video: ClassVar[bool] = False
     scales_input: ClassVar[bool] = False
 
+    encode_media = staticmethod(autoencoders.encode)
+    decode = staticmethod(autoencoders.decode)
+
     def __init__(self, index: Mapping[str, Any], config: Mapping[str, Any]):
         self._config = config
         self.text_length: int | None = None
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """[B, 16, h, w]."""
+        """Output [B, 16, h, w]."""
         text, pooled = condition["encoder_hidden_states"], condition["pooled_projections"]
-        return network(x_t, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep).sample
+        output: Tensor = network(x_t, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep).sample
+        return output
 
     def size(self, vae: nn.Module, pixels: tuple[int, int] | None, frames: int | None) -> Size:
-        """Square of the transformer's training size unless given."""
+        """By default a square of the transformer's training size."""
         if frames not in (None, 1):
             raise OptionError("frames", f"a {self.pipeline} makes images, got {frames}")
-        trained = self._config["sample_size"] * autoencoders.factor(vae)
-        size, edge = Size(*(pixels or (trained, trained)), 1), autoencoders.factor(vae) * self._config["patch_size"]
-        if size.height % edge or size.width % edge:
-            raise OptionError("pixels", f"must be multiples of the {edge} of a patch, got {list(size[:2])}")
-        return size
+        factor = autoencoders.factor(vae)
+        trained, patch = self._config["sample_size"] * factor, self._config["patch_size"] * factor
+        height, width = pixels or (trained, trained)
+        if height % patch or width % patch:
+            raise OptionError("pixels", f"must be multiples of the {patch} of a patch, got {[height, width]}")
+        return Size(height, width, 1)
 
     def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
         """(16, H / 8, W / 8) for the released models."""
@@ -53,29 +58,19 @@ class SD3:
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
     def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """The CLIP encoders' 77 tokens followed by T5's 256, and what the CLIP encoders pool."""
+        """The CLIP encoders' 77 tokens followed by T5's 256, and the CLIP encoders' pooled embeddings."""
         text = (tokens + (self.text_length or 256), self._config["joint_attention_dim"])
         return {"encoder_hidden_states": text, "pooled_projections": (self._config["pooled_projection_dim"],)}
 
-    def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
-        """The posterior's mean, shifted and scaled."""
-        return autoencoders.encode(vae, media)
-
-    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """[B, 3, H, W]."""
-        return autoencoders.decode(vae, latents)
-
     def features(self, network: nn.Module) -> Features:
-        """The middle block's, of the image tokens."""
-        width = self._config["num_attention_heads"] * self._config["attention_head_dim"]
-        blocks = network.transformer_blocks
-        return Features(blocks[len(blocks) // 2], width, 2)
+        """Image tokens after the middle block."""
+        return middle_block(network.transformer_blocks, self._config)
 
     def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
-        """The one that all blocks share, before the text's is added."""
-        embedder = network.time_text_embed.timestep_embedder
-        return [Features(embedder, embedder.linear_2.out_features, -1)]
+        """The one that all blocks share, before the pooled text embedding is added."""
+        shared: Any = network.time_text_embed
+        return [time_embedding(shared.timestep_embedder)]
 
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
-        """Without guidance, which the student has learnt."""
+        """No guidance: the student has learnt the guided distribution."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}

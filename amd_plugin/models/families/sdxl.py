@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import autoencoders
-from amd_plugin.models.family import Condition, Features, Network, Size
+from amd_plugin.models.family import Condition, Features, Network, Size, time_embedding
 
 
 class SDXL:
-    """`StableDiffusionXLPipeline`; predicts noise or v, as its scheduler says."""
+    """`StableDiffusionXLPipeline`; its scheduler defines whether the UNet predicts the noise or v."""
 
     pipeline: ClassVar[str] = "StableDiffusionXLPipeline"
     component: ClassVar[str] = "unet"
@@ -23,33 +23,37 @@ class SDXL:
     video: ClassVar[bool] = False
     scales_input: ClassVar[bool] = True
 
+    encode_media = staticmethod(autoencoders.encode)
+    decode = staticmethod(autoencoders.decode)
+
     def __init__(self, index: Mapping[str, Any], config: Mapping[str, Any]):
         if config["addition_embed_type"] != "text_time":
-            what = f"addition_embed_type 'text_time', got {config['addition_embed_type']!r}"
-            raise InputError(f"model.path: the UNet of a {self.pipeline} has {what}")
+            message = f"addition_embed_type 'text_time', got {config['addition_embed_type']!r}"
+            raise InputError(f"model.path: the UNet of a {self.pipeline} has {message}")
         if config.get("time_cond_proj_dim") is not None:
             raise InputError("model.path: this UNet is guidance-distilled (time_cond_proj_dim is set) and cannot be a teacher")
         self._config = config
         self.text_length: int | None = None
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """[B, 4, H / 8, W / 8]."""
+        """Output [B, 4, H / 8, W / 8]."""
         added = {name: condition[name] for name in ("text_embeds", "time_ids")}
         text = condition["encoder_hidden_states"]
-        return network(x_t, timestep, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        output: Tensor = network(x_t, timestep, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        return output
 
     def size(self, vae: nn.Module, pixels: tuple[int, int] | None, frames: int | None) -> Size:
-        """Square of the UNet's training size unless given."""
-        if frames is not None and frames != 1:
+        """By default a square of the UNet's training size."""
+        if frames not in (None, 1):
             raise OptionError("frames", f"a {self.pipeline} makes images, got {frames}")
         factor = autoencoders.factor(vae)
         trained = self._config["sample_size"] * factor
-        size = Size(*(pixels or (trained, trained)), 1)
+        height, width = pixels or (trained, trained)
         # The pipeline itself refuses anything but multiples of 8.
         coarsest = max(8, factor * 2 ** (len(self._config["block_out_channels"]) - 1))
-        if size.height % coarsest or size.width % coarsest:
-            raise OptionError("pixels", f"must be multiples of {coarsest} for this UNet, got {list(size[:2])}")
-        return size
+        if height % coarsest or width % coarsest:
+            raise OptionError("pixels", f"must be multiples of {coarsest} for this UNet, got {[height, width]}")
+        return Size(height, width, 1)
 
     def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
         """(4, H / 8, W / 8) for the released model."""
@@ -59,7 +63,7 @@ class SDXL:
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Condition:
         """Sequence and pooled embeddings; size and crop ids as the pipeline sets them for an uncropped picture."""
         ids = torch.tensor([[size.height, size.width, 0, 0, size.height, size.width]])
-        # Left to itself the pipeline zeroes an absent negative prompt, where its config says so; "" would be encoded.
+        # Some pipelines replace an absent negative prompt by zeros (force_zeros_for_empty_prompt); "" would be encoded.
         cond, uncond, pooled, pooled_uncond = pipeline.encode_prompt(
             list(prompts), num_images_per_prompt=1, do_classifier_free_guidance=negative is not None,
             negative_prompt=negative or None,
@@ -68,7 +72,7 @@ class SDXL:
         return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(prompts), 1)}
 
     def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """The first encoder's states beside the second's, the second's pooled, and six numbers for the picture's size."""
+        """The states of both encoders side by side, the second's pooled embedding, and six numbers for the picture's size."""
         pooled = self._config["projection_class_embeddings_input_dim"] - 6 * self._config["addition_time_embed_dim"]
         return {
             "encoder_hidden_states": (tokens, self._config["cross_attention_dim"]),
@@ -76,23 +80,15 @@ class SDXL:
             "time_ids": (6,),
         }
 
-    def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
-        """The posterior's mean, scaled."""
-        return autoencoders.encode(vae, media)
-
-    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """[B, 3, H, W]."""
-        return autoencoders.decode(vae, latents)
-
     def features(self, network: nn.Module) -> Features:
-        """The middle block's."""
-        return Features(network.mid_block, self._config["block_out_channels"][-1], 1)
+        """The feature map after the middle block."""
+        middle: Any = network.mid_block
+        return Features(middle, self._config["block_out_channels"][-1], 1)
 
     def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
-        """The one that all blocks share, before the picture's size is added."""
-        embedder = network.time_embedding
-        return [Features(embedder, embedder.linear_2.out_features, -1)]
+        """The one that all blocks share, before the embedding of the picture's size is added."""
+        return [time_embedding(network.time_embedding)]
 
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
-        """Without guidance, which the student has learnt."""
+        """No guidance: the student has learnt the guided distribution."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}

@@ -1,4 +1,4 @@
-"""Wan2.1 text-to-video (1.3B, 14B) and Wan2.2-5B: a transformer over video latents that predicts the flow."""
+"""Wan2.1 text-to-video (1.3B, 14B) and Wan2.2-5B: a transformer on video latents that predicts the flow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError, OptionError
-from amd_plugin.models.family import Condition, Features, Network, Size
+from amd_plugin.models.family import Condition, Features, Network, Size, middle_block, time_embedding
 
 
 class Wan:
@@ -34,22 +34,24 @@ class Wan:
                 "model.path: this transformer is conditioned on images (image_dim is set); take a text-to-video one"
             )
         self._config = config
-        # The pipeline's default when it samples; its `encode_prompt` alone would pad to 226.
+        # The pipeline's default in sampling; its `encode_prompt` alone would pad to 226.
         self.text_length: int | None = 512
         # Wan2.2-5B gives every token a timestep of its own, all the same in text-to-video.
         self._timestep_per_token = bool(index.get("expand_timesteps"))
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """[B, C, T, h, w]."""
+        """Output [B, C, T, h, w]."""
         if self._timestep_per_token:
             tokens = x_t[0, 0].numel() // math.prod(self._config["patch_size"])
             timestep = timestep[:, None].expand(-1, tokens)
-        return network(x_t, timestep=timestep, encoder_hidden_states=condition["encoder_hidden_states"]).sample
+        output: Tensor = network(x_t, timestep=timestep, encoder_hidden_states=condition["encoder_hidden_states"]).sample
+        return output
 
     def size(self, vae: nn.Module, pixels: tuple[int, int] | None, frames: int | None) -> Size:
-        """480 x 832 and 81 frames unless given, as the pipeline does."""
-        size = Size(*(pixels or (480, 832)), frames or 81)
-        spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
+        """By default 480 x 832 pixels and 81 frames, as in the pipeline."""
+        height, width = pixels or (480, 832)
+        size = Size(height, width, frames or 81)
+        spatial, temporal = _factors(vae)
         self._temporal = temporal
         _, *patch = self._config["patch_size"]
         # The pipeline itself refuses anything but multiples of 16, and rounds to whole patches.
@@ -62,49 +64,59 @@ class Wan:
 
     def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
         """(16, 21, 60, 104) for Wan2.1 at its default size."""
-        spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
+        spatial, temporal = _factors(vae)
         frames = (size.frames - 1) // temporal + 1
         return (self._config["in_channels"], frames, size.height // spatial, size.width // spatial)
 
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Condition:
-        """Embeddings [B, L, D], padded with zeros to the length the pipeline pads to when it samples."""
+        """Embeddings [B, L, D], padded with zeros to the length that the pipeline uses in sampling."""
         texts = list(prompts) if negative is None else [negative] * len(prompts)
         text, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=self.text_length)
         return {"encoder_hidden_states": text}
 
     def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """The encoder's states."""
+        """The text encoder's states."""
         return {"encoder_hidden_states": (tokens, self._config["text_dim"])}
 
     def encode_media(self, vae: nn.Module, media: Tensor) -> Tensor:
-        """The posterior's mean, standardised."""
+        """The posterior's mean, standardised per channel."""
         mean, std = _statistics(vae, media)
-        return (vae.encode(media).latent_dist.mean - mean) / std
+        autoencoder: Any = vae
+        latents: Tensor = (autoencoder.encode(media).latent_dist.mean - mean) / std
+        return latents
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """[B, 3, T, H, W]."""
+        """Media [B, 3, T, H, W] in [0, 1]."""
         mean, std = _statistics(vae, latents)
-        return (vae.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
+        autoencoder: Any = vae
+        media: Tensor = (autoencoder.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
+        return media
 
     def features(self, network: nn.Module) -> Features:
-        """The middle block's."""
-        width = self._config["num_attention_heads"] * self._config["attention_head_dim"]
-        return Features(network.blocks[len(network.blocks) // 2], width, 2)
+        """Tokens after the middle block."""
+        return middle_block(network.blocks, self._config)
 
     def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
-        """The one that all blocks share; of every token, where tokens have timesteps of their own."""
-        embedder = network.condition_embedder.time_embedder
-        return [Features(embedder, embedder.linear_2.out_features, -1)]
+        """The one that all blocks share; it has an entry per token where tokens have timesteps of their own."""
+        shared: Any = network.condition_embedder
+        return [time_embedding(shared.time_embedder)]
 
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
-        """Without guidance, which the student has learnt."""
-        # An autoencoder that keeps all frames has factor 1, for which the pipeline rounds their number up by one.
+        """No guidance: the student has learnt the guided distribution."""
+        # For an autoencoder that keeps all frames (factor 1) the pipeline rounds their number up by one.
         rounded = self._temporal == 1
-        size_of = {"prompt": prompt, "height": size.height, "width": size.width, "num_frames": size.frames - rounded}
-        return {**size_of, "guidance_scale": 1.0, "max_sequence_length": self.text_length}
+        arguments = {"prompt": prompt, "height": size.height, "width": size.width, "num_frames": size.frames - rounded}
+        return {**arguments, "guidance_scale": 1.0, "max_sequence_length": self.text_length}
+
+
+def _factors(vae: nn.Module) -> tuple[int, int]:
+    """Pixels per latent in space, and frames per latent in time."""
+    config: Any = vae.config
+    return config.scale_factor_spatial, config.scale_factor_temporal
 
 
 def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [1, C, 1, 1, 1] of the autoencoder's latents."""
-    mean, std = (torch.tensor(vae.config[name]).reshape(1, -1, 1, 1, 1).to(like) for name in ("latents_mean", "latents_std"))
+    config: Any = vae.config
+    mean, std = (torch.tensor(config[name]).reshape(1, -1, 1, 1, 1).to(like) for name in ("latents_mean", "latents_std"))
     return mean, std

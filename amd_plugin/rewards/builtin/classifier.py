@@ -1,4 +1,4 @@
-"""The embedded tasks' own reward: how clearly a classifier sees what was asked for."""
+"""The embedded tasks' own reward: how clearly a classifier recognises the class that was asked for."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -7,20 +7,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from amd_plugin.rewards.protocol import LOGITS, Traits
+from amd_plugin.rewards.protocol import LOGITS
 
 
 class ClassifierReward:
-    """``log(p + floor)``, p the probability of the label by the task's classifier, which also knows "none of them".
+    """``log(p + floor)``, p the label's probability under the task's classifier, which has a class "none of them" too.
 
     Args:
-        task: the running task, filled in by the host.
-        floor: below it, how small p is says only how far the classifier extrapolates; without one, a single far outlier
-            makes the spread of its group and hides every other failure in it.
-        flip_sign: reward failure instead: the control in which AMD must do harm.
+        task: running task, filled in by the host.
+        floor: probability below which differences hardly count, as they only show how far the classifier extrapolates.
+            Without a floor one far outlier sets the spread of its group and hides every other failure in it.
+        flip_sign: whether failure is rewarded instead: the control in which AMD must do harm.
     """
 
-    differentiable, media, version, unit = Traits(differentiable=True, version="1", unit=LOGITS)
+    differentiable = True
+    version = "1"
+    unit = LOGITS
 
     def __init__(self, task: Any, floor: Annotated[float, Field(ge=0, lt=1)] = 0.01, flip_sign: bool = False):
         self._classifier = task.classifier()
@@ -33,4 +35,5 @@ class ClassifierReward:
         if media.device != self._device:
             self._classifier, self._device = self._classifier.to(media.device), media.device
         p = self._classifier(media.float()).softmax(1).gather(1, labels[:, None])[:, 0]
-        return self._sign * (p + self._floor).log()
+        scores: Tensor = self._sign * (p + self._floor).log()
+        return scores

@@ -1,4 +1,4 @@
-"""Rewards that should do no good: what an effect must beat before it may be called one, and what the alarm must find."""
+"""Rewards that should not help: a random one that a real effect must beat, and one that the hacking alarm must detect."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from amd_plugin.randomness import generator
 
 
 class RandomReward:
-    """A fixed, wildly oscillating function of the sample: noise in all but name, the same when a run is resumed."""
+    """A fixed, wildly oscillating function of the sample: as good as noise, and the same when a run is resumed."""
 
-    unit = 12**-0.5  # its spread, so that it moves the student as far as any reward may
+    unit = 12**-0.5  # its standard deviation, so that it moves the student as far as any reward may
 
     def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], roughly uniform in [0, 1)."""
@@ -21,7 +21,7 @@ class RandomReward:
 
 
 class HackableReward:
-    """How far out a point lies, or how bright a picture is, whatever was asked for: what the reward-hacking alarm must find."""
+    """The distance of a point from 0, or the brightness of a picture, whatever its prompt: easy to hack."""
 
     def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], the root mean square of a sample's values."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from amd_plugin.models.pretrained import DTYPES
-from amd_plugin.rewards.builtin.clip import HINT, Clip, Count, Dtype
+from amd_plugin.rewards.builtin.clip import HINT, Clip
+from amd_plugin.rewards.builtin.frames import Count, Dtype, FrameReward
 from amd_plugin.rewards.builtin.weights import check_words, checkpoint_file, fill, read_weights, reading
-from amd_plugin.rewards.protocol import LOGITS, Traits, score_frames
+from amd_plugin.rewards.protocol import LOGITS
 
 NAMES = ("HPS_v2.1_compressed.safetensors", "HPS_v2.1_compressed.pt")
 
@@ -33,23 +35,23 @@ RENAMES = (
 )
 
 
-class HPSv2Reward:
-    """Cosine of image and text embeddings, mostly 0.2 to 0.35; a video is the mean over some of its frames.
+class HPSv2Reward(FrameReward):
+    """Cosine of image and text embeddings, mostly 0.2 to 0.35; for a video, the mean over some of its frames.
 
     Args:
-        path: the checkpoint's file, a folder or a hub id with it.
-        processor: folder or hub id of the CLIP model it was trained from: sizes, tokenizer and image processor come from there.
-        revision: of the checkpoint on the hub.
-        dtype: of its weights.
-        frames: of a video that are looked at, evenly spread.
-        batch_size: images at a time.
+        path: file of the checkpoint, or a folder or hub id that has it.
+        processor: folder or hub id of the CLIP model it was trained from, for its sizes, tokenizer and image processor.
+        revision: revision of the checkpoint on the hub.
+        dtype: precision of its weights.
+        frames: largest number of frames scored per video, evenly spread.
+        batch_size: number of images scored at a time.
 
     Raises:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    # Its logits are a hundred cosines.
-    differentiable, media, version, unit = Traits(differentiable=True, version="2.1", unit=LOGITS / 100)
+    version = "2.1"
+    unit = LOGITS / 100  # its logits are 100 times the cosines
 
     def __init__(
         self,
@@ -60,27 +62,25 @@ class HPSv2Reward:
         frames: Count = 4,
         batch_size: Count = 32,
     ):
-        self._frames, self._batch_size = frames, batch_size
         file = checkpoint_file("hpsv2", path, NAMES, revision)
         hint = "Check the name and the network"
         with reading("hpsv2", processor, "the config, tokenizer and image processor of a CLIP model", hint):
             from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel  # see `read_clip`
 
-            config = CLIPConfig.from_pretrained(processor)
-            # What the checkpoint was trained with; transformers' default is OpenAI's approximation.
+            config: Any = CLIPConfig.from_pretrained(processor)
+            # The checkpoint was trained with exact GELU; transformers' default is OpenAI's approximation.
             config.text_config.hidden_act = config.vision_config.hidden_act = "gelu"
-            model = CLIPModel(config)
+            model: Any = CLIPModel(config)
             tokenizer = AutoTokenizer.from_pretrained(processor)
             images = CLIPImageProcessor.from_pretrained(processor)
         check_words("hpsv2", tokenizer, processor, HINT)
         fill("hpsv2", model, from_open_clip(read_weights("hpsv2", file)), str(file))
-        # Its authors fit the longer side and fill up with black, unlike CLIP's own processor.
+        # Its authors scale the longer side and pad with black, unlike CLIP's own processor.
         self._clip = Clip(model.to(DTYPES[dtype]), tokenizer, images.image_mean, images.image_std, fit="pad")
+        super().__init__(self._clip, frames, batch_size)
 
-    def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [B] fp32 of media [B, 1 or 3, H, W] or [B, 1 or 3, T, H, W] in [0, 1]."""
-        self._clip.to(media.device)
-        return score_frames(self._clip.similarity, media, prompts, self._frames, self._batch_size).mean(1)
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self._clip.similarity(images, prompts)
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

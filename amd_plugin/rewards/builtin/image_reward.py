@@ -17,15 +17,15 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.pretrained import DTYPES
-from amd_plugin.rewards.builtin.clip import Count, Dtype
+from amd_plugin.rewards.builtin.frames import Count, Dtype, FrameReward
 from amd_plugin.rewards.builtin.weights import check_words, checkpoint_file, fill, read_weights, reading, score_head
-from amd_plugin.rewards.protocol import LOGITS, Traits, resize, score_frames
+from amd_plugin.rewards.protocol import LOGITS, resize
 
 NAMES = ("ImageReward.safetensors", "ImageReward.pt")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072
 TEXT_LENGTH = 35
-HEAD_WIDTH = 64  # of the attention in every vision transformer BLIP uses
+HEAD_WIDTH = 64  # width of an attention head in every vision transformer BLIP uses
 
 VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -37,27 +37,28 @@ VISION = {
     ".attn.qkv.": ".self_attn.qkv.",
     ".attn.proj.": ".self_attn.projection.",
 }
-# What BLIP was pre-trained with and no score depends on.
+# Weights of BLIP's pre-training that no score depends on.
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
 
-class ImageReward:
-    """About -2 to 2, standard normal over its training data; a video is the mean over some of its frames.
+class ImageReward(FrameReward):
+    """Scores of about -2 to 2, standard normal over its training data; for a video, the mean over some of its frames.
 
     Args:
-        path: the checkpoint's file, a folder or a hub id with it.
+        path: file of the checkpoint, or a folder or hub id that has it.
         med_config: file with the sizes of the text encoder; by default ``med_config.json`` beside the weights.
-        tokenizer: folder or hub id of BERT's.
-        revision: of the checkpoint on the hub; a commit hash pins it.
-        dtype: of the two encoders; the last layers are computed in fp32.
-        frames: of a video that are looked at, evenly spread.
-        batch_size: images at a time.
+        tokenizer: folder or hub id of BERT's tokenizer.
+        revision: revision of the checkpoint on the hub; a commit hash pins it.
+        dtype: precision of the two encoders; the last layers are computed in fp32.
+        frames: largest number of frames scored per video, evenly spread.
+        batch_size: number of images scored at a time.
 
     Raises:
         InputError: if it cannot be loaded, or its tokenizer does not tell words apart.
     """
 
-    differentiable, media, version, unit = Traits(differentiable=True, version="1.0", unit=LOGITS)
+    version = "1.0"
+    unit = LOGITS
 
     def __init__(
         self,
@@ -69,7 +70,6 @@ class ImageReward:
         frames: Count = 4,
         batch_size: Count = 16,
     ):
-        self._frames, self._batch_size = frames, batch_size
         file = checkpoint_file("image_reward", path, NAMES, revision)
         if med_config is None:
             beside = file.with_name("med_config.json")
@@ -77,36 +77,32 @@ class ImageReward:
             sizes = checkpoint_file("image_reward", path if on_hub else str(beside), ("med_config.json",), revision)
         else:
             sizes = checkpoint_file("image_reward", med_config, ("med_config.json",))
-        self._network = BlipScore(read_weights("image_reward", file), sizes, str(file))
-        self._network.encoders.to(DTYPES[dtype])
-        self._tokenizer = _tokenizer(tokenizer, self._network.vocabulary)
-
-    def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [B] fp32 of media [B, 1 or 3, H, W] or [B, 1 or 3, T, H, W] in [0, 1]."""
-        self._network.to(media.device)
-        return score_frames(self._score, media, prompts, self._frames, self._batch_size).mean(1)
+        self._blip = BlipScore(read_weights("image_reward", file), sizes, str(file))
+        self._blip.encoders.to(DTYPES[dtype])
+        self.tokenizer = _tokenizer(tokenizer, self._blip.vocabulary)
+        super().__init__(self._blip, frames, batch_size)
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (MEAN, STD))
-        pixels = (resize(images, self._network.edge, "crop") - mean) / std
-        tokens = self._tokenizer(
+        pixels = (resize(images, self._blip.edge, "crop") - mean) / std
+        tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
         ).to(images.device)
-        scores: Tensor = self._network(pixels, tokens.input_ids, tokens.attention_mask)
+        scores: Tensor = self._blip(pixels, tokens.input_ids, tokens.attention_mask)
         return scores
 
 
 class BlipScore(nn.Module):
-    """Vision transformer, text encoder that attends to its output, and the layers that make a number of the first token.
+    """Vision transformer, text encoder that attends to its output, and the layers that map the first token to a score.
 
     Args:
-        state: the released checkpoint's tensors.
-        sizes: file with the text encoder's configuration; the vision transformer's is read off its tensors.
-        source: where `state` is from, for messages.
+        state: tensors of the released checkpoint.
+        sizes: file with the text encoder's configuration; the vision transformer's is inferred from its tensors.
+        source: origin of `state`, for error messages.
 
     Attributes:
-        edge: pixels of the images it takes.
-        vocabulary: tokens it knows.
+        edge: side of the images it takes, in pixels.
+        vocabulary: number of tokens in its vocabulary.
 
     Raises:
         InputError: if the tensors are not those of an ImageReward of these sizes.
@@ -119,13 +115,14 @@ class BlipScore(nn.Module):
         unknown = [name for name in state if not name.startswith(tuple(own))]
         empty = [prefix for prefix, tensors in own.items() if not tensors]
         if unknown or empty:
-            what = f"{source} is no ImageReward checkpoint: "
-            what += f"nothing is called {empty[0]}*" if empty else f"{len(unknown)} unexpected, the first is {unknown[0]}"
-            raise InputError(f"reward image_reward: {what}. Fetch it again")
+            message = f"{source} is no ImageReward checkpoint: "
+            message += f"nothing is called {empty[0]}*" if empty else f"{len(unknown)} unexpected, the first is {unknown[0]}"
+            raise InputError(f"reward image_reward: {message}. Fetch it again")
         vision, text, head = own.values()
-        vision_config = _vision_config(vision, source)
+        vision_config: Any = _vision_config(vision, source)
         text_config = _text_config(sizes, vision_config.hidden_size)
-        self.edge, self.vocabulary = vision_config.image_size, text_config.vocab_size
+        self.edge: int = vision_config.image_size
+        self.vocabulary: int = text_config.vocab_size
         self.encoders = nn.ModuleList([BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False)])
         self.head = score_head(text_config.hidden_size)
         parts = (("vision", self.encoders[0], _renamed(vision)), ("text", self.encoders[1], text), ("head", self.head, head))
@@ -134,13 +131,13 @@ class BlipScore(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Scores [N] fp32 of normalised pixels [N, 3, edge, edge] for tokens and mask [N, L]."""
-        vision, text = self.encoders
-        seen = vision(pixel_values=pixels.to(vision.dtype)).last_hidden_state
-        everywhere = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
-        context = {"encoder_hidden_states": seen, "encoder_attention_mask": everywhere}
-        # A decoder by its weights, but every word sees every other.
-        read = text(input_ids=tokens, attention_mask=mask, **context, is_decoder=False).last_hidden_state
-        raw: Tensor = self.head(read[:, 0].float())[:, 0]
+        vision, text = self.encoders[0], self.encoders[1]
+        image_states = vision(pixel_values=pixels.to(next(vision.parameters()).dtype)).last_hidden_state
+        everywhere = torch.ones(image_states.shape[:-1], dtype=torch.long, device=image_states.device)
+        context = {"encoder_hidden_states": image_states, "encoder_attention_mask": everywhere}
+        # Its weights are a decoder's, but every token attends to every other.
+        text_states = text(input_ids=tokens, attention_mask=mask, **context, is_decoder=False).last_hidden_state
+        raw: Tensor = self.head(text_states[:, 0].float())[:, 0]
         return (raw - SCORE_MEAN) / SCORE_STD
 
 
@@ -165,8 +162,8 @@ def _vision_config(vision: Mapping[str, Tensor], source: str) -> BlipVisionConfi
         side = math.isqrt(vision["pos_embed"].shape[1] - 1)
         feed_forward = len(vision["blocks.0.mlp.fc1.weight"])
     except (KeyError, IndexError, ValueError) as error:
-        what = f"the vision transformer in {source} is incomplete: {type(error).__name__}: {error}"
-        raise InputError(f"reward image_reward: {what}. Fetch it again") from error
+        message = f"the vision transformer in {source} is incomplete: {type(error).__name__}: {error}"
+        raise InputError(f"reward image_reward: {message}. Fetch it again") from error
     return BlipVisionConfig(
         hidden_size=width, intermediate_size=feed_forward, num_attention_heads=max(1, width // HEAD_WIDTH), patch_size=patch,
         num_hidden_layers=len({name.split(".")[1] for name in vision if name.startswith("blocks.")}), image_size=side * patch,
@@ -186,7 +183,7 @@ def _text_config(file: Path, vision_width: int) -> BlipTextConfig:
 
 
 def _tokenizer(path: str, vocabulary: int) -> Any:
-    """BERT's, with the two tokens BLIP adds."""
+    """BERT's tokenizer, with the two tokens BLIP adds."""
     hint = "Name a folder with a complete BERT tokenizer as `tokenizer`"
     with reading("image_reward", path, "a BERT tokenizer", hint):
         tokenizer = BertTokenizer.from_pretrained(path)
@@ -194,6 +191,6 @@ def _tokenizer(path: str, vocabulary: int) -> Any:
         tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     check_words("image_reward", tokenizer, path, hint)
     if len(tokenizer) > vocabulary:
-        what = f"the tokenizer of {path} has {len(tokenizer)} tokens, the network knows {vocabulary}"
-        raise InputError(f"reward image_reward: {what}. {hint}")
+        message = f"the tokenizer of {path} has {len(tokenizer)} tokens, the network has embeddings for {vocabulary}"
+        raise InputError(f"reward image_reward: {message}. {hint}")
     return tokenizer

@@ -1,7 +1,7 @@
-"""A vision language model as judge: any server that speaks OpenAI's chat completions, asked once per sample with a rubric.
+"""A vision language model as judge: one request per sample, with a rubric, to any server with OpenAI's chat completions API.
 
-Answers that are no score within the rubric's range, and requests that fail after all retries, leave their sample without one.
-The images are sent to the server; the key, if one is needed, comes from the environment and goes nowhere else.
+A sample gets no score if the reply holds none within the rubric's range, or if the request fails after all retries.
+The images are sent to the server; the key, if one is needed, comes from the environment and is sent nowhere else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -26,12 +27,12 @@ from torch import Tensor
 from urllib3.util import Retry
 
 from amd_plugin.errors import InputError, RunError
-from amd_plugin.rewards.protocol import Traits, to_pil
+from amd_plugin.rewards.protocol import to_pil
 
 log = logging.getLogger(__name__)
 
 KEY = "AMD_PLUGIN_VLM_KEY"
-LONGEST = 1 << 20  # bytes of an answer
+LONGEST = 1 << 20  # largest reply in bytes
 RUBRIC = (
     "You judge generated pictures. Below are the prompt and the picture made for it, or frames of a video in order. Judge "
     "how well it shows what the prompt asks for, and how free of visible errors it is."
@@ -40,27 +41,28 @@ FORMAT = 'Answer with JSON only: {{"score": NUMBER}}, where NUMBER is from 0 (wo
 
 
 class VLMReward:
-    """The score a model gives, divided by the best there is: [0, 1].
+    """A model's score divided by the best possible score, in [0, 1].
 
     Args:
-        url: of the server's API, up to and with /v1.
-        model: as the server calls it.
-        rubric: what to judge, in words; how to answer is added.
-        best: end of the scale that starts at 0.
-        frames: of a video that are shown, evenly spread.
-        request_timeout: seconds for one request, from start to end.
-        retries: after a request that failed or was answered with 429 or 5xx.
-        backoff: seconds before the second retry; doubles each time.
-        concurrency: requests at a time.
-        max_tokens: of an answer.
+        url: address of the server's API, up to and including /v1.
+        model: name of the model on the server.
+        rubric: instructions on what to judge; the format of the reply is added.
+        best: best possible score; the scale starts at 0.
+        frames: largest number of frames sent per video, evenly spread.
+        request_timeout: largest duration of one request in seconds, from start to end.
+        retries: number of retries after a request that failed or returned status 429 or 5xx.
+        backoff: pause before the second retry in seconds; it doubles each time.
+        concurrency: number of requests at a time.
+        max_tokens: largest number of tokens of a reply.
 
     The environment variable AMD_PLUGIN_VLM_KEY holds the key of a server that needs one.
 
     Raises:
-        InputError: for a url that is none, or a key that cannot be sent.
+        InputError: for an invalid url, or a key that cannot be sent.
     """
 
-    differentiable, media, version, unit = Traits(media="pil", version="1")
+    media = "pil"
+    version = "1"
 
     def __init__(
         self,
@@ -88,10 +90,14 @@ class VLMReward:
         _key()
 
     def __call__(self, media: Sequence[Any] | Tensor, prompts: Sequence[str]) -> list[float | None]:
-        """A score in [0, 1] per PIL image, list of them, or image or video as tensor, and its prompt; None where there is none.
+        """One score in [0, 1] per sample; None where there is none.
+
+        Args:
+            media: PIL images, lists of PIL images for videos, or a tensor [B, C, (T,) H, W] in [0, 1].
+            prompts: one prompt per sample.
 
         Raises:
-            RunError: if not a single request of the batch got an answer.
+            RunError: if every request of the batch failed.
         """
         if len(media) != len(prompts):
             raise ValueError(f"needs one prompt per sample, got {len(prompts)} for {len(media)} samples")
@@ -100,18 +106,17 @@ class VLMReward:
             session.trust_env = False  # a .netrc would replace the key
             for scheme in ("http://", "https://"):
                 session.mount(scheme, HTTPAdapter(pool_maxsize=self._concurrency, max_retries=self._retry))
-            ask = lambda one, prompt: self._ask(session, one, prompt)  # noqa: E731
-            answers = list(threads.map(ask, shown, prompts))
-        failures = [answer for answer in answers if isinstance(answer, _Failure)]
-        if failures and len(failures) == len(answers):
-            raise RunError(f"{self._url} answered none of {len(answers)} requests; the first: {failures[0]}")
-        scores = [None if isinstance(answer, _Failure) else read_score(answer, self._best) for answer in answers]
+            replies = list(threads.map(partial(self._request, session), shown, prompts))
+        failures = [reply for reply in replies if isinstance(reply, _Failure)]
+        if failures and len(failures) == len(replies):
+            raise RunError(f"{self._url} answered none of {len(replies)} requests; the first: {failures[0]}")
+        scores = [None if isinstance(reply, _Failure) else read_score(reply, self._best) for reply in replies]
         if lost := sum(score is None for score in scores):
             log.warning("reward vlm: %d of %d samples got no score (%d requests failed)", lost, len(scores), len(failures))
         return scores
 
-    def _ask(self, session: requests.Session, shown: Any, prompt: str) -> str | _Failure:
-        """The text of the answer about one sample."""
+    def _request(self, session: requests.Session, shown: Any, prompt: str) -> str | _Failure:
+        """The text of the reply for one sample."""
         body: dict[str, Any] = {
             "model": self._model, "temperature": 0, "max_tokens": self._max_tokens,
             "messages": [{"role": "user", "content": self._content(shown, prompt)}],
@@ -128,10 +133,10 @@ class VLMReward:
         except (requests.RequestException, OSError) as error:
             return _Failure(type(error).__name__)
         try:
-            answer = json.loads(text)["choices"][0]["message"]["content"]
+            reply = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             return ""
-        return answer if isinstance(answer, str) else ""
+        return reply if isinstance(reply, str) else ""
 
     def _content(self, shown: Any, prompt: str) -> list[dict[str, Any]]:
         frames = shown if isinstance(shown, list) else [shown]
@@ -142,17 +147,17 @@ class VLMReward:
 
 
 class _Failure(str):
-    """Why a request got no answer."""
+    """The reason why a request got no reply."""
 
 
-def read_score(answer: str, best: float) -> float | None:
-    """The score in [0, 1] of an answer with ``"score": NUMBER``, or that is NUMBER or NUMBER/best; else None."""
+def read_score(reply: str, best: float) -> float | None:
+    """The score in [0, 1] of a reply that holds ``"score": NUMBER``, or that is NUMBER or NUMBER/best; else None."""
     number = r"(-?\d+(?:\.\d+)?)"
-    found = re.findall(rf'"score"\s*:\s*"?{number}"?\s*[,}}]', answer)
-    if not found:
-        alone = re.fullmatch(rf"\s*{number}\s*(?:/\s*{best:g})?\s*", answer)
-        found = [alone[1]] if alone else []
-    scores = {float(value) for value in found}
+    numbers = re.findall(rf'"score"\s*:\s*"?{number}"?\s*[,}}]', reply)
+    if not numbers:
+        alone = re.fullmatch(rf"\s*{number}\s*(?:/\s*{best:g})?\s*", reply)
+        numbers = [alone[1]] if alone else []
+    scores = {float(value) for value in numbers}
     if len(scores) != 1:
         return None
     score = scores.pop()
@@ -160,7 +165,7 @@ def read_score(answer: str, best: float) -> float | None:
 
 
 def _read(response: requests.Response, ends: float) -> bytes:
-    """The body, if it comes in time and is not too long: a timeout of the library's is one between two packets only."""
+    """The body, if it arrives in time and is not too long: the library's own timeout is for the gap between two packets."""
     body = bytearray()
     while part := response.raw.read1(4096, decode_content=True):
         body += part

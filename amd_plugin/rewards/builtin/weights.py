@@ -1,4 +1,4 @@
-"""Reading the networks behind rewards: what is missing, does not fit or degrades silently is refused, and it says so."""
+"""Reading the networks behind rewards: files that are missing, do not fit or would degrade silently are refused by name."""
 
 from __future__ import annotations
 
@@ -13,74 +13,67 @@ from huggingface_hub import hf_hub_download, list_repo_files
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.models.pretrained import SENTENCES, quiet, tells_words_apart
 
 
 @contextmanager
 def reading(reward: str, path: str, kind: str, hint: str) -> Iterator[None]:
-    """Turns whatever the libraries raise into one line: `path` cannot be read as `kind`, and why.
+    """Silences the libraries, and turns whatever they raise into one line: `path` cannot be read as `kind`, and why.
 
     Raises:
-        InputError: for every exception but those that are one already.
+        InputError: in place of every other exception.
     """
-    try:
-        with quiet():
-            yield
-    except InputError:
-        raise
-    except Exception as error:  # OSError, ValueError, hub, pickle and safetensors errors alike
-        cause = " ".join(str(error).split())[:300]
-        what = f"{path} cannot be read as {kind}: {type(error).__name__}: {cause}"
-        raise InputError(f"reward {reward}: {what}. {hint}") from error
+    with quiet(), unreadable_is_input_error(f"reward {reward}: {path} cannot be read as {kind}", f" {hint}"):
+        yield
 
 
 def checkpoint_file(reward: str, path: str, names: Sequence[str], revision: str | None = None) -> Path:
-    """The first of `names` that `path` has: a file itself, a folder, or a repository on the hub.
+    """The file at `path`, or the first of `names` in the folder or hub repository `path`.
 
     Raises:
-        InputError: if there is none to be had.
+        InputError: if there is none.
     """
     local = Path(path).expanduser()
     if local.is_file():
         return local
     if local.is_dir():
-        found = next((local / name for name in names if (local / name).is_file()), None)
-        if found is None:
+        file = next((local / name for name in names if (local / name).is_file()), None)
+        if file is None:
             raise InputError(f"reward {reward}: {local} has none of the files {', '.join(names)}. Name the file itself")
-        return found
+        return file
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise InputError(f"reward {reward}: {path} is neither a file, a folder, nor a hub id (owner/name)")
     with reading(reward, path, f"a repository with {' or '.join(names)}", "Check the name and the network"):
         name = names[0]
         if len(names) > 1:
-            there = list_repo_files(path, revision=revision)
-            name = next((name for name in names if name in there), names[-1])
+            files = list_repo_files(path, revision=revision)
+            name = next((name for name in names if name in files), names[-1])
         return Path(hf_hub_download(path, name, revision=revision))
 
 
 def read_weights(reward: str, file: Path) -> dict[str, Tensor]:
-    """The tensors in `file`, of safetensors or of torch's own format, which runs no code when read so.
+    """The tensors in `file`, in safetensors' format or torch's own, which is read without running code.
 
     Raises:
-        InputError: if it cannot be read, or holds anything else.
+        InputError: if it cannot be read, or holds anything but tensors.
     """
     with reading(reward, str(file), "weights", "Fetch it again; files that need pickle are not read"):
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]  # training checkpoints keep optimizers beside it
+        state = state["state_dict"]  # training checkpoints hold optimizer states too
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"reward {reward}: {file} holds no mapping of names to tensors. Fetch it again")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def fill(reward: str, module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads `state` into `module`, all of it and nothing else, and freezes it in eval mode.
+    """Loads `state` into `module`, which must match exactly, and freezes the module in eval mode.
 
     Raises:
-        InputError: for names that are missing, too many, or of another shape.
+        InputError: for tensors that are missing, unexpected, or of another shape.
     """
     own = module.state_dict()
     problems = {
@@ -92,22 +85,22 @@ def fill(reward: str, module: nn.Module, state: Mapping[str, Tensor], source: st
             if name in state and state[name].shape != own[name].shape
         ],
     }
-    found = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in problems.items() if names]
-    if found:
-        raise InputError(f"reward {reward}: the weights in {source} do not fit: {'; '.join(found)}")
+    messages = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in problems.items() if names]
+    if messages:
+        raise InputError(f"reward {reward}: the weights in {source} do not fit: {'; '.join(messages)}")
     module.load_state_dict(dict(state))
     module.requires_grad_(False).eval()
 
 
 def check_words(reward: str, tokenizer: Any, source: str, hint: str) -> None:
-    """Refuses a tokenizer whose files are incomplete: it still loads, and takes all words for the same unknown one.
+    """Refuses a tokenizer whose files are incomplete: it loads all the same, and maps every word to the unknown token.
 
     Raises:
         InputError: if it does not tell words apart.
     """
     if not tells_words_apart(tokenizer):
-        what = f"does not tell '{SENTENCES[0]}' from '{SENTENCES[1]}'; its vocabulary or merges are missing"
-        raise InputError(f"reward {reward}: the tokenizer of {source} {what}. {hint}")
+        message = f"does not tell '{SENTENCES[0]}' from '{SENTENCES[1]}'; its vocabulary or merges are missing"
+        raise InputError(f"reward {reward}: the tokenizer of {source} {message}. {hint}")
 
 
 def score_head(width: int) -> nn.Sequential:

@@ -68,7 +68,7 @@ def test_half_precision_by_a_recipe(build, options, plugins, name):
     config = RewardConfig(name=name, dtype="bf16", **options[name])
     media = noise(4, 3, EDGE, EDGE)
     scores = RewardSet([config], plugins, task=None)(media, PROMPTS, labels=torch.arange(4))
-    assert not scores.failure
+    assert not scores.causes
     torch.testing.assert_close(scores.total, build(name)(media, PROMPTS), rtol=0.2, atol=0.2)
 
 
@@ -83,7 +83,7 @@ def test_prompts_matter_where_they_should(build):
 
 def test_hpsv2_is_the_cosine_of_the_model_its_checkpoint_was_written_from(build, folder):
     media, reward = noise(4, 3, EDGE, EDGE), build("hpsv2")
-    tokens = reward._clip._tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    tokens = reward.network.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
     mean, std = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     pixels = (media - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.no_grad():

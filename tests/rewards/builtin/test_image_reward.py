@@ -58,8 +58,8 @@ def scored(request, publishers, tmp_path_factory):
 def test_it_is_the_package_bit_for_bit(scored):
     expected, reward = load_file(scored / "expected.safetensors"), ImageReward(str(scored), tokenizer=str(scored))
     pixels = load_file(scored / "given.safetensors")["pixels"].requires_grad_()
-    tokens = reward._tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
-    scores = reward._network(pixels, tokens.input_ids, tokens.attention_mask)
+    tokens = reward.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+    scores = reward.network(pixels, tokens.input_ids, tokens.attention_mask)
     scores.sum().backward()
     assert expected["scores"].std() > 0.01, "the scores depend on nothing, and agree on nothing"
     assert torch.equal(scores, expected["scores"])

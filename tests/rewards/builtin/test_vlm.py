@@ -204,7 +204,7 @@ def test_by_a_recipe(server, plugins):
     assert reward(to_pil(media), ["a", "say 0"]) == [0.7, 0.0]
     config = RewardConfig(name="vlm", url=server.url, model="judge", retries=0)
     scores = RewardSet([config], plugins, task=None)(media, ["a", "say what"])
-    assert scores.total[0] == pytest.approx(0.7) and scores.total[1].isnan() and not scores.failure
+    assert scores.total[0] == pytest.approx(0.7) and scores.total[1].isnan() and not scores.causes
 
 
 def test_reading_scores():

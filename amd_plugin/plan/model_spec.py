@@ -1,4 +1,4 @@
-"""A recipe's model at its true size and without weights: on the meta device, or of fake tensors where it is to be called."""
+"""A recipe's model at its true size and without weights: on the meta device, or with fake tensors for calls."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Outline:
-    """What a plan must know of a model.
+class ModelSpec:
+    """The classes, configs and sizes of a model.
 
     Attributes:
-        family: how networks are called.
+        family: family of the networks, which defines how they are called.
         network: class and config of student, fake score and teacher.
-        autoencoder: class and config of what decodes; None where samples are no latents.
-        encoders: parameters of each text encoder, by its name.
-        size: of decoded samples; None likewise.
-        sample_shape: of one sample, as the networks see it.
-        tokens: of a prompt.
-        source: where the configs come from, in words.
+        autoencoder: class and config of the autoencoder; None where samples are not latents.
+        encoders: number of parameters of each text encoder, by its name.
+        size: size of a decoded sample; None where samples are not latents.
+        sample_shape: shape of one sample, as the networks take it.
+        tokens: number of tokens of a prompt.
+        source: origin of the configs, in words.
     """
 
-    family: Any
+    family: Family | ClassConditional
     network: tuple[Any, dict[str, Any]]
     autoencoder: tuple[Any, dict[str, Any]] | None
     encoders: dict[str, int]
@@ -51,50 +51,56 @@ class Outline:
     source: str
 
     def build(self, dtype: torch.dtype, depth: int | None = None) -> nn.Module:
-        """The frozen network as it would be loaded in `dtype`, on the meta device; with `depth` blocks where given."""
+        """The frozen network as it would be loaded in `dtype`, on the meta device.
+
+        Args:
+            dtype: precision of its parameters, except those that its class keeps in fp32.
+            depth: number of blocks; None for all.
+        """
         kind, config = self.network
         network = _on_meta(kind, config if depth is None else {**config, "num_layers": depth})
-        kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+        in_fp32 = getattr(network, "_keep_in_fp32_modules", None) or ()
         for name, parameter in network.named_parameters():
-            if not any(part in name.split(".") for part in kept):
+            if not any(part in name.split(".") for part in in_fp32):
                 parameter.data = parameter.data.to(dtype)
         return network.requires_grad_(False).eval()
 
     @property
     def depth(self) -> int | None:
-        """How many equal blocks the network has; None for one whose blocks differ."""
+        """Number of equal blocks of the network; None for one whose blocks differ."""
         depth = self.network[1].get("num_layers")
         return depth if isinstance(depth, int) else None
 
     def condition(self, batch: int) -> Condition:
-        """Of `batch` samples; only shapes matter."""
-        found = {}
+        """A condition of `batch` samples, all zeros: only its shapes matter."""
+        condition = {}
         for name, shape in self.family.condition_shapes(self.tokens).items():
-            whole = name == "class_labels"
-            found[name] = torch.zeros((batch, *shape), dtype=torch.long if whole else torch.float32)
-        return found
+            dtype = torch.long if name == "class_labels" else torch.float32
+            condition[name] = torch.zeros((batch, *shape), dtype=dtype)
+        return condition
 
 
-def outline(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]]) -> Outline:
-    """The outline of a recipe's model, from the configs of its pipeline or, without a network, from those that are shipped.
+def model_spec(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]]) -> ModelSpec:
+    """The spec of a recipe's model, from its pipeline's configs or, offline, from those shipped with this package.
 
     Raises:
-        InputError: where there are no configs, or the family does not say what its networks are conditioned on.
+        InputError: where there are no configs, or the family does not define the shapes of its conditions.
     """
     model, source = shipped_configs.with_configs(config)
     if config.network in ("mlp", "dit"):
         network = build_network(config, task, seed)
-        return Outline(
-            ClassConditional(), (type(network), dict(network.config)), None, {}, None, task.sample_shape, 1, source
-        )  # fmt: skip
-    found = _of_pipeline(model, families, source) if model.path else _of_embedded(model, task, seed, families, source)
-    if not hasattr(found.family, "condition_shapes"):
-        what = f"the family of {found.family.pipeline} does not say the shapes of its conditions (condition_shapes)"
-        raise InputError(f"model: {what}, without which its calls cannot be traced")
-    return found
+        own: Any = network.config
+        return ModelSpec(ClassConditional(), (type(network), dict(own)), None, {}, None, task.sample_shape, 1, source)
+    return _of_pipeline(model, families, source) if model.path else _of_embedded(model, task, seed, families, source)
 
 
-def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], source: str) -> Outline:
+def _check_family(family: Family) -> None:
+    if not hasattr(family, "condition_shapes"):
+        message = f"the family of {family.pipeline} does not say the shapes of its conditions (condition_shapes)"
+        raise InputError(f"model: {message}, without which its calls cannot be traced")
+
+
+def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], source: str) -> ModelSpec:
     family, _ = check_backbone(model, families)
     where = pretrained(model)
     set_text_length(family, model)
@@ -110,10 +116,11 @@ def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], sourc
     size = family.size(vae, model.pixels, model.frames)
     network = (getattr(diffusers, family.network), where.network_config(type(family)))
     shape = family.sample_shape(vae, size)
-    return Outline(family, network, (kind, vae_config), encoders, size, shape, tokens or 77, source)
+    _check_family(family)
+    return ModelSpec(family, network, (kind, vae_config), encoders, size, shape, tokens or 77, source)
 
 
-def _of_embedded(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]], source: str) -> Outline:
+def _of_embedded(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]], source: str) -> ModelSpec:
     pipeline = untrained(config, task, seed)
     kind = families[type(pipeline).__name__]
     network, vae = getattr(pipeline, kind.component), pipeline.vae
@@ -122,13 +129,14 @@ def _of_embedded(config: ModelConfig, task: Task, seed: int, families: Mapping[s
     encoders = {name: part for name, part in pipeline.components.items() if name.startswith("text_encoder")}
     tokens = family.text_length or max(part.config.max_position_embeddings for part in encoders.values())
     counts = {name: _count(part) for name, part in encoders.items()}
+    _check_family(family)
     parts = ((type(network), dict(network.config)), (type(vae), dict(vae.config)))
-    return Outline(family, *parts, counts, size_of(task), task.sample_shape, tokens, source)
+    return ModelSpec(family, *parts, counts, size_of(task), task.sample_shape, tokens, source)
 
 
-def _encoder_config(where: Pretrained, name: str) -> Any:
-    with where._reading(f"{name}/config.json"):
-        return transformers.AutoConfig.from_pretrained(where.path, subfolder=name, revision=where.revision)
+def _encoder_config(pipeline: Pretrained, name: str) -> Any:
+    with pipeline._reading(f"{name}/config.json"):
+        return transformers.AutoConfig.from_pretrained(pipeline.path, subfolder=name, revision=pipeline.revision)
 
 
 def _encoder(kind: str, config: Any) -> int:
@@ -137,24 +145,25 @@ def _encoder(kind: str, config: Any) -> int:
 
 
 def clip_parameters(path: str, revision: str | None = None) -> int | None:
-    """Parameters of a CLIP-like reward model; None where its config cannot be had."""
+    """Number of parameters of a CLIP-like reward model; None where its config is not available."""
     local = Path(path).expanduser()
     folder = local if local.is_dir() else shipped_configs.FOLDER / shipped_configs.ENCODERS.get(path, "none")
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(folder if folder.is_dir() else path, revision=revision)
-            return _count(transformers.AutoModel.from_config(config))
-    except Exception:  # whatever the hub or the config says: the plan goes on, and names what it left out
+            from_config: Any = transformers.AutoModel.from_config  # it has no types
+            return _count(from_config(config))
+    except Exception:  # hub or config errors of any kind: the plan goes on, and names what it left out
         return None
 
 
-def faking() -> FakeTensorMode:
-    """Tensors made inside have no memory, and dispatch as the CPU's do: fused attention stays fused."""
+def fake_mode() -> FakeTensorMode:
+    """A context in which tensors have no memory, and dispatch as the CPU's do: fused attention stays fused."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def faked(module: nn.Module) -> nn.Module:
-    """`module` itself, its tensors on the meta device replaced by fake ones; to be called in fake mode."""
+def fill_with_fakes(module: nn.Module) -> None:
+    """Replaces the tensors of `module` on the meta device by fake ones. Call it in `fake_mode`."""
     for part in module.modules():
         for key, parameter in part._parameters.items():
             if parameter is not None and parameter.is_meta:
@@ -163,13 +172,12 @@ def faked(module: nn.Module) -> nn.Module:
         for key, buffer in part._buffers.items():
             if buffer is not None and buffer.is_meta:
                 part._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return module
 
 
-def build_autoencoder(outline: Outline) -> nn.Module:
-    """What decodes, in fp32 as it is loaded, on the meta device."""
-    assert outline.autoencoder is not None  # noqa: S101 (asked for only where there is one)
-    return _on_meta(*outline.autoencoder).requires_grad_(False).eval()
+def build_autoencoder(spec: ModelSpec) -> nn.Module:
+    """The autoencoder, on the meta device, in fp32 as it is loaded."""
+    assert spec.autoencoder is not None  # noqa: S101 (called only where there is one)
+    return _on_meta(*spec.autoencoder).requires_grad_(False).eval()
 
 
 def _on_meta(kind: Any, config: dict[str, Any]) -> nn.Module:
