@@ -130,7 +130,18 @@ def environment(tmp_path):
         file.write(f"import site; site.addsitedir({packages!r})\n")
 
     def install(source):
-        command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--no-deps",
+            "--no-build-isolation",
+        ]
         subprocess.run([*command, "--no-index", source], check=True)
 
     return python, install
