@@ -130,18 +130,8 @@ def environment(tmp_path):
         file.write(f"import site; site.addsitedir({packages!r})\n")
 
     def install(source):
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "--quiet",
-            "--no-compile",
-            "--no-deps",
-            "--no-build-isolation",
-        ]
-        subprocess.run([*command, "--no-index", source], check=True)
+        options = ["--quiet", "--no-compile", "--no-deps", "--no-build-isolation", "--no-index"]
+        command = [sys.executable, "-m", "pip", "--python", python, "install", *options, source]
+        subprocess.run(command, check=True)
 
     return python, install
