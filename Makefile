@@ -37,7 +37,7 @@ quick: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/laws tests/objectives tests/recipe tests/schedule tests/test_cli.py
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -73,6 +73,7 @@ def test_plugins(cli):
     assert code == 0 and "amd (amd-plugin" in printed and "objectives: amd, decoupled_dmd, dmd" in printed
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     tune = ("--tune", "objective.guidance_scale=1,2", "--arm", "soft=amd objective.sharpening=0.5")
     code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", *tune, "--seeds", "0,1", "--select-seeds", "1,5",
@@ -151,6 +152,7 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
     assert guidance >= 2 or len(set(parts)) == len(parts) == 5
 
 
+@pytest.mark.slow
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     folder = tmp_path / "comparison"
     arguments = [
@@ -187,6 +189,7 @@ def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     assert code == 0 and "How samples were weighed" in (tmp_path / "all.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_comparison_with_a_run_that_fails_keeps_the_others(cli, tmp_path):
     folder = tmp_path / "comparison"
     blocked = folder / "arms" / "amd" / "seed-0"
