@@ -7,9 +7,12 @@ no torch: a host can discover plugins and print its help before any heavy import
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from amd_plugin import moved
 from amd_plugin.hookspecs import hookimpl, hookspec
 
 __version__ = "0.1.0"
+
+moved.install()
 
 if TYPE_CHECKING:
     from amd_plugin.maths import operators

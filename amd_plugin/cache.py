@@ -1,13 +1,11 @@
-"""Things worth making once: teachers and classifiers, kept by a hash of everything that made them.
+"""What is made once and kept, e.g. teachers and classifiers, by a hash of everything that it depends on.
 
-They live under ``$AMD_PLUGIN_CACHE``, or ``amd-plugin`` in the user's cache folder. Deleting them costs time only.
+It lies under ``$AMD_PLUGIN_CACHE``, or ``amd-plugin`` in the user's cache folder. Deleting it costs time only.
 """
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,26 +15,33 @@ import diffusers
 import torch
 from filelock import FileLock
 
+from amd_plugin.atomic import replaced_folder
 from amd_plugin.errors import InputError
 
 
 def root() -> Path:
-    """The folder everything is kept in."""
+    """The folder of everything that is kept."""
     if "AMD_PLUGIN_CACHE" in os.environ:
         return Path(os.environ["AMD_PLUGIN_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amd-plugin"
 
 
 def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` filled, now or in an earlier run; processes that ask at the same time wait for one of them.
+    """The folder that `make` filled, now or in an earlier run; of several processes one makes it and the others wait.
 
     Args:
         kind: first part of the folder's name.
-        made_of: JSON-able; all that the result depends on beside our own code and the libraries' versions, which are added.
-        make: fills the empty folder it is given.
+        made_of: JSON-able; everything that the result depends on beside this package's code and the libraries' versions,
+            which are added here.
+        make: function that fills the empty folder it is given.
+
+    Raises:
+        InputError: where the cache folder cannot be made.
     """
-    recipe = json.dumps(dict(made_of), sort_keys=True)
-    digest = hashlib.sha256("\0".join((recipe, _code(), torch.__version__, diffusers.__version__)).encode()).hexdigest()[:16]
+    description = json.dumps(dict(made_of), sort_keys=True)
+    digest = hashlib.sha256("\0".join((description, _code(), torch.__version__, diffusers.__version__)).encode()).hexdigest()[
+        :16
+    ]
     folder = root() / f"{kind}-{digest}"
     if folder.is_dir():
         return folder
@@ -46,13 +51,9 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
         raise InputError(f"cache folder {folder.parent}: cannot be made: {error}. Set AMD_PLUGIN_CACHE") from error
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
+            with replaced_folder(folder) as draft:
                 make(draft)
-                (draft / "made_of.json").write_text(recipe)
-                draft.rename(folder)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+                (draft / "made_of.json").write_text(description)
     return folder
 
 

@@ -4,26 +4,13 @@ Sections that choose something by name (`data`, `objective`, `rewards`) carry it
 against the signature of what was chosen, so that a plugin's options are as safe as our own.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
-from amd_plugin.errors import InputError
-
-
-class Strict(BaseModel):
-    """No unknown keys, no NaN, no conversion between text, numbers and booleans."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class _Open(Strict):
-    """Any further key too: what a factory with ``**options`` takes."""
-
-    model_config = ConfigDict(extra="allow")
+from amd_plugin.options import Strict
 
 
 class Choice(BaseModel):
@@ -267,53 +254,3 @@ class RecipeConfig(Strict):
     train: TrainConfig
     evaluate: EvaluateConfig
     distributed: DistributedConfig = Field(default_factory=lambda: DistributedConfig())
-
-
-def options_model(factory: Callable[..., Any], *, ignore: tuple[str, ...] = ()) -> type[BaseModel]:
-    """A strict model of `factory`'s keyword parameters, from its signature: names, annotations, defaults.
-
-    Args:
-        factory: any callable; a parameter without annotation takes anything.
-        ignore: parameters that the host fills in.
-
-    Raises:
-        InputError: if the signature's annotations cannot be evaluated.
-    """
-    fields: dict[str, Any] = {}
-    try:
-        parameters = inspect.signature(factory, eval_str=True).parameters.values()
-    except Exception as error:
-        raise InputError(f"the signature of {factory!r} cannot be read: {type(error).__name__}: {error}") from error
-    for parameter in parameters:
-        if parameter.name in ignore or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-        fields[parameter.name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    try:
-        return create_model("Options", __base__=_Open if open_ended else Strict, **fields)
-    except Exception as error:
-        raise InputError(f"the parameters of {factory!r} cannot be checked: {error}") from error
-
-
-def wrong_values(error: ValidationError, data: Mapping[str, Any]) -> dict[tuple[str | int, ...], str]:
-    """Where in `data` a value is wrong -> what it should be, in words; one entry where it may be one of several kinds.
-
-    Missing and unknown keys are not among them.
-    """
-    found: dict[tuple[str | int, ...], list[str]] = {}
-    got: dict[tuple[str | int, ...], Any] = {}
-    for detail in error.errors():
-        if detail["type"] in ("missing", "extra_forbidden"):
-            continue
-        place: tuple[str | int, ...] = ()
-        value: Any = data
-        for key in detail["loc"]:  # what follows the value itself names the kind that was tried
-            inside = isinstance(value, Mapping) and key in value
-            if not inside and not (isinstance(value, list | tuple) and isinstance(key, int) and key < len(value)):
-                break
-            place, value = (*place, key), value[key]
-        said = f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
-        found.setdefault(place, []).append(said)
-        got[place] = value
-    return {place: f"{' or '.join(dict.fromkeys(texts))}, got {got[place]!r}" for place, texts in found.items()}

@@ -2,12 +2,13 @@
 
 No logic and no torch at run time. A plugin is a module or object with functions marked `@amd_plugin.hookimpl`, named in the
 entry-point group ``distill_host`` or given to `get_plugin_manager().register(...)`. Each may take any subset of the
-arguments. Hooks are added and their arguments extended, never changed.
+arguments. From version 0.1.0 on hooks are added and their arguments extended, never changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,58 +17,122 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from amd_plugin.maths.adversarial import Adversarial
+    from amd_plugin.maths.losses import LossOutput
     from amd_plugin.maths.signals import Signals
-    from amd_plugin.objectives.dmd import LossOutput
 
 NAME = "distill_host"
 
 hookspec = pluggy.HookspecMarker(NAME)
 hookimpl = pluggy.HookimplMarker(NAME)
 
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Everything an objective asks of a host beside samples, teacher and fake score. A default value asks for nothing.
+
+    A host states the names of the fields that it can give, and refuses what is `missing` before anything is trained.
+
+    Attributes:
+        reward: advantages from rewards of decoded samples; without it a host decodes and scores nothing.
+        group_size: fewest samples per prompt and batch that make sense.
+        recommended_group_size: number of samples per prompt and batch below which a host warns.
+        uncond: the teacher's unconditional prediction, `Signals.real_uncond`.
+        noise_level: the noise level of x_t in the student's turn, `Signals.sigma`, as a fraction of the schedule.
+        guidance_range: (low, high) noise levels of a draw and a teacher call of their own for the guidance term.
+        match_range: (low, high) noise levels of the matching term, instead of the host's own.
+        fake_score_weight: a weight per sample in the fake score's loss.
+        fake_score_noise_level: the noise levels [B] of the fake score's turn, second argument of `sharpening_weights`.
+        reward_gradient: a differentiable reward with its graph, `Signals.reward`.
+        discriminator: loss weights of an adversarial branch, whose discriminator the host trains.
+        replay: share in [0, 1) of the fake score's samples that come from a memory of failures.
+    """
+
+    reward: bool = False
+    group_size: int = 1
+    recommended_group_size: int = 1
+    uncond: bool = False
+    noise_level: bool = False
+    guidance_range: Window | None = None
+    match_range: Window | None = None
+    fake_score_weight: bool = False
+    fake_score_noise_level: bool = False
+    reward_gradient: bool = False
+    discriminator: Adversarial | None = None
+    replay: float = 0.0
+
+    def missing(self, offers: Collection[str]) -> dict[str, str]:
+        """Needs whose field names are not in `offers`: name -> what a host would have to give, in words."""
+        asked = [need.name for need in fields(self) if getattr(self, need.name) != need.default]
+        return {name: IN_WORDS[name] for name in asked if name not in offers}
+
+
+# What a host would have to give, by field of `Needs`.
+IN_WORDS = {
+    "reward": "rewards of decoded samples",
+    "group_size": "several samples per prompt",
+    "recommended_group_size": "several samples per prompt",
+    "uncond": "the teacher's unconditional prediction",
+    "noise_level": "the noise level of each sample in the student's turn",
+    "guidance_range": "a noise level and a teacher call of its own for guidance",
+    "match_range": "noise levels of its own for matching",
+    "fake_score_weight": "a weight per sample in the fake score's loss",
+    "fake_score_noise_level": "the noise levels of the fake score's turn",
+    "reward_gradient": "a differentiable reward",
+    "discriminator": "a discriminator on the fake score's features",
+    "replay": "a memory of failures",
+}
+EVERYTHING: frozenset[str] = frozenset(IN_WORDS)
+
 
 class Objective(Protocol):
     """What a host calls. `amd_plugin.DMDObjective` is the reference; B samples, then any dimensions.
 
     Attributes:
-        guidance_scale: w of the teacher, standard form.
-        needs_reward: False: the host decodes and scores nothing, and gives no advantages.
-        needs_uncond: False: the host may leave `Signals.real_uncond` out.
-        min_group_size: fewest samples per prompt that make sense.
-        guidance_sigma, match_sigma: (low, high) noise levels of the two terms; None: one draw for both, left to the host.
-        strength_scale: factor on the objective's own strength, written by the host (see `distill_strength_schedule`).
-
-    An objective may also have any of these attributes; a host that cannot do what one asks for must say so:
-        adversarial: an `amd_plugin.maths.adversarial.Adversarial`: the host trains a discriminator and adds its loss too.
-        reward_options: names of options that say how hard it follows the reward: what to lower when that is hacked.
-        recommended_group_size: fewer samples per prompt deserve a warning.
-        per_rung: true: `advantage` takes the student's exit rung as a third argument, ``rung``.
-        sharpening_sigma: not None: `sharpening_weights` takes the noise levels [B] of the fake score's turn as a second
-            argument, ``sigma``.
-        reward_unit: written by the host: a clear difference of rewards (docs/rewards.md), 0 where nobody knows.
-        reward_gradient: above 0: `Signals.reward` must carry a differentiable reward.
-        shared_sums: running sums over a process's own samples; a host of several averages each of these tensors over them,
-            in place, after every student turn.
-        memory_share, memory_size: above 0: a share of what the fake score learns from is to come from a memory of failures.
+        guidance_scale: guidance scale w of the teacher, standard form.
+        schedule_factor: factor in [0, 1] on everything that follows the reward; set by the host before every cycle, from
+            `distill_strength_schedule`.
+        reward_unit: reward difference that counts as significant (docs/rewards.md), 0 if unknown; set by the host once.
     """
 
     guidance_scale: float
-    needs_reward: bool
-    min_group_size: int
-    guidance_sigma: tuple[float, float] | None
-    match_sigma: tuple[float, float] | None
-    strength_scale: float
+    schedule_factor: float
+    reward_unit: float
 
     @property
-    def needs_uncond(self) -> bool:
-        """See above."""
+    def needs(self) -> Needs:
+        """What it asks of a host."""
         ...
 
-    def advantage(self, reward: Tensor, groups: Tensor) -> Tensor:
-        """[B] from the rewards [B] and prompt ids [B] of the joined batch of all ranks; may update running statistics."""
+    @property
+    def reward_levers(self) -> Mapping[str, float]:
+        """Options that set how hard the reward is followed, with their values: what to lower when a reward is hacked."""
         ...
 
-    def sharpening_weights(self, advantage: Tensor) -> Tensor:
-        """[B], mean 1, for the fake score's loss, from the advantages of the joined batch."""
+    @property
+    def shared_sums(self) -> Sequence[Tensor]:
+        """Running sums over a process's own samples; a host averages each over processes, in place, after a student turn."""
+        ...
+
+    def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
+        """[B] from the rewards [B] and prompt ids [B] of the joined batch of all ranks; may update running statistics.
+
+        Args:
+            reward: higher is better; NaN for a failed one.
+            groups: the same number for samples of one prompt.
+            rung: the student's exit rung, from 0; 0 where the host has none.
+        """
+        ...
+
+    def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """[B], mean 1, for the fake score's loss.
+
+        Args:
+            advantage: [B] of the joined batch.
+            sigma: noise levels [B] of the fake score's turn, as fractions of the schedule; None if unknown.
+        """
         ...
 
     def student_loss(self, signals: Signals) -> LossOutput:
@@ -104,7 +169,7 @@ class SigmaSampler(Protocol):
         Args:
             sigma: the host's draw, or what an earlier sampler made of it, for the joined batch.
             role: ``student`` (matching), ``guide`` (guidance at its own level), ``fake_score``, or ``discriminator``.
-            advantage: [B] of the joined batch, None where the objective listens to no reward.
+            advantage: [B] of the joined batch, None where the objective uses no reward.
             step: student updates so far.
             generator: the only source of randomness to use; the same on every rank.
         """
@@ -142,7 +207,7 @@ def distill_sigma_sampler(options: Mapping[str, Any]) -> SigmaSampler | None:
 
 @hookspec
 def distill_strength_schedule(step: int, max_steps: int, metrics: Mapping[str, float]) -> float | None:
-    """Factor in [0, 1] on the objective's strength at `step`; `metrics` are those last logged. Several multiply; None is 1."""
+    """`Objective.schedule_factor` at `step`, in [0, 1]; `metrics` are those last logged. Several multiply; None is 1."""
 
 
 @hookspec(firstresult=True)

@@ -15,7 +15,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,9 +150,10 @@ class PluginManager(pluggy.PluginManager):
             raise
         except Exception as error:
             raise InputError(f"objective '{name}' could not be built: {type(error).__name__}: {error}") from error
-        lacking = [part for part in _OBJECTIVE if not hasattr(made, part)]
-        if lacking:
-            raise InputError(f"objective '{name}' is a {type(made).__name__} without {', '.join(lacking)}: not an Objective")
+        if problem := _contract_problem(made):
+            raise InputError(
+                f"objective '{name}' is a {type(made).__name__} {problem}: not an Objective (amd_plugin.hookspecs)"
+            )
         return made
 
     def _watch(self, plugin: object, status: PluginStatus) -> None:
@@ -235,9 +236,38 @@ class PluginManager(pluggy.PluginManager):
 
 
 _OBJECTIVE = (
-    "guidance_scale", "needs_reward", "needs_uncond", "min_group_size", "guidance_sigma", "match_sigma", "strength_scale",
+    "guidance_scale", "schedule_factor", "reward_unit", "needs", "reward_levers", "shared_sums",
     "advantage", "sharpening_weights", "student_loss", "fake_score_loss", "state_dict", "load_state_dict",
 )  # fmt: skip
+# Attributes of the contract before 0.1.0 -> what says the same now.
+_BEFORE_0_1 = {
+    "needs_reward": "needs.reward", "needs_uncond": "needs.uncond", "min_group_size": "needs.group_size",
+    "recommended_group_size": "needs.recommended_group_size", "per_rung": "the argument rung of advantage",
+    "strength_scale": "schedule_factor", "memory_share": "needs.replay", "reward_options": "reward_levers",
+}  # fmt: skip
+
+
+def _contract_problem(objective: Any) -> str:
+    """What keeps `objective` from being an `Objective`, in words; empty if nothing does."""
+    classes = [kind for kind in type(objective).__mro__ if not kind.__module__.startswith(("amd_plugin.", "builtins"))]
+    old = [
+        name
+        for name in _BEFORE_0_1
+        if name in getattr(objective, "__dict__", {}) or any(name in vars(kind) for kind in classes)
+    ]
+    if old:
+        return f"with {', '.join(f'{name}, which is now {_BEFORE_0_1[name]}' for name in old)}"
+    lacking = [part for part in _OBJECTIVE if not hasattr(objective, part)]
+    if lacking:
+        return f"without {', '.join(lacking)}"
+    if not isinstance(objective.needs, hookspecs.Needs):
+        return f"whose needs are a {type(objective.needs).__name__} and no amd_plugin.hookspecs.Needs"
+    for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
+        try:
+            inspect.signature(getattr(objective, method)).bind(*arguments)
+        except TypeError:
+            return f"whose {method} does not take ({', '.join(arguments)})"
+    return ""
 
 
 def _check_factories(result: Any) -> None:
@@ -275,6 +305,17 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 }
 
 
+def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:
+    """Raises InputError where `objective` needs what a host does not offer.
+
+    Args:
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the host can give.
+    """
+    for name, meaning in objective.needs.missing(offers).items():
+        got = getattr(objective.needs, name)
+        raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose other options")
+
+
 def get_plugin_manager() -> PluginManager:
     """A new manager with the host's baseline and all installed plugins in it."""
     manager = PluginManager()
@@ -282,33 +323,6 @@ def get_plugin_manager() -> PluginManager:
         manager.register(importlib.import_module(module), name)
     manager.load_entry_points()
     return manager
-
-
-def accepted(function: Callable[..., Any]) -> set[str] | None:
-    """Names of the keyword parameters `function` takes when called; None where it takes any.
-
-    A torch module's call is its `forward`; a class's is its constructor, that of a module class too. One that takes any and is
-    a class passes them on to its bases, as far as the first that names what it takes.
-    """
-    if not isinstance(function, type):
-        return _named(inspect.signature(getattr(function, "forward", function)))[0]
-    found: set[str] = set()
-    for base in function.__mro__[:-1]:
-        if "__init__" not in vars(base) and base is not function:
-            continue
-        signature = inspect.signature(function if base is function else vars(base)["__init__"])
-        names, closed = _named(signature)
-        if names is not None:
-            return found | names - {"self"}
-        found |= closed - {"self"}
-    return None
-
-
-def _named(signature: inspect.Signature) -> tuple[set[str] | None, set[str]]:
-    """Names of the keyword parameters, None where any is taken; and those that are named all the same."""
-    parameters = signature.parameters.values()
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return (None if any(p.kind is p.VAR_KEYWORD for p in parameters) else names), names
 
 
 def _names(variable: str) -> set[str] | None:

@@ -1,8 +1,8 @@
-"""What is measured for docs/evidence.md, and what was aimed at. `evidence.py` runs it."""
+"""The studies of docs/evidence.md, their targets and their parities. `evidence.py` runs them."""
 
-from evidence import FOLLOWED, Parity, Study, Target
+from evidence_types import BEST_DMD, FOLLOWED, Parity, Study, Target
 
-from amd_plugin.evaluate.comparison.compare import VARIANTS
+from amd_plugin.evaluate.comparison.arms import VARIANTS
 
 W = "objective.guidance_scale="
 WINDOW = "objective.guidance_window=[0,0.5]"
@@ -25,9 +25,9 @@ ELSEWHERE = (
 STUDIES = {
     "plane_unreliable": Study(
         title="In the plane, an unreliable teacher, one step",
-        question="The recipe as it is shipped: a mixture of known density, whose teacher learnt from 20 % random labels and "
-        "5 % outliers. A reward knows something here that the teacher does not. `amd` has guidance 1.25 and sharpening 2.5; "
-        "`amd_by_spread` divides rewards by each group's spread, as the paper does, and weighs low noise only, by 2.",
+        question="The shipped recipe: a mixture of known density, whose teacher was trained with 20 % random labels and 5 % "
+        "outliers. The reward has information here that the teacher lacks. `amd` has guidance 1.25 and sharpening 2.5. "
+        "`amd_by_spread` divides rewards by each group's spread, as the paper does, and has sharpening 2 at low noise only.",
         recipe="modes2d", settings=QUICK,
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
@@ -45,19 +45,19 @@ STUDIES = {
     ),
     "plane_ring": Study(
         title="In the plane, another mixture: six classes on a ring, 10 % random labels",
-        question="Nothing was chosen on this one: recipe and settings are the first study's.",
+        question="Nothing was tuned on this mixture: recipe and settings are those of the first study.",
         recipe="modes2d", settings=(*QUICK, "data.geometry=ring", "data.classes=6", "data.modes=4", "data.label_noise=0.1"),
         seeds="4", more=ELSEWHERE,
     ),
     "plane_grid": Study(
         title="In the plane, another mixture: twelve classes on a grid, 40 % random labels",
-        question="Nor on this one.",
+        question="Nothing was tuned on this mixture either.",
         recipe="modes2d", settings=(*QUICK, "data.geometry=grid", "data.classes=12", "data.modes=2", "data.label_noise=0.4"),
         seeds="4", more=ELSEWHERE,
     ),
     "plane_reliable": Study(
         title="In the plane, a reliable teacher, one step",
-        question="The same with clean labels and no outliers: there is little for a reward to say, and AMD must do no harm.",
+        question="The same with clean labels and no outliers. A reward has little to add here, and AMD must do no harm.",
         recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"),
         more=(
             f"dmd@1.1=dmd {W}1.1", f"dmd@1.25=dmd {W}1.25", "amd=amd", f"amd@1.25=amd {W}1.25",
@@ -67,8 +67,8 @@ STUDIES = {
     ),
     "plane_guided_2": Study(
         title="In the plane, a reliable teacher, guidance 2",
-        question="A strong guidance scale, the Forbidden Zone one can make at will: DMD's student runs off along the guidance "
-        "direction. `sliced_wasserstein_to_teacher` is the distance to what the teacher itself makes of that scale.",
+        question="A strong guidance scale creates a Forbidden Zone: DMD's student drifts away along the guidance direction. "
+        "`sliced_wasserstein_to_teacher` is the distance to the teacher's own samples at that scale.",
         recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}2", "objective.sharpening=1"), followed=2.0,
         more=(
             "amd=amd", "amd_unit=amd objective.unit=2",
@@ -79,13 +79,13 @@ STUDIES = {
     ),
     "plane_guided_4": Study(
         title="In the plane, a reliable teacher, guidance 4",
-        question="The same, twice as strong.",
+        question="The same with twice the guidance scale.",
         recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}4", "objective.sharpening=1"), followed=4.0,
         more=("amd=amd", f"amd_paper=amd {PAPER}", f"dmd_window=dmd {WINDOW}", f"amd_window=amd {WINDOW}"),
     ),
     "digits_unreliable": Study(
         title="Handwritten digits, an unreliable teacher, one step",
-        question="The recipe as it is shipped: scikit-learn's 1797 real digits, diffusers' DiT, a fifth of the teacher's "
+        question="The shipped recipe: scikit-learn's 1797 real digits, diffusers' DiT, and a teacher with a fifth of its "
         "labels random. `amd` has its defaults, at guidance 1.25.",
         recipe="digits", settings=QUICK, seeds="4",
         more=(
@@ -97,15 +97,15 @@ STUDIES = {
     ),
     "digits_converged": Study(
         title="Handwritten digits, an unreliable teacher, one step, three times as long",
-        question="`digits_unreliable` with 900 updates: is what is better there only faster?",
+        question="`digits_unreliable` with 900 updates: were its gains only faster training?",
         recipe="digits", settings=(*QUICK, "train.max_steps=900"), seeds="4",
         more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
               f"amd_random_reward=amd {RANDOM}"),
     ),
     "plane_four_steps": Study(
         title="In the plane, an unreliable teacher, four steps",
-        question="`dmd` has one fake score for all steps, as everybody has; `_rungs` and all arms of AMD tell it the exit "
-        "rung. 900 student updates.",
+        question="`dmd` has one fake score for all steps, as is usual. In `_rungs` and all arms of AMD but `amd_shared_fake`, "
+        "the fake score is conditioned on the exit rung. 900 student updates.",
         recipe="modes2d", seeds="4",
         settings=(
             *QUICK, "model.student_steps=4", "train.max_steps=900", "model.rung_conditioning=false", "objective.sharpening=1",
@@ -126,7 +126,8 @@ STUDIES = {
     ),
     "digits_four_steps": Study(
         title="Handwritten digits, an unreliable teacher, four steps",
-        question="As in the plane: one fake score for all steps in `dmd`, told the exit rung in the others. 1500 updates.",
+        question="As in the plane: one fake score for all steps in `dmd`, conditioned on the exit rung in `_rungs` and AMD. "
+        "1500 updates.",
         recipe="digits", seeds="4",
         settings=(*QUICK, "model.student_steps=4", "train.max_steps=1500", "model.rung_conditioning=false"),
         more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd_rungs=dmd {RUNGS}", f"amd=amd {RUNGS}",
@@ -155,56 +156,57 @@ STUDIES = {
 }  # fmt: skip
 
 TARGETS = (
-    Target("plane_unreliable", "amd", "best dmd", "precision", 0.15, wins=7),
-    Target("plane_unreliable", "amd", "best dmd", "tv", -0.10, wins=7),
-    Target("plane_unreliable", "amd", "best dmd", "sliced_wasserstein", 0.0, wins=7),
-    Target("plane_unreliable", "amd", "best dmd", "coverage", 0.0),
+    Target("plane_unreliable", "amd", BEST_DMD, "precision", 0.15, wins=7),
+    Target("plane_unreliable", "amd", BEST_DMD, "tv", -0.10, wins=7),
+    Target("plane_unreliable", "amd", BEST_DMD, "sliced_wasserstein", 0.0, wins=7),
+    Target("plane_unreliable", "amd", BEST_DMD, "coverage", 0.0),
     Target("plane_unreliable", "amd_window_2", "dmd_window_2", "precision", 0.03),
     Target("plane_unreliable", "amd_window_2", "dmd_window_2", "tv", -0.01),
     Target("plane_guided_2", "amd", "dmd", FOLLOWED, 0.10, "value"),
     Target("plane_guided_2", "amd", "dmd", "coverage", 0.0),
     Target("plane_guided_4", "amd", "dmd", "precision", 0.5, "value"),
     Target("plane_guided_4", "amd", "dmd", "coverage", 0.0),
-    Target("digits_unreliable", "amd", "best dmd", "frechet", 0.90, "ratio", wins=4),
+    Target("digits_unreliable", "amd", BEST_DMD, "frechet", 0.90, "ratio", wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "accuracy", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "precision", 0.0, wins=4),
     Target("digits_unreliable", "amd", "dmd@1.4", "recall", 0.0, wins=4),
-    Target("digits_converged", "amd", "best dmd", "frechet", 0.90, "ratio", wins=4),
+    Target("digits_converged", "amd", BEST_DMD, "frechet", 0.90, "ratio", wins=4),
     Target("digits_converged", "amd", "dmd", "accuracy", 0.0, wins=4),
     Target("digits_converged", "amd", "dmd", "precision", 0.0, wins=4),
     Target("digits_converged", "amd", "dmd", "recall", 0.0, wins=4),
-    Target("digits_reliable", "amd", "best dmd", "frechet", 0.90, "ratio"),
-    Target("digits_reliable", "amd", "best dmd", "recall", 0.02),
+    Target("digits_reliable", "amd", BEST_DMD, "frechet", 0.90, "ratio"),
+    Target("digits_reliable", "amd", BEST_DMD, "recall", 0.02),
     Target("plane_reliable", "amd", "dmd", "sliced_wasserstein", 0.0),
     Target("plane_reliable", "amd", "dmd", "coverage", 0.0),
-    Target("digits_four_steps", "amd", "best dmd", "frechet", 0.60, "ratio"),
-    Target("plane_four_steps", "amd", "best dmd", "precision", 0.06),
-    Target("plane_four_steps", "amd", "best dmd", "tv", -0.09),
-    Target("plane_four_steps", "amd", "best dmd", "sliced_wasserstein", 0.0),
-    Target("plane_four_steps", "amd", "best dmd", "coverage", 0.0),
+    Target("digits_four_steps", "amd", BEST_DMD, "frechet", 0.60, "ratio"),
+    Target("plane_four_steps", "amd", BEST_DMD, "precision", 0.06),
+    Target("plane_four_steps", "amd", BEST_DMD, "tv", -0.09),
+    Target("plane_four_steps", "amd", BEST_DMD, "sliced_wasserstein", 0.0),
+    Target("plane_four_steps", "amd", BEST_DMD, "coverage", 0.0),
     Target("plane_four_steps", "amd", "dmd_rungs", "precision", 0.05),
     Target("plane_four_steps", "amd", "dmd_rungs", "tv", 0.0),
     Target("plane_four_steps", "amd", "dmd_rungs", "coverage", 0.0),
-    Target("digits_four_steps", "amd", "best dmd", "accuracy", 0.0),
-    Target("digits_four_steps", "amd", "best dmd", "precision", 0.0),
+    Target("digits_four_steps", "amd", BEST_DMD, "accuracy", 0.0),
+    Target("digits_four_steps", "amd", BEST_DMD, "precision", 0.0),
     Target("digits_four_steps", "amd", "dmd@1.4", "recall", 0.0),
     Target("digits_four_steps", "amd", "dmd_rungs", "accuracy", 0.05),
     Target("digits_four_steps", "amd", "dmd_rungs", "frechet", 1.0, "ratio"),
 )
 
-# "Everywhere": AMD as it is no worse than DMD at its guidance scale, with a random reward neither better nor worse.
-SAME_W = {
+# Study -> its DMD arm at AMD's guidance scale. Everywhere, AMD with its defaults should be no worse than that arm, and AMD with
+# a random reward neither better nor worse.
+SAME_SCALE = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
     "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
-JUDGES = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_W}
+JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
 JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
 PARITIES = tuple(
     Parity(study, arm, base, metric, may_win=arm == "amd")
     for arm in ("amd", "amd_random_reward")
-    for study, base in SAME_W.items()
+    for study, base in SAME_SCALE.items()
     for metric in JUDGES[study]
     if any(spec.startswith(f"{arm}=") for spec in STUDIES[study].more)
 )

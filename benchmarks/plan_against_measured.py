@@ -29,7 +29,6 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plan.calls import traces
 from amd_plugin.plan.outline import outline
 from amd_plugin.plan.planner import plan
-from amd_plugin.tasks import TASKS
 
 GROUP = [InitProcessGroupKwargs(backend="gloo")] if "WORLD_SIZE" in os.environ else []
 SMALL = ("model.teacher.steps=10", "train.max_steps=1", "train.batch_size=16", "train.fake_updates=1", "train.trackers=[]")
@@ -62,7 +61,7 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
         }
         if name != "teacher":
             state = optimizers[name].state.values()
-            kept = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
+            kept = [*(v for s in state for v in s.values()), *(role.master_weights() if trainer.has_shares else ())]
             measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
         if name == "student":
             measured["average"] = _bytes(trainer.ema._shadow)
@@ -74,8 +73,7 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
 def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]:
     config = loaded.config
     batch = config.train.batch_size // config.train.accumulation
-    task = TASKS[config.data.task](**config.data.options)
-    of_model = outline(config.model, task, config.train.seed, plugins.families())
+    of_model = outline(config.model, loaded.task, config.train.seed, plugins.families())
     predicted = traces(of_model, config, batch, uncond=True)["student"]
     condition = of_model.condition(batch)
     x, timestep = torch.randn(batch, *of_model.sample_shape), torch.full((batch,), 500.0)

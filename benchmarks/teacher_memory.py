@@ -57,7 +57,7 @@ def measure(folder, how, out):
         role = Role(network.requires_grad_(True))
         train = TrainConfig(max_steps=1, batch_size=1, student_lr=1e-5, fake_lr=1e-5)
         engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), train, accelerator, "zero3", weights)
-        kept = 4 * sum(masters.numel() for masters in role.masters())
+        kept = 4 * sum(masters.numel() for masters in role.master_weights())
     elif how == "whole first":
         network = shard(where.network(family, torch.float32), accelerator)
     else:

@@ -15,10 +15,11 @@ from torch import nn
 
 from amd_plugin import NoiseLevel, Signals, get_plugin_manager, to_x0
 from amd_plugin.adapters import shim
-from amd_plugin.adapters.bridge import Steering
+from amd_plugin.adapters.bridge import OFFERS, HostBridge
 from amd_plugin.errors import AmdPluginError
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5
+GIVES = {*OFFERS, "noise_level"}  # what this trainer can give an objective, see `amd_plugin.hookspecs.Needs`
 
 
 class Denoiser(nn.Module):
@@ -54,7 +55,6 @@ def train_teacher(images: torch.Tensor, digits: torch.Tensor, steps: int) -> Den
 
 
 def train_reward(images: torch.Tensor, digits: torch.Tensor) -> nn.Module:
-    """How clearly a picture shows its digit: the log-probability of a small classifier."""
     classifier = nn.Sequential(nn.Linear(PIXELS, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
     for _ in range(200):
@@ -72,7 +72,7 @@ class Trainer:
 
     def __init__(self, objective, teacher: nn.Module, score, prompts, steps: int):
         self.objective, self.teacher, self.prompts, self.steps, self.step = objective, teacher, prompts, steps, 0
-        self.steering = Steering(objective, score, plugins=get_plugin_manager())  # (3) from samples to advantages
+        self.bridge = HostBridge(objective, score, plugins=get_plugin_manager())  # (3) from samples to advantages
         self.student, self.fake = (copy.deepcopy(teacher).train().requires_grad_() for _ in range(2))
         self.metrics = {}
         self.students = torch.optim.Adam(self.student.parameters(), lr=2e-4, betas=(0.0, 0.99))
@@ -80,22 +80,24 @@ class Trainer:
 
     def judged(self):
         """Student samples, their digits, how each did within its group, and how much the fake score is to learn from it."""
-        self.steering.begin(self.step, self.steps, self.metrics)  # (4) plugins may change the strength
+        self.bridge.start_turn(self.step, self.steps, self.metrics)  # (4) plugins may change the strength
         digit = self.prompts()
         x0 = sample_student(self.student, digit)
-        return x0, digit, *self.steering(x0, digit, digit.tolist())
+        return x0, digit, *self.bridge(x0, digit, digit.tolist())
 
     def fake_score_turn(self, update: int) -> torch.Tensor:
         x0, digit, _, weight = self.judged()
         noise = torch.randn(len(x0), PIXELS)
-        t = self.steering.levels(torch.rand(len(x0)), "fake_score", self.step, update)  # (5) plugins may move noise levels
+        t = self.bridge.move_noise_levels(
+            torch.rand(len(x0)), "fake_score", self.step, update
+        )  # (5) plugins may move noise levels
         prediction = self.fake(noised(x0.detach(), noise, t), t, digit)
         loss = self.objective.fake_score_loss(prediction, noise - x0.detach(), weight).loss  # (6) the fake score's loss
         return updated(self.fakes, loss)
 
     def student_turn(self) -> torch.Tensor:
         x0, digit, advantage, _ = self.judged()
-        t = self.steering.levels(0.02 + 0.96 * torch.rand(len(x0)), "student", self.step)
+        t = self.bridge.move_noise_levels(0.02 + 0.96 * torch.rand(len(x0)), "student", self.step)
         with torch.no_grad():
             x_t = noised(x0, torch.randn(len(x0), PIXELS), t)
             cond, uncond = clean(self.teacher, x_t, t, digit), clean(self.teacher, x_t, t, torch.full_like(digit, CLASSES))
@@ -121,7 +123,7 @@ def main() -> None:
     shim.add_arguments(parser)  # (1) --objective and its options
     args = parser.parse_args()
     try:
-        objective = shim.make_objective(args, guidance_scale=GUIDANCE)  # (2) the objective
+        objective = shim.make_objective(args, offers=GIVES, guidance_scale=GUIDANCE)  # (2) the objective
     except AmdPluginError as error:
         parser.error(str(error))
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import amd_plugin
 from amd_plugin import recipe
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.evaluate.comparison.compare import arms
+from amd_plugin.evaluate.comparison.arms import arms
 from tests.helpers.recipes import ON_THE_COMMAND_LINE as TINY
 
 
@@ -100,10 +100,10 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
 
 
-def test_every_arm_is_tuned_alike_over_what_it_leaves_open():
+def test_every_arm_is_tuned_alike_over_what_it_leaves_open(plugins):
     tune = ("objective.guidance_window=[0,0.5],[0.1,1]", "objective.sharpening=1,2", "train.student_lr=1e-3")
     own = ("mine=amd objective.sharpening=3",)
-    found = {arm.name: arm for arm in arms(["dmd", "amd", "amd_paper", "decoupled_dmd"], tune=tune, more=own)}
+    found = {arm.name: arm for arm in arms(["dmd", "amd", "amd_paper", "decoupled_dmd"], plugins, tune=tune, more=own)}
     assert found["dmd@guidance_window=0.1-1@student_lr=1e-3"].overrides == (
         "objective.guidance_window=[0.1,1]", "train.student_lr=1e-3",
     ), "dmd has no sharpening"  # fmt: skip
@@ -112,9 +112,9 @@ def test_every_arm_is_tuned_alike_over_what_it_leaves_open():
     counts = {"dmd": 1 + 2, "amd": 1 + 4, "amd_paper": 1 + 2, "decoupled_dmd": 1 + 1, "mine": 1 + 2}
     assert {family: families.count(family) for family in counts} == counts
     rewards = [RewardConfig(name="classifier")]
-    weighed = {arm.name for arm in arms(["amd"], rewards, ablate=True, tune=("rewards.0.weight=0.5,2",))}
+    weighed = {arm.name for arm in arms(["amd"], plugins, rewards, ablate=True, tune=("rewards.0.weight=0.5,2",))}
     assert "amd_paper@weight=2" in weighed and not any("reward@weight" in name for name in weighed), "these set their rewards"
-    ablated = [arm.family for arm in arms(["dmd"], (), ablate=True, tune=("objective.guidance_scale=1,2",))]
+    ablated = [arm.family for arm in arms(["dmd"], plugins, (), ablate=True, tune=("objective.guidance_scale=1,2",))]
     assert set(map(ablated.count, ablated)) == {3}, "controls are tuned as often as what they control"
 
 
@@ -126,9 +126,9 @@ def test_every_arm_is_tuned_alike_over_what_it_leaves_open():
         (["=1"], "must read"),
     ],
 )
-def test_what_cannot_be_tuned_is_said(tune, said):
+def test_what_cannot_be_tuned_is_said(plugins, tune, said):
     with pytest.raises(InputError, match=said):
-        arms(["dmd", "amd"], tune=tune)
+        arms(["dmd", "amd"], plugins, tune=tune)
 
 
 def test_an_arm_with_an_option_that_it_does_not_have_is_refused(cli, tmp_path):
@@ -142,11 +142,11 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
     """And below guidance 2, where adaptation is off by default, those about AMD's parts differ from AMD and from each other."""
     plugins, parts = amd_plugin.get_plugin_manager(), []
     rewards = recipe.load("modes2d", plugins).config.rewards
-    for arm in arms(["dmd"], rewards, ablate=True)[1:]:
+    for arm in arms(["dmd"], plugins, rewards, ablate=True)[1:]:
         overrides = (*arm.overrides, f"objective.guidance_scale={guidance}")
         options = recipe.load("modes2d", plugins, overrides, arm.objective).objective_options
         made = plugins.make_objective("amd", options)
-        assert made.needs_reward, arm.name
+        assert made.needs.reward, arm.name
         if arm.name in ("amd_adaptation_only", "amd_sharpening_only", "amd_both", "amd_static", "amd_paper"):
             parts.append((made.strength, made.sharpening, made.static, made.sharpening_kind))
     assert guidance >= 2 or len(set(parts)) == len(parts) == 5

@@ -1,6 +1,5 @@
 """The evidence page is what the committed numbers say, and the numbers are of the studies that are described."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,30 +19,27 @@ def evidence():
     return evidence, evidence_studies
 
 
-def numbers(path):
-    return json.loads(path.read_text())
-
-
 def test_the_page_is_made_of_the_committed_numbers(evidence):
     script, studies = evidence
     assert (ROOT / "docs" / "evidence.md").read_text() == script.page(studies.STUDIES, studies.TARGETS, studies.PARITIES)
 
 
 def test_the_numbers_are_of_the_studies_described(evidence, plugins):
-    from amd_plugin.evaluate.comparison.compare import arms, parse_seeds
+    from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
+    from amd_plugin.evaluate.comparison.result import Comparison
     from amd_plugin.evaluate.comparison.tables import markdown
     from amd_plugin.recipe.loading import load
 
     script, studies = evidence
     for name, study in studies.STUDIES.items():
         config = load(study.recipe, plugins, study.settings).config
-        chosen = arms(study.objectives, config.rewards, ablate=study.ablate, tune=study.tune, more=study.more)
+        chosen = arms(study.objectives, plugins, config.rewards, ablate=study.ablate, tune=study.tune, more=study.more)
         for arm in chosen:
             load(study.recipe, plugins, (*study.settings, *arm.overrides), arm.objective)
-        if (found := script.RESULTS / f"{name}.json").is_file():
-            content = numbers(found)
-            assert list(content["arms"]) == [arm.name for arm in chosen] and content["seeds"] == parse_seeds(study.seeds), name
-            assert found.with_suffix(".md").read_text() == markdown(content)
+        if (file := script.RESULTS / f"{name}.json").is_file():
+            comparison = Comparison.from_file(file)
+            assert list(comparison.arms) == [arm.name for arm in chosen] and comparison.seeds == parse_seeds(study.seeds), name
+            assert file.with_suffix(".md").read_text() == markdown(comparison)
 
 
 def test_targets_name_arms_that_are_run(evidence):
@@ -55,11 +51,23 @@ def test_targets_name_arms_that_are_run(evidence):
 
 
 def test_what_is_better_or_worse_is_corrected_for_the_number_of_arms(evidence):
+    from amd_plugin.evaluate.comparison.result import Comparison
+
     script, _ = evidence
     seeds = [0.0, 0.01, -0.01, 0.02, -0.02, 0.0, 0.01, -0.01]
     arms = {"dmd": [0.5 + s for s in seeds], "much": [0.7 - s for s in seeds], "less": [0.3 - s for s in seeds]}
     arms |= {f"same {i}": [0.5 + (s if j != i else -s) for j, s in enumerate(seeds)] for i in range(6)}
     arms = {name: {"m": values} for name, values in arms.items()}
-    content = {"arms": arms, "better": {"m": "up"}, "baseline": "dmd"}
-    found = script._holm(content, ["m"], {"m": "dmd"})
-    assert found == {("much", "m"): "better", ("less", "m"): "worse"}
+    comparison = Comparison(
+        task="x",
+        recipe="x",
+        seeds=range(8),
+        arms=arms,
+        baseline="dmd",
+        better={"m": "up"},
+        held_out=["m"],
+        teacher={},
+        command="",
+    )
+    significant = script.significant_differences(comparison, {"m": "dmd"})
+    assert significant == {("much", "m"): "better", ("less", "m"): "worse"}

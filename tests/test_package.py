@@ -13,15 +13,15 @@ ROOT = Path(__file__).parents[1]
 # Floors, from the ground up: a place imports from floors below its own, and from itself. `host` and `evaluate` have wings, which
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
-    {"errors", "randomness", "hookspecs"},
-    {"maths", "cache", "config", "metrics", "plugins"},
-    {"operators", "objectives", "data", "schedule"},
-    {"tasks", "models"},
-    {"rewards", "sharding", "recipe"},
-    {"default_plugins", "adapters", "plan", "doctor", "host.checkpoint", "host.evaluation"},
-    {"host.training"},
+    {"atomic", "choices", "errors", "evaluate.directions", "hookspecs", "moved", "parent_watch", "randomness"},
+    {"cache", "maths", "metrics", "options", "plugins"},
+    {"config", "data", "objectives", "operators", "schedule"},
+    {"tasks"},
+    {"models"},
+    {"recipe", "rewards", "sharding", "doctor", "host.checkpoint"},
+    {"adapters", "default_plugins", "plan", "host.training"},
     {"host.running"},
-    {"host.student"},
+    {"host.evaluation", "host.student"},
     {"host.run"},
     {"evaluate.comparison"},
     {"evaluate.report"},
@@ -150,3 +150,14 @@ def test_the_wheel_runs_somewhere_else(environment, tmp_path):
     done = run("train", "modes2d", *tiny)
     assert done.returncode == 0, done.stderr
     assert json.loads((elsewhere / "runs" / "modes2d-amd" / "evaluation.json").read_text())
+
+
+def test_modules_that_moved_are_found_under_their_old_names():
+    code = "import importlib, sys, warnings; warnings.simplefilter('error', DeprecationWarning)\n"
+    code += "from amd_plugin.moved import MOVED\n"
+    code += "for old, new in MOVED.items():\n    assert importlib.import_module(old) is importlib.import_module(new), old\n"
+    code += "    assert sys.modules[new].__spec__.name == new == sys.modules[new].__name__\n"
+    code += "from amd_plugin.adapters.steering import Steering\nfrom amd_plugin.signals import Signals\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "amd_plugin.signals is now amd_plugin.maths.signals" in done.stderr

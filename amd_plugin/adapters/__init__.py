@@ -1,5 +1,5 @@
-"""AMD inside other people's toolkits: one module each, importing its host only when it is itself imported.
+"""AMD inside other people's toolkits: one module for each, which imports its host only when it is itself imported.
 
-`surface` checks that a host still looks as the adapter was written for, `steering` turns rewards into advantages for all of
-them, `shim` serves any trainer that parses arguments.
+`compatibility` checks that a host still looks as the adapter was written for, `bridge` turns rewards into advantages for all of
+them, and `shim` serves any trainer that parses arguments. Nothing here imports the reference host.
 """

@@ -1,16 +1,14 @@
-"""What adapters share: from student samples to advantages (decode, score, compare within prompts over all ranks), and what
-plugins say about noise levels and strength.
+"""What adapters share: from student samples to advantages, the noise levels and strengths of plugins, and what a host offers.
 
-A reward that fails costs its samples their advantage and nothing else, so every rank makes the same collective calls
-whatever its rewards did.
+Samples are decoded, scored, and compared within prompts over all ranks. A reward that fails gives advantage 0 and nothing
+else, so every rank makes the same collective calls whatever its rewards did.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,67 +16,60 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
-from amd_plugin.config import RewardConfig, options_model, wrong_values
+from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, OptionError, RunError
-from amd_plugin.hookspecs import Objective
+from amd_plugin.hookspecs import IN_WORDS, Objective
 from amd_plugin.objectives.amd import AMDObjective
-from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.objectives.amd_options import AMDOptions
+from amd_plugin.options import checked, metadata, preset
+from amd_plugin.plugins import PluginManager, get_plugin_manager, refuse_what_is_missing
 from amd_plugin.randomness import generator
 from amd_plugin.rewards.protocol import traits
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
 
-# What a host decides by itself: its guidance, its draws of noise levels, its discriminator.
-HOSTS_OWN = ("guidance_scale", "guidance_sigma", "match_sigma", "gan_weight", "gan_r1", "gan_r1_sigma")
-# What asks more of a host than these give: noise levels at both turns, a memory, rewards with gradients.
-REFERENCE_HOST = (
-    "guidance_window", "sharpening_sigma", "memory_share", "memory_size", "reward_gradient", "coherence_gate",
-)  # fmt: skip
+# Fields of `Needs` that every adapter offers: samples are scored, prompts repeat as the user's data has it.
+OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
 
 
-def adaptive_objective(guidance_scale: float, options: Mapping[str, Any]) -> AMDObjective:
-    """`AMDObjective` with `options`, for a host that keeps guidance and discriminator to itself.
+def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers: Collection[str] = OFFERS) -> AMDObjective:
+    """`AMDObjective` with `options`, for a host with a guidance scale of its own.
+
+    Args:
+        offers: names of the fields of `Needs` that the host can give.
 
     Raises:
-        InputError: for an option that is unknown, out of range, or the host's own.
+        InputError: for an option that is unknown, out of range, the host's own, or asks for what the host does not offer.
     """
-    model = options_model(AMDObjective, ignore=(*HOSTS_OWN, *REFERENCE_HOST))
-    known = model.model_fields
-    for option in options:
-        if option not in known:
-            why = {"is set in the host's own configuration": HOSTS_OWN, "needs amd-plugin's own host": REFERENCE_HOST}
-            said = next((text for text, options in why.items() if option in options), "is not an option of AMD")
-            raise InputError(f"amd.{option}: {said}. There are: {', '.join(sorted(known))}")
+    needs = {name: metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
+    theirs = {"guidance_scale", *(name for name, need in needs.items() if need is not None and need not in offers)}
+    for option in theirs & options.keys():
+        if option == "guidance_scale":
+            raise InputError("amd.guidance_scale: is set in the host's own configuration. Leave it out here")
+        raise InputError(f"amd.{option}: needs {IN_WORDS[needs[option] or '']}, which this host does not offer. Leave it out")
+    model = preset("AMDOptions", AMDOptions, without=theirs)
+    given = checked(model, options, lambda option: f"amd.{option}")
     try:
-        # As JSON, whose lists may be tuples, while numbers, words and booleans still do not turn into each other.
-        checked = model.model_validate_json(json.dumps(dict(options), default=repr))
-        return AMDObjective(guidance_scale, **{option: getattr(checked, option) for option in options})
-    except ValidationError as error:
-        place, what = next(iter(wrong_values(error, options).items()))
-        raise InputError(f"amd.{'.'.join(map(str, place))}: {what}") from error
+        return AMDObjective(guidance_scale, **{option: getattr(given, option) for option in given.model_fields_set})
     except OptionError as error:
         raise InputError(f"amd.{error}") from error
 
 
-def refuse_what_is_missing(objective: Objective, guidance_scale: float) -> None:
-    """Raises InputError where `objective` asks for more than samples, predictions and one noise level for both terms.
+def require_fit(objective: Objective, guidance_scale: float, offers: Collection[str] = OFFERS) -> None:
+    """Raises InputError where an `objective` made by somebody else does not fit the host.
 
     Args:
-        objective: made by somebody else.
         guidance_scale: the host's.
+        offers: names of the fields of `Needs` that the host can give.
     """
     if objective.guidance_scale != guidance_scale:
-        what = f"must have the guidance scale of the host's configuration, {guidance_scale:g}, got {objective.guidance_scale:g}"
-        raise InputError(f"objective: {what}")
-    for option in ("guidance_sigma", "match_sigma", "adversarial", "reward_gradient", "memory_share", "coherence_gate"):
-        if asked := getattr(objective, option, None):
-            raise InputError(f"objective.{option}: is not to be had in this host, got {asked!r}")
-    try:
-        objective.sharpening_weights(torch.zeros(2))
-    except (ValueError, TypeError) as error:
-        what = "its weights ask for noise levels, which this host does not give"
-        raise InputError(f"objective.sharpening_sigma: {what}: {error}") from error
+        message = (
+            f"must have the guidance scale of the host's configuration, {guidance_scale:g}, got {objective.guidance_scale:g}"
+        )
+        raise InputError(f"objective: {message}")
+    refuse_what_is_missing(objective, offers)
 
 
 def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
@@ -116,24 +107,24 @@ class _Total:
         return self._rewards(media, prompts).total
 
 
-class Steering:
-    """An objective with a sensor, in a host that is not ours.
+class HostBridge:
+    """An objective and its reward in a host that is not ours: advantages, weights, noise levels and schedule factors.
 
     Args:
         objective: gives advantages and weights.
-        reward: called with (media, prompts); None leaves every advantage at 0.
-        decode: makes media of student samples [B, ...]; None scores the samples as they are.
-        process_group: ranks whose batches count as one, with as many samples each; None is all of them.
-        plugins: whose noise levels and strength schedules are followed; None is nobody's.
-        options: what `distill_sigma_sampler` is told about the run.
-        seed: of the samplers' own randomness.
+        reward: function of (media, prompts) to scores [B]; None leaves every advantage at 0.
+        decode: function of student samples [B, ...] to media; None scores the samples as they are.
+        process_group: ranks whose batches count as one, with as many samples each; None stands for all ranks.
+        plugins: manager whose samplers of noise levels and strength schedules are followed; None follows none.
+        options: objective section of the recipe that `distill_sigma_sampler` gets.
+        seed: seed of the samplers' own randomness.
 
     Attributes:
-        metrics: reward and failures of the last batch, 0-dim tensors.
-        sensed: what `Signals` is told about the last batch beside the rank's advantages: its `groups`, and the `joined`
-            advantages of all ranks; empty before any.
-        step: student updates so far, as `begin` was told.
-        moves: whether a plugin moves noise levels.
+        metrics: mean reward and share of failures of the last batch, 0-dim tensors.
+        signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
+            ranks; empty before any batch.
+        step: number of student updates so far.
+        moves_noise_levels: whether a plugin moves noise levels.
     """
 
     def __init__(
@@ -148,36 +139,36 @@ class Steering:
         seed: int = 0,
     ):
         self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
-        self.sensed: dict[str, Tensor] = {}
-        if reward is not None and hasattr(objective, "reward_unit"):
+        self.signal_fields: dict[str, Tensor] = {}
+        if reward is not None:
             objective.reward_unit = traits(reward).unit
-        self._decode, self._group, self._told, self._alone = decode, process_group, False, False
+        self._decode, self._group, self._warned = decode, process_group, set[str]()
         self._plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         found = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = found[::-1]
-        self.moves = bool(found)
+        self.moves_noise_levels = bool(found)
 
     @property
-    def active(self) -> bool:
-        """Whether there is anything to steer by."""
-        return self.reward is not None and self.objective.needs_reward
+    def uses_reward(self) -> bool:
+        """Whether there is a reward, and the objective uses one."""
+        return self.reward is not None and self.objective.needs.reward
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """Advantage [B] of student samples `x0` [B, ...] of `groups` [B], and their sharpening weights [B]."""
-        if not self.active:
+        if not self.uses_reward:
             return torch.zeros(len(x0), device=x0.device), torch.ones(len(x0), device=x0.device)
         rewards = self._score(x0.detach(), prompts)
-        joined, mine = self._join(rewards), slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
-        members = self._join(groups.to(x0.device))
-        if self.objective.min_group_size > 1 and len(members.unique()) == len(members) and not self._alone:
+        joined, mine = self._all_gather(rewards), slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
+        members = self._all_gather(groups.to(x0.device))
+        if self.objective.needs.group_size > 1 and len(members.unique()) == len(members) and "groups" not in self._warned:
             log.warning(
                 "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts", len(joined)
             )
-            self._alone = True
+            self._warned.add("groups")
         advantage = self.objective.advantage(joined, members)
-        self.sensed = {"groups": members[mine], "joined": advantage}
+        self.signal_fields = {"groups": members[mine], "joined": advantage}
         finite = torch.isfinite(joined)
         count = finite.sum().clamp(min=1)
         self.metrics = {
@@ -186,43 +177,43 @@ class Steering:
         }
         return advantage[mine], self.objective.sharpening_weights(advantage)[mine]
 
-    def begin(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
-        """To be called before every turn: has plugins set the objective's strength.
+    def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
+        """Sets the objective's schedule factor as plugins ask for it. Call it before every turn.
 
         Args:
-            step: student updates so far.
-            max_steps: student updates in all, 0 where nobody knows.
-            metrics: 0-dim tensors of the last student turn; plugins are told their mean over ranks, as ``objective/NAME``.
+            step: number of student updates so far.
+            max_steps: number of student updates in all, 0 if unknown.
+            metrics: 0-dim tensors of the last student turn; plugins get their mean over ranks, as ``objective/NAME``.
         """
-        self.step, self.sensed = step, {}
+        self.step, self.signal_fields = step, {}
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}
         if metrics:
             own = torch.stack([value.detach().float().reshape(()).cpu() for value in metrics.values()])
-            ranks = self._join(own.to(next(iter(metrics.values())).device)).view(-1, len(own))
+            ranks = self._all_gather(own.to(next(iter(metrics.values())).device)).view(-1, len(own))
             # Named as the reference host names them, so that one plugin reads them in every host.
             names = [f"objective/{name}" for name in metrics]
             means = {name: mean for name, mean in zip(names, ranks.nanmean(0).tolist(), strict=True) if mean == mean}
-        self.objective.strength_scale = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
+        self.objective.schedule_factor = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
 
     @torch.no_grad()
-    def levels(self, sigma: Tensor, role: str, *key: object) -> Tensor:
+    def move_noise_levels(self, sigma: Tensor, role: str, *key: object) -> Tensor:
         """Noise levels [N] that plugins make of the host's draw.
 
         Args:
-            sigma: [N] as fractions in [0, 1] of the host's schedule; N is the batch size, or 1 where the host has one level
-                for all of a rank's samples, and plugins are told the samples' mean advantage.
+            sigma: [N] fractions in [0, 1] of the host's schedule; N is the batch size, or 1 where the host has one level for
+                all of a rank's samples. Plugins then get the samples' mean advantage.
             role: ``student`` or ``fake_score``.
-            key: what else the samplers' randomness depends on, the same on every rank.
+            key: further keys of the samplers' randomness, the same on every rank.
 
         Raises:
             RunError: if a sampler returns anything else than as many levels in [0, 1].
         """
-        if not self.moves:
+        if not self.moves_noise_levels:
             return sigma
-        joined, first = self._join(sigma.float()), self._rank() * len(sigma)
-        everyone = self.sensed.get("joined")
+        joined, first = self._all_gather(sigma.float()), self._rank() * len(sigma)
+        everyone = self.signal_fields.get("joined")
         advantage = None if everyone is None else everyone.unflatten(0, (len(joined), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
             draws = generator(self._seed, "sigma", role, *key, index, device=joined.device)
@@ -234,18 +225,14 @@ class Steering:
 
     def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
         """[B] fp32; NaN where there is none."""
-        if prompts is None and not self._told:
-            log.info("the host knows no prompts here; the reward is given empty ones")
-            self._told = True
+        if prompts is None and "prompts" not in self._warned:
+            log.info("this host has no prompts here; the reward gets empty ones")
+            self._warned.add("prompts")
         try:
             media = x0 if self._decode is None else self._decode(x0)
             assert self.reward is not None  # noqa: S101
             values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
-            if not isinstance(values, Tensor):
-                values = torch.tensor([torch.nan if value is None else float(value) for value in values])
-            if values.shape != x0.shape[:1]:
-                raise ValueError(f"must return one value per sample, shape ({len(x0)},), got {tuple(values.shape)}")
-            return values.detach().to(x0.device, torch.float32)
+            return as_scores(values, len(x0)).detach().to(x0.device, torch.float32)
         except Exception as error:
             log.warning("reward failed, these samples get advantage 0: %s: %s", type(error).__name__, error)
             return torch.full((len(x0),), torch.nan, device=x0.device)
@@ -253,10 +240,31 @@ class Steering:
     def _rank(self) -> int:
         return dist.get_rank(self._group) if dist.is_available() and dist.is_initialized() else 0
 
-    def _join(self, values: Tensor) -> Tensor:
+    def _all_gather(self, values: Tensor) -> Tensor:
         """[B of all ranks] from [B], in order of rank."""
         if not (dist.is_available() and dist.is_initialized()):
             return values
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, values.contiguous(), group=self._group)
         return torch.cat(parts)
+
+
+class Steering(HostBridge):
+    """`HostBridge` with the names it had before version 0.1.0."""
+
+    begin, levels = HostBridge.start_turn, HostBridge.move_noise_levels
+
+    @property
+    def active(self) -> bool:
+        """See `uses_reward`."""
+        return self.uses_reward
+
+    @property
+    def moves(self) -> bool:
+        """See `moves_noise_levels`."""
+        return self.moves_noise_levels
+
+    @property
+    def sensed(self) -> dict[str, Tensor]:
+        """See `signal_fields`."""
+        return self.signal_fields

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import Steering, adaptive_objective, make_reward
+from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.signals import Signals
@@ -92,7 +92,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         objective = adaptive_objective(scale, options)
         super().__init__(config)
         self.objective = objective
-        self._steering = Steering(objective, reward, decode or self._decode, plugins=plugins, options=options)
+        self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
         self._sample: Tensor | None = None  # what the host is to take for the student's, instead of asking it again
         self._turn, self._prompts, self._metrics = (0, 0), None, dict[str, Tensor]()
 
@@ -107,7 +107,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         texts, every = data.get("condition_raw"), self.config.student_update_freq
         self._prompts = list(texts) if isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts) else None
         if torch.is_grad_enabled():
-            self._steering.begin(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
+            self.bridge.start_turn(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
         return super().single_train_step(data, iteration)
 
     def gen_data_from_net(self, input_student: Tensor, t_student: Tensor, condition: Any = None) -> Tensor:
@@ -122,12 +122,12 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     def _judged(self, x0: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
         groups = group_ids(self._prompts, len(x0)) if self._prompts else _groups(condition, len(x0))
-        return self._steering(x0, groups, self._prompts)
+        return self.bridge(x0, groups, self._prompts)
 
     def _moved(self, t: Tensor, role: str) -> Tensor:
         """What plugins make of the host's draw of noise levels, whose largest is the end of its schedule."""
         end = self.net.noise_scheduler.max_t
-        return self._steering.levels(t / end, role, *self._turn) * end
+        return self.bridge.move_noise_levels(t / end, role, *self._turn) * end
 
     def _student_update_step(
         self,
@@ -139,38 +139,38 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         condition: Any = None,
         neg_condition: Any = None,
     ) -> Any:
-        turn, steering = super()._student_update_step, self._steering
-        if not (torch.is_grad_enabled() and (steering.active or steering.moves)):
+        turn, bridge = super()._student_update_step, self.bridge
+        if not (torch.is_grad_enabled() and (bridge.uses_reward or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         advantage, _ = self._judged(x0, condition)
-        t = self._moved(t, "student") if steering.moves else t
+        t = self._moved(t, "student") if bridge.moves_noise_levels else t
         with _answers(self.fake_score) as fakes, _answers(self.teacher) as reals:
             losses, outputs = turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
-        if not steering.active:
+        if not bridge.uses_reward:
             return losses, outputs
         guided = self.config.guidance_scale is not None
         if len(fakes) != 1 or len(reals) != 1 + guided:
             what = f"a student step makes {len(fakes)} fake-score and {len(reals)} teacher calls, not 1 and {1 + guided}"
             raise RunError(f"fastgen: {what}. Use a newer amd-plugin")
         sigma, uncond = t / self.net.noise_scheduler.max_t, reals[1] if guided else None
-        output = self.objective.student_loss(Signals(x0, reals[0], uncond, fakes[0], sigma, advantage, **steering.sensed))
+        output = self.objective.student_loss(Signals(x0, reals[0], uncond, fakes[0], sigma, advantage, **bridge.signal_fields))
         self._metrics = output.metrics
-        metrics = {f"amd_{name}": value for name, value in (output.metrics | steering.metrics).items()}
+        metrics = {f"amd_{name}": value for name, value in (output.metrics | bridge.metrics).items()}
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
         return {**losses, **metrics, "vsd_loss": output.loss, "total_loss": total}, outputs
 
     def _fake_score_discriminator_update_step(
         self, input_student: Tensor, t_student: Tensor, t: Tensor, eps: Tensor, real_data: Tensor, condition: Any = None
     ) -> Any:  # fmt: skip
-        turn, steering = super()._fake_score_discriminator_update_step, self._steering
-        weighted = steering.active and self.objective.sharpening > 0
-        if not (torch.is_grad_enabled() and (weighted or steering.moves)):
+        turn, bridge = super()._fake_score_discriminator_update_step, self.bridge
+        weighted = bridge.uses_reward and self.objective.needs.fake_score_weight
+        if not (torch.is_grad_enabled() and (weighted or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         _, weight = self._judged(x0, condition)
-        t = self._moved(t, "fake_score") if steering.moves else t
+        t = self._moved(t, "fake_score") if bridge.moves_noise_levels else t
         with _answers(self.fake_score) as fakes:
             losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
         if not weighted:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
-from amd_plugin.adapters.bridge import Steering, adaptive_objective, make_reward
+from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout, watched
 from amd_plugin.errors import InputError, RunError
@@ -88,7 +88,7 @@ class Adaptive(_Base):  # type: ignore[misc]
         scale = self.method_config.get("real_score_guidance_scale")
         self.objective = adaptive_objective(1.0 if scale is None else float(scale), options)
         self._options = options
-        self._steering = Steering(self.objective)
+        self.bridge = HostBridge(self.objective)
         self._sample: Tensor | None = None  # the last rollout, without graph
         self._judged: tuple[Tensor, Tensor, Tensor] | None = None
         self._metrics: dict[str, Tensor] = {}
@@ -108,7 +108,7 @@ class Adaptive(_Base):  # type: ignore[misc]
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
             what = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
             raise InputError(f"{what}. Use a model of the host that has, or leave the reward out")
-        self._steering = Steering(
+        self.bridge = HostBridge(
             self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
             seed=int(self.training_config.data.seed),
         )  # fmt: skip
@@ -118,10 +118,10 @@ class Adaptive(_Base):  # type: ignore[misc]
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
         every = max(1, int(self.method_config.get("generator_update_interval") or 1))
         last = int(self.training_config.loop.max_train_steps)
-        self._steering.begin((iteration - 1) // every, last // every, self._metrics)
+        self.bridge.start_turn((iteration - 1) // every, last // every, self._metrics)
         losses, outputs, metrics = super().single_train_step(batch, iteration)
         self._sample, self._judged = None, None
-        ours = (self._metrics if self._should_update_student(iteration) else {}) | self._steering.metrics
+        ours = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
         return losses, outputs, {**metrics, **{f"amd/{name}": value for name, value in ours.items()}}
 
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
@@ -133,19 +133,19 @@ class Adaptive(_Base):  # type: ignore[misc]
         return x0
 
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
-        if not (self._steering.active or self._steering.moves or self._fast):
+        if not (self.bridge.uses_reward or self.bridge.moves_noise_levels or self._fast):
             return super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[no-any-return]
         seen: list[Tensor] = []
         one_call = one_teacher_call(self.teacher, batch) if self._fast and self._cfg_uncond is None else nullcontext()
         with self._moving("student", batch), one_call, self._watching(seen):
             loss: Tensor = super()._dmd_loss(generator_pred_x0, batch)
-        if not self._steering.active:
+        if not self.bridge.uses_reward:
             return loss
         if len(seen) != 3:
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(seen)} predictions, not 3. Install {HOST.range}")
         fake, cond, uncond = seen
         advantage, _ = self._judge(batch)
-        sensed = self._steering.sensed
+        sensed = self.bridge.signal_fields
         output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage, **sensed))
         self._metrics = output.metrics
         return output.loss
@@ -153,15 +153,15 @@ class Adaptive(_Base):  # type: ignore[misc]
     @contextmanager
     def _moving(self, role: str, batch: Any) -> Iterator[None]:
         """Has plugins move the one noise level that the host draws for a turn, within the bounds of the host's settings."""
-        if not self._steering.moves:
+        if not self.bridge.moves_noise_levels:
             yield
             return
 
         def move(shift: Callable[..., Tensor], timestep: Tensor) -> Tensor:
             drawn, horizon = shift(timestep), int(self.student.num_train_timesteps)
-            if self._steering.active:
+            if self.bridge.uses_reward:
                 self._judge(batch)
-            moved = self._steering.levels(drawn.float() / horizon, role, *self._turn) * horizon
+            moved = self.bridge.move_noise_levels(drawn.float() / horizon, role, *self._turn) * horizon
             return (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
 
         with watched(self.student, "shift_and_clamp_timestep", move):
@@ -183,7 +183,7 @@ class Adaptive(_Base):  # type: ignore[misc]
                 yield
 
     def _critic_flow_matching_loss(self, batch: Any) -> tuple[Tensor, Any, dict[str, Any]]:
-        weighted = self._steering.active and self.objective.sharpening > 0
+        weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
         if not weighted:
             with self._moving("fake_score", batch):
                 return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
@@ -220,7 +220,7 @@ class Adaptive(_Base):  # type: ignore[misc]
                 groups, prompts = group_ids(condition, len(x0)), None
             else:
                 groups = group_ids(prompts, len(x0))
-            self._judged = (x0, *self._steering(x0, groups, prompts))
+            self._judged = (x0, *self.bridge(x0, groups, prompts))
         return self._judged[1:]
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import Steering, adaptive_objective, make_reward, refuse_what_is_missing
+from amd_plugin.adapters.bridge import OFFERS as SHARED_OFFERS
+from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
@@ -28,6 +29,7 @@ from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
+OFFERS = SHARED_OFFERS | {"noise_level"}
 
 fastgen = HOST.load("modelopt.torch.fastgen")
 dmd = HOST.load("modelopt.torch.fastgen.methods.dmd")
@@ -133,11 +135,13 @@ class Adaptive(_Base):  # type: ignore[misc]
     ):
         scale = 1.0 if config.guidance_scale is None else config.guidance_scale
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
-        self._in_place = objective is not None
+        in_place = objective is not None
         if objective is None:
-            objective = adaptive_objective(scale, options)
+            objective = adaptive_objective(scale, options, OFFERS)
         else:
-            refuse_what_is_missing(objective, scale)
+            require_fit(objective, scale, OFFERS)
+        # A window of guidance changes the direction with a reward or without.
+        self._in_place = in_place or objective.needs.noise_level
         plugins = plugins or get_plugin_manager()
         if sharding not in get_args(TeacherSharding) or (sharding != "none" and accelerator is None):
             what = f"must be one of {', '.join(get_args(TeacherSharding))}, and needs an accelerator"
@@ -148,7 +152,7 @@ class Adaptive(_Base):  # type: ignore[misc]
             teacher = place(role="teacher", module=teacher, accelerator=accelerator, options=placed, read=None)
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
-        self._steering = Steering(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
+        self.bridge = HostBridge(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
         self._max_steps = max_steps
         self._turn: _Turn | None = None
 
@@ -170,7 +174,7 @@ class Adaptive(_Base):  # type: ignore[misc]
     @contextmanager
     def _turn_of(self, role: str, condition: Tensor | None, prompts: Sequence[str] | None) -> Iterator[_Turn]:
         """Has the predictions of a turn noted, and its noise levels moved."""
-        self._steering.begin(self.turns["student"], self._max_steps, self.metrics)
+        self.bridge.start_turn(self.turns["student"], self._max_steps, self.metrics)
         self._turn = _Turn(role, condition, prompts, [])
         try:
             yield self._turn
@@ -190,17 +194,17 @@ class Adaptive(_Base):  # type: ignore[misc]
     def sample_timesteps(self, n: int, **kwargs: Any) -> Tensor:
         """The host's draw, which is a fraction of its noise schedule, and what plugins make of it."""
         t: Tensor = super().sample_timesteps(n, **kwargs)
-        if self._turn is None or not self._steering.moves:
+        if self._turn is None or not self.bridge.moves_noise_levels:
             return t
-        if self._steering.active:
+        if self.bridge.uses_reward:
             self._judge(self._turn)
-        return self._steering.levels(t, self._turn.role, self.turns[self._turn.role])
+        return self.bridge.move_noise_levels(t, self._turn.role, self.turns[self._turn.role])
 
     def _judge(self, turn: _Turn) -> tuple[Tensor, Tensor]:
         """Advantage and sharpening weight [B] of the turn's student samples, which are scored once."""
         if turn.judged is None:
             x0 = next(x0 for model, x0, _ in reversed(turn.seen) if model is self.student)
-            turn.judged = self._steering(x0, group_ids(turn.condition, len(x0)), turn.prompts)
+            turn.judged = self.bridge(x0, group_ids(turn.condition, len(x0)), turn.prompts)
         return turn.judged
 
     def compute_student_loss(
@@ -223,14 +227,14 @@ class Adaptive(_Base):  # type: ignore[misc]
             losses: dict[str, Tensor] = super().compute_student_loss(
                 latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
             )
-            if not (self._steering.active or self._in_place):
+            if not (self.bridge.uses_reward or self._in_place):
                 return losses
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
             signals = self._signals(turn.seen, guided=scale is not None)
             advantage, _ = self._judge(turn)
         self.objective.guidance_scale = 1.0 if scale is None else scale
-        output = self.objective.student_loss(signals._replace(advantage=advantage, **self._steering.sensed))
-        self.metrics = output.metrics | self._steering.metrics
+        output = self.objective.student_loss(signals._replace(advantage=advantage, **self.bridge.signal_fields))
+        self.metrics = output.metrics | self.bridge.metrics
         # Whatever else the host adds to its total stays in it; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
 
@@ -256,7 +260,7 @@ class Adaptive(_Base):  # type: ignore[misc]
         """The host's loss, each sample by its sharpening weight: failures are learnt harder."""
         with self._turn_of("fake_score", encoder_hidden_states, prompts) as turn:
             kwargs["encoder_hidden_states"] = encoder_hidden_states
-            if not self._steering.active or not getattr(self.objective, "sharpening", 1):
+            if not (self.bridge.uses_reward and self.objective.needs.fake_score_weight):
                 return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
             x_s, t_s = self._build_student_input(latents, noise, **kwargs)
             with torch.no_grad():

@@ -9,16 +9,15 @@ The options are read off the objectives' signatures, those of plugins too, and c
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Collection
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from amd_plugin.config import options_model
 from amd_plugin.errors import InputError
-from amd_plugin.hookspecs import Objective
-from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.hookspecs import EVERYTHING, Objective
+from amd_plugin.options import checked, options_model
+from amd_plugin.plugins import PluginManager, get_plugin_manager, refuse_what_is_missing
 
 _PREFIX = "distill"
 
@@ -40,23 +39,26 @@ def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None
     )
     for name, factory in factories.items():
         for option, field in options_model(factory).model_fields.items():
-            what = "required" if field.is_required() else f"default: {field.default}"
+            value = "required" if field.is_required() else f"default: {field.default}"
             group.add_argument(
                 f"--{name}.{option}", dest=f"{_PREFIX}.{name}.{option}", metavar="VALUE", default=argparse.SUPPRESS,
-                help=f"[{what}]".replace("%", "%%"),
+                help=f"{field.description or ''} [{value}]".strip().replace("%", "%%"),
             )  # fmt: skip
 
 
-def make_objective(args: argparse.Namespace, plugins: PluginManager | None = None, **host: Any) -> Objective:
+def make_objective(
+    args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = EVERYTHING, **host: Any
+) -> Objective:  # fmt: skip
     """The objective that `args` ask for.
 
     Args:
         args: what the parser of `add_arguments` returned.
         plugins: as there.
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give.
         host: options the trainer sets itself, e.g. ``guidance_scale``; they give way to the user's.
 
     Raises:
-        InputError: naming the option that is out of range or belongs to another objective.
+        InputError: naming the option that is out of range or belongs to another objective, or what the trainer does not offer.
     """
     plugins = plugins or get_plugin_manager()
     name = args.objective
@@ -70,17 +72,13 @@ def make_objective(args: argparse.Namespace, plugins: PluginManager | None = Non
         given[option] = _value(text)
     model = options_model(plugins.objective_factory(name))
     known = {option: value for option, value in host.items() if option in model.model_fields}
+    options = checked(model, {**known, **given}, lambda option: f"--{name}.{option}" if option else f"--objective {name}")
     try:
-        # As JSON, whose lists may be tuples, while numbers, words and booleans still do not turn into each other.
-        options = model.model_validate_json(json.dumps({**known, **given}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"--{name}.{first['loc'][0]}" if first["loc"] else f"--objective {name}"
-        raise InputError(f"{where}: {first['msg']}, got {first['input']!r}") from error
-    try:
-        return plugins.make_objective(name, dict(options))
+        objective = plugins.make_objective(name, dict(options))
     except InputError as error:
         raise InputError(f"--{name}.{error}") from error
+    refuse_what_is_missing(objective, offers)
+    return objective
 
 
 def _value(text: str) -> Any:

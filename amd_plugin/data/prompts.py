@@ -37,6 +37,7 @@ class Prompts:
     name: ClassVar[str] = "prompts"
     metrics: ClassVar[dict[str, str]] = {"diversity": "up", "saturation": "down", "contrast": "up"}
     in_pixels: ClassVar[bool] = True
+    media_channels: ClassVar[int] = 3
     num_classes = 0
     KEPT: ClassVar[int] = 4096
 
@@ -63,13 +64,10 @@ class Prompts:
             self._held_out = PromptRows(held_out, column=named, shuffle=False, key="data.held_out")
         self.has_samples = image_column is not None
         self._per_prompt = per_prompt
-        self._decode: Any = None
-        self._size: Any = None
         self._pictured: dict[int, PromptRows] = {}
         self._seen: dict[int, Row] = {}
         self._evaluated = 0
         self.sample_shape: tuple[int, ...] = ()
-        self.frames = 1
         self.made_of: dict[str, Any] = {"task": self.name, "source": source, "column": column, **options}
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
@@ -98,8 +96,14 @@ class Prompts:
         prompts = torch.arange(self._evaluated).repeat_interleave(self._per_prompt)
         return prompts if self._held_out is None else -1 - prompts
 
-    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
-        """(images [B, 3, H, W] in [-1, 1], their rows), of the `position`-th `count` rows: needs `image_column`."""
+    def training_data(
+        self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(images [B, 3, H, W] in [-1, 1], their rows [B]), the `position`-th `count` rows, cropped to `pixels` (H, W).
+
+        Raises:
+            InputError: for a data set without `image_column`.
+        """
         labels = self.draw_labels(position, count, generator)
         # A place of its own in a stream for each stride: to and fro between two, it would be read from the start each time.
         source = self._pictured.setdefault(count, self._rows.again())
@@ -110,21 +114,18 @@ class Prompts:
                     "data.image_column: real pictures are needed (train.rollout, train.real), got no column for them"
                 )
             self._seen[label] = row._replace(image=None)
-            picture = ImageOps.fit(row.image.convert("RGB"), (self._size.width, self._size.height))
+            height, width = pixels or (row.image.height, row.image.width)
+            picture = ImageOps.fit(row.image.convert("RGB"), (width, height))
             images.append(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1)
         return torch.stack(images), labels
 
-    def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same."""
-        return self.training_data(count, generator)
+    def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """The same, of the first `count` rows."""
+        return self.training_data(count, generator, pixels=pixels)
 
-    def use(self, decode: Any, size: Any) -> None:
-        """Takes the pipeline's decoder and sample size, which this task does not know of itself."""
-        self._decode, self._size, self.frames = decode, size, size.frames
-
-    def decode(self, samples: Tensor) -> Tensor:
-        """Media in [0, 1]."""
-        return self._decode(samples)
+    def to_media(self, samples: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of images in [-1, 1]."""
+        return samples / 2 + 0.5
 
     def classifier(self) -> nn.Module:
         """There is none."""
@@ -134,27 +135,25 @@ class Prompts:
         """There is none: `evaluate.features` names a model to compare samples in."""
         return None
 
-    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
-        """Over decoded pixels. diversity: mean distance of two samples of a prompt, per pixel. saturation: share of values at
+    def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
+        """Over pixels. diversity: mean distance of two samples of a prompt, per pixel. saturation: share of values at
         0 or 1, which grows when a student over-exposes. contrast: mean standard deviation within a sample, which falls when it
         collapses to flat colour.
         """
         diversity, saturation, contrast = [], [], []
-        # A prompt at a time: pixels of all samples together would not fit anywhere.
-        for part in samples.split(self._per_prompt):
-            media = self.decode(part).cpu().float().flatten(1)
-            diversity.append(measure.spread(media) / media.shape[1] ** 0.5)
-            saturation.append(measure.saturation(media).mean().item())
-            contrast.append(measure.contrast(media).mean().item())
+        for part in media.split(self._per_prompt):
+            pixels = part.float().flatten(1)
+            diversity.append(measure.spread(pixels) / pixels.shape[1] ** 0.5)
+            saturation.append(measure.saturation(pixels).mean().item())
+            contrast.append(measure.contrast(pixels).mean().item())
         names = {"diversity": diversity, "saturation": saturation, "contrast": contrast}
         return {name: sum(values) / len(values) for name, values in names.items()}
 
-    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+    def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Up to eight prompts in rows, their samples in columns."""
-        shown = samples[: 8 * self._per_prompt]
-        media = torch.cat([self.decode(part).cpu() for part in shown.split(self._per_prompt)]).float()
-        media = media.unsqueeze(2) if media.dim() == 4 else media
-        grid = media.unflatten(0, (-1, self._per_prompt)).permute(3, 0, 4, 1, 5, 2).flatten(3, 4).flatten(1, 2)
+        shown = media[: 8 * self._per_prompt].float()
+        videos = shown.unsqueeze(2) if shown.dim() == 4 else shown
+        grid = videos.unflatten(0, (-1, self._per_prompt)).permute(3, 0, 4, 1, 5, 2).flatten(3, 4).flatten(1, 2)
 
         def draw(axes: Any, frame: int) -> None:
             axes.imshow(grid[frame].numpy(), interpolation="nearest")

@@ -11,9 +11,9 @@ from amd_plugin.hookspecs import Objective, hookimpl
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
     """``dmd``, ``decoupled_dmd`` and ``dmd2``."""
-    from amd_plugin.objectives.dmd import DMDObjective, decoupled_dmd, dmd2
+    from amd_plugin.objectives.dmd import decoupled_dmd, dmd, dmd2
 
-    return {"dmd": DMDObjective, "decoupled_dmd": decoupled_dmd, "dmd2": dmd2}
+    return {"dmd": dmd, "decoupled_dmd": decoupled_dmd, "dmd2": dmd2}
 
 
 @hookimpl(trylast=True)

@@ -1,4 +1,4 @@
-"""From what is asked for to the tensors a network is conditioned on: labels as they are, prompts through text encoders.
+"""Labels and prompts as the tensors that networks are conditioned on: labels as they are, prompts through text encoders.
 
 Embedded prompts are kept on disk, by text encoder and prompt, so that the encoders can leave memory before training starts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,22 +17,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.cache import root
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Condition
+from amd_plugin.tasks import Task
 
-Encode = Callable[[Sequence[str]], Condition]
+CPU = torch.device("cpu")
 
 
 class Conditions(Protocol):
     """What the host asks for conditions."""
 
     def __call__(self, labels: Tensor, prompts: Callable[[], Sequence[str]]) -> Condition:
-        """Of a batch asked for by `labels` [B], or by `prompts`, whichever the network listens to; on labels' device."""
+        """The condition of a batch, from `labels` [B] or from B `prompts`, whichever the network takes; on labels' device."""
         ...
 
     def uncond(self, labels: Tensor) -> Condition:
-        """As many of the unconditional branch."""
+        """The condition of the unconditional branch, for a batch of the size and on the device of `labels` [B]."""
         ...
 
 
@@ -48,19 +49,68 @@ class LabelConditions:
         return {"class_labels": labels}
 
     def uncond(self, labels: Tensor) -> Condition:
-        """``class_labels`` [B] that mean none."""
+        """``class_labels`` [B], all of them "no label"."""
         return {"class_labels": torch.full_like(labels, self._num_classes)}
 
 
-class PromptConditions:
-    """Prompts through a family's encoders, and what they gave before from disk.
+class EmbeddingFiles:
+    """Embedded prompts on disk, one file for each prompt.
 
     Args:
-        text_parts: loads the pipeline with its text encoders; called when a prompt is not on disk yet.
-        encode: ``(pipeline, prompts, negative)`` -> conditions, see `Family.encode_prompts`.
-        negative: of the unconditional branch.
-        made_of: JSON-able; what embeddings depend on beside the prompt: the encoders, lengths, sizes.
-        keep: on disk. False holds the encoders in memory instead, for prompt sets too large to keep.
+        made_of: JSON-able; everything that embeddings depend on beside the prompt: encoders, lengths, sizes.
+
+    Attributes:
+        folder: the folder of the files.
+    """
+
+    def __init__(self, made_of: dict[str, Any]):
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root() / f"prompts-{digest}"
+
+    def path(self, prompt: str, negative: bool = False) -> Path:
+        """The file of `prompt`; a prompt of the unconditional branch (`negative`) has a file of its own."""
+        digest = _digest(prompt)
+        return self.folder / ("negative" if negative else digest[:2]) / f"{digest}.safetensors"
+
+    def read(self, prompt: str, negative: bool = False) -> Condition | None:
+        """The condition of one prompt, without a batch dimension.
+
+        None where there is no file, or one that a full disk or a crash cut short: it is to be written again.
+        """
+        try:
+            return load_file(self.path(prompt, negative))
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def write(self, prompts: Sequence[str], embedded: Condition, negative: bool = False) -> None:
+        """Writes the conditions `embedded` [B, ...] of B `prompts`.
+
+        Raises:
+            InputError: where a file cannot be written.
+        """
+        for index, prompt in enumerate(prompts):
+            path = self.path(prompt, negative)
+            try:
+                with replaced_file(path) as draft:
+                    save_file({name: value[index].cpu().contiguous() for name, value in embedded.items()}, draft)
+            except (OSError, SafetensorError) as error:
+                hint = "Free some space, set AMD_PLUGIN_CACHE, or set model.keep_embeddings to false"
+                raise InputError(f"prompt embeddings {path}: cannot be written: {error}. {hint}") from error
+
+
+class PromptConditions:
+    """Prompts through a family's text encoders, each prompt once.
+
+    Args:
+        text_parts: function that loads the pipeline with its text encoders; called when a prompt is not on disk yet.
+        encode: ``(pipeline, prompts, negative)`` -> condition [B, ...], see `Family.encode_prompts`.
+        negative: prompt of the unconditional branch.
+        made_of: see `EmbeddingFiles`.
+        keep: whether embeddings are kept on disk. False keeps the encoders in memory instead, for prompt sets too large for
+            the disk.
+
+    Attributes:
+        files: embeddings on disk.
     """
 
     BATCH = 32
@@ -73,103 +123,77 @@ class PromptConditions:
         made_of: dict[str, Any],
         keep: bool = True,
     ):
-        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-        self._folder = root() / f"prompts-{digest}"
+        self.files = EmbeddingFiles(made_of)
         self._text_parts, self._encode, self._negative, self._keep = text_parts, encode, negative, keep
         self._pipeline: Any = None
         self._uncond: Condition = {}
-        self._device: torch.device = torch.device("cpu")
+        self._device = CPU
 
     def prepare(self, prompts: Iterable[str], device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Embeds what is not on disk yet of `prompts`, then lets the encoders go; with ``keep=False``, only moves them.
+        """Embeds those of `prompts` that are not on disk, then frees the encoders; with ``keep=False``, only moves them.
 
         Args:
-            prompts: all that will be asked for; read once, and never held as a whole.
-            device: to embed on.
-            rank, world: of this process, and how many there are. Prompts are shared out by their hash: what others have put
-                on disk meanwhile changes nothing about whose a prompt is.
+            prompts: all prompts that will be asked for; read once, and never held as a whole.
+            device: device of the encoders.
+            rank, world: this process's rank and the number of processes. A prompt's hash decides which process embeds it,
+                whatever others have put on disk meanwhile.
         """
         self._device = device
         self.uncond(torch.zeros(1))
         if not self._keep:
-            self._loaded()
+            self._encoders()
             return
         missing: dict[str, None] = {}
         for prompt in prompts:
-            if int(_digest(prompt), 16) % world == rank and not self._path(prompt).is_file():
+            if int(_digest(prompt), 16) % world == rank and not self.files.path(prompt).is_file():
                 missing[prompt] = None
             if len(missing) == self.BATCH:
-                self._store(list(missing))
+                self._embed_to_disk(list(missing))
                 missing.clear()
         if missing:
-            self._store(list(missing))
+            self._embed_to_disk(list(missing))
         self._pipeline = None
 
     def __call__(self, labels: Tensor, prompts: Callable[[], Sequence[str]]) -> Condition:
-        """The conditions of ``prompts()``."""
-        asked = list(prompts())
-        unique = list(dict.fromkeys(asked))
-        embedded = self._kept(unique) if self._keep else self._encoded(unique)
-        order = torch.tensor([unique.index(prompt) for prompt in asked])
+        """The condition of ``prompts()``."""
+        batch = list(prompts())
+        unique = list(dict.fromkeys(batch))
+        embedded = self._embedded(unique)
+        order = torch.tensor([unique.index(prompt) for prompt in batch])
         return {name: value[order.to(value.device)].to(labels.device) for name, value in embedded.items()}
 
     def uncond(self, labels: Tensor) -> Condition:
-        """The negative prompt's, repeated."""
+        """The negative prompt's condition, repeated."""
         if not self._uncond:
-            found = (
-                self._kept([self._negative], negative=True) if self._keep else self._encoded([self._negative], negative=True)
-            )
-            self._uncond = {name: value.cpu() for name, value in found.items()}
-        repeat = lambda x: x.to(labels.device).expand(len(labels), *x.shape[1:])  # noqa: E731
-        return {name: repeat(value) for name, value in self._uncond.items()}
+            self._uncond = {name: value.cpu() for name, value in self._embedded([self._negative], negative=True).items()}
+        return {name: x.to(labels.device).expand(len(labels), *x.shape[1:]) for name, x in self._uncond.items()}
 
-    def _kept(self, prompts: Sequence[str], negative: bool = False) -> Condition:
-        found = {prompt: _read(self._path(prompt, negative)) for prompt in prompts}
-        if missing := [prompt for prompt, one in found.items() if one is None]:
-            self._store(missing, negative)
-            found |= {prompt: load_file(self._path(prompt, negative)) for prompt in missing}
-        each = [one for one in found.values() if one is not None]
-        return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+    def _embedded(self, prompts: Sequence[str], negative: bool = False) -> Condition:
+        if not self._keep:
+            return self._encoded(prompts, negative)
+        conditions = {prompt: self.files.read(prompt, negative) for prompt in prompts}
+        if missing := [prompt for prompt, condition in conditions.items() if condition is None]:
+            self._embed_to_disk(missing, negative)
+            conditions |= {prompt: load_file(self.files.path(prompt, negative)) for prompt in missing}
+        each = [condition for condition in conditions.values() if condition is not None]
+        return {name: torch.stack([condition[name] for condition in each]) for name in each[0]}
 
-    def _store(self, prompts: Sequence[str], negative: bool = False) -> None:
-        embedded = self._encoded(prompts, negative)
-        for index, prompt in enumerate(prompts):
-            path = self._path(prompt, negative)
-            draft = path.with_suffix(f".{os.getpid()}.tmp")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                one = {name: value[index].cpu().contiguous() for name, value in embedded.items()}
-                save_file(one, draft)
-                draft.replace(path)
-            except (OSError, SafetensorError) as error:
-                hint = "Free some space, set AMD_PLUGIN_CACHE, or set model.keep_embeddings to false"
-                raise InputError(f"prompt embeddings {path}: cannot be written: {error}. {hint}") from error
+    def _embed_to_disk(self, prompts: Sequence[str], negative: bool = False) -> None:
+        self.files.write(prompts, self._encoded(prompts, negative), negative)
 
     @torch.no_grad()
     def _encoded(self, prompts: Sequence[str], negative: bool = False) -> Condition:
-        return self._encode(self._loaded(), [""] if negative else prompts, self._negative if negative else None)
+        return self._encode(self._encoders(), [""] if negative else prompts, self._negative if negative else None)
 
-    def _loaded(self) -> Any:
+    def _encoders(self) -> Any:
         self._pipeline = self._pipeline or self._text_parts()
         return self._pipeline.to(self._device) if list(self._pipeline.components.values()) else self._pipeline
 
-    def _path(self, prompt: str, negative: bool = False) -> Path:
-        digest = _digest(prompt)
-        return self._folder / ("negative" if negative else digest[:2]) / f"{digest}.safetensors"
+
+def prompts_of(task: Task, labels: Tensor) -> Callable[[], Sequence[str]]:
+    """A function that returns the prompts of `labels` [B]: they are looked up only where a network reads prompts."""
+    return partial(task.prompts, labels)
 
 
 def _digest(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
-
-
-def _read(path: Path) -> Condition | None:
-    """None where there is no such file, or one that a full disk or a crash cut short: it is made again."""
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        return None
-
-
-def prompts_of(task: Any, labels: Tensor) -> Callable[[], Sequence[str]]:
-    """What `labels` [B] ask for in words, read only when needed."""
-    return partial(task.prompts, labels)

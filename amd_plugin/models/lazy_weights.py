@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from amd_plugin.errors import InputError
 
-Read = Callable[[str], Tensor]
+TensorReader = Callable[[str], Tensor]
 
 STEM = "diffusion_pytorch_model"
 
 
-class Later(NamedTuple):
+class LazyTensor(NamedTuple):
     """A tensor that is made when it is read: from a file, or from what all processes keep of it."""
 
     shape: torch.Size
     read: Callable[[], Tensor]
 
 
-def at_hand(value: Tensor | Later) -> Tensor:
+def materialize(value: Tensor | LazyTensor) -> Tensor:
     """The tensor itself."""
-    return value.read() if isinstance(value, Later) else value
+    return value.read() if isinstance(value, LazyTensor) else value
 
 
 class Weights:
@@ -82,7 +82,7 @@ class Weights:
             raise InputError(f"{self._key}: {path}: cannot be read: {error}") from error
 
 
-def outline(build: Callable[[], nn.Module], dtype: torch.dtype, read: Read) -> nn.Module:
+def meta_network(build: Callable[[], nn.Module], dtype: torch.dtype, read: TensorReader) -> nn.Module:
     """A network whose parameters are on the meta device, in the dtypes `from_pretrained` would give them; buffers are real.
 
     Args:
@@ -107,7 +107,7 @@ def outline(build: Callable[[], nn.Module], dtype: torch.dtype, read: Read) -> n
     return network.requires_grad_(False).eval()
 
 
-def filled(network: nn.Module, read: Read) -> nn.Module:
+def materialize_meta(network: nn.Module, read: TensorReader) -> nn.Module:
     """`network` with all parameters read that are on the meta device."""
     for prefix, part in network.named_modules():
         for key, parameter in part._parameters.items():

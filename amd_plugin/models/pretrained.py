@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Family
-from amd_plugin.models.lazy_weights import Read, Weights, outline
+from amd_plugin.models.lazy_weights import TensorReader, Weights, meta_network
 
 SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,11 +115,11 @@ class Pretrained:
                 folder = Path(found)
             return Weights(folder / family.component, self.variant, self.key)
 
-    def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, Read]:
+    def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, TensorReader]:
         """The network that is distilled with its parameters on the meta device, frozen, in eval mode; and their values."""
         weights = self.weights(family)
         with self._reading(family.component):
-            network = outline(lambda: self.empty_network(family), dtype, weights)
+            network = meta_network(lambda: self.empty_network(family), dtype, weights)
         weights.check(network)
         dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
         return network, lambda name: weights(name).to(dtypes[name])

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
-from amd_plugin.models.lazy_weights import Read, at_hand, filled
+from amd_plugin.models.lazy_weights import TensorReader, materialize, materialize_meta
 from amd_plugin.models.step_conditioning import Where, add_rungs, remove_rungs, rungs_of
 from amd_plugin.randomness import generator
 
@@ -85,17 +85,17 @@ class Role:
         own = dict(self.network.named_parameters())
         return {name: own[name] for name in self._names}
 
-    def masters(self) -> list[Tensor]:
+    def master_weights(self) -> list[Tensor]:
         """The fp32 tensors that this process trains: the parameters, or its shares of them."""
         return [p.detach() for p in (self.parameters() if self.shares is None else self.shares.flat)]
 
-    def push(self) -> None:
-        """Has the network play with `masters` as they are now. Call on every process."""
+    def sync_from_masters(self) -> None:
+        """Has the network play with `master_weights` as they are now. Call on every process."""
         if self.shares is not None:
-            self.shares.push()
+            self.shares.sync_from_masters()
 
     def named(self, values: list[Tensor]) -> dict[str, Any]:
-        """Tensors like `masters` by parameter; `amd_plugin.models.lazy_weights.Later` where several processes have a share."""
+        """Tensors like `master_weights` by parameter; each a `LazyTensor` where several processes have a share."""
         return dict(zip(self._names, values, strict=True)) if self.shares is None else self.shares.named(values)
 
     @torch.no_grad()
@@ -105,27 +105,27 @@ class Role:
             self.shares.take_named(values, named)
             return
         for name, value in zip(self._names, values, strict=True):
-            value.copy_(at_hand(named[name]))
+            value.copy_(materialize(named[name]))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold of this role: what it trains and, of a whole network, its buffers."""
         kept = self.network.state_dict() if self.adapter is None else {}
-        return {**kept, **self.named(self.masters())}
+        return {**kept, **self.named(self.master_weights())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         if self.adapter is None and self.shares is None:
-            self.network.load_state_dict({name: at_hand(value) for name, value in state.items()})
+            self.network.load_state_dict({name: materialize(value) for name, value in state.items()})
             return
         own = self.state_dict()
         if own.keys() != state.keys():
             who = "the network" if self.adapter is None else f"adapter '{self.adapter}'"
             raise ValueError(f"{who} has other parameters than the state given")
-        self.take_named(self.masters(), state)
-        self.push()
+        self.take_named(self.master_weights(), state)
+        self.sync_from_masters()
         for name, buffer in self.network.named_buffers():
             if name in own:
-                buffer.copy_(at_hand(state[name]))
+                buffer.copy_(materialize(state[name]))
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """The adapter's weights under the names that diffusers' ``save_lora_weights`` takes."""
@@ -133,7 +133,7 @@ class Role:
         return state
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def without_grad(self) -> Iterator[None]:
         """Takes gradients to its inputs but none to its parameters: another role's loss passes through."""
         parameters = self.parameters()
         self.activate()
@@ -163,7 +163,7 @@ class Role:
         return network
 
 
-class Average:
+class EMA:
     """The exponential moving average of a role's weights, which is what is evaluated and exported.
 
     Args:
@@ -174,29 +174,29 @@ class Average:
     def __init__(self, role: Role, decay: float):
         self._role, self._updates = role, 0
         self._blend = get_ema_multi_avg_fn(decay)
-        self._shadow = [weight.clone() for weight in role.masters()]
+        self._shadow = [weight.clone() for weight in role.master_weights()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Takes the role's weights in; the first time, takes them over."""
         if self._updates == 0:
-            torch._foreach_copy_(self._shadow, self._role.masters())
+            torch._foreach_copy_(self._shadow, self._role.master_weights())
         else:
-            self._blend(self._shadow, self._role.masters(), self._updates)
+            self._blend(self._shadow, self._role.master_weights(), self._updates)
         self._updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The role plays with its averaged weights meanwhile. Enter on every process where each has a share of them."""
-        masters = self._role.masters()
+        masters = self._role.master_weights()
         kept = [weight.clone() for weight in masters]
         torch._foreach_copy_(masters, self._shadow)
-        self._role.push()
+        self._role.sync_from_masters()
         try:
             yield
         finally:
             torch._foreach_copy_(masters, kept)
-            self._role.push()
+            self._role.sync_from_masters()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
@@ -209,7 +209,7 @@ class Average:
 
 
 def make_roles(
-    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: Read | None = None,
+    config: ModelConfig, teacher: nn.Module, student: nn.Module | None, seed: int, read: TensorReader | None = None,
     time_embeddings: Where | None = None, *, whole: bool = True,
 ) -> dict[str, Role]:  # fmt: skip
     """``student``, ``fake_score`` and ``teacher`` from the teacher's network, trainable weights in fp32.
@@ -236,7 +236,7 @@ def make_roles(
     roles = {"teacher": Role(teacher, frozen=True)}
     for name, how in (("student", config.student), ("fake_score", config.fake_score)):
         network = copy.deepcopy(student if name == "student" and student is not None else teacher)
-        network = filled(network, read) if read is not None and (whole or how == "lora") else network
+        network = materialize_meta(network, read) if read is not None and (whole or how == "lora") else network
         if how == "lora":
             _add_adapter(network, name, config.lora, seed)
         else:

@@ -1,7 +1,7 @@
-"""What a host calls: signals and rewards in, losses and metrics out. DMD here, and the frame that AMD fills in.
+"""What a host calls: signals and rewards in, losses and metrics out. DMD here, and the frame that AMD extends.
 
-They own no optimizer, device, `requires_grad` toggle or process group. A host makes one, asks for losses, steps its own
-optimizers, and stores `state_dict()`:
+An objective owns no optimizer, device, `requires_grad` toggle or process group. A host makes one, gives what it `needs`, asks
+for losses, steps its own optimizers, and stores `state_dict()`:
 
     advantage = objective.advantage(reward, groups)                   # the joined batch of all ranks
     loss = objective.student_loss(Signals(x0, cond, uncond, fake, sigma, advantage)).loss
@@ -10,21 +10,24 @@ optimizers, and stores `state_dict()`:
     loss = objective.fake_score_loss(prediction, target, weight).loss
 """
 
-import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from amd_plugin.errors import InputError, OptionError
+from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
-from amd_plugin.maths.adversarial import Adversarial, adversarial
+from amd_plugin.maths.adversarial import Adversarial
 from amd_plugin.maths.diagnostics import term_metrics
 from amd_plugin.maths.losses import fake_score_loss_per_sample, matching_loss_per_sample
-from amd_plugin.maths.operators import Maker, Transform, Window, normalize
+from amd_plugin.maths.operators import Maker, Transform, normalize
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
+from amd_plugin.objectives.dmd_options import DecoupledDMDOptions, DMD2Options, DMDOptions, PlainDMDOptions, check_dmd
 from amd_plugin.objectives.reward_statistics import RewardStatistics
+from amd_plugin.options import made, takes
 
 
 class LossOutput(NamedTuple):
@@ -42,78 +45,73 @@ class LossOutput(NamedTuple):
 
 
 class DMDObjective:
-    """DMD2's matching loss: the baseline, and the frame that AMD fills in.
+    """DMD2's matching loss: the baseline, and the frame that AMD extends.
 
     Args:
-        guidance_scale: w of the real teacher in the standard form ``uncond + w (cond - uncond)``; 1 needs no uncond.
-        normalizer: ``per_sample`` (DMD2) or ``global`` (FastVideo; depends on how a batch is split), see `operators.normalize`.
-        guidance_sigma: (low, high) noise levels at which the host evaluates the guidance term in a draw and a teacher call
-            of its own; None evaluates it where matching is evaluated.
-        guidance_window: (low, high) noise levels outside which the guidance term is left out, where matching is evaluated: a
-            mask without a call of its own, weaker than `guidance_sigma`. Not both.
-        match_sigma: (low, high) noise levels of the matching term; None leaves them to the host.
-        reward_gradient: weight of a differentiable reward's own gradient, ``- reward_gradient * mean(r / spread)`` added to the
-            loss (DMDR, 2511.13649, has it plain), `spread` being the widest that the running mean of the reward's spread within
-            prompts has been: one that shrank with the student would pull harder the less there is to gain. It needs no
-            sensor: strong, and the first to be hacked. 0 leaves it out.
-        gan_weight: of DMD2's adversarial loss, which needs a host with a discriminator; 0 leaves it out.
-        gan_r1, gan_r1_sigma: weight and noise of its approximate R1 penalty, see `amd_plugin.maths.adversarial`.
+        guidance_scale: guidance scale w of the teacher in the standard form ``uncond + w (cond - uncond)``; 1 needs no uncond.
+        options: the further options of `DMDOptions`, by name.
 
     Attributes:
-        adversarial: the adversarial branch, None without one.
+        guidance_scale: as given; a host whose guidance scale changes sets it before each turn.
+        schedule_factor: factor in [0, 1] on all that follows the reward, set by the host (`distill_strength_schedule`).
+        reward_unit: reward difference that counts as significant, set by the host; 0 if unknown.
+        reward_gradient: weight of a differentiable reward's own gradient.
+        adversarial: loss weights of the adversarial branch, None without one.
+        statistics: running statistics of rewards.
 
     Raises:
-        OptionError: for a value out of range.
+        OptionError: for a value out of range, or options that do not go together.
     """
 
-    min_group_size = 1
-    recommended_group_size = 1
-    per_rung = True
+    @takes(DMDOptions)
+    def __init__(self, guidance_scale: float = 1.0, **options: Any):
+        self._set_up(made(DMDOptions, {"guidance_scale": guidance_scale, **options}))
 
-    def __init__(
-        self,
-        guidance_scale: float = 1.0,
-        *,
-        normalizer: Literal["per_sample", "global"] = "per_sample",
-        guidance_sigma: Window | None = None,
-        guidance_window: Window | None = None,
-        match_sigma: Window | None = None,
-        reward_gradient: float = 0.0,
-        gan_weight: float = 0.0,
-        gan_r1: float = 0.0,
-        gan_r1_sigma: float = 0.01,
-    ):
-        if not math.isfinite(guidance_scale) or guidance_scale < 0:
-            raise OptionError("guidance_scale", f"must be a number of at least 0, got {guidance_scale}")
-        check_windows(guidance_sigma=guidance_sigma, guidance_window=guidance_window, match_sigma=match_sigma)
-        if guidance_sigma is not None and guidance_window is not None:
-            raise OptionError(
-                "guidance_window", f"guidance_sigma draws the levels already, got both; leave out {guidance_window}"
-            )
-        if not math.isfinite(reward_gradient) or reward_gradient < 0:
-            raise OptionError("reward_gradient", f"must be a number of at least 0, got {reward_gradient}")
-        self.guidance_scale = guidance_scale
-        self.guidance_sigma = guidance_sigma
-        self.guidance_window = guidance_window
-        self.match_sigma = match_sigma
-        self.reward_gradient = reward_gradient
-        self.needs_reward = reward_gradient > 0
-        if reward_gradient > 0:
-            self.min_group_size = self.recommended_group_size = 2  # a spread of one sample is none
+    def _set_up(self, options: DMDOptions) -> None:
+        check_dmd(options)
+        self.guidance_scale, self.guidance_window = options.guidance_scale, options.guidance_window
+        self.guidance_sigma, self.match_sigma = options.guidance_sigma, options.match_sigma
+        self.reward_gradient = options.reward_gradient
+        gan = Adversarial(options.gan_weight, options.gan_r1, options.gan_r1_sigma)
+        self.adversarial = gan if gan.weight else None
+        self.schedule_factor, self.reward_unit = 1.0, 0.0
         self.statistics = RewardStatistics()
         self._spread: Tensor = torch.zeros(())
         self._widest: Tensor = torch.zeros(())
-        self.strength_scale = 1.0
-        self.adversarial: Adversarial | None = adversarial(gan_weight, gan_r1, gan_r1_sigma)
-        self._normalize = normalize(normalizer)
+        self._normalize = normalize(options.normalizer)
 
     @property
-    def needs_uncond(self) -> bool:
-        """Whether `Signals` must carry unconditional predictions: not at guidance scale 1, where their term is 0."""
-        return self.guidance_scale != 1
+    def needs(self) -> Needs:
+        """What it asks of a host."""
+        following = self.reward_gradient > 0
+        least = 2 if following else 1  # the spread of one sample is none
+        return Needs(
+            reward=following, group_size=least, recommended_group_size=least, reward_gradient=following,
+            uncond=self.guidance_scale != 1, noise_level=self.guidance_window is not None,
+            guidance_range=self.guidance_sigma, match_range=self.match_sigma, discriminator=self.adversarial,
+        )  # fmt: skip
+
+    @property
+    def reward_levers(self) -> Mapping[str, float]:
+        """Options that set how hard the reward is followed, with their values."""
+        return {"reward_gradient": self.reward_gradient}
+
+    @property
+    def shared_sums(self) -> Sequence[Tensor]:
+        """Running sums over this process's samples, for the host to average over processes; none here."""
+        return ()
+
+    @property
+    def strength_scale(self) -> float:
+        """`schedule_factor` under its name before version 0.1.0."""
+        return self.schedule_factor
+
+    @strength_scale.setter
+    def strength_scale(self, factor: float) -> None:
+        self.schedule_factor = factor
 
     def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
-        """[B] zeros: plain DMD compares no samples. It takes in the spread of rewards where it follows their gradient."""
+        """[B] zeros: plain DMD compares no samples. Updates the running spread of rewards."""
         self._observe(reward.detach().float(), groups, rung)
         return torch.zeros_like(reward)
 
@@ -128,7 +126,7 @@ class DMDObjective:
             ValueError: where shapes do not match, or the unconditional prediction is missing at a guidance scale other than 1.
         """
         signals.check()
-        if self.needs_uncond and signals.real_uncond is None and signals.guide_uncond is None:
+        if self.guidance_scale != 1 and signals.real_uncond is None and signals.guide_uncond is None:
             raise ValueError(f"Signals.real_uncond: needed at guidance scale {self.guidance_scale}, got None")
         direction = operators.chain(self.operator(), self._normalize)(signals)
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
@@ -160,8 +158,8 @@ class DMDObjective:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: running statistics of rewards; empty where it listens to none."""
-        return {"rewards": self.statistics.state_dict()} if self.needs_reward else {}
+        """JSON-able: running statistics of rewards; empty where none are used."""
+        return {"rewards": self.statistics.state_dict()} if self.needs.reward else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave.
@@ -170,11 +168,11 @@ class DMDObjective:
             InputError: for the state of another objective.
         """
         expect_keys(state, self.state_dict(), type(self).__name__)
-        if self.needs_reward:
+        if self.needs.reward:
             self.statistics.load_state_dict(state["rewards"])
 
     def _observe(self, reward: Tensor, groups: Tensor, rung: int) -> None:
-        """Takes in the spread of rewards [B]; the student's turn that follows uses that of its rung."""
+        """Updates the spread of rewards [B]; the student's turn that follows uses that of its rung."""
         self.statistics.update(reward, groups, rung)
         self._spread, self._widest = self.statistics.spread(rung), self.statistics.widest(rung)
 
@@ -188,48 +186,26 @@ class DMDObjective:
         answered = torch.isfinite(signals.reward)
         reward = torch.where(answered, signals.reward, 0.0)
         spread = self._widest.to(reward)
-        following = -self.strength_scale * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
+        following = -self.schedule_factor * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
         return following, 1 - answered.float().mean()
 
 
-def decoupled_dmd(
-    guidance_scale: float = 1.5,
-    *,
-    normalizer: Literal["per_sample", "global"] = "per_sample",
-    guidance_sigma: Window = (0.02, 0.98),
-    match_sigma: Window | None = None,
-    reward_gradient: float = 0.0,
-) -> DMDObjective:
+@takes(PlainDMDOptions)
+def dmd(guidance_scale: float = 1.0, **options: Any) -> DMDObjective:
+    """DMD2's matching loss (2405.14867), guidance and matching at the same noise level."""
+    return DMDObjective(**dict(made(PlainDMDOptions, {"guidance_scale": guidance_scale, **options})))
+
+
+@takes(DMD2Options)
+def dmd2(guidance_scale: float = 1.0, **options: Any) -> DMDObjective:
+    """DMD2 (2405.14867): distribution matching and an adversarial loss, at the weight its authors use for SDXL."""
+    return DMDObjective(**dict(made(DMD2Options, {"guidance_scale": guidance_scale, **options})))
+
+
+@takes(DecoupledDMDOptions)
+def decoupled_dmd(guidance_scale: float = 1.5, **options: Any) -> DMDObjective:
     """Decoupled DMD: guidance and matching draw their noise levels independently, each from a range of its own."""
-    return DMDObjective(
-        guidance_scale, normalizer=normalizer, guidance_sigma=guidance_sigma, match_sigma=match_sigma,
-        reward_gradient=reward_gradient,
-    )  # fmt: skip
-
-
-def dmd2(
-    guidance_scale: float = 1.0,
-    *,
-    normalizer: Literal["per_sample", "global"] = "per_sample",
-    guidance_sigma: Window | None = None,
-    guidance_window: Window | None = None,
-    match_sigma: Window | None = None,
-    reward_gradient: float = 0.0,
-    gan_weight: float = 5e-3,
-    gan_r1: float = 0.0,
-    gan_r1_sigma: float = 0.01,
-) -> DMDObjective:
-    """DMD2: distribution matching and an adversarial loss, at the weight its authors use for SDXL."""
-    windows = {"guidance_sigma": guidance_sigma, "guidance_window": guidance_window, "match_sigma": match_sigma}
-    gan = {"gan_weight": gan_weight, "gan_r1": gan_r1, "gan_r1_sigma": gan_r1_sigma}
-    return DMDObjective(guidance_scale, normalizer=normalizer, reward_gradient=reward_gradient, **windows, **gan)  # type: ignore[arg-type]
-
-
-def check_windows(**windows: Window | None) -> None:
-    """Raises OptionError for a (low, high) that is no range of noise levels."""
-    for option, value in windows.items():
-        if value is not None and not 0 <= value[0] < value[1]:
-            raise OptionError(option, f"must be [low, high] with 0 <= low < high, got {list(value)}")
+    return DMDObjective(**dict(made(DecoupledDMDOptions, {"guidance_scale": guidance_scale, **options})))
 
 
 def expect_keys(state: dict[str, Any], own: dict[str, Any], name: str) -> None:

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models import backbone
-from amd_plugin.models import shipped_configs as known
+from amd_plugin.models import shipped_configs
+from amd_plugin.models.backbone import check_backbone, pretrained
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import set_text_length, size_of, untrained
 from amd_plugin.models.family import Condition, Family, Size
@@ -81,7 +81,7 @@ def outline(config: ModelConfig, task: Task, seed: int, families: Mapping[str, t
     Raises:
         InputError: where there are no configs, or the family does not say what its networks are conditioned on.
     """
-    model, source = known.with_configs(config)
+    model, source = shipped_configs.with_configs(config)
     if config.network in ("mlp", "dit"):
         network = build_network(config, task, seed)
         return Outline(
@@ -95,8 +95,8 @@ def outline(config: ModelConfig, task: Task, seed: int, families: Mapping[str, t
 
 
 def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], source: str) -> Outline:
-    family, _ = backbone.check(model, families)
-    where = backbone.pretrained(model)
+    family, _ = check_backbone(model, families)
+    where = pretrained(model)
     set_text_length(family, model)
     kind = getattr(diffusers, family.autoencoder)
     with where._reading("vae/config.json"):
@@ -139,7 +139,7 @@ def _encoder(kind: str, config: Any) -> int:
 def clip_parameters(path: str, revision: str | None = None) -> int | None:
     """Parameters of a CLIP-like reward model; None where its config cannot be had."""
     local = Path(path).expanduser()
-    folder = local if local.is_dir() else known.FOLDER / known.ENCODERS.get(path, "none")
+    folder = local if local.is_dir() else shipped_configs.FOLDER / shipped_configs.ENCODERS.get(path, "none")
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(folder if folder.is_dir() else path, revision=revision)

@@ -16,7 +16,6 @@ from amd_plugin.plan.outline import Outline, build_autoencoder, clip_parameters,
 from amd_plugin.plan.traffic import Machine
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
 
 
 @dataclass
@@ -82,22 +81,21 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
         raise InputError(
             f"--gpu-memory: must be more than the {RESERVED / 1e9:g} GB that are reserved, got {gpu_memory / 1e9:g}"
         )
-    task = TASKS[config.data.task](**config.data.options)
-    found = outline(config.model, task, train.seed, plugins.families())
-    objective = plugins.make_objective(config.objective.name, recipe.objective_options)
-    guided_apart = objective.needs_uncond and objective.guidance_sigma is not None
+    found = outline(config.model, recipe.task, train.seed, plugins.families())
+    needs = recipe.objective.needs
+    guided_apart = needs.uncond and needs.guidance_range is not None
     of_roles = sizes(found, config)
-    made = traces(found, config, train.batch_size // shares, objective.needs_uncond)
-    rows, notes = _rows(found, config, of_roles, gpus, objective.needs_reward)
+    made = traces(found, config, train.batch_size // shares, needs.uncond)
+    rows, notes = _rows(found, config, of_roles, gpus, needs.reward)
     activations = memory.turns(
-        made, config, objective.needs_reward, memory.media_bytes(found.size), train.batch_size // gpus
+        made, config, needs.reward, memory.media_bytes(found.size), train.batch_size // gpus
     )  # fmt: skip
     for role, most in activations.items():
         rows[role].activations = most
     rows["batch"] = Row(buffers=memory.joined_batch(config, sample_bytes(found), guided_apart))
-    if getattr(objective, "adversarial", None) is not None:
+    if needs.discriminator is not None:
         notes.append("the discriminator, a small head on the fake score's features")
-    times = traffic.calls_of(config, objective.needs_reward, guided_apart)
+    times = traffic.calls_of(config, needs.reward, guided_apart)
     operations, received = traffic.flops(times, made), traffic.received(times, of_roles, config, gpus)
     moved = traffic.from_memory(times, made, of_roles)
     seconds = traffic.seconds(sum(operations.values()), sum(received.values()), moved, machine or Machine())

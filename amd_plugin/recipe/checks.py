@@ -8,15 +8,22 @@ from typing import Any
 
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
-from amd_plugin.models import backbone, check_network
+from amd_plugin.hookspecs import Needs, Objective
+from amd_plugin.models import check_network
+from amd_plugin.models.backbone import check_backbone
 from amd_plugin.models.step_conditioning import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import TASKS, Task
 
 
-def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
-    """Notes in `source` every problem between keys of `config`; `options` are those of its objective.
+def check_relations(
+    config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source
+) -> tuple[Task, Objective] | None:
+    """Notes in `source` every problem between keys of `config`; builds its task, and its objective with `options`.
+
+    Returns:
+        (task, objective), None where a problem keeps one of them from being built.
 
     A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
     """
@@ -25,18 +32,24 @@ def check_relations(config: RecipeConfig, plugins: PluginManager, options: dict[
     _check_model(config, source)
     _check_held_out(config, source)
     if source.problems:
-        return
+        return None
     try:
         task = TASKS[config.data.task](**config.data.options)
         _check_task(config, task, plugins, source)
     except OptionError as error:
         section = "model" if error.option in type(config.model).model_fields else "data"
         source.problem((section, error.option), str(error).partition(": ")[2])
-        return
+        return None
     except InputError as error:
         source.problem(("model" if str(error).startswith("model.") else "data",), str(error))
-        return
-    _check_objective(config, task, plugins, options, source)
+        return None
+    objective = _make_objective(config, plugins, options, source)
+    if objective is None:
+        return None
+    _check_noise_levels(options, source)
+    _check_rewards(config, objective, source)
+    _check_discriminator(config, objective.needs, task, source)
+    return task, objective
 
 
 def _check_sizes(config: RecipeConfig, source: Source) -> None:
@@ -121,11 +134,11 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
 
 
-def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source: Source) -> None:
+def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source: Source) -> None:
     model = config.model
     if model.path is not None:
         if Path(model.path).expanduser().is_dir():
-            time_embeddings(model, backbone.check(model, plugins.families())[0])
+            time_embeddings(model, check_backbone(model, plugins.families())[0])
     elif not task.num_classes:
         what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
         source.problem(("data", "task"), what)
@@ -136,28 +149,41 @@ def _check_task(config: RecipeConfig, task: Any, plugins: PluginManager, source:
         source.problem(("evaluate", "samples"), what)
 
 
-def _check_objective(config: RecipeConfig, task: Any, plugins: PluginManager, options: dict[str, Any], source: Source) -> None:
-    name, train = config.objective.name, config.train
+def _make_objective(
+    config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source
+) -> Objective | None:  # fmt: skip
     try:
-        objective = plugins.make_objective(name, options)
+        return plugins.make_objective(config.objective.name, options)
     except OptionError as error:
         source.problem(("objective", error.option), str(error).partition(": ")[2])
-        return
     except InputError as error:
         source.problem(("objective",), str(error))
-        return
+    return None
+
+
+def _check_noise_levels(options: dict[str, Any], source: Source) -> None:
+    """Windows of noise levels are fractions of the schedule in this host."""
     for option in ("match_sigma", "guidance_sigma", "guidance_window", "sharpening_sigma"):
-        if (window := getattr(objective, option, None)) is not None and not 0 <= window[0] < window[1] <= 1:
-            what = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
-            source.problem(("objective", option), what)
-    if objective.needs_reward and not config.rewards:
+        window = options.get(option)
+        if isinstance(window, tuple | list) and not 0 <= window[0] < window[1] <= 1:
+            message = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
+            source.problem(("objective", option), message)
+
+
+def _check_rewards(config: RecipeConfig, objective: Objective, source: Source) -> None:
+    name, needs = config.objective.name, objective.needs
+    if needs.reward and not config.rewards:
         source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
-    elif objective.needs_reward and not any(reward.weight for reward in config.rewards):
+    elif needs.reward and not any(reward.weight for reward in config.rewards):
         source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
-    if train.group_size < objective.min_group_size:
+    if config.train.group_size < needs.group_size:
         what = f"with these options objective '{name}' looks at how samples of a prompt differ and needs at least"
-        source.problem(("train", "group_size"), f"{what} {objective.min_group_size}, got {train.group_size}")
-    adversarial = getattr(objective, "adversarial", None) is not None
+        source.problem(("train", "group_size"), f"{what} {needs.group_size}, got {config.train.group_size}")
+
+
+def _check_discriminator(config: RecipeConfig, needs: Needs, task: Task, source: Source) -> None:
+    """What an adversarial branch asks of the recipe, and a rollout from real samples."""
+    name, train, adversarial = config.objective.name, config.train, needs.discriminator is not None
     if adversarial and config.distributed.trained != "none":
         what = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
         source.problem(("distributed", "trained"), f"{what}, got '{config.distributed.trained}'")

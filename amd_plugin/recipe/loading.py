@@ -5,7 +5,8 @@ Recipes hold names, never import paths. `amd_plugin.recipe.yaml_source` reads th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig, options_model
+from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, did_you_mean
-from amd_plugin.plugins import PluginManager, accepted
+from amd_plugin.hookspecs import Objective
+from amd_plugin.options import Place, accepted, declared, options_model
+from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.checks import check_relations
-from amd_plugin.recipe.yaml_source import Place, Source
-from amd_plugin.tasks import TASKS
+from amd_plugin.recipe.yaml_source import Source
+from amd_plugin.tasks import TASKS, Task
 
 # What may name files that lie beside the recipe.
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
@@ -32,14 +35,22 @@ class Recipe:
     Attributes:
         name: its file's stem.
         config: the resolved values.
-        objective_options: what the chosen objective is built with.
+        objective_options: options of the chosen objective, defaults included.
+        task: the task of the data section; checks and run use the same object.
+        objective: the objective as it was built for validation; a run takes a copy with `new_objective`.
         unused_options: options of other objectives, kept for them and not used here.
     """
 
     name: str
     config: RecipeConfig
     objective_options: dict[str, Any]
+    task: Task
+    objective: Objective
     unused_options: list[str] = field(default_factory=list)
+
+    def new_objective(self) -> Objective:
+        """The objective that validation built, without any state."""
+        return copy.deepcopy(self.objective)
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved values, plain."""
@@ -99,9 +110,10 @@ def load(
         _check_apart(data, plugins, source)
         raise source.error()
     config, options, unused = _resolve(config, plugins, source)
-    check_relations(config, plugins, options, source)
+    built = check_relations(config, plugins, options, source)
     source.stop_on_problems()
-    return Recipe(path.stem, config, options, unused)
+    assert built is not None  # noqa: S101 (it is only missing where there are problems)
+    return Recipe(path.stem, config, options, *built, unused)
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:
@@ -180,7 +192,14 @@ def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source:
         source.problem(("objective", "name"), str(error))
         return None, []
     mine = accepted(factory)
-    known = {option for other in plugins.objectives().values() for option in accepted(other) or ()}
+    known = {option for other in plugins.objectives().values() for option in (*(accepted(other) or ()), *_removed(other))}
     unused = sorted(o for o in section.options if mine is not None and o not in mine and o in known)
+    unused = [option for option in unused if option not in _removed(factory)]
     given = {o: v for o, v in section.options.items() if o not in unused}
     return source.validate(model, given, ("objective",), also_known=known), unused
+
+
+def _removed(factory: Callable[..., Any]) -> Collection[str]:
+    """Names of options that `factory` took once."""
+    model = declared(factory)
+    return () if model is None else model.REMOVED.keys()

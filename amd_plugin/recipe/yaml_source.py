@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amd_plugin.config import wrong_values
-from amd_plugin.errors import InputError, did_you_mean
+from amd_plugin.errors import InputError
+from amd_plugin.options import Place, problems_of, without_removed
 
-Place = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -79,17 +78,10 @@ class Source:
         """The model of `data`, or None after noting what is wrong with it."""
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
-            return model.model_validate_json(json.dumps(data), strict=True)
+            return model.model_validate_json(json.dumps(without_removed(model, data)), strict=True)
         except ValidationError as error:
-            for detail in error.errors():
-                place: Place = (*prefix, *detail["loc"])
-                if detail["type"] == "extra_forbidden":
-                    known = {*_keys(model, detail["loc"][:-1]), *also_known}
-                    self.problem(place, f"unknown key.{did_you_mean(str(place[-1]), known)}")
-                elif detail["type"] == "missing":
-                    self.problem(place, "required, but not given")
-            for inner, what in wrong_values(error, data).items():
-                self.problem((*prefix, *inner), what)
+            for place, message in problems_of(error, model, data, also_known).items():
+                self.problem((*prefix, *place), message)
             return None
 
     def quietly(self, model: type[Model], data: Any) -> Model | None:
@@ -172,14 +164,3 @@ for _tag, _pattern, _first in (
 ):
     _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_decimal)
-
-
-def _keys(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the model that stands at `place` inside `model`."""
-    for step in place:
-        if isinstance(step, int):
-            continue
-        annotation: Any = model.model_fields[step].annotation
-        inner = [annotation, *typing.get_args(annotation)]
-        model = next(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
-    return list(model.model_fields)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.plugins import accepted
+from amd_plugin.options import accepted
+from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.rewards.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def _begin(spec: Spec) -> None:
     # Both signals go to the training process, which ends its step, saves, and ends this one.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    on_parent_exit(lambda: os._exit(0))
     torch.set_num_threads(spec.threads)
     try:
         # Imported where they are needed: a worker that needs neither starts in half the time.
@@ -230,10 +230,3 @@ def _score(packed: bytes, prompts: Sequence[str], columns: dict[str, Any]) -> tu
         return scores, ""
     except (Exception, SystemExit) as error:
         return [], f"{type(error).__name__}: {error}"
-
-
-def _follow_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(0)

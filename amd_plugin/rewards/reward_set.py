@@ -12,7 +12,8 @@ from torch import Tensor
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.maths.advantage import aggregate
-from amd_plugin.plugins import PluginManager, accepted
+from amd_plugin.options import accepted
+from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.pool import Call, Pool, PoolError, Spec, by_name
 from amd_plugin.rewards.scorer import Scorer
 

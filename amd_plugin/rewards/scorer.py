@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError
-from amd_plugin.plugins import accepted
+from amd_plugin.options import accepted
 from amd_plugin.rewards.protocol import present, traits
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.errors import InputError
-from amd_plugin.plugins import accepted
+from amd_plugin.options import accepted
 from amd_plugin.rewards.protocol import Traits, present, to_pil, traits
 
 Completions = Literal["pil", "tensor"]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from amd_plugin.config import TrainConfig
-from amd_plugin.models.lazy_weights import Read
+from amd_plugin.models.lazy_weights import TensorReader
 from amd_plugin.models.roles import Role
 from amd_plugin.sharding.frozen import gathering, partition
 from amd_plugin.sharding.setup import deepspeed_for
@@ -24,7 +24,7 @@ BUCKET = 100_000_000
 
 
 def engine_for(
-    role: Role, optimizer: Any, train: TrainConfig, accelerator: Any, how: str, read: Read | None = None
+    role: Role, optimizer: Any, train: TrainConfig, accelerator: Any, how: str, read: TensorReader | None = None
 ) -> tuple[Any, Any]:
     """(engine, its torch optimizer) for `role`, whose network and shares are set to it.
 
@@ -60,7 +60,7 @@ def engine_for(
     return engine, made
 
 
-def _everyones(value: Tensor, name: str, accelerator: Any, read: Read | None) -> Tensor:
+def _everyones(value: Tensor, name: str, accelerator: Any, read: TensorReader | None) -> Tensor:
     """`value`, or what the first process reads instead, in fp32 on this process's device."""
     if not value.is_meta:
         return value.to(accelerator.device)

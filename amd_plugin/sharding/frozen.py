@@ -19,12 +19,11 @@ from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
 from amd_plugin.errors import InputError
+from amd_plugin.models.lazy_weights import TensorReader
 from amd_plugin.sharding.setup import deepspeed_for
 
-Read = Callable[[str], Tensor]
 
-
-def shard(module: nn.Module, accelerator: Any, *, offload: bool = False, read: Read | None = None) -> nn.Module:
+def shard(module: nn.Module, accelerator: Any, *, offload: bool = False, read: TensorReader | None = None) -> nn.Module:
     """Shards the frozen `module` in place over `accelerator`'s processes and returns it, in eval mode.
 
     Args:
@@ -52,7 +51,7 @@ def shard(module: nn.Module, accelerator: Any, *, offload: bool = False, read: R
     return module
 
 
-def partition(module: nn.Module, accelerator: Any, config: dict[str, Any], read: Read | None = None) -> None:
+def partition(module: nn.Module, accelerator: Any, config: dict[str, Any], read: TensorReader | None = None) -> None:
     """Gives every process its share of `module`'s parameters, one after the other: never more than one is whole."""
     zero = deepspeed_for(accelerator).zero
     first: Any = None

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from amd_plugin.models.lazy_weights import Later, at_hand
+from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 
 class Piece(NamedTuple):
@@ -69,17 +69,17 @@ class Shares:
             raise ValueError(f"{name} has shape {tuple(self._shape(name))}, got {tuple(whole.shape)}")
         values[flat][offset : offset + size] = whole.flatten()[start : start + size].to(values[flat])
 
-    def named(self, values: list[Tensor]) -> dict[str, Later]:
+    def named(self, values: list[Tensor]) -> dict[str, LazyTensor]:
         """All of `values` by parameter; reading one makes it whole, on every process that reads along."""
-        return {name: Later(self._shape(name), partial(self.whole, values, name)) for name in self._pieces}
+        return {name: LazyTensor(self._shape(name), partial(self.whole, values, name)) for name in self._pieces}
 
     def take_named(self, values: list[Tensor], named: Mapping[str, Any]) -> None:
         """Takes back what `named` gave, one parameter after the other."""
         for name in self._pieces:
-            self.take(values, name, at_hand(named[name]))
+            self.take(values, name, materialize(named[name]))
 
     @torch.no_grad()
-    def push(self) -> None:
+    def sync_from_masters(self) -> None:
         """Gives the network, in its own precision, what `flat` holds. Call on every process."""
         if not self._gathered:
             self._optimizer.update_lp_params()
@@ -137,7 +137,7 @@ class Moments:
         for key, value in first.items():
             if not value.shape:
                 for flat in self._flat:
-                    self.optimizer.state[flat][key] = at_hand(value).to(flat.device, copy=True)
+                    self.optimizer.state[flat][key] = materialize(value).to(flat.device, copy=True)
                 continue
             spread = [torch.zeros_like(flat) for flat in self._flat]
             self._shares.take_named(spread, {name: state["state"][i][key] for i, name in enumerate(self._names)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from amd_plugin.data.prompts import Prompts
@@ -29,31 +30,36 @@ class Task(Protocol):
         name: its key in `TASKS`.
         metrics: held-out metric -> which way is better: ``up``, ``down``, or ``one`` for ratios that should be 1.
         num_classes: labels run from 0; 0 where a label is a row of a prompt set.
-        in_pixels: whether `training_data` gives pictures that an autoencoder must encode.
-        has_samples: whether there are any for `training_data` to give.
-        sample_shape: of one sample.
-        frames: of a sample that is decoded; 1 unless samples are videos.
-        made_of: JSON-able; everything its data depends on, for caches.
+        in_pixels: whether `training_data` returns pictures that an autoencoder must encode.
+        media_channels: channels of its media: 1 for grey pictures and videos, 3 for coloured ones.
+        has_samples: whether `training_data` has any samples.
+        sample_shape: shape of one sample; empty where the model decides.
+        made_of: JSON-able description of everything its data depends on, for caches.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[dict[str, str]]
     in_pixels: ClassVar[bool]
+    media_channels: ClassVar[int]
     has_samples: bool
     num_classes: int
     sample_shape: tuple[int, ...]
-    frames: int
     made_of: dict[str, Any]
 
-    def training_data(self, count: int, generator: Any, position: int = 0) -> tuple[Tensor, Tensor]:
-        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included: drawn, or the `position`-th `count`."""
+    def training_data(
+        self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(samples [B, ...], labels [B]) as the teacher sees them, flaws included: drawn, or the `position`-th `count`.
+
+        `pixels` (height, width) is the size of pictures whose size the model decides.
+        """
         ...
 
-    def real_data(self, count: int, generator: Any) -> tuple[Tensor, Tensor]:
-        """(samples [B, ...], labels [B]) as they really are."""
+    def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """(samples [B, ...], labels [B]) without the flaws; `pixels` as in `training_data`."""
         ...
 
-    def draw_labels(self, position: int, count: int, generator: Any) -> Tensor:
+    def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
         """What the `position`-th batch asks for: labels [count], one per group; `generator` is for this batch alone."""
         ...
 
@@ -69,16 +75,12 @@ class Task(Protocol):
         """What rewards may ask for by name beside media and prompts."""
         ...
 
-    def use(self, decode: Any, size: Any) -> None:
-        """Takes a pipeline's decoder and sample size, where samples are a pipeline's latents."""
-        ...
-
     def asked_for(self, rows: int, evaluated: int) -> Iterable[str]:
         """All prompts of so many groups and of an evaluation of so many samples."""
         ...
 
-    def decode(self, samples: Tensor) -> Tensor:
-        """Media for rewards: images in [0, 1]; points as they are."""
+    def to_media(self, samples: Tensor) -> Tensor:
+        """Media [B, ...] of samples that are no latents: images and videos in [0, 1]; points as they are."""
         ...
 
     def classifier(self) -> nn.Module:
@@ -89,10 +91,16 @@ class Task(Protocol):
         """What judges single samples; None where nothing here knows what is right."""
         ...
 
-    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
-        """All held-out metrics of samples [B, ...] made for `labels` [B], as `balanced_labels` orders them."""
+    def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
+        """All held-out metrics of samples that were asked for `labels` [B], in the order of `balanced_labels`.
+
+        Args:
+            media: [B, ...], the decoded samples, on the CPU.
+            labels: [B].
+            samples: [B, ...], the same before they were decoded and clamped, on the CPU.
+        """
         ...
 
-    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
-        """What shows samples made for `labels` on matplotlib axes, given these and a frame's number."""
+    def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+        """A function ``(axes, frame)`` that draws `media` [B, ...] (CPU) made for `labels` [B] on matplotlib axes."""
         ...

@@ -31,14 +31,14 @@ class Digits:
     }  # fmt: skip
 
     in_pixels: ClassVar[bool] = False
+    media_channels: ClassVar[int] = 1
     has_samples = True
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
         raw = load_digits()
         self.images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
         self.labels = torch.tensor(raw.target, dtype=torch.long)
-        self.num_classes, self.sample_shape, self.frames = 10, (1, 8, 8), 1
-        self._decode: Callable[[Tensor], Tensor] = _to_unit
+        self.num_classes, self.sample_shape = 10, (1, 8, 8)
         draws = generator(0, "digits")
         order = torch.randperm(len(self.labels), generator=draws)
         self.reward_half, self.evaluation_half = order.chunk(2)
@@ -47,12 +47,14 @@ class Digits:
         self.noisy_labels = torch.where(wrong, anything, self.labels)
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+    def training_data(
+        self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Images [B, 1, 8, 8] with the labels the teacher is told."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.noisy_labels[index]
 
-    def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Images with their true labels."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.labels[index]
@@ -73,17 +75,13 @@ class Digits:
         """``labels``."""
         return {"labels": labels}
 
-    def use(self, decode: Any, size: Any) -> None:
-        """Samples are the latents of a pipeline, whose pictures are grey."""
-        self._decode = lambda latents: decode(latents)[:, :1]
-
     def asked_for(self, rows: int, evaluated: int) -> list[str]:
         """Every digit's prompt."""
         return self.prompts(torch.arange(10))
 
-    def decode(self, samples: Tensor) -> Tensor:
+    def to_media(self, samples: Tensor) -> Tensor:
         """Images [B, 1, 8, 8] in [0, 1]."""
-        return self._decode(samples)
+        return _to_unit(samples)
 
     def classifier(self) -> nn.Module:
         """A CNN over ten digits and "none", trained on the first half; "none" is noise, blends and scrambled digits."""
@@ -104,15 +102,15 @@ class Digits:
             lambda media, labels: (network(media).argmax(1) == labels).float(),
         )  # fmt: skip
 
-    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
+    def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
         """Held-out metrics by a CNN trained on the second half, against all real images.
 
         frechet: distance of Gaussian fits in its 64 features. accuracy: share it reads as asked. precision, recall: k nearest
-        neighbours in its features (1904.06991). diversity: mean pair distance in a class over that of real images.
+        neighbours in its features (1904.06991). diversity: mean pair distance of `samples` in a class over that of real images.
         """
         judge = self._judge()
         with torch.no_grad():
-            made, real = judge[:-1](self.decode(samples).cpu()), judge[:-1](_to_unit(self.images))
+            made, real = judge[:-1](media), judge[:-1](_to_unit(self.images))
             read = judge[-1](made).argmax(1)
         precision, recall = measure.precision_recall(real, made)
         ratios = [
@@ -127,9 +125,9 @@ class Digits:
             "diversity": sum(ratios) / 10,
         }
 
-    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+    def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Eight samples of each digit, a column per digit."""
-        media, blank = self.decode(samples).cpu(), torch.zeros(8, *self.sample_shape)
+        blank = torch.zeros(8, *self.sample_shape)
         columns = [torch.cat(list(torch.cat((media[labels == c], blank))[:8, 0]), 0) for c in range(10)]
 
         def draw(axes: Any, frame: int) -> None:

@@ -39,6 +39,7 @@ class Modes2D:
     }  # fmt: skip
 
     in_pixels: ClassVar[bool] = False
+    media_channels: ClassVar[int] = 2
     has_samples = True
 
     def __init__(
@@ -63,7 +64,7 @@ class Modes2D:
             weights = [0.25, 0.45, 0.30] if modes == 3 else [1.0] * modes
         if len(weights) != modes:
             raise OptionError("weights", f"must be one per mode, {modes} of them, got {len(weights)}")
-        self.num_classes, self.sample_shape, self.frames = classes, (2,), 1
+        self.num_classes, self.sample_shape = classes, (2,)
         self.label_noise, self.outliers, self.std = label_noise, outliers, std
         self.means = torch.tensor(means) if means is not None else _GEOMETRIES[geometry](classes, modes)
         self.weights = torch.tensor(weights) / sum(weights)
@@ -73,12 +74,14 @@ class Modes2D:
             "label_noise": label_noise, "outliers": outliers,
         }  # fmt: skip
 
-    def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Samples [B, 2] and labels [B] of the true mixture."""
         labels = torch.randint(self.num_classes, (count,), generator=generator)
         return self._points(labels, generator), labels
 
-    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+    def training_data(
+        self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The same with random labels on a share of them, and outliers for another."""
         points, labels = self.real_data(count, generator)
         wrong = torch.rand(count, generator=generator) < self.label_noise
@@ -102,15 +105,11 @@ class Modes2D:
         """``labels``."""
         return {"labels": labels}
 
-    def use(self, decode: Any, size: Any) -> None:
-        """Points are no pipeline's latents."""
-        raise NotImplementedError
-
     def asked_for(self, rows: int, evaluated: int) -> list[str]:
         """Every class's prompt."""
         return self.prompts(torch.arange(self.num_classes))
 
-    def decode(self, samples: Tensor) -> Tensor:
+    def to_media(self, samples: Tensor) -> Tensor:
         """Points are their own media."""
         return samples
 
@@ -142,7 +141,7 @@ class Modes2D:
             lambda points, asked: (self.log_density(points, asked) > floor).float(),
         )  # fmt: skip
 
-    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
+    def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
         """Held-out metrics from the exact density.
 
         precision: share with a density above the 0.5 % quantile of real samples. coverage: share of modes
@@ -152,14 +151,14 @@ class Modes2D:
         draws = generator(0, "modes2d evaluation")
         real = self._points(labels, draws)
         floor = self.log_density(real, labels).quantile(0.005)
-        inside = self.log_density(samples, labels) > floor
-        nearest = (samples[:, None] - self.means[labels]).square().sum(-1).argmin(1)
+        inside = self.log_density(media, labels) > floor
+        nearest = (media[:, None] - self.means[labels]).square().sum(-1).argmin(1)
         occupancy = torch.zeros(self.num_classes, len(self.weights))
         for c in range(self.num_classes):
             of_class = labels == c
             occupancy[c] = torch.bincount(nearest[of_class & inside], minlength=len(self.weights)) / of_class.sum()
         off = 1 - occupancy.sum(1)
-        by_class = [(samples[labels == c], real[labels == c]) for c in range(self.num_classes)]
+        by_class = [(media[labels == c], real[labels == c]) for c in range(self.num_classes)]
         average = lambda distance: sum(distance(a, b) for a, b in by_class) / self.num_classes  # noqa: E731
         return {
             "precision": inside.float().mean().item(),
@@ -170,14 +169,14 @@ class Modes2D:
             "diversity": average(measure.diversity_ratio),
         }
 
-    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+    def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """A scatter plot coloured by class, over faint rings where the modes are."""
         colours = "tab10" if self.num_classes <= 10 else "hsv"
 
         def draw(axes: Any, frame: int) -> None:
             for mean in self.means.flatten(0, 1).tolist():
                 axes.add_patch(_circle(mean, 2.5 * self.std))
-            axes.scatter(samples[:, 0], samples[:, 1], c=labels, s=2.5, cmap=colours, linewidths=0)
+            axes.scatter(media[:, 0], media[:, 1], c=labels, s=2.5, cmap=colours, linewidths=0)
             axes.set(xlim=(-self.reach, self.reach), ylim=(-self.reach, self.reach), xticks=[], yticks=[], aspect="equal")
 
         return draw

@@ -33,22 +33,24 @@ class MovingDigits:
         "digit_accuracy": "up", "motion_accuracy": "up", "frechet": "down", "diversity": "one",
     }  # fmt: skip
     in_pixels: ClassVar[bool] = False
+    media_channels: ClassVar[int] = 1
     has_samples = True
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
         self._digits, self._label_noise = Digits(label_noise=0), label_noise
-        self.num_classes, self.sample_shape, self.frames = 10 * len(DIRECTIONS), (1, FRAMES, EDGE, EDGE), FRAMES
-        self._decode: Callable[[Tensor], Tensor] = _to_unit
+        self.num_classes, self.sample_shape = 10 * len(DIRECTIONS), (1, FRAMES, EDGE, EDGE)
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
-    def training_data(self, count: int, generator: torch.Generator, position: int = 0) -> tuple[Tensor, Tensor]:
+    def training_data(
+        self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Videos [B, 1, 3, 16, 16] with the labels the teacher is told."""
         videos, labels = self.real_data(count, generator)
         wrong, ways = torch.rand(count, generator=generator) < self._label_noise, len(DIRECTIONS)
         anything = ways * torch.randint(10, (count,), generator=generator) + labels % ways
         return videos, torch.where(wrong, anything, labels)
 
-    def real_data(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Videos with their true labels, digit * 4 + direction."""
         return self._videos(torch.arange(len(self._digits.labels)), count, generator)
 
@@ -69,17 +71,13 @@ class MovingDigits:
         """``labels``."""
         return {"labels": labels}
 
-    def use(self, decode: Any, size: Any) -> None:
-        """Samples are the latents of a pipeline, whose pictures are grey."""
-        self._decode = lambda latents: decode(latents)[:, :1]
-
     def asked_for(self, rows: int, evaluated: int) -> list[str]:
         """Every prompt there is."""
         return self.prompts(torch.arange(self.num_classes))
 
-    def decode(self, samples: Tensor) -> Tensor:
+    def to_media(self, samples: Tensor) -> Tensor:
         """Videos [B, 1, 3, 16, 16] in [0, 1]."""
-        return self._decode(samples)
+        return _to_unit(samples)
 
     def classifier(self) -> nn.Module:
         """Reads the digit frame by frame, the direction from all frames, and knows what shows no digit."""
@@ -102,16 +100,16 @@ class MovingDigits:
             lambda media, labels: (network(_to_stack(media)).argmax(1) == labels).float(),
         )  # fmt: skip
 
-    def evaluate(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
+    def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
         """Held-out metrics by a network trained on the second half, which sees each video as a stack of frames.
 
         digit_accuracy, motion_accuracy: share with the digit, and the direction, it was asked for. frechet: distance of
-        Gaussian fits in its 64 features. diversity: mean pair distance within a prompt over that of real videos.
+        Gaussian fits in its 64 features. diversity: mean pair distance of `samples` within a prompt over that of real videos.
         """
         judge, ways = self._judge(), len(DIRECTIONS)
         real, true = self.real_data(max(len(labels), 1000), generator(0, "moving digits evaluation"))
         with torch.no_grad():
-            made, kept = (judge[:-1](_to_stack(videos)) for videos in (self.decode(samples).cpu(), _to_unit(real)))
+            made, kept = (judge[:-1](_to_stack(videos)) for videos in (media, _to_unit(real)))
             read = judge[-1](made).softmax(1).unflatten(1, (10, ways))
         ratios = [
             measure.diversity_ratio(samples[labels == c].flatten(1), real[true == c].flatten(1))
@@ -124,9 +122,9 @@ class MovingDigits:
             "diversity": sum(ratios) / len(ratios),
         }
 
-    def drawing(self, samples: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
+    def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """A sample of every prompt: digits in columns, directions in rows."""
-        media, blank = self.decode(samples).cpu(), torch.zeros(1, *self.sample_shape)
+        blank = torch.zeros(1, *self.sample_shape)
         first = torch.cat([torch.cat((media[labels == c], blank))[:1] for c in range(self.num_classes)])[:, 0]
         grid = first.unflatten(0, (10, len(DIRECTIONS))).permute(2, 1, 3, 0, 4).flatten(3, 4).flatten(1, 2)
 

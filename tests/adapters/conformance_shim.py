@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from amd_plugin.adapters import shim
+from amd_plugin.hookspecs import Needs
 from amd_plugin.maths.losses import matching_loss_per_sample
 from amd_plugin.objectives.dmd import LossOutput
 from amd_plugin.testing.adapter import ReorderedDraws, Trace
@@ -84,7 +85,7 @@ class Shim:
 class Stock:
     """A host's own loss, written out: DMD2's, with guidance in the offset form."""
 
-    needs_reward, adversarial = False, None
+    needs = Needs()
 
     def __init__(self, scale):
         self.scale, self.theirs = scale, objective("dmd", {}, 1.0)
@@ -106,4 +107,4 @@ class Offset(Shim):
     def amd(self, options, reward, order=None):
         made = objective("amd", options, GUIDANCE - 1 + 1)
         # Where there is nothing to steer by, the host's own code.
-        return Run(made if made.needs_reward else Stock(GUIDANCE - 1), reward, order)
+        return Run(made if made.needs.reward else Stock(GUIDANCE - 1), reward, order)

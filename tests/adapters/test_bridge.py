@@ -1,15 +1,17 @@
 """From rewards to advantages, over two real processes."""
 
-import inspect
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from amd_plugin import AMDObjective, hookimpl
-from amd_plugin.adapters.bridge import HOSTS_OWN, REFERENCE_HOST, Steering, adaptive_objective, make_reward
+from amd_plugin import AMDObjective, DMDObjective, hookimpl, options
+from amd_plugin.adapters.bridge import OFFERS, HostBridge, Steering, adaptive_objective, make_reward, require_fit
 from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import EVERYTHING, IN_WORDS
+from amd_plugin.objectives.amd_options import AMDOptions
+from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 from amd_plugin.objectives.reward_statistics import group_ids
 
 PROMPTS = ["cat", "dog", "cat", "dog"]
@@ -18,7 +20,7 @@ X0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)
 RANK = """
 import sys, torch, torch.distributed as dist
 from amd_plugin import AMDObjective, get_plugin_manager, hookimpl
-from amd_plugin.adapters.bridge import Steering
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.objectives.reward_statistics import group_ids
 rank, store, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fails"
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -38,13 +40,13 @@ class Flips:
         return metrics.get("objective/zone_share", 1.0)
 plugins = get_plugin_manager()
 plugins.register(Flips(), "flips")
-steering = Steering(AMDObjective(sharpening=1.0), reward, plugins=plugins)
+bridge = HostBridge(AMDObjective(sharpening=1.0), reward, plugins=plugins)
 for _ in range(2):
-    steering.begin(0, 1, {"zone_share": torch.tensor(0.5 * rank)})
-    advantage, weight = steering(x0, group_ids(prompts, 2), prompts)
-levels = steering.levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
-scale = steering.objective.strength_scale
-print(advantage.tolist(), weight.tolist(), steering.metrics["failed_rewards"].item(), levels.tolist(), scale, sep=";")
+    bridge.start_turn(0, 1, {"zone_share": torch.tensor(0.5 * rank)})
+    advantage, weight = bridge(x0, group_ids(prompts, 2), prompts)
+levels = bridge.move_noise_levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
+scale = bridge.objective.schedule_factor
+print(advantage.tolist(), weight.tolist(), bridge.metrics["failed_rewards"].item(), levels.tolist(), scale, sep=";")
 dist.destroy_process_group()
 """
 
@@ -71,10 +73,10 @@ def two_ranks(tmp_path, how):
 
 def test_groups_span_ranks(tmp_path):
     advantage, weight, failed = two_ranks(tmp_path, "works")
-    steering = Steering(AMDObjective(sharpening=1.0), lambda media, prompts: media[:, 0])
-    steering.objective.strength_scale = 0.25
+    bridge = HostBridge(AMDObjective(sharpening=1.0), lambda media, prompts: media[:, 0])
+    bridge.objective.schedule_factor = 0.25
     for _ in range(2):
-        alone = steering(X0, group_ids(PROMPTS, 4), PROMPTS)
+        alone = bridge(X0, group_ids(PROMPTS, 4), PROMPTS)
     torch.testing.assert_close(advantage, alone[0])
     torch.testing.assert_close(weight, alone[1])
     assert failed.tolist() == [0, 0] and advantage[0] < 0 < advantage[2]
@@ -105,9 +107,9 @@ def test_a_reward_by_name_and_a_sum_of_two():
     assert make_reward("random")(media, PROMPTS).shape == (4,)
     objective = AMDObjective(1.25)
     for spec, unit in (("random", 12**-0.5), ([{"name": "random", "weight": 2.0}], 2 * 12**-0.5), ("hackable", 0.0)):
-        Steering(objective, make_reward(spec))
+        HostBridge(objective, make_reward(spec))
         assert objective.unit == pytest.approx(unit), spec
-    Steering(objective, lambda media, prompts: media[:, 0])
+    HostBridge(objective, lambda media, prompts: media[:, 0])
     assert objective.unit == 0, "the objective forgets the unit of another reward"
     one, two = {"name": "random"}, [{"name": "random", "weight": 0.5}, {"name": "random", "weight": 0.5}]
     assert make_reward(two)(media, PROMPTS).shape == make_reward(one)(media, PROMPTS).shape
@@ -131,46 +133,74 @@ class Third:
 def test_plugins_follow_one_another_and_their_factors_multiply(plugins):
     plugins.register(Third(0.0, 0.5), "first")
     plugins.register(Third(0.5, 0.5), "second")
-    steering = Steering(AMDObjective(), plugins=plugins)
-    assert steering.moves and not steering.active
-    torch.testing.assert_close(steering.levels(torch.tensor([0.4, 0.8]), "student"), torch.tensor([0.6, 0.7]))
-    steering.begin(0, 1)
-    assert steering.objective.strength_scale == 0.25
-    steering.begin(1, 1)
-    assert steering.objective.strength_scale == 1
+    bridge = HostBridge(AMDObjective(), plugins=plugins)
+    assert bridge.moves_noise_levels and not bridge.uses_reward
+    torch.testing.assert_close(bridge.move_noise_levels(torch.tensor([0.4, 0.8]), "student"), torch.tensor([0.6, 0.7]))
+    bridge.start_turn(0, 1)
+    assert bridge.objective.schedule_factor == 0.25
+    bridge.start_turn(1, 1)
+    assert bridge.objective.schedule_factor == 1
 
 
 def test_without_plugins_nothing_moves(plugins):
-    for steering in (Steering(AMDObjective()), Steering(AMDObjective(), plugins=plugins)):
+    for bridge in (HostBridge(AMDObjective()), HostBridge(AMDObjective(), plugins=plugins)):
         sigma = torch.rand(3)
-        steering.begin(0, 0, {"a": torch.tensor(1.0)})
-        assert not steering.moves and steering.levels(sigma, "student") is sigma and steering.objective.strength_scale == 1
+        bridge.start_turn(0, 0, {"a": torch.tensor(1.0)})
+        assert (
+            not bridge.moves_noise_levels
+            and bridge.move_noise_levels(sigma, "student") is sigma
+            and bridge.objective.schedule_factor == 1
+        )
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
-        ({"strength": 1.0}, r"amd\.strength: must be in"),
+        ({"strength": 1.0}, r"amd\.strength: must be less than 1"),
         ({"strength": "much"}, r"amd\.strength: .*got 'much'"),
         ({"strength": True}, r"amd\.strength: .*got True"),
         ({"side": "left"}, r"amd\.side: .*got 'left'"),
         ({"std_floor": float("nan")}, r"amd\.std_floor"),
-        ({"squash": torch.nn}, r"amd\.squash"),
+        ({"side": torch.nn}, r"amd\.side"),
+        ({"squash": "tanh"}, r"amd\.squash: was removed"),
         ({"guidance_scale": 2.0}, "host's own configuration"),
-        ({"memory_share": 0.2}, "needs amd-plugin's own host"),
-        ({"strenght": 0.5}, "is not an option"),
+        ({"memory_share": 0.2}, "needs a memory of failures, which this host does not offer"),
+        ({"strenght": 0.5}, r"amd\.strenght: unknown key. Did you mean 'strength'"),
     ],
     ids=str,
 )
-def test_options_that_are_wrong_are_named(options, message):
+def test_options_that_are_wrong_are_named(given, message):
     with pytest.raises(InputError, match=message):
-        adaptive_objective(2.0, options)
+        adaptive_objective(2.0, given)
 
 
-def test_every_option_of_amd_passes_through_by_its_signature():
-    parameters = inspect.signature(AMDObjective).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.name not in (*HOSTS_OWN, *REFERENCE_HOST)}
+def test_every_option_that_the_host_can_follow_passes_through():
+    needs = {name: options.metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
+    followed = [n for n, need in needs.items() if n != "guidance_scale" and (need is None or need in OFFERS)]
+    defaults = {name: AMDOptions.model_fields[name].default for name in followed}
     made = adaptive_objective(2.0, defaults)
     assert made.state_dict() == AMDObjective(2.0).state_dict() and made.guidance_scale == 2.0
-    for name in ("strength", "sharpening", "limit", "std_floor"):
+    for name in ("strength", "sharpening"):
         assert getattr(adaptive_objective(2.0, {**defaults, name: 0.25}), name) == 0.25
+    assert adaptive_objective(2.0, {"guidance_window": [0.0, 0.5]}, {*OFFERS, "noise_level"}).guidance_window == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "need"),
+    [
+        (decoupled_dmd(2.0), "guidance_range"), (DMDObjective(2.0, match_sigma=(0.1, 0.5)), "match_range"),
+        (dmd2(2.0), "discriminator"), (AMDObjective(2.0, memory_share=0.1), "replay"),
+        (AMDObjective(2.0, sharpening_sigma=(0.0, 0.5)), "fake_score_noise_level"),
+        (DMDObjective(2.0, reward_gradient=0.1), "reward_gradient"), (DMDObjective(2.0, guidance_window=(0, 1)), "noise_level"),
+    ],
+)  # fmt: skip
+def test_what_a_host_cannot_give_is_refused_by_name(objective, need):
+    with pytest.raises(InputError, match=rf"objective\.needs\.{need}: this host does not offer {IN_WORDS[need]}"):
+        require_fit(objective, 2.0)
+    require_fit(objective, 2.0, EVERYTHING)
+
+
+def test_the_bridge_keeps_its_old_names():
+    old = Steering(AMDObjective(), lambda media, prompts: media[:, 0])
+    old.begin(0, 1)
+    assert old.active and not old.moves and old.sensed == {}

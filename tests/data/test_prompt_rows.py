@@ -230,18 +230,19 @@ def test_a_million_lines_are_read_with_flat_memory(streaming, tmp_path):
         file.writelines(f"a prompt of ordinary length about fox number {index} in the snow\n" for index in range(1_000_000))
     grown = _elsewhere(
         f"""
-        import json, resource
+        import json, resource, types
         import torch
         from amd_plugin.models.conditions import PromptConditions
         from amd_plugin.data.prompts import Prompts
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        conditions = PromptConditions(lambda: None, lambda p, prompts, n: {{"x": torch.zeros(len(prompts), 1)}}, "", {{}})
-        conditions._loaded = lambda: None
+        no_encoders = lambda: types.SimpleNamespace(components={{}})
+        conditions = PromptConditions(no_encoders, lambda p, prompts, n: {{"x": torch.zeros(len(prompts), 1)}}, "", {{}})
         task = Prompts(source="million.txt", streaming={streaming})
         asked = iter(task.asked_for(1_000_000, 16))
         class Everywhere:
             def is_file(self): return True
-        path, conditions._path = conditions._path, lambda prompt, negative=False: path(prompt, True) if negative else Everywhere()
+        path = conditions.files.path
+        conditions.files.path = lambda prompt, negative=False: path(prompt, True) if negative else Everywhere()
         read = 0
         def counted():
             global read

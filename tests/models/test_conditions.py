@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.conditions import PromptConditions
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.tasks import TASKS
@@ -46,7 +46,7 @@ def conditioned(piped, plugins):
 
     def load(family, *overrides):
         config = piped(family, *overrides).config
-        made = backbone.load(config.model, TASKS["prompts"](**config.data.options), 0, plugins.families())
+        made = load_backbone(config.model, TASKS["prompts"](**config.data.options), 0, plugins.families())
         return made.conditions, made, ["2", "0"] if family == "dit" else ["a red fox", "a blue boat"]
 
     return load
@@ -101,14 +101,14 @@ def test_a_second_run_reads_no_text_encoder_and_gets_the_same(family, conditione
 def test_whatever_embeddings_depend_on_gives_others(conditioned, monkeypatch):
     """Folders differ by encoder, dtype, length and versions; a negative prompt has a file of its own."""
     folders = [
-        conditioned(family, *more)[0]._folder
+        conditioned(family, *more)[0].files.folder
         for family, more in (
             ("sdxl", ()), ("sdxl_v", ()), ("wan", ()), ("sdxl", ("model.dtype=bf16",)), ("sdxl", ("model.pixels=[32, 32]",)),
             ("wan", ("model.text_length=6",)),
         )
     ]  # fmt: skip
     monkeypatch.setattr(diffusers, "__version__", "0.0.1")
-    folders.append(conditioned("sdxl")[0]._folder)
+    folders.append(conditioned("sdxl")[0].files.folder)
     assert len(set(folders)) == len(folders)
     plain, negative = (conditioned("wan", *more)[0] for more in ((), ("model.negative_prompt=a tall house",)))
     assert not torch.equal(*(c.uncond(torch.zeros(1))["encoder_hidden_states"] for c in (plain, negative)))
@@ -122,7 +122,7 @@ def test_a_file_that_was_cut_short_is_made_again(broken, conditioned):
     conditions, _, prompts = conditioned("sdxl")
     conditions.prepare(prompts, CPU)
     before = of(conditions, prompts)
-    path = conditions._path(prompts[0])
+    path = conditions.files.path(prompts[0])
     path.write_bytes(path.read_bytes()[:-8] if broken is None else broken)
     after = of(conditions, prompts)
     for name in before:  # a prompt embedded alone differs in the last bits from one in a batch
@@ -132,7 +132,7 @@ def test_a_file_that_was_cut_short_is_made_again(broken, conditioned):
 
 def test_a_cache_that_cannot_be_written_names_the_variable(conditioned, tmp_path):
     conditions, _, prompts = conditioned("sdxl")
-    conditions._folder.write_text("a file where the folder should be")
+    conditions.files.folder.write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"cannot be written.*AMD_PLUGIN_CACHE"):
         conditions.prepare(prompts, CPU)
 
@@ -157,4 +157,4 @@ def test_processes_share_prompts_whenever_each_looks(other_starts_after, tmp_pat
 
     one.prepare(slowly(), CPU, 0, 2)
     assert sorted(embedded) == sorted(set(prompts))
-    assert all(one._path(prompt).is_file() for prompt in prompts)
+    assert all(one.files.path(prompt).is_file() for prompt in prompts)

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.tasks import TASKS
 
 
@@ -15,7 +15,7 @@ def test_whichever_process_makes_it_makes_all_of_it(tiny, plugins, tmp_path, mon
     task = TASKS[config.data.task](**config.data.options)
     dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
-        found = backbone.load(config.model, task, 0, plugins.families())
+        found = load_backbone(config.model, task, 0, plugins.families())
         asked = found.conditions(torch.zeros(3, dtype=torch.long), lambda: task.prompts(torch.arange(3)))
     finally:
         dist.destroy_process_group()

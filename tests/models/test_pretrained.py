@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DCondi
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.errors import InputError
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.pretrained import Pretrained
 from tests.helpers.pipelines import BUILD, sdxl
 
@@ -200,7 +200,7 @@ def test_a_tiny_autoencoder_decodes_in_place_of_the_large_one(piped, plugins, tm
         num_decoder_blocks=(1, 1), latent_channels=4, upsampling_scaling_factor=2,
     ).save_pretrained(tmp_path / "tiny")  # fmt: skip
     recipe = piped("sdxl", f"model.decoder={tmp_path / 'tiny'}")
-    found = backbone.load(recipe.config.model, _NoClasses(), 0, plugins.families())
+    found = load_backbone(recipe.config.model, _NoClasses(), 0, plugins.families())
     latents = torch.randn(2, *found.sample_shape, requires_grad=True)
     media = found.decode(latents)
     assert media.shape == (2, 3, 16, 16) and media.min() >= 0 and media.max() <= 1
@@ -224,14 +224,14 @@ def test_weights_of_something_else_are_not_taken_for_random_ones(copy, plugins):
 
 
 class _NoClasses:
-    name, num_classes, sample_shape = "prompts", 0, ()
+    name, num_classes, sample_shape, media_channels = "prompts", 0, (), 3
 
 
 @pytest.mark.parametrize("family", BUILD)
 def test_decoding_is_differentiable_and_media_come_back(family, piped, plugins):
     """Latents of encoded media decode to what the autoencoder makes of them, in [0, 1], with gradients to the latents."""
     config = piped(family).config.model
-    found = backbone.load(config, _NoClasses(), 0, plugins.families())
+    found = load_backbone(config, _NoClasses(), 0, plugins.families())
     size = found.size
     frames = (size.frames,) if size.frames > 1 else ()
     media = torch.rand(2, 3, *frames, size.height, size.width) * 2 - 1

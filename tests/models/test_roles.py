@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.models.roles import Average, make_roles
+from amd_plugin.models.roles import EMA, make_roles
 from tests.helpers.pipelines import BUILD
 
 LORA = LoraConfig(rank=4, target_modules=["to_q", "to_v"])
@@ -93,7 +93,7 @@ def test_a_lent_role_passes_gradients_through_and_takes_none(network):
     nudge(roles["student"])
     nudge(roles["fake_score"])
     student = output(roles["student"])
-    with roles["fake_score"].lent():
+    with roles["fake_score"].without_grad():
         loss = (output(roles["fake_score"]) * student).sum()
     roles["student"].activate()  # as `Learner.backward` does
     loss.backward()
@@ -104,7 +104,7 @@ def test_a_lent_role_passes_gradients_through_and_takes_none(network):
 def test_the_average_follows_and_is_only_lent(network):
     unet, output = network
     student = make_roles(config(), unet, None, 0)["student"]
-    ema = Average(student, 0.5)
+    ema = EMA(student, 0.5)
     first = {n: p.detach().clone() for n, p in student.named_parameters().items()}
     ema.update()
     nudge(student)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.errors import InputError
-from amd_plugin.models.lazy_weights import Weights, filled
+from amd_plugin.models.lazy_weights import Weights, materialize_meta
 from amd_plugin.models.pretrained import Pretrained
 
 
@@ -32,7 +32,7 @@ def test_outlined_and_filled_is_from_pretrained(family, dtype, pipeline_folder, 
     assert all(p.is_meta for p in network.parameters()) and not any(b.is_meta for b in network.buffers())
     made, expected = (
         {**dict(n.named_parameters()), **dict(n.named_buffers())}
-        for n in (filled(network, weights), where.network(kind, dtype))
+        for n in (materialize_meta(network, weights), where.network(kind, dtype))
     )
     assert made.keys() == expected.keys()
     for name, value in expected.items():
@@ -51,7 +51,7 @@ def test_files_in_several_parts(copied):
     index = {"weight_map": {name: file for file, mine in parts.items() for name in mine}}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     network, weights = where.outlined_network(family, torch.float32)
-    assert all(torch.equal(value, tensors[name]) for name, value in filled(network, weights).state_dict().items())
+    assert all(torch.equal(value, tensors[name]) for name, value in materialize_meta(network, weights).state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ import logging
 import pytest
 import torch
 
-from amd_plugin import AMDObjective, DMDObjective, Signals
+from amd_plugin import AMDObjective, DMDObjective, Signals, options
 from amd_plugin.errors import OptionError
+from amd_plugin.hookspecs import EVERYTHING
 from amd_plugin.maths.coherence import Coherence, cosines
 from amd_plugin.maths.operators import adaptation_weights
+from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
+from amd_plugin.objectives.dmd_options import DMDOptions
 
 A = torch.tensor([-1.0, -0.6, -0.2, 0.0, 0.3, 0.5, 0.8, 1.0])
 
@@ -42,8 +45,6 @@ def test_static_weights_have_the_mean_of_the_adaptive_ones():
     torch.testing.assert_close(
         static.operator()(part).match, direction.match[:2], msg="a part of a batch has the batch's means"
     )
-    with pytest.raises(OptionError, match=r"static.*coherence_gate"):
-        AMDObjective(2.0, static=True, coherence_gate=True)
 
 
 @pytest.mark.parametrize("make", [DMDObjective, AMDObjective, dmd2])
@@ -67,37 +68,15 @@ def test_sharpening_counts_inside_its_window_only():
         objective.sharpening_weights(A)
 
 
-def test_a_prompt_is_compared_with_how_it_usually_does():
-    objective, group = AMDObjective(baseline="prompt"), AMDObjective()
-    groups = torch.tensor([7, 7, 7, 7, 3, 3, 3, 3])
-    usual = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0])
-    first = objective.advantage(usual, groups)
-    assert first[:4].mean().abs() < 1e-6, "a new prompt has its own batch to compare with"
-    torch.testing.assert_close(first[:4], first[4:])
-    for _ in range(30):
-        objective.advantage(usual, groups), group.advantage(usual, groups)
-    bad_day = usual - torch.tensor([2.0, 2, 2, 2, 0, 0, 0, 0])
-    found = objective.advantage(bad_day, groups)
-    assert (
-        (found[:4] <= first[:4]).all()
-        and found[:4].mean() < -0.5
-        and (group.advantage(bad_day, groups)[:4].mean() - 0).abs() < 1e-6
-    )
-    failed = objective.advantage(torch.tensor([float("nan"), *usual[1:]]), groups)
-    assert failed[0] == 0 and torch.isfinite(failed).all()
-    assert objective.min_group_size == 1 and group.min_group_size == 2
+def test_equal_rewards_are_no_reason():
+    objective = AMDObjective()
+    for _ in range(3):
+        a = objective.advantage(torch.full((8,), 0.1), torch.arange(8) // 4)
+    assert not a.any()
 
 
-def test_equal_rewards_are_no_reason_with_either_baseline():
-    for objective in (AMDObjective(), AMDObjective(baseline="prompt")):
-        for _ in range(3):
-            a = objective.advantage(torch.full((8,), 0.1), torch.arange(8) // 4)
-        assert not a.any(), objective.baseline
-
-
-@pytest.mark.parametrize("baseline", ["group", "prompt"])
-def test_rungs_have_statistics_of_their_own_and_state_goes_round(baseline):
-    one, two = AMDObjective(baseline=baseline, std_floor=1.0), AMDObjective(baseline=baseline, std_floor=1.0)
+def test_rungs_have_statistics_of_their_own_and_state_goes_round():
+    one, two = AMDObjective(std_floor=1.0), AMDObjective(std_floor=1.0)
     groups = torch.arange(8) // 4
     narrow = torch.randn(8, generator=torch.Generator().manual_seed(0))
     for rung in (0, 1) * 5:
@@ -112,7 +91,7 @@ def test_rungs_have_statistics_of_their_own_and_state_goes_round(baseline):
 def test_a_reward_gradient_is_added_as_a_loss_of_its_own():
     for make in (DMDObjective, AMDObjective, decoupled_dmd):
         plain, followed = make(2.0), make(2.0, reward_gradient=0.25)
-        assert followed.needs_reward
+        assert followed.needs.reward and followed.needs.reward_gradient
         groups = torch.arange(8) // 4
         rewards = torch.arange(8.0)
         for objective in (plain, followed):
@@ -130,7 +109,7 @@ def test_a_reward_gradient_is_added_as_a_loss_of_its_own():
             followed.student_loss(s)
 
 
-def test_coherence_tells_agreement_from_noise_and_gates_on_request():
+def test_coherence_tells_agreement_from_noise():
     draws = torch.Generator().manual_seed(1)
     groups, sigma = torch.arange(64) // 8, torch.full((64,), 0.5)
     zone = torch.arange(64) % 2 == 0
@@ -138,22 +117,13 @@ def test_coherence_tells_agreement_from_noise_and_gates_on_request():
     match = torch.where(zone[:, None], torch.randn(64, 5, generator=draws), agreed)
     measured = Coherence()
     measured.update(match, sigma, groups, zone)
-    place = measured.of(sigma[:2], torch.tensor([True, False]))
-    assert place[0] < 0.2 and place[1] == pytest.approx(1.0, abs=1e-5)
-    assert torch.isnan(measured.metrics()["coherence_zone/low"]) and measured.metrics()["coherence_outside/middle"] > 0.99
+    found = measured.metrics()
+    assert found["coherence_zone/middle"] < 0.2 and found["coherence_outside/middle"] == pytest.approx(1.0, abs=1e-5)
+    assert torch.isnan(found["coherence_zone/low"])
     again = Coherence()
     again.load_state_dict(measured.state_dict())
-    assert torch.equal(again.of(sigma, zone), measured.of(sigma, zone))
+    assert torch.equal(again.sums, measured.sums)
     assert not cosines(match).diagonal().any()
-    _, beta = adaptation_weights(A, 0.5, "both", torch.full((8,), 0.1))
-    torch.testing.assert_close(beta, torch.tensor([1.05, 1.03, 1.01, 1, 0.85, 0.75, 0.6, 0.5]))
-
-
-def test_the_gate_needs_to_know_the_prompts_and_costs_nothing_without_them():
-    with pytest.raises(ValueError, match="coherence_gate"):
-        AMDObjective(coherence_gate=True).student_loss(signals())
-    gated = AMDObjective(coherence_gate=True).student_loss(signals(groups=torch.arange(8) // 4))
-    assert torch.isfinite(gated.loss)
 
 
 def test_metrics_say_what_a_setting_implies():
@@ -227,48 +197,9 @@ def test_a_tolerance_that_hears_nothing_is_told_once(options, unit, said, caplog
     assert not caplog.records, "a constant reward is not the tolerance's doing"
 
 
-def test_tanh_has_a_limit_too():
-    far = torch.tensor([-9.0, 0, 0, 0, 9.0, 0, 0, 0])
-    clip, tanh = (heard(AMDObjective(squash=squash, scale="none"), far)["clip_share"] for squash in ("clip", "tanh"))
-    assert clip == tanh == 1, "means of far rewards are far too"
-    assert heard(AMDObjective(squash="tanh", scale="none"), 0.5 * torch.sign(far))["clip_share"] == 0
-
-
-def test_prompts_are_known_again_and_not_remembered_for_ever(monkeypatch, caplog):
-    objective = AMDObjective(baseline="prompt")
-    groups = torch.arange(8) // 4
-    assert heard(objective, torch.arange(8.0), groups)["known_prompts"] == 0
-    assert heard(objective, torch.arange(8.0), groups + 1)["known_prompts"] == 0.5
-    monkeypatch.setattr(type(objective.statistics), "PROMPTS", 2)
-    objective.advantage(torch.arange(8.0), groups + 7)
-    assert [prompt for _, prompt, *_ in objective.state_dict()["rewards"]["prompt_means"]] == [7, 8]
-    with caplog.at_level(logging.WARNING):
-        for batch in range(60):
-            objective.advantage(torch.arange(8.0), groups + 10 * batch)
-    assert len(caplog.records) == 1 and "came twice" in caplog.text
-    caplog.clear()
-    large = AMDObjective(baseline="prompt")
-    monkeypatch.setattr(type(objective.statistics), "PROMPTS", 1000)
-    for batch in range(400):
-        large.advantage(torch.arange(8.0), groups + 2 * (batch % 200))
-    assert not caplog.records, "a long list of prompts takes its time to come again"
-    old = objective.state_dict()
-    old["rewards"]["prompts"] = [[0, 3, 7, 0.5]]
-    del old["rewards"]["prompt_means"]
-    with caplog.at_level(logging.WARNING):
-        large.load_state_dict(old)
-    assert "start anew" in caplog.text and large.state_dict()["rewards"]["prompt_means"] == []
-
-
-def test_a_prompt_baseline_has_the_rewards_unit_whatever_the_scale():
-    objective = AMDObjective(baseline="prompt", scale="batch")
-    objective.reward_unit = 2.0
-    assert objective.unit == 2 and AMDObjective(scale="batch").unit == 0
-
-
 def test_a_reward_gradient_does_not_pull_harder_the_less_rewards_differ():
     objective = DMDObjective(reward_gradient=1.0)
-    assert objective.min_group_size == 2, "one sample has no spread"
+    assert objective.needs.group_size == 2, "one sample has no spread"
     groups = torch.arange(8) // 4
     objective.advantage(torch.arange(8.0), groups)
     widest = torch.arange(4.0).std()
@@ -295,7 +226,7 @@ def test_the_papers_side_is_warned_about_where_it_loses_modes(caplog):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"memory_share": 1.0}, "memory_share"), ({"memory_size": 0}, "memory_size"),
+        ({"memory_share": 1.0}, "memory_share"),
         ({"reward_gradient": -1.0}, "reward_gradient"), ({"sharpening_sigma": (0.5, 0.2)}, "sharpening_sigma"),
         ({"guidance_window": (0.5, 0.5)}, "guidance_window"),
     ],
@@ -310,10 +241,9 @@ ALL_FINE, ONE_FAILED = torch.tensor([0.0, -0.02, -0.05, -0.1]), torch.tensor([0.
 GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("baseline", ["group", "prompt"])
-def test_a_unit_tells_a_failure_from_the_worst_of_good_samples(baseline):
+def test_a_unit_tells_a_failure_from_the_worst_of_good_samples():
     reward = torch.cat([ALL_FINE, ONE_FAILED])
-    by_spread, by_unit = (AMDObjective(baseline=baseline, std_floor=0.0, unit=unit, tolerance=0) for unit in (0.0, 1.0))
+    by_spread, by_unit = (AMDObjective(std_floor=0.0, unit=unit, tolerance=0) for unit in (0.0, 1.0))
     assert AMDObjective(unit=0.0, std_floor=0.0).advantage(reward, GROUPS)[3] < -0.99, "as bad as can be, of all that are fine"
     a = by_unit.advantage(reward, GROUPS)
     assert a[:4].abs().max() < 0.1 and a[7] == -1
@@ -333,29 +263,52 @@ def test_with_a_unit_the_tilt_is_the_rewards_own_whatever_a_group_holds():
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_a_groups_mean_holds_the_sample_itself(size):
     """The tilt by a sample's own reward is lambda (1 - 1 / n) / unit, as docs/how-it-works.md says."""
-    objective, groups = AMDObjective(unit=2.0, tolerance=0, limit=1.0), torch.zeros(size, dtype=torch.long)
+    objective, groups = AMDObjective(unit=2.0, tolerance=0), torch.zeros(size, dtype=torch.long)
     low, high = (objective.advantage(torch.cat([torch.tensor([r]), torch.zeros(size - 1)]), groups)[0] for r in (0.0, 1.0))
     torch.testing.assert_close(high - low, torch.tensor((1 - 1 / size) / 2.0))
 
 
 def test_guidance_at_all_levels_is_strong_guidance_however_it_is_said():
-    for options in ({}, {"guidance_window": (0.0, 1.0)}, {"guidance_sigma": (0.02, 0.98)}):
-        assert AMDObjective(4.0, **options).strength == 0.5
+    for windows in ({}, {"guidance_window": (0.0, 1.0)}, {"guidance_sigma": (0.02, 0.98)}):
+        assert AMDObjective(4.0, **windows).strength == 0.5
     assert AMDObjective(4.0, guidance_window=(0.0, 0.5)).strength == 0
 
 
-@pytest.mark.parametrize(("option", "value"), [("baseline", "promt"), ("side", "negativ"), ("sharpening_kind", "lin"),
-                                               ("squash", "foo"), ("scale", "grp"), ("strength", "Auto"), ("tolerance", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "value"), [("side", "negativ"), ("sharpening_kind", "lin"), ("strength", "Auto"), ("tolerance", None)]
+)
 def test_a_word_that_is_none_is_refused_by_name(option, value):
     with pytest.raises(OptionError, match=rf"{option}: must be .*got {value!r}"):
         AMDObjective(**{option: value})
 
 
-def test_a_zone_can_be_reached():
-    assert AMDObjective(limit=0.25).zone == -0.25
-    for zone in (0.0, -1.5, float("nan")):
-        with pytest.raises(OptionError, match="zone"):
-            AMDObjective(zone=zone)
+@pytest.mark.parametrize(
+    ("option", "value", "advice"),
+    [
+        ("baseline", "prompt", "train.group_size"), ("scale", "batch", "objective.unit"), ("squash", "tanh", "clipped"),
+        ("limit", 0.5, "objective.unit"), ("coherence_gate", True, "objective/coherence_zone"),
+        ("memory_size", 10, "384"), ("zone", -0.25, "-0.5"),
+    ],
+)  # fmt: skip
+def test_a_removed_option_says_what_to_use_and_is_accepted_where_it_changes_nothing(option, value, advice):
+    with pytest.raises(OptionError, match=rf"{option}: was removed.*{advice}"):
+        AMDObjective(**{option: value})
+    AMDObjective(**{option: AMDOptions.REMOVED[option].always})
+
+
+def test_the_papers_form_sets_all_that_is_amds_own():
+    paper = AMDOptions.paper()
+    assert set(paper) == set(AMDOptions.model_fields) - set(DMDOptions.model_fields)
+    form = AMDObjective(1.0, **paper)
+    assert (form.strength, form.side, form.unit, form.tolerance, form.sharpening_sigma) == (0.5, "both", 0, 0, None)
+    torch.testing.assert_close(form.sharpening_weights(A), (1 - A) / (1 - A).mean())
+
+
+def test_every_option_is_declared_for_people():
+    for name, field in AMDOptions.model_fields.items():
+        about = options.metadata(field)
+        assert field.description and field.description[0].isupper() and field.description.endswith("."), name
+        assert about["group"] in options.GROUPS and about.get("needs", "reward") in EVERYTHING, name
 
 
 def test_the_unit_of_rewards_is_followed_where_it_helps():
@@ -364,7 +317,7 @@ def test_the_unit_of_rewards_is_followed_where_it_helps():
     auto.reward_unit = 2.0
     assert auto.unit == 2.0 and auto.sharpening_sigma is None
     assert torch.equal(auto.sharpening_weights(A, torch.linspace(0, 1, 8)), auto.sharpening_weights(A))
-    for objective in (AMDObjective(2.0), AMDObjective(1.25, scale="batch"), AMDObjective(1.25, unit=0.0)):
+    for objective in (AMDObjective(2.0), AMDObjective(1.25, unit=0.0)):
         objective.reward_unit = 2.0
         assert objective.unit == 0
     own = AMDObjective(2.0, unit=0.5, sharpening_sigma=(0.0, 0.3))
@@ -376,9 +329,8 @@ def test_the_unit_of_rewards_is_followed_where_it_helps():
                 AMDObjective(**{option: wrong})
 
 
-@pytest.mark.parametrize("baseline", ["group", "prompt"])
-def test_good_samples_are_left_alone_and_failures_are_not(baseline):
-    objective = AMDObjective(baseline=baseline, unit=1.0)
+def test_good_samples_are_left_alone_and_failures_are_not():
+    objective = AMDObjective(unit=1.0)
     assert objective.tolerance == 0.5
     a = objective.advantage(torch.cat([ALL_FINE, ONE_FAILED / 4]), GROUPS)
     assert not a[:4].any(), "the order of good samples is nothing to learn from"
@@ -391,6 +343,6 @@ def test_good_samples_are_left_alone_and_failures_are_not(baseline):
 def test_without_a_unit_small_differences_count_unless_asked():
     assert AMDObjective().tolerance == 0 and AMDObjective(unit=0.0, tolerance=0.5).tolerance == 0.5
     reward = torch.tensor([0.0, 1.0, 2.0, 5.0, 0.0, 0.0, 0.0, 0.0])
-    plain, tolerant = (AMDObjective(unit=0.0, limit=1.0, tolerance=t).advantage(reward, GROUPS) for t in (0.0, 0.5))
+    plain, tolerant = (AMDObjective(unit=0.0, tolerance=t).advantage(reward, GROUPS) for t in (0.0, 0.5))
     assert plain[2] == 0 and (plain[:2] < 0).all()
     assert tolerant[1] == 0 and tolerant[0] == pytest.approx(float(plain[0]) + 0.5)

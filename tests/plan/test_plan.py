@@ -11,7 +11,7 @@ import torch
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models import shipped_configs as known
+from amd_plugin.models import shipped_configs
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.plan import calls, outline, plan, plan_with_changes, traffic
 from amd_plugin.plan.memory import RESERVED
@@ -62,7 +62,7 @@ def outlined(manager, model, task="prompts", **options):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_shipped_configs_are_those_of_the_public_models(manager, name):
-    hub_id = {folder: hub for hub, folder in known.PIPELINES.items()}[name]
+    hub_id = {folder: hub for hub, folder in shipped_configs.PIPELINES.items()}[name]
     found = outlined(manager, ModelConfig(path=hub_id, dtype="bf16"))
     network, encoders, vae = PARAMETERS[name]
     assert sum(p.numel() for p in found.build(torch.bfloat16).parameters()) == network

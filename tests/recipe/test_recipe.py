@@ -75,7 +75,7 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  student_lr: 1e-3\n", "", "train.student_lr: required, but not given"),
         ("  name: amd", "  name: amdd", "Did you mean 'amd'?"),
         ("  name: amd", "  name: amd\n  strenght: 0.5", "Did you mean 'strength'?"),
-        ("  name: amd", "  name: amd\n  strength: 1.0", "objective.strength: must be in [0, 1)"),
+        ("  name: amd", "  name: amd\n  strength: 1.0", "objective.strength: must be less than 1"),
         ("  name: amd", "  name: amd\n  side: left", "got 'left'"),
         ("  task: modes2d", "  task: modes3d", "Did you mean 'modes2d'?"),
         ("  label_noise: 0.2", "  label_noise: 2", "data.label_noise"),
@@ -95,7 +95,7 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  network: mlp", "  network: dit", "model.network: samples of modes2d have shape (2,) and need 'mlp', got 'dit'"),
         ("  samples: 2000", "  samples: 20", "evaluate.samples: must be at least five per class, 40, got 20"),
         ("  name: amd", "  name: amd\n  match_sigma: [0.5, 30]", "objective.match_sigma: must be fractions"),
-        ("  name: amd", "  name: amd\n  strength: 1.5", "objective.strength: must be in [0, 1)"),
+        ("  name: amd", "  name: amd\n  strength: 1.5", "objective.strength: must be less than 1"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(problems, old, new, said):

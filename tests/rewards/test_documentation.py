@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from amd_plugin.config import RewardConfig, options_model
+from amd_plugin.config import RewardConfig
+from amd_plugin.options import options_model
 from amd_plugin.rewards.protocol import to_pil
 from amd_plugin.rewards.reward_set import RewardSet
 from tests.helpers.documentation import ROOT, blocks

@@ -14,7 +14,7 @@ from transformers import UMT5EncoderModel
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.errors import RunError
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.models.lazy_weights import at_hand
+from amd_plugin.models.lazy_weights import materialize
 from amd_plugin.sharding.frozen import held
 from tests.helpers.recipes import TINY
 
@@ -22,7 +22,7 @@ SETTINGS = ("train.batch_size=12", "train.ema=0.5")
 
 
 def weights(role):
-    return {name: at_hand(value).clone() for name, value in role.state_dict().items()}
+    return {name: materialize(value).clone() for name, value in role.state_dict().items()}
 
 
 def gap(one, two):
@@ -48,7 +48,7 @@ def look(trainer, trained):
     seen = {}
     network = trainer.student.network
     seen["whole"] = sum(value.numel() for value in weights(trainer.student).values())
-    seen["masters"] = sum(tensor.numel() for tensor in trainer.student.masters())
+    seen["masters"] = sum(tensor.numel() for tensor in trainer.student.master_weights())
     seen["elements"] = {
         n: [list(p.ds_shape), p.ds_tensor.numel()] for n, p in network.named_parameters() if hasattr(p, "ds_shape")
     }
@@ -58,7 +58,7 @@ def look(trainer, trained):
         seen["held"][f"cycle {cycle}"] = held(network)
     save_file(weights(trainer.student), trained)
     before, average = weights(trainer.student), trainer.ema.state_dict()["weights"]
-    average = {name: at_hand(value).clone() for name, value in average.items()}
+    average = {name: materialize(value).clone() for name, value in average.items()}
     with trainer.ema.applied():
         seen["average applied"] = gap(average, weights(trainer.student))
     seen["given back"], seen["average differs"] = gap(before, weights(trainer.student)), gap(before, average)

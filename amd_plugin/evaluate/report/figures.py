@@ -1,54 +1,59 @@
-"""The report's pictures: samples side by side, learning curves with their spread, what the reward sensor saw, seeds paired."""
+"""The report's pictures: samples side by side, learning curves with their spread, sample weights over time, paired seeds."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from amd_plugin.host.evaluation.pictures import picture
+from amd_plugin.host.evaluation.pictures import frames_of, picture
 from amd_plugin.maths.diagnostics import EDGES
+from amd_plugin.tasks import Task
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; an arm has one colour in all pictures.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. An arm has the same colour in all pictures.
 COLOURS = ["#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
-# As `amd_plugin.maths.diagnostics.weight_metrics` names them.
-WEIGHTS = {"alpha": "alpha, of guidance", "beta": "beta, of matching", "guidance": "alpha / beta, as felt"}
+# Names in `amd_plugin.maths.diagnostics.weight_metrics` -> titles.
+WEIGHTS = {"alpha": "alpha, weight of guidance", "beta": "beta, weight of matching", "guidance": "alpha / beta, effective"}
 
+# Arm -> one list per seed of the lines in its metrics.jsonl.
 Curves = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
-    """A colour for each arm, the baseline's grey first."""
+    """Arm -> colour; the first arm, the baseline, is grey."""
     return {arm: COLOURS[index % len(COLOURS)] for index, arm in enumerate(arms)}
 
 
-def sample_panels(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """Panels title -> (samples, labels) in a row, as an inline PNG, or GIF where samples move."""
-    content, kind = picture(task, panels, dpi=150 if task.frames == 1 else 110)
+def sample_panels(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    """Panels title -> (media, labels) in a row, as an inline PNG, or an inline GIF for videos."""
+    still = all(frames_of(media) == 1 for media, _ in panels.values())
+    content, kind = picture(task, panels, dpi=150 if still else 110)
     return inline(content, kind)
 
 
 def inline(content: bytes, kind: str) -> str:
-    """A picture file's bytes as a data URI."""
+    """The bytes of a picture file as a data URI."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str:
     """Mean over seeds of every metric against student updates, with a band of one standard deviation.
 
-    A dotted line marks where the reward-hacking alarm rang first in a run.
+    A dotted line marks the first reward-hacking alarm of a run.
 
     Args:
-        curves: arm -> per seed, the lines of its metrics.jsonl.
+        curves: arm -> one list per seed of the lines in its metrics.jsonl.
         metrics: key in those lines -> title.
         palette: arm -> colour, see `colours`.
+
+    Returns:
+        The picture as a data URI.
     """
     columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
@@ -58,9 +63,9 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
         for arm, seeds in curves.items():
             _band(axes, [[(line["step"], line[key]) for line in lines if key in line] for lines in seeds], arm, palette[arm])
             for lines in seeds:
-                rang = [line["step"] for line in lines if line.get("hacking_alarm")]
-                if rang:
-                    axes.axvline(rang[0], color=palette[arm], linestyle=":", linewidth=1.2)
+                alarms = [line["step"] for line in lines if line.get("hacking_alarm")]
+                if alarms:
+                    axes.axvline(alarms[0], color=palette[arm], linestyle=":", linewidth=1.2)
         axes.set_title(title, fontsize=10)
         _plain(axes)
         axes.set_xlabel("student updates", fontsize=8)
@@ -72,13 +77,13 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
 
 
 def weights_over_time(curves: Curves) -> str | None:
-    """How alpha, beta and their ratio, which guidance feels, were spread over samples as training went on; mean over seeds.
+    """Histograms over samples of alpha, beta and their ratio against student updates, mean over seeds.
 
     Args:
-        curves: arm -> per seed, the lines of its metrics.jsonl. Arms that adapted nothing are left out.
+        curves: arm -> one list per seed of the lines in its metrics.jsonl. Arms without adaptation are left out.
 
     Returns:
-        A picture, one row per arm; None where no arm adapted anything.
+        The picture as a data URI, one row per arm; None where no arm has adaptation.
     """
     logged = {
         arm: [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds] for arm, seeds in curves.items()
@@ -106,7 +111,16 @@ def weights_over_time(curves: Curves) -> str | None:
 def paired_seeds(
     arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str], palette: Mapping[str, str]
 ) -> str:
-    """One line per seed across the arms, for every metric: what a change of objective does to the same teacher and noise."""
+    """One line per seed across the arms, for every metric: the effect of the objective with the same teacher and noise.
+
+    Args:
+        arms: arm -> metric -> one value per seed.
+        metrics: metric -> title.
+        palette: arm -> colour, see `colours`.
+
+    Returns:
+        The picture as a data URI.
+    """
     figure = Figure(figsize=(2.6 * len(metrics), 2.8), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
         values = np.array([arms[arm][metric] for arm in arms])
@@ -132,7 +146,7 @@ def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str
     length = min(len(points) for points in seeds)
     x = [step for step, _ in seeds[0][:length]]
     y = np.array([[value for _, value in points[:length]] for points in seeds], dtype=float)
-    y[~np.isfinite(y)] = np.nan  # the tilt of a weight of 0 is infinite
+    y[~np.isfinite(y)] = np.nan  # the implied tilt is infinite where a weight is 0
     mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
     axes.plot(x, mean, color=colour, label=label, linewidth=1.6)
     axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)

@@ -1,14 +1,12 @@
-"""One self-contained HTML file about runs and comparisons: pictures, tables, and the commands that made them."""
+"""One self-contained HTML file on runs and comparisons: pictures, tables, and the commands that made them."""
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file
@@ -16,20 +14,25 @@ from safetensors.torch import load_file
 import amd_plugin
 from amd_plugin.config import RecipeConfig
 from amd_plugin.errors import InputError
-from amd_plugin.evaluate.comparison.tables import best_tuned, deviation, difference, how_selected, paired, selected
+from amd_plugin.evaluate.comparison import result
+from amd_plugin.evaluate.comparison.result import Comparison, run_folder
+from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread
+from amd_plugin.evaluate.directions import ARROWS
 from amd_plugin.evaluate.report import figures
+from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
-from amd_plugin.models import backbone
-from amd_plugin.models.embedded import teacher
-from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
+from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import TASKS
 
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=True)
 
-SENSOR = {
+# Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
+SIGNALS = {
     "objective/zone_share": "share of samples in the zone",
-    "objective/advantage_std": "spread of advantages",
+    "objective/advantage_std": "standard deviation of advantages",
     "objective/zone_share/low": "share in the zone, low noise",
     "objective/zone_share/high": "share in the zone, high noise",
     "objective/clip_share": "share of advantages at the limit",
@@ -39,28 +42,32 @@ SENSOR = {
     "objective/tilt_ratio": "implied tilt, largest / smallest",
     "objective/tilt_kl": "implied tilt, KL in nats",
     "objective/guidance": "effective guidance scale",
-    "objective/match_norm": "size of matching",
-    "objective/guide_norm": "size of guidance",
+    "objective/match_norm": "norm of matching",
+    "objective/guide_norm": "norm of guidance",
     "objective/match_guide_cosine": "cosine of matching and guidance",
     "loss/fake_score/low": "fake-score loss, low noise",
     "loss/fake_score/high": "fake-score loss, high noise",
-    "objective/coherence_zone/low": "agreement, zone, low noise",
-    "objective/coherence_outside/low": "agreement, elsewhere, low noise",
+    "objective/coherence_zone/low": "coherence, zone, low noise",
+    "objective/coherence_outside/low": "coherence, elsewhere, low noise",
 }
-REWARDS = {
+# Prefixes of keys that end in a reward's name -> titles of their curves.
+REWARD_SIGNALS = {
     "reward/": "{} (training reward)",
     "evaluated_reward/": "{}, evaluation samples",
     "sensor/": "correlation of {} with judge",
 }
 
 
-def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Writes the report on run folders and comparison folders to `output`.
+def write_report(folders: Sequence[Path], output: Path, plugins: PluginManager) -> Path:
+    """Writes the report on run folders and comparison folders to `output`, and returns `output`.
 
     Raises:
         InputError: for a folder that is neither, or an `output` that cannot be written.
     """
-    sections = [_comparison(folder) if (folder / "compare.json").is_file() else _run(folder) for folder in folders]
+    sections = [
+        _comparison_section(folder, plugins) if (folder / result.FILE).is_file() else _run_section(folder, plugins)
+        for folder in folders
+    ]
     html = _TEMPLATES.get_template("report.html.j2").render(sections=sections, version=amd_plugin.__version__)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,36 +77,36 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def _comparison(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / "compare.json").read_text())
-    base, seeds = content["baseline"], content["seeds"]
-    runs = {arm: [folder / "arms" / arm / f"seed-{seed}" for seed in seeds] for arm in content["arms"]}
-    config = _config(runs[base][0])
-    followed = [arm for arm in runs if "@" not in arm][: len(figures.COLOURS)]
-    shown = followed[:4]
-    held_out = _judges(config, content["teacher"])
-    titles = {metric: f"{metric} ({_ARROWS[content['better'][metric]]})" for metric in held_out}
-    curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in followed}
-    palette = figures.colours(followed)
-    sensing = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
+def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
+    comparison = Comparison.from_file(folder / result.FILE)
+    seeds = comparison.seeds
+    runs = {arm: [run_folder(folder, arm, seed) for seed in seeds] for arm in comparison.arms}
+    config = _config(runs[comparison.baseline][0])
+    with_curves = [arm for arm in runs if "@" not in arm][: len(figures.COLOURS)]
+    shown = with_curves[:4]
+    held_out = held_out_names(config, comparison.teacher)
+    titles = {metric: f"{metric} ({ARROWS[comparison.better[metric]]})" for metric in held_out}
+    curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in with_curves}
+    palette = figures.colours(with_curves)
+    rewarded = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
     return {
-        "title": content["recipe"],
-        "lead": f"The same student, distilled with {len(content['arms'])} objectives or settings, {len(seeds)} seeds each. "
+        "title": comparison.recipe,
+        "lead": f"The same student, distilled with {len(comparison.arms)} objectives or settings, {len(seeds)} seeds each. "
         "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
-        "tiles": [_tile(content, metric) for metric in held_out] if len(shown) > 1 else [],
-        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0]),
+        "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
+        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
-        "sensor": figures.learning_curves(sensing, _sensed(sensing), palette) if sensing else None,
+        "signals": figures.learning_curves(rewarded, _signals(rewarded), palette) if rewarded else None,
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, seeds),
-        "pairs": figures.paired_seeds({arm: content["arms"][arm] for arm in shown}, titles, palette),
-        "table": _table(content),
-        "commands": [content["command"]],
+        "pairs": figures.paired_seeds({arm: comparison.arms[arm] for arm in shown}, titles, palette),
+        "table": _table(comparison),
+        "commands": [comparison.command],
     }  # fmt: skip
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     config = _config(folder)
     about = json.loads((folder / "run.json").read_text())
     curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
@@ -113,9 +120,9 @@ def _run(folder: Path) -> dict[str, Any]:
         "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
         f"amd-plugin compare {about['recipe']}.",
         "caveat": _caveat(config),
-        **_samples(config, {about["objective"]: folder}, config.train.seed),
-        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in _judges(config, evaluation)}, palette),
-        "sensor": figures.learning_curves(curves, {**_sensed(curves), **losses}, palette),
+        **_samples(config, {about["objective"]: folder}, config.train.seed, plugins),
+        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in held_out_names(config, evaluation)}, palette),
+        "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
@@ -123,81 +130,82 @@ def _run(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judges(config: RecipeConfig, measured: Iterable[str]) -> list[str]:
-    """The held-out metrics that the recipe names, and the held-out rewards among what was `measured`."""
-    return [*config.evaluate.held_out, *(m for m in measured if m not in TASKS[config.data.task].metrics)]
-
-
-def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int) -> dict[str, Any]:
-    """Pictures of the data, the teacher and each run's student, drawn here; of a user's pipeline, those that its runs left."""
+def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
+    """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
     if config.model.path is not None:
         pictures = [max((run / "samples").glob("step-*.*")) for run in runs.values()]
         note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
         return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
-    count = config.evaluate.samples
+    count, batch = config.evaluate.samples, config.evaluate.batch_size
     task = TASKS[config.data.task](**config.data.options)
-    found = backbone.load(config.model, task, seed, get_plugin_manager().families())
-    found.use_on(task, torch.device("cpu"))
-    made, labels, _ = teacher.teacher_samples(found, config.model, task, seed, count, 1.0, config.evaluate.batch_size)
-    panels = {"data": task.real_data(count, generator(0, "report")), f"teacher, {teacher.SAMPLING_STEPS} steps": (made, labels)}
+    backbone = load_backbone(config.model, task, seed, plugins.families())
+    samples = {"data": task.real_data(count, generator(0, "report"))}
+    samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     for name, run in runs.items():
         latest = load_file(run / "samples" / "latest.safetensors")
-        panels[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
+        samples[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
+    panels = {title: (backbone.decode_in_parts(shown, batch), labels) for title, (shown, labels) in samples.items()}
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
     return {"pictures": [figures.sample_panels(task, panels)], "samples_note": note}
 
 
-def _tile(content: dict[str, Any], metric: str) -> dict[str, Any]:
-    """The first arm beside the baseline on one metric, and against the best tuned baseline if there is one."""
-    base = content["baseline"]
-    arm = next(a for a in content["arms"] if a != base and not a.startswith(f"{base}@"))
-    mean, sd, wins = paired(content, arm, base, metric)
+def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:
+    """The first arm beside the baseline on one metric, and against the selected or the best tuned baseline if there is one."""
+    base = comparison.baseline
+    arm = next(a for a in comparison.arms if a != base and not a.startswith(f"{base}@"))
+    paired = comparison.paired(arm, base, metric)
     tile = {
         "metric": metric,
-        "direction": _ARROWS[content["better"][metric]],
-        "base": f"{base} {statistics.fmean(content['arms'][base][metric]):.3f}",
-        "arm": f"{arm} {statistics.fmean(content['arms'][arm][metric]):.3f}",
-        "difference": f"{mean:+.3f} ± {sd:.3f}",
-        "wins": f"better in {wins} of {len(content['seeds'])} seeds",
+        "direction": ARROWS[comparison.better[metric]],
+        "base": f"{base} {comparison.mean(base, metric):.3f}",
+        "arm": f"{arm} {comparison.mean(arm, metric):.3f}",
+        "difference": f"{paired.mean:+.3f} ± {paired.deviation:.3f}",
+        "wins": f"better in {paired.wins} of {len(comparison.seeds)} seeds",
     }
-    if arm in content.get("selected", {}):
-        best, arm = content["selected"].get(base, base), content["selected"][arm]
-        tile["tuned"] = f"chosen on other seeds, {arm} to {best}: {difference(content, arm, best, metric)}"
-    elif (best := best_tuned(content, metric)) != base:
-        tile["tuned"] = f"to {best}, the best here: {difference(content, arm, best, metric)}"
+    if arm in comparison.selected:
+        best, arm = comparison.selected_arms()[0], comparison.selected[arm]
+        tile["tuned"] = f"chosen on other seeds, {arm} to {best}: {difference(comparison, arm, best, metric)}"
+    elif (best := comparison.best_tuned(metric)) != base:
+        tile["tuned"] = f"to {best}, the best here: {difference(comparison, arm, best, metric)}"
     return tile
 
 
-def _table(content: dict[str, Any]) -> dict[str, Any]:
-    base, metrics = content["baseline"], list(content["teacher"])
-    cell = lambda values: f"{statistics.fmean(values):.3f} ± {deviation(values):.3f}"  # noqa: E731
-    rows = [("teacher, many steps", [cell(content["teacher"][m]) for m in metrics])]
-    rows += [(arm, [cell(values[m]) for m in metrics]) for arm, values in content["arms"].items()]
-    pairs = [(arm, [difference(content, arm, base, m) for m in metrics]) for arm in content["arms"] if arm != base]
-    heads = [f"{metric} {_ARROWS[content['better'][metric]]}" for metric in metrics]
-    table: dict[str, Any] = {"metrics": heads, "rows": rows, "pairs": pairs, "base": base}
-    if content.get("selected"):
-        against, chosen = selected(content)
-        table |= {"how": how_selected(content), "against": against}
-        table["chosen"] = [(arm, [difference(content, arm, against, m) for m in metrics]) for arm in chosen]
+def _table(comparison: Comparison) -> dict[str, Any]:
+    base, metrics = comparison.baseline, list(comparison.teacher)
+
+    def differences(arm: str, against: str) -> tuple[str, list[str]]:
+        return arm, [difference(comparison, arm, against, metric) for metric in metrics]
+
+    rows = [("teacher, many steps", [spread(comparison.teacher[m]) for m in metrics])]
+    rows += [(arm, [spread(values[m]) for m in metrics]) for arm, values in comparison.arms.items()]
+    table: dict[str, Any] = {
+        "metrics": [f"{metric} {ARROWS[comparison.better[metric]]}" for metric in metrics],
+        "rows": rows,
+        "pairs": [differences(arm, base) for arm in comparison.arms if arm != base],
+        "base": base,
+    }
+    if comparison.selected:
+        against, chosen = comparison.selected_arms()
+        table |= {"how": how_selected(comparison), "against": against}
+        table["chosen"] = [differences(arm, against) for arm in chosen]
     return table
 
 
 def _caveat(config: RecipeConfig) -> str:
     if config.model.path is not None:
         return (
-            "Nothing here knows what a right answer would be: the held-out metrics compare pixels, and rewards are models with "
-            "blind spots. Look at the samples, and judge by rewards that were not trained on."
+            "There is no ground truth here: the held-out metrics compare pixels, and rewards are models with blind spots. "
+            "Look at the samples, and judge by rewards that were not trained on."
         )
     noise, outliers = (config.data.options.get(name, 0.0) for name in ("label_noise", "outliers"))
     if not noise and not outliers:
-        return "The teacher is reliable: it saw no wrong labels and no outliers. AMD is expected to gain little over DMD here."
+        return "The teacher is reliable: its data had no wrong labels and no outliers. AMD should gain little over DMD here."
     flaws = [f"{noise:.0%} of its training labels are random"] * (noise > 0)
     flaws += [f"{outliers:.0%} of its training samples are outliers"] * (outliers > 0)
     return (
-        f"The teacher is deliberately unreliable: {' and '.join(flaws)}. Here a reward knows something that the teacher does "
-        "not, which is where AMD helps; it does not show how often that happens in practice. With --set data.label_noise=0 "
+        f"The teacher is deliberately unreliable: {' and '.join(flaws)}. The reward has information that the teacher lacks, "
+        "which is where AMD helps; this does not show how often that happens in practice. With --set data.label_noise=0 "
         "(and data.outliers=0) the teacher is reliable, and AMD's gain is small."
     )
 
@@ -209,24 +217,21 @@ def _config(folder: Path) -> RecipeConfig:
     return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
 
 
-def _sensed(curves: figures.Curves) -> dict[str, str]:
-    """What the reward sensor saw: key in metrics.jsonl -> title, of all that any run has."""
+def _signals(curves: figures.Curves) -> dict[str, str]:
+    """Key in metrics.jsonl -> title, for every signal of rewards and advantages that any run has."""
     keys = dict.fromkeys(key for seeds in curves.values() for seed in seeds for line in seed for key in line)
-    titles = {key: title for key, title in SENSOR.items() if key in keys}
-    for start, title in REWARDS.items():
-        titles |= {key: title.format(key.removeprefix(start)) for key in keys if key.startswith(start)}
+    titles = {key: title for key, title in SIGNALS.items() if key in keys}
+    for prefix, title in REWARD_SIGNALS.items():
+        titles |= {key: title.format(key.removeprefix(prefix)) for key in keys if key.startswith(prefix)}
     return titles
 
 
 def _alarms(curves: figures.Curves, seeds: Sequence[int]) -> list[str]:
-    """In which runs the reward-hacking alarm rang, and when first."""
-    found = []
+    """One line for each run with a reward-hacking alarm: its first step, and the number of evaluations with an alarm."""
+    lines = []
     for arm, runs in curves.items():
-        for seed, lines in zip(seeds, runs, strict=True):
-            steps = [line["step"] for line in lines if line.get("hacking_alarm")]
+        for seed, log in zip(seeds, runs, strict=True):
+            steps = [line["step"] for line in log if line.get("hacking_alarm")]
             if steps:
-                found.append(f"{arm}, seed {seed}: from step {steps[0]:.0f}, at {len(steps)} evaluations")
-    return found
-
-
-_ARROWS = {"up": "↑", "down": "↓", "one": "→ 1"}
+                lines.append(f"{arm}, seed {seed}: from step {steps[0]:.0f}, at {len(steps)} evaluations")
+    return lines

@@ -1,6 +1,6 @@
 """Confidence intervals by bootstrap: percentiles of a mean, or a spread around a statistic that resampling would bias.
 
-Samples of one prompt are alike, so prompts are resampled, not samples, wherever prompts are themselves a sample.
+Samples of one prompt are correlated. So prompts are resampled instead of samples, wherever the prompts are themselves a sample.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Tensor, groups: Tensor | None = None, *, seed: int, key: str, level: float = LEVEL) -> Interval:
-    """The mean of `values` [N], NaN left out, with percentiles of its means over resampled groups.
+    """The mean of `values`, NaN left out, with percentiles of the means of resampled groups.
 
     Args:
-        groups: [N], which values belong together; by default each is on its own.
-        seed, key: of the draws.
+        values: values [N].
+        groups: group [N] of each value; by default each value is a group of its own.
+        seed: seed of the resampling.
+        key: name of the values, which keys the resampling.
+        level: coverage of the interval, in (0, 1).
 
     Returns:
-        All NaN where there is no value; the bare mean, with an interval of NaN, where there is one group only.
+        The mean and its interval; all NaN without values, and an interval of NaN for a single group.
     """
-    known = ~values.isnan()
-    values = values[known].double()
-    owners = torch.arange(len(values)) if groups is None else groups[known].unique(return_inverse=True)[1]
+    valid = ~values.isnan()
+    values = values[valid].double()
+    owners = torch.arange(len(values)) if groups is None else torch.unique(groups[valid], return_inverse=True)[1]
     if not len(values):
         return Interval(torch.nan, torch.nan, torch.nan)
     count = int(owners.max()) + 1
@@ -46,7 +49,7 @@ def mean_interval(values: Tensor, groups: Tensor | None = None, *, seed: int, ke
     if count < 2:
         return Interval(value, torch.nan, torch.nan)
     draws = generator(seed, "bootstrap", key)
-    means, size = [], max(1, 1_000_000 // count)  # resamples at a time: all at once would take RESAMPLES x N of memory
+    means, size = [], max(1, 1_000_000 // count)  # resamples in parts: all at once would take RESAMPLES x N of memory
     for start in range(0, RESAMPLES, size):
         drawn = torch.randint(count, (min(size, RESAMPLES - start), count), generator=draws)
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
@@ -60,22 +63,29 @@ def spread_interval(
 ) -> Interval:
     """A statistic of a set, plus and minus a normal quantile of its standard deviation over resampled sets.
 
-    Repeated samples shift distances between sets, so percentiles would lie beside the value; their spread is right to first
+    Repeated samples shift distances between sets, so percentiles would not contain the value. Their spread is right to first
     order.
 
     Args:
-        statistic: of row numbers [N], possibly repeated.
-        groups: [N], which rows belong together.
+        statistic: function of row numbers [N], possibly repeated.
+        groups: group [N] of each row.
+        seed: seed of the resampling.
+        key: name of the statistic, which keys the resampling.
+        resamples: number of resampled sets.
+        level: coverage of the interval, in (0, 1).
+
+    Returns:
+        The value and its interval; an interval of NaN for a single group.
     """
-    owners = groups.unique(return_inverse=True)[1]
+    owners = torch.unique(groups, return_inverse=True)[1]
     members = [(owners == index).nonzero()[:, 0] for index in range(int(owners.max()) + 1)]
     value = statistic(torch.arange(len(groups)))
     if len(members) < 2:
         return Interval(value, torch.nan, torch.nan)
     draws = generator(seed, "bootstrap", key)
-    found = torch.empty(resamples, dtype=torch.float64)
+    resampled = torch.empty(resamples, dtype=torch.float64)
     for index in range(resamples):
         drawn = torch.randint(len(members), (len(members),), generator=draws)
-        found[index] = statistic(torch.cat([members[i] for i in drawn.tolist()]))
-    reach = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item() * found.std().item()
+        resampled[index] = statistic(torch.cat([members[i] for i in drawn.tolist()]))
+    reach = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item() * resampled.std().item()
     return Interval(value, value - reach, value + reach)

@@ -1,4 +1,4 @@
-"""Features of pictures and videos by any vision model of transformers: what sets of samples are compared in."""
+"""Features of pictures and videos, by any vision model of transformers. Sets of samples are compared in them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class VisionFeatures:
     """CLIP's image embeddings, or the pooled output of any other vision model, e.g. facebook/dinov2-base.
 
     Args:
-        config: which model.
+        config: model to load.
 
     Attributes:
-        name: for people.
-        kind: its model type, ``clip`` or another.
+        name: name of the features, for people.
+        kind: model type as transformers calls it, e.g. ``clip``.
 
     Raises:
-        InputError: if there is no such model, or it is none for pictures.
+        InputError: if the model cannot be loaded, or does not take pictures.
     """
 
     def __init__(self, config: FeaturesConfig):
@@ -35,18 +35,18 @@ class VisionFeatures:
                 self._model: Any = AutoModel.from_pretrained(
                     config.path, revision=config.revision, dtype=DTYPES[config.dtype], use_safetensors=True
                 )
-                how = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)[0]
+                processor = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)[0]
         except Exception as error:  # OSError, ValueError, hub and safetensors errors alike
             cause = " ".join(str(error).split())[:300]
-            what = f"{config.path} cannot be read as a model with an image processor: {type(error).__name__}: {cause}"
-            raise InputError(f"evaluate.features: {what}. Check the name and the network") from error
+            message = f"{config.path} cannot be read as a model with an image processor: {type(error).__name__}: {cause}"
+            raise InputError(f"evaluate.features: {message}. Check the name and the network") from error
         self._model.requires_grad_(False).eval()
         self.kind = str(self._model.config.model_type)
         self.name = f"features of {config.path} ({type(self._model).__name__})"
         if self._model.main_input_name != "pixel_values" and not hasattr(self._model, "get_image_features"):
             raise InputError(f"evaluate.features: {config.path} is a {type(self._model).__name__}, and does not take pictures")
-        self._edge = _edge(how) or getattr(self._model.config, "vision_config", self._model.config).image_size
-        self._mean, self._std = (torch.tensor(how[key]).reshape(1, -1, 1, 1) for key in ("image_mean", "image_std"))
+        self._edge: int = _edge(processor) or getattr(self._model.config, "vision_config", self._model.config).image_size
+        self._mean, self._std = (torch.tensor(processor[key]).reshape(1, -1, 1, 1) for key in ("image_mean", "image_std"))
 
     @torch.no_grad()
     def frames(self, media: Tensor) -> Tensor:
@@ -54,10 +54,11 @@ class VisionFeatures:
         self._model.to(media.device)
         videos = media.unsqueeze(2) if media.dim() == 4 else media
         images = videos.transpose(1, 2).flatten(0, 1)
-        seen = torch.cat([self._see(part) for part in images.split(self._batch)])
-        return seen.unflatten(0, (len(videos), -1)).cpu()
+        features = torch.cat([self._features(part) for part in torch.split(images, self._batch)])
+        return torch.unflatten(features, 0, (len(videos), -1)).cpu()
 
-    def _see(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> Tensor:
+        """Features [N, D] fp32 of images [N, 1 or 3, H, W], resized and cropped as the model's processor does."""
         height, width = images.shape[2:]
         scale = self._edge / min(height, width)
         size = [max(self._edge, round(height * scale)), max(self._edge, round(width * scale))]
@@ -74,13 +75,14 @@ class VisionFeatures:
         if isinstance(output, Tensor):
             return output.float()
         pooled = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state[:, 0] if pooled is None else pooled).float().flatten(1)
+        features: Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
+        return features.float().flatten(1)
 
 
-def _edge(how: dict[str, Any]) -> int | None:
-    """The side of the pictures that a processor makes; None where it does not say."""
+def _edge(processor: dict[str, Any]) -> int | None:
+    """The side of the pictures that an image processor makes; None where its config has no size."""
     for key in ("crop_size", "size"):
-        size = how.get(key)
+        size = processor.get(key)
         if isinstance(size, int):
             return size
         if isinstance(size, dict):

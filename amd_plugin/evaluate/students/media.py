@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import InputError, MissingDependency
 
 
@@ -20,51 +20,53 @@ def check_mp4() -> None:
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
-        what = "writing MP4 needs imageio-ffmpeg. Install it: pip install 'amd-plugin[video]'"
-        raise MissingDependency(what) from error
+        message = "writing MP4 needs imageio-ffmpeg. Install it: pip install 'amd-plugin[video]'"
+        raise MissingDependency(message) from error
 
 
 def write(path: Path, sample: Tensor, fps: int) -> Path:
-    """Writes one sample [C, (T,) H, W] in [0, 1], C being 1 or 3; complete or not there at all.
+    """Writes one sample as a picture or a video. The file is either complete or absent.
 
     Args:
-        path: its suffix says the kind; without one, ``.png``, or ``.gif`` of a video.
+        path: path of the file; its suffix decides the format, ``.png`` for pictures and ``.gif`` for videos by default.
+        sample: media [C, (T,) H, W] in [0, 1], with 1 or 3 channels.
         fps: frames per second of a video.
 
     Returns:
-        The file written.
+        The path of the file written.
+
+    Raises:
+        InputError: if the file cannot be written.
     """
     video = sample.dim() == 4
     target = path if path.suffix in (".png", ".jpg", ".mp4") else path.with_name(f"{path.name}.{'gif' if video else 'png'}")
     frames = _frames(sample if video else sample.unsqueeze(1))
-    draft = target.with_name(f".draft{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".mp4":
-            _write_mp4(draft, frames, fps)
-        else:
-            moving = {
-                "save_all": True,
-                "append_images": [Image.fromarray(f) for f in frames[1:]],
-                "duration": 1000 / fps,
-                "loop": 0,
-            }
-            still = {"quality": 95} if target.suffix == ".jpg" else {}
-            Image.fromarray(frames[0]).save(draft, **(moving if target.suffix == ".gif" else still))
-        os.replace(draft, target)
+        with replaced_file(target) as draft:
+            if target.suffix == ".mp4":
+                _write_mp4(draft, frames, fps)
+            else:
+                moving = {
+                    "save_all": True,
+                    "append_images": [Image.fromarray(f) for f in frames[1:]],
+                    "duration": 1000 / fps,
+                    "loop": 0,
+                }
+                still = {"quality": 95} if target.suffix == ".jpg" else {}
+                Image.fromarray(frames[0]).save(draft, **(moving if target.suffix == ".gif" else still))
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error}") from error
     return target
 
 
 def _frames(video: Tensor) -> Sequence[np.ndarray]:
-    """T arrays [H, W, 3] of bytes."""
+    """T frames [H, W, 3] of bytes."""
     pixels = (video.detach().cpu().float().clamp(0, 1) * 255).round().byte().expand(3, -1, -1, -1)
     return list(pixels.permute(1, 2, 3, 0).contiguous().numpy())
 
 
 def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
-    """H.264 as every player takes it, whose sides are even; odd ones are scaled by a pixel."""
+    """Writes H.264, which needs even sides for most players; odd sides are scaled by one pixel."""
     import imageio_ffmpeg
 
     height, width = frames[0].shape[:2]

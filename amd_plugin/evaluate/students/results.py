@@ -1,19 +1,21 @@
-"""What an evaluation leaves for people and programs: evaluation.json, evaluation.md, plots."""
+"""The files of an evaluation: evaluation.json for programs, evaluation.md and plots for people."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from amd_plugin.choices import Weights
+from amd_plugin.evaluate.directions import WORDS
 from amd_plugin.evaluate.report.figures import COLOURS
-from amd_plugin.evaluate.students.measure import Instruments, Measured
-from amd_plugin.evaluate.students.samples import drawn
-from amd_plugin.evaluate.students.suite import REPEATS, Suite
+from amd_plugin.evaluate.students.measure import Measurements, MetricModels
+from amd_plugin.evaluate.students.samples import load_samples
+from amd_plugin.evaluate.students.suite import REPEATS, Group, Suite
 from amd_plugin.evaluate.students.summary import Row
 from amd_plugin.host.evaluation.pictures import picture
 from amd_plugin.host.running.run_folder import write_json
@@ -24,35 +26,31 @@ _SCORERS = {"geneval": "GenEval", "hpdv2": "HPSv2", "vbench": "VBench"}
 
 @dataclass
 class Evaluation:
-    """Everything that was found.
+    """The result of an evaluation.
 
     Attributes:
-        run, student, weights: what was evaluated.
-        suite: what was asked for.
-        rows: see `summary.rows`.
-        reference: what distances are to, in words.
-        tools: what measured.
-        measured: ``student`` and, where it was drawn, ``teacher``.
-        latents: folder of their samples.
-        trained_on: rewards the objective listened to.
+        run: folder of the run.
+        student: student that was evaluated.
+        weights: weights of the student that were evaluated.
+        suite: suite of prompts or classes.
+        rows: rows of the table, see `summary.rows`.
+        reference: reference set of the distances, in words.
+        metric_models: models that measured.
+        measurements: ``student`` and, where it was sampled, ``teacher`` -> measurements of its samples.
+        latents: folder of the latent samples, with one folder for each of `measurements`.
+        trained_on: names of the rewards that the objective used.
     """
 
     run: Path
     student: Student
-    weights: str
+    weights: Weights
     suite: Suite
     rows: list[Row]
     reference: str
-    tools: Instruments
-    measured: dict[str, Measured]
+    metric_models: MetricModels
+    measurements: dict[str, Measurements]
     latents: Path
     trained_on: list[str]
-
-    @property
-    def features(self) -> str | None:
-        """What samples are compared in, in words."""
-        tools = self.tools
-        return tools.vision.name if tools.vision else tools.judge.name if tools.judge else None
 
 
 def write_results(result: Evaluation, folder: Path) -> None:
@@ -65,7 +63,7 @@ def write_results(result: Evaluation, folder: Path) -> None:
         "weights": result.weights, "seed": config.train.seed, "suite": result.suite.form, "prompts": len(result.suite.groups),
         "samples": result.suite.size, "trained_on": result.trained_on,
         "held_out": [*config.evaluate.held_out, *(reward.name for reward in config.evaluate.rewards)],
-        "reference": result.reference, "features": result.features,
+        "reference": result.reference, "features": result.metric_models.features,
         "metrics": {row["name"]: {**row, "kind": _kind(row, result)} for row in result.rows},
         "task_metrics": _task_metrics(result), "notes": _notes(result),
     }  # fmt: skip
@@ -73,6 +71,7 @@ def write_results(result: Evaluation, folder: Path) -> None:
 
 
 def _kind(row: Row, result: Evaluation) -> str:
+    """Whether a metric is held out, a training reward, or a reward that the objective did not use."""
     kind, _, name = row["name"].partition("/")
     if kind != "reward":
         return "held-out reward" if kind == "held_out" else "held-out metric"
@@ -81,50 +80,51 @@ def _kind(row: Row, result: Evaluation) -> str:
 
 
 def _task_metrics(result: Evaluation) -> dict[str, float]:
-    """The metrics that training reports, of these samples; only where the task's own classes were asked for."""
-    if result.suite.form != "task" or result.tools.judge is None:
+    """The metrics that training reports, computed on these samples; empty for other prompts than the task's own classes."""
+    if result.suite.form != "task" or result.metric_models.judge is None:
         return {}
     groups = result.suite.groups
-    samples = torch.cat([drawn(result.latents / "student", group) for group in groups])
-    labels = torch.cat([torch.full((group.repeats,), group.label) for group in groups])
-    found: dict[str, float] = result.student.task.evaluate(samples, labels)
+    samples = torch.cat([load_samples(result.latents / "student", group) for group in groups])
+    labels = torch.cat([_labels(group, group.repeats) for group in groups])
+    found: dict[str, float] = result.student.task.evaluate(_media(result, samples), labels, samples)
     return {name: value for name, value in found.items() if value == value}
 
 
 def _notes(result: Evaluation) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    made, suite = result.measured["student"], result.suite
+    """Notes on how to read the numbers, and on what they do not show."""
+    measurements, suite = result.measurements["student"], result.suite
     trained = ", ".join(result.trained_on) or "no reward"
     notes = [
-        f"The student was trained on {trained}; whatever is marked so says little about quality, and all else was held out."
+        f"The student was trained on {trained}. A training reward says little about quality; all other metrics were held out."
     ]
     notes.append(f"{suite.size} samples of {len(suite.groups)} prompts or classes; distances are to {result.reference}.")
     if any(row["name"] == "frechet" for row in result.rows):
-        dimensions = made.features.shape[1]
+        dimensions = measurements.features.shape[1]
         notes.append(
-            f"The Frechet distance is biased upwards at few samples (here {suite.size} in {dimensions} dimensions): compare it "
-            "only between evaluations of as many samples, with the same features."
+            f"The Frechet distance is biased upwards for few samples (here {suite.size} in {dimensions} dimensions): compare "
+            "it only between evaluations with equally many samples and the same features."
         )
         if suite.size <= dimensions:
             notes.append(
-                "There are fewer samples than dimensions, so covariances are singular: take the distance as a rough sign."
+                "There are no more samples than dimensions, so covariances are singular: the distance is a rough indication."
             )
-    if "teacher" in result.measured:
-        scale = result.student.recipe.objective_options.get("guidance_scale") or 1.0
+    if "teacher" in result.measurements:
+        scale = result.student.recipe.objective.guidance_scale
         notes.append(
             f"The teacher's samples start from the same noise, in many steps at guidance {scale}; differences are paired."
         )
-    if "motion" in made.each:
+    if "motion" in measurements.each:
         notes.append("A still picture is perfectly consistent: read consistency beside motion and moving.")
     if suite.form in REPEATS:
         notes.append(
-            f"Samples lie as the scorer of {_SCORERS[suite.form]} expects them; a part of its prompts is not its score."
+            f"Sample files have the layout that {_SCORERS[suite.form]}'s scorer expects; a score on a part of its prompts is "
+            "not the benchmark's score."
         )
-    notes += [f"Not computed: {failure}" for failure in made.failures]
-    for name, values in made.each.items():
+    notes += [f"Not computed: {failure}" for failure in measurements.failures]
+    for name, values in measurements.each.items():
         if missing := int(values.isnan().sum()):
             notes.append(f"{name}: {missing} of {len(values)} samples have no value and are left out.")
-    notes.append("Intervals are 95 % bootstrap intervals over prompts, or over samples where classes are asked for.")
+    notes.append("Intervals are 95 % bootstrap intervals over prompts, or over samples for class-conditional students.")
     return notes
 
 
@@ -134,12 +134,11 @@ def _markdown(result: Evaluation, plots: Sequence[str]) -> str:
         f"# {recipe.name}, objective {recipe.config.objective.name}, step {step} ({result.weights})", "",
         "| metric | | value | 95 % interval | teacher | student - teacher | |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    arrow = {"up": "higher is better", "down": "lower is better"}
     for row in result.rows:
-        theirs, difference = row.get("teacher"), row.get("difference")
+        teacher, difference = row.get("teacher"), row.get("difference")
         cells = [
-            row["name"], arrow[row["better"]], _number(row["value"]), _interval(row),
-            _number(theirs["value"]) if theirs else "",
+            row["name"], WORDS[row["better"]], _number(row["value"]), _interval(row),
+            _number(teacher["value"]) if teacher else "",
             f"{_number(difference['value'])} {_interval(difference)}" if difference else "",
             _kind(row, result),
         ]  # fmt: skip
@@ -160,34 +159,50 @@ def _interval(row: Row) -> str:
 
 
 def _plots(result: Evaluation, folder: Path) -> list[str]:
-    """Names of the pictures written: samples, and how every metric of single samples is spread."""
+    """Writes pictures of the samples and the distribution of every metric of single samples; returns their file names."""
     names = []
     if result.suite.form == "task":
-        content, kind = picture(result.student.task, {who: _shown(result, who) for who in result.measured})
+        content, kind = picture(result.student.task, {role: _shown(result, role) for role in result.measurements})
         (folder / f"samples.{kind}").write_bytes(content)
         names.append(f"samples.{kind}")
-    each = {n: v for n, v in result.measured["student"].each.items() if len(v[~v.isnan()].unique()) > 2}
-    if each:
-        columns = min(4, len(each))
-        figure = Figure(figsize=(3 * columns, 2.5 * -(-len(each) // columns)), layout="constrained")
-        grid = figure.subplots(-(-len(each) // columns), columns, squeeze=False).flatten()
-        for axes, name in zip(grid, each, strict=False):
-            for who, measured in result.measured.items():
-                values, colour = measured.each[name], COLOURS[1 if who == "student" else 0]
-                axes.hist(values[~values.isnan()].numpy(), bins=30, density=True, histtype="step", color=colour, label=who)
-            axes.set_title(name, fontsize=9)
-            axes.set_yticks([])
-        for axes in grid[len(each) :]:
-            axes.axis("off")
-        grid[0].legend(fontsize=8, frameon=False)
-        figure.savefig(folder / "metrics.png", dpi=120)
+    varied = [n for n, v in result.measurements["student"].each.items() if len(torch.unique(v[~v.isnan()])) > 2]
+    if varied:
+        _histograms(result.measurements, varied).savefig(folder / "metrics.png", dpi=120)
         names.append("metrics.png")
     return names
 
 
-def _shown(result: Evaluation, who: str) -> tuple[Any, Any]:
-    """(samples, labels) of a picture: some of every class, or those of the first prompts."""
+def _histograms(measurements: Mapping[str, Measurements], metrics: Sequence[str]) -> Figure:
+    """One histogram over samples per metric, with student and teacher in the same axes."""
+    columns, rows = min(4, len(metrics)), -(-len(metrics) // min(4, len(metrics)))
+    figure = Figure(figsize=(3 * columns, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, metric in zip(grid, metrics, strict=False):
+        for role, measured in measurements.items():
+            values, colour = measured.each[metric], COLOURS[1 if role == "student" else 0]
+            axes.hist(values[~values.isnan()].numpy(), bins=30, density=True, histtype="step", color=colour, label=role)
+        axes.set_title(metric, fontsize=9)
+        axes.set_yticks([])
+    for axes in grid[len(metrics) :]:
+        axes.axis("off")
+    grid[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _shown(result: Evaluation, role: str) -> tuple[Tensor, Tensor]:
+    """(media, labels) of a picture: up to 200 samples of every class, or of the first prompts."""
     groups = result.suite.groups if result.student.task.num_classes else result.suite.groups[:8]
-    parts = [drawn(result.latents / who, group)[:200] for group in groups]
-    labels = [torch.full((len(part),), group.label) for part, group in zip(parts, groups, strict=True)]
-    return torch.cat(parts), torch.cat(labels)
+    parts = [load_samples(result.latents / role, group)[:200] for group in groups]
+    labels = [_labels(group, len(part)) for part, group in zip(parts, groups, strict=True)]
+    return _media(result, torch.cat(parts)), torch.cat(labels)
+
+
+def _media(result: Evaluation, samples: Tensor) -> Tensor:
+    return result.student.backbone.decode_in_parts(samples, result.student.recipe.config.evaluate.batch_size)
+
+
+def _labels(group: Group, count: int) -> Tensor:
+    """Labels [count] of a group of the task's own prompts or classes."""
+    if group.label is None:
+        raise ValueError("a group of a prompt file has no label")
+    return torch.full((count,), group.label)

@@ -1,38 +1,36 @@
-"""Samples of a student or its teacher for an evaluation, kept as latents: drawn once, group by group.
+"""Samples of a student or its teacher for an evaluation, stored as latents: drawn once, group by group.
 
-A sample's noise is keyed by its group and its number in it, so neither batches nor interruptions change it, and student and
-teacher start from the same noise.
+A sample's noise is keyed by its group and its number within the group. So neither batches nor interruptions change it, and
+student and teacher start from the same noise.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.suite import Group, Suite
 from amd_plugin.host.student.load import Student
 from amd_plugin.models.conditions import LabelConditions, PromptConditions
-from amd_plugin.models.embedded.teacher import SAMPLING_STEPS
 from amd_plugin.models.family import Caller, Condition, guided
+from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_scheduler
 from amd_plugin.randomness import generator
-from amd_plugin.schedule import few_step_scheduler, sample
+from amd_plugin.schedule import sample
 
 Sampler = Callable[[Tensor, list[torch.Generator], Condition, Condition], Tensor]
 
 
 def student_sampler(student: Student, accelerator: Accelerator) -> Sampler:
-    """Samples as the exported student does: its scheduler, its number of steps, no guidance."""
+    """A sampler equal to the exported student: its scheduler, its number of steps, no guidance."""
     caller, scheduler = Caller(student.backbone.family, accelerator.autocast), student.backbone.scheduler
 
     def draw(noise: Tensor, draws: list[torch.Generator], cond: Condition, uncond: Condition) -> Tensor:
@@ -43,12 +41,9 @@ def student_sampler(student: Student, accelerator: Accelerator) -> Sampler:
 
 
 def teacher_sampler(student: Student, accelerator: Accelerator) -> Sampler:
-    """Samples as the teacher does in many steps, at the guidance that the student learnt from."""
-    caller, where = Caller(student.backbone.family, accelerator.autocast), student.backbone.pretrained
-    scheduler: Any = FlowMatchEulerDiscreteScheduler()
-    if where is not None:
-        scheduler = few_step_scheduler(SAMPLING_STEPS, where.scheduler(), transition="ode")
-    scale = student.recipe.objective_options.get("guidance_scale") or 1.0
+    """A sampler of the teacher, in many steps and at the guidance scale that the student was distilled from."""
+    caller, scheduler = Caller(student.backbone.family, accelerator.autocast), teacher_scheduler(student.backbone)
+    scale = student.recipe.objective.guidance_scale
 
     def draw(noise: Tensor, draws: list[torch.Generator], cond: Condition, uncond: Condition) -> Tensor:
         predict = lambda x, t: guided(caller, student.teacher, x, t, cond, uncond, scale)  # noqa: E731
@@ -58,57 +53,59 @@ def teacher_sampler(student: Student, accelerator: Accelerator) -> Sampler:
 
 
 def prepare(student: Student, suite: Suite, device: torch.device) -> None:
-    """Places everything on `device` and has all prompts embedded; raises InputError where prompts cannot be asked for."""
+    """Moves all networks to `device` and embeds all prompts; raises InputError for prompts that the student cannot take."""
     conditions = student.backbone.conditions
     if isinstance(conditions, LabelConditions) and suite.form != "task":
         raise InputError("--prompts: this run's student is asked for classes and reads no prompts. Leave --prompts out")
     if isinstance(conditions, PromptConditions):
         conditions.prepare([group.prompt for group in suite.groups], device)
-    student.backbone.use_on(student.task, device)
+    student.backbone.move_autoencoders(device)
     for role in (student.role, student.teacher):
         role.network.to(device).eval()
 
 
 @torch.no_grad()
-def draw(
+def draw_samples(
     folder: Path, student: Student, suite: Suite, sampler: Sampler, device: torch.device, batch: int | None
 ) -> Iterator[Group]:
-    """Draws what is not in `folder` yet; yields each group when its samples are there."""
+    """Draws the groups that `folder` does not have yet, and yields each group when its samples are there."""
     folder.mkdir(parents=True, exist_ok=True)
     for group in suite.groups:
         path = folder / f"{group.index:05d}.safetensors"
-        if not _holds(path, group):
+        if not _has_samples(path, group):
             numbers = range(group.repeats)
             size = batch or group.repeats
-            parts = [_part(student, group, numbers[i : i + size], sampler, device) for i in range(0, group.repeats, size)]
-            draft = path.with_name(f".{path.name}.tmp")
-            save_file({"samples": torch.cat(parts).contiguous()}, draft, _about(group))
-            os.replace(draft, path)
+            parts = [_draw_part(student, group, numbers[i : i + size], sampler, device) for i in range(0, group.repeats, size)]
+            with replaced_file(path) as draft:
+                save_file({"samples": torch.cat(parts).contiguous()}, draft, _metadata(group))
         yield group
 
 
-def drawn(folder: Path, group: Group) -> Tensor:
-    """The group's samples [repeats, ...] that `draw` left."""
+def load_samples(folder: Path, group: Group) -> Tensor:
+    """The group's samples [repeats, ...] in the folder that `draw_samples` filled."""
     with safe_open(folder / f"{group.index:05d}.safetensors", "pt") as file:
         samples: Tensor = file.get_slice("samples")[: group.repeats]
     return samples
 
 
-def _part(student: Student, group: Group, numbers: range, sampler: Sampler, device: torch.device) -> Tensor:
+def _draw_part(student: Student, group: Group, numbers: range, sampler: Sampler, device: torch.device) -> Tensor:
     seed, backbone = student.recipe.config.train.seed, student.backbone
-    keyed = lambda what: [generator(seed, "evaluate", group.index, n, what, device=device) for n in numbers]  # noqa: E731
-    noise = torch.stack([torch.randn(backbone.sample_shape, generator=g, device=device) for g in keyed("noise")])
+
+    def generators(purpose: str) -> list[torch.Generator]:
+        return [generator(seed, "evaluate", group.index, number, purpose, device=device) for number in numbers]
+
+    noise = torch.stack([torch.randn(backbone.sample_shape, generator=g, device=device) for g in generators("noise")])
     labels = torch.full((len(numbers),), group.label or 0, device=device)
     condition = backbone.conditions(labels, lambda: [group.prompt] * len(numbers))
-    return sampler(noise, keyed("rungs"), condition, backbone.conditions.uncond(labels)).float().cpu()
+    return sampler(noise, generators("rungs"), condition, backbone.conditions.uncond(labels)).float().cpu()
 
 
-def _holds(path: Path, group: Group) -> bool:
+def _has_samples(path: Path, group: Group) -> bool:
     with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
         enough: bool = file.get_slice("samples").get_shape()[0] >= group.repeats
-        return enough and file.metadata() == _about(group)
+        return enough and file.metadata() == _metadata(group)
     return False
 
 
-def _about(group: Group) -> dict[str, str]:
+def _metadata(group: Group) -> dict[str, str]:
     return {"prompt": group.prompt, "label": str(group.label)}

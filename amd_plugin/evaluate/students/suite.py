@@ -1,4 +1,4 @@
-"""What an evaluation asks for, and where each sample goes: the run's own prompts, or those of a public benchmark.
+"""The prompts of an evaluation and the files of its samples: the run's own prompts, or those of a public benchmark.
 
 Samples of a benchmark are written in the folder layout that its official scorer reads, and nothing else is in that folder.
 """
@@ -9,30 +9,33 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
+
+from amd_plugin.choices import PromptFormat
 from amd_plugin.data.prompt_rows import PromptRows
 from amd_plugin.errors import InputError
+from amd_plugin.tasks import Task
 
-Form = Literal["auto", "plain", "geneval", "hpdv2", "vbench"]
-# Samples of a prompt that the official scorers ask for.
+# Samples per prompt that the official scorers ask for.
 REPEATS = {"geneval": 4, "hpdv2": 1, "vbench": 5}
 STYLES = ("anime", "concept-art", "paintings", "photo")
-# Of a group of the run's own prompts, how many samples are also written as pictures.
+# Samples per group of the run's own prompts that are also written as pictures.
 SHOWN = 8
 
 
 @dataclass
 class Group:
-    """Samples asked for by the same words.
+    """Samples of one prompt or class.
 
     Attributes:
-        index: place among all groups; with a repeat's number it is the key of a sample's noise.
-        prompt: in words.
-        repeats: how many samples.
-        label: the task's, where its own prompts are asked for.
-        columns: what rewards may ask for by name.
-        files: where its first samples are written, without suffix where the media decide on it.
+        index: place among all groups; with a sample's number it is the key of the sample's noise.
+        prompt: prompt in words.
+        repeats: number of samples.
+        label: label of the task, for a group of the run's own prompts or classes; None for a prompt file.
+        columns: further values that rewards may take by name, the same for all samples.
+        files: file names of the first samples; without a suffix where the kind of media decides it.
     """
 
     index: int
@@ -48,9 +51,9 @@ class Suite:
     """All groups of an evaluation.
 
     Attributes:
-        form: ``task`` for the run's own prompts, or that of the file.
-        groups: in order.
-        texts: files that a layout needs beside the samples, by name.
+        form: ``task`` for the run's own prompts, or the format of the prompt file.
+        groups: groups in the order of their indices.
+        texts: file name -> content, for the text files that a benchmark's layout needs beside the samples.
     """
 
     form: str
@@ -59,48 +62,50 @@ class Suite:
 
     @property
     def size(self) -> int:
-        """Samples over all groups."""
+        """Number of samples over all groups."""
         return sum(group.repeats for group in self.groups)
 
 
-def of_task(task: Any, samples: int) -> Suite:
-    """The prompts or classes that the run itself is evaluated on."""
-    labels, counts = task.balanced_labels(samples).unique_consecutive(return_counts=True)
+def of_task(task: Task, samples: int) -> Suite:
+    """The suite of prompts or classes that the run itself is evaluated on."""
+    labels, counts = torch.unique_consecutive(task.balanced_labels(samples), return_counts=True)
     groups = []
     for index, (label, count) in enumerate(zip(labels, counts.tolist(), strict=True)):
         columns = {k: v for k, v in task.columns(label[None]).items() if k != "labels"}
-        one = {name: values[0] for name, values in columns.items()}
+        shared = {name: values[0] for name, values in columns.items()}
         files = _plain_files(index, count)
-        groups.append(Group(index, task.prompts(label[None])[0], count, int(label), one, files))
+        groups.append(Group(index, task.prompts(label[None])[0], count, int(label), shared, files))
     return Suite("task", groups)
 
 
-def read(path: Path, form: Form = "auto", *, samples: int | None = None, per_prompt: int = 4) -> Suite:
-    """The suite in a prompt file; HPDv2's may also be the folder that holds one file per style.
+def read(path: Path, form: PromptFormat = "auto", *, samples: int | None = None, per_prompt: int = 4) -> Suite:
+    """The suite in a prompt file; HPDv2's may also be the folder with one file per style.
 
     Args:
-        samples: at most so many, whole prompts from the beginning; all by default.
-        per_prompt: samples per prompt of a plain file; benchmarks have their own numbers.
+        path: prompt file.
+        form: format of the prompt file; ``auto`` detects it.
+        samples: largest number of samples, in whole prompts from the beginning; all by default.
+        per_prompt: number of samples per prompt of a plain file; benchmarks have their own numbers.
 
     Raises:
-        InputError: if it cannot be read, or is of no known form.
+        InputError: if the file cannot be read, or has an unknown format.
     """
     if not path.exists():
         raise InputError(f"--prompts {path}: there is no such file or folder")
     content = None if path.is_dir() or path.suffix not in (".json", ".jsonl") else _parsed(path)
-    found = _form(path, content) if form == "auto" else form
-    suite = _READERS[found](path, content) if found != "plain" else _plain(path, per_prompt)
+    form = _detect_form(path, content) if form == "auto" else form
+    suite = _READERS[form](path, content) if form != "plain" else _plain(path, per_prompt)
     if samples is not None:
-        room = samples // suite.groups[0].repeats
-        if not room:
+        prompts = samples // suite.groups[0].repeats
+        if not prompts:
             raise InputError(
                 f"--samples {samples}: {path} asks for {suite.groups[0].repeats} per prompt; ask for that many at least"
             )
-        suite.groups = suite.groups[:room]
+        suite.groups = suite.groups[:prompts]
     return suite
 
 
-def _form(path: Path, content: Any) -> str:
+def _detect_form(path: Path, content: Any) -> PromptFormat:
     if path.is_dir():
         if any((path / f"{style}.json").is_file() for style in STYLES):
             return "hpdv2"
@@ -123,12 +128,12 @@ def _form(path: Path, content: Any) -> str:
 def _plain(path: Path, per_prompt: int) -> Suite:
     try:
         rows = PromptRows(str(path), shuffle=False)
-        found = rows.rows(0, len(rows))
+        prompts = rows.rows(0, len(rows))
     except InputError as error:
         raise InputError(f"--prompts {str(error).removeprefix('data.source: ')}") from error
     groups = [
         Group(index, row.prompt, per_prompt, None, row.columns, _plain_files(index, per_prompt))
-        for index, row in enumerate(found)
+        for index, row in enumerate(prompts)
     ]
     return Suite("plain", groups)
 
@@ -136,7 +141,7 @@ def _plain(path: Path, per_prompt: int) -> Suite:
 def _geneval(path: Path, content: Any) -> Suite:
     groups, texts = [], {}
     for index, entry in enumerate(_entries(path, content, dict)):
-        _need(path, index, isinstance(entry.get("tag"), str) and isinstance(entry.get("include"), list), "tag and include")
+        _require(path, index, isinstance(entry.get("tag"), str) and isinstance(entry.get("include"), list), "tag and include")
         prompt = _prompt(path, index, entry.get("prompt"))
         folder = f"{index:05d}"
         texts[f"{folder}/metadata.jsonl"] = json.dumps(entry)
@@ -160,12 +165,12 @@ def _hpdv2(path: Path, content: Any) -> Suite:
 def _vbench(path: Path, content: Any) -> Suite:
     groups: dict[str, Group] = {}
     for index, entry in enumerate(_entries(path, content, dict)):
-        _need(path, index, isinstance(entry.get("dimension"), list), "dimension")
+        _require(path, index, isinstance(entry.get("dimension"), list), "dimension")
         prompt = _prompt(path, index, entry.get("prompt_en"))
         if "/" in prompt or len(f"{prompt}-0.mp4".encode()) > 255:
-            what = "VBench finds videos by their prompt, and this one is no file name (it has a slash, or is too long)"
-            raise InputError(f"--prompts {path}: entry {index + 1}: {what}: {prompt[:60]!r}. Leave the entry out")
-        if prompt not in groups:  # one that serves several dimensions in entries of their own is sampled once
+            message = "VBench finds videos by their prompt, and this one is no file name (it has a slash, or is too long)"
+            raise InputError(f"--prompts {path}: entry {index + 1}: {message}: {prompt[:60]!r}. Leave the entry out")
+        if prompt not in groups:  # a prompt with one entry per dimension is sampled once
             files = [f"{prompt}-{repeat}.mp4" for repeat in range(REPEATS["vbench"])]
             groups[prompt] = Group(len(groups), prompt, REPEATS["vbench"], None, {"dimension": entry["dimension"]}, files)
     return Suite("vbench", list(groups.values()))
@@ -179,7 +184,7 @@ def _plain_files(index: int, count: int) -> list[str]:
 
 
 def _parsed(path: Path) -> Any:
-    """Of a .jsonl a list of its lines; of a .json what it holds."""
+    """The list of lines in a .jsonl file, or the content of a .json file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
@@ -194,16 +199,16 @@ def _entries(path: Path, content: Any, kind: type) -> list[Any]:
         raise InputError(f"--prompts {path}: must be a list of entries, and is empty or none. See --format")
     for index, entry in enumerate(content):
         if not isinstance(entry, kind):
-            what = "an object" if kind is dict else "text"
-            raise InputError(f"--prompts {path}: entry {index + 1} must be {what}, got {str(entry)[:60]!r}. See --format")
+            expected = "an object" if kind is dict else "text"
+            raise InputError(f"--prompts {path}: entry {index + 1} must be {expected}, got {str(entry)[:60]!r}. See --format")
     return content
 
 
 def _prompt(path: Path, index: int, value: Any) -> str:
-    _need(path, index, isinstance(value, str) and bool(value.strip()) and "\0" not in value, "a prompt that is not blank")
+    _require(path, index, isinstance(value, str) and bool(value.strip()) and "\0" not in value, "a prompt that is not blank")
     return str(value)
 
 
-def _need(path: Path, index: int, given: bool, what: str) -> None:
-    if not given:
-        raise InputError(f"--prompts {path}: entry {index + 1} must have {what}. Mend it, or name another --format")
+def _require(path: Path, index: int, valid: bool, required: str) -> None:
+    if not valid:
+        raise InputError(f"--prompts {path}: entry {index + 1} must have {required}. Correct it, or name another --format")

@@ -1,7 +1,7 @@
 """Checkpoints without pickle: safetensors and JSON, complete or not there at all.
 
-A checkpoint is a folder ``step-NNNNNN`` that is written under another name and renamed when its manifest, written last,
-lists every file with its size. Random numbers need no state: they are keyed by seed and step (`amd_plugin.randomness`).
+A checkpoint is a folder ``step-NNNNNN`` that is written under another name and renamed once its manifest, written last,
+lists every file with its size. Random numbers have no state to save: seed and step determine them (`amd_plugin.randomness`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_folder
 from amd_plugin.errors import InputError
 from amd_plugin.host.checkpoint import streamed
-from amd_plugin.models.lazy_weights import Later, at_hand
+from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 log = logging.getLogger(__name__)
 
@@ -35,50 +37,52 @@ def save(
     """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
 
     Args:
-        folder: holds the run's checkpoints.
-        step: student updates done.
-        tensors: file stem -> state dict of a module or an optimizer. Where it has a `Later` all processes call this.
-        state: JSON-able rest.
-        writes: whether this process does; the others only put together what they share.
+        folder: the folder of the run's checkpoints.
+        step: number of student updates.
+        tensors: file stem -> state dict of a module or an optimizer. Where one holds a `LazyTensor`, all processes call this.
+        state: JSON-able rest of the state.
+        keep: number of checkpoints to keep.
+        writes: whether this process writes; the others only take part in gathering tensors.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        OSError: where it cannot be written, after all tensors have been gathered.
     """
-    final = folder / f"step-{step:06d}"
-    draft = folder / f".{final.name}.tmp"
-    failed: OSError | None = None
-    try:
-        if writes:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-    except OSError as error:  # the others wait for what this process shares with them all the same
-        failed = error
-    rest = {}
-    for name, state_dict in tensors.items():
-        flat, rest[name] = _split(state_dict)
+    path = folder / f"step-{step:06d}"
+    failure: OSError | None = None
+    rest: dict[str, Any] = {}
+    with ExitStack() as stack:
+        draft = path
         try:
-            streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failed is None)
-        except OSError as error:
-            failed = error
-    if failed is not None:
-        raise failed
-    if not writes:
-        return final
-    _write(draft / "state.json", {"step": step, "rest": rest, **state})
-    sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-    _write(draft / "manifest.json", {"format": FORMAT, "files": sizes})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(draft, final)
+            if writes:
+                draft = stack.enter_context(replaced_folder(path))
+        except OSError as error:  # the other processes gather tensors with this one all the same
+            failure = error
+        for name, state_dict in tensors.items():
+            flat, rest[name] = _split(state_dict)
+            try:
+                streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failure is None)
+            except OSError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        if not writes:
+            return path
+        write_json(draft / "state.json", {"step": step, "rest": rest, **state})
+        sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
+        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes})
     for old in available(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
+    return path
 
 
-def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def load(path: Path, *, lazy: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(tensors, state) as they were given to `save`.
 
     Args:
-        later: tensors as `Later`, each to be read on its own.
+        lazy: whether tensors are returned as `LazyTensor`, each to be read on its own.
 
     Raises:
         InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
@@ -87,7 +91,7 @@ def load(path: Path, *, later: bool = False) -> tuple[dict[str, dict[str, Any]],
     try:
         state = json.loads((path / "state.json").read_text())
         rest = state.pop("rest")
-        stored = _stored if later else load_file
+        stored = _stored if lazy else load_file
         return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"checkpoint {path}: cannot be read: {type(error).__name__}: {error}. Use an earlier one") from error
@@ -112,21 +116,21 @@ def check(path: Path) -> None:
     if "state.json" not in files:
         raise InputError(f"checkpoint {path}: its manifest.json names no state.json. Use an earlier one")
     for name, size in files.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else 0
-        if found != size:
-            raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {found}. Use an earlier one")
+        actual = (path / name).stat().st_size if (path / name).is_file() else 0
+        if actual != size:
+            raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {actual}. Use an earlier one")
 
 
 def available(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
-    found = []
+    complete = []
     for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
         try:
             check(path)
-            found.append(path)
+            complete.append(path)
         except InputError as error:
             log.warning("%s", error)
-    return found
+    return complete
 
 
 def find(folder: Path, at: str | None = None) -> Path:
@@ -142,22 +146,22 @@ def find(folder: Path, at: str | None = None) -> Path:
         return usable[-1]
     path = folder / f"step-{int(at):06d}" if at.isdecimal() else Path(at)
     if at.isdecimal() and path not in usable:
-        known = ", ".join(str(int(p.name.removeprefix("step-"))) for p in usable) or "none"
-        raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {known}")
+        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in usable) or "none"
+        raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {steps}")
     check(path)
     return path
 
 
-def _stored(path: Path) -> dict[str, Later]:
+def _stored(path: Path) -> dict[str, LazyTensor]:
     """The tensors in a file."""
     file = safe_open(path, "pt")
     parts = {key: file.get_slice(key) for key in file.keys()}
-    return {key: Later(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
+    return {key: LazyTensor(torch.Size(part.get_shape()), partial(file.get_tensor, key)) for key, part in parts.items()}
 
 
-def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any]:
-    """Nested dicts and lists as (tensors by path, the rest with a mark where a tensor was)."""
-    if isinstance(state, (Tensor, Later)):
+def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | LazyTensor], Any]:
+    """Nested dicts and lists as (tensors by path, the rest with a placeholder for each tensor)."""
+    if isinstance(state, (Tensor, LazyTensor)):
         return {prefix: state}, {"tensor": prefix}
     if isinstance(state, dict):
         parts = [(key, *_split(value, f"{prefix}.{key}")) for key, value in state.items()]
@@ -169,7 +173,7 @@ def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | Later], Any
     return {}, {"plain": state}
 
 
-def _join(flat: Mapping[str, Tensor | Later], rest: Any) -> Any:
+def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
     kind, value = next(iter(rest.items()))
     if kind == "tensor":
         return flat[value]
@@ -180,7 +184,8 @@ def _join(flat: Mapping[str, Tensor | Later], rest: Any) -> Any:
     return value
 
 
-def _write(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content`, and waits until it is on the disk."""
     with path.open("w") as file:
         json.dump(content, file)
         file.flush()
@@ -188,6 +193,6 @@ def _write(path: Path, content: Any) -> None:
 
 
 def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """`state` with its tensors on `device`; optimizers load theirs where they are given them."""
+    """`state` with its tensors on `device`: optimizers keep their state on the device it is loaded from."""
     flat, rest = _split(state)
-    return _join({key: at_hand(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]
+    return _join({key: materialize(value).to(device) for key, value in flat.items()}, rest)  # type: ignore[no-any-return]

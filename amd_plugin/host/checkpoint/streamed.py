@@ -1,6 +1,6 @@
-"""A safetensors file written one tensor after the other, for what no process is to hold whole.
+"""A safetensors file written one tensor after the other, for state that no process may hold as a whole.
 
-The format: eight bytes of length, a JSON header with every tensor's type, shape and place, the tensors' bytes in that order.
+The format: eight bytes of length, a JSON header with type, shape and offsets of every tensor, the tensors' bytes in that order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.models.lazy_weights import Later, at_hand
+from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -22,44 +22,47 @@ TYPES = {
 }  # fmt: skip
 
 
-def write(path: Path, tensors: Mapping[str, Tensor | Later], *, writes: bool = True) -> None:
-    """Writes `tensors` to `path`. Each `Later` is read when its turn comes, as fp32, whatever happens to the file meanwhile.
+def write(path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True) -> None:
+    """Writes `tensors` to `path`. Each `LazyTensor` is read when its turn comes, as fp32, whatever happens to the file.
 
     Args:
-        writes: False only reads them, for processes that others need to make tensors whole.
+        path: the file.
+        tensors: name -> tensor.
+        writes: whether this process writes. False only reads each `LazyTensor`, in which all processes take part.
 
     Raises:
-        OSError: for a file that cannot be written, once all has been read.
+        OSError: for a file that cannot be written, after all tensors have been read.
     """
     file: Any = None
-    failed: OSError | None = None
+    failure: OSError | None = None
     try:
         if writes:
             file = path.open("wb")
             file.write(_header(tensors))
     except OSError as error:
-        failed = error
+        failure = error
     for value in tensors.values():
-        if not (writes or isinstance(value, Later)):
+        if not (writes or isinstance(value, LazyTensor)):
             continue
-        whole = at_hand(value)
+        whole = materialize(value)
         try:
-            if writes and failed is None:
+            if writes and failure is None:
                 file.write(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         except OSError as error:
-            failed = error
+            failure = error
     if file is not None:
         file.close()
-    if failed is not None:
-        raise failed
+    if failure is not None:
+        raise failure
 
 
-def _header(tensors: Mapping[str, Tensor | Later]) -> bytes:
-    described, end = {}, 0
+def _header(tensors: Mapping[str, Tensor | LazyTensor]) -> bytes:
+    entries: dict[str, Any] = {}
+    end = 0
     for name, value in tensors.items():
-        dtype = torch.float32 if isinstance(value, Later) else value.dtype
+        dtype = torch.float32 if isinstance(value, LazyTensor) else value.dtype
         begin, end = end, end + value.shape.numel() * dtype.itemsize
-        described[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
-    text = json.dumps(described).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+        entries[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # aligns the tensors
     return struct.pack("<Q", len(text)) + text

@@ -40,7 +40,7 @@ class Trend(NamedTuple):
         return f"{self.first:.4g} -> {self.last:.4g} (tau {self.tau:+.2f}, p {self.p:.3f})"
 
 
-class Finding(NamedTuple):
+class HackingFinding(NamedTuple):
     """A reward that rose while held-out metrics fell, over the evaluations from step `since` to step `until`."""
 
     reward: str
@@ -58,7 +58,7 @@ class Finding(NamedTuple):
         )
 
 
-class Alarm:
+class HackingAlarm:
     """Remembers evaluations, and says when they look like hacking.
 
     Args:
@@ -66,23 +66,23 @@ class Alarm:
         directions: held-out metric -> ``up``, ``down``, or ``one`` for ratios that should be 1.
 
     Attributes:
-        ringing: whether it rang at the last evaluation.
+        triggered: whether a reward looked hacked at the last evaluation.
     """
 
     def __init__(self, rewards: Mapping[str, float], directions: Mapping[str, str]):
         self._signs = {name: math.copysign(1.0, weight) for name, weight in rewards.items() if weight}
         self._directions = dict(directions)
         self._rows: list[dict[str, float]] = []
-        self.ringing = False
+        self.triggered = False
 
-    def add(self, row: Row) -> Finding | None:
+    def add(self, row: Row) -> HackingFinding | None:
         """Takes one evaluation, a line of metrics.jsonl, and returns the first reward that looks hacked by now."""
         names = [f"{key}/{name}" for name in self._signs for key in ("evaluated_reward", "evaluated_spread")]
         names += ["step", *(f"held_out/{name}" for name in self._directions)]
         self._rows.append({name: row[name] for name in names if math.isfinite(row.get(name, math.nan))})
         findings = (self._judge(rows, name) for rows in windows(self._rows) for name in self._signs)
         found = next((finding for finding in findings if finding is not None), None)
-        self.ringing = found is not None
+        self.triggered = found is not None
         return found
 
     def state_dict(self) -> list[dict[str, float]]:
@@ -93,7 +93,7 @@ class Alarm:
         """Takes back what `state_dict` gave."""
         self._rows = [dict(row) for row in state]
 
-    def _judge(self, rows: Sequence[Row], reward: str) -> Finding | None:
+    def _judge(self, rows: Sequence[Row], reward: str) -> HackingFinding | None:
         rise = _rising(rows, f"evaluated_reward/{reward}", self._signs[reward])
         spread = rows[0].get(f"evaluated_spread/{reward}", math.nan)
         if rise is None or not abs(rise.last - rise.first) >= RISE * spread:
@@ -112,7 +112,7 @@ class Alarm:
                 falls[metric] = worse._replace(first=rows[0][name], last=rows[-1][name])
         if not falls or (2 * len(falls) < len(self._directions) and len(falls) <= rises):
             return None
-        return Finding(reward, rise, falls, len(self._directions), int(rows[0]["step"]), int(rows[-1]["step"]))
+        return HackingFinding(reward, rise, falls, len(self._directions), int(rows[0]["step"]), int(rows[-1]["step"]))
 
 
 def windows(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -1,4 +1,4 @@
-"""Pictures of samples, drawn by the task itself: PNG, or GIF where samples move."""
+"""Pictures of samples, drawn by the task itself: PNG, or GIF of videos."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from amd_plugin.tasks import Task
+
 MILLISECONDS_PER_FRAME = 160
 
 
-def picture(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 110) -> tuple[bytes, str]:
-    """Panels title -> (samples, labels) side by side, as the bytes of a file and its kind, ``png`` or ``gif``."""
+def frames_of(media: Tensor) -> int:
+    """Number of frames of `media` [B, ...]: T of videos [B, C, T, H, W], 1 of anything else."""
+    return media.shape[2] if media.dim() == 5 else 1
+
+
+def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 110) -> tuple[bytes, str]:
+    """Panels title -> (media [B, ...], labels [B]) side by side, as (bytes of a file, its kind ``png`` or ``gif``)."""
     figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained", dpi=dpi)
     canvas = FigureCanvasAgg(figure)
-    drawings = [task.drawing(samples, labels) for samples, labels in panels.values()]
+    drawings = [task.drawing(media, labels) for media, labels in panels.values()]
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     frames = []
-    for frame in range(task.frames):
+    for frame in range(max(frames_of(media) for media, _ in panels.values())):
         for axes, title, draw in zip(grid, panels, drawings, strict=True):
             axes.clear()
             draw(axes, frame)
@@ -33,13 +40,15 @@ def picture(task: Any, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 1
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
     kind, file = "png" if len(frames) == 1 else "gif", io.BytesIO()
-    moving = {"save_all": True, "append_images": frames[1:], "duration": MILLISECONDS_PER_FRAME, "loop": 0}
-    frames[0].save(file, kind, **(moving if kind == "gif" else {}))
+    animation: dict[str, Any] = {
+        "save_all": True, "append_images": frames[1:], "duration": MILLISECONDS_PER_FRAME, "loop": 0,
+    }  # fmt: skip
+    frames[0].save(file, kind, **(animation if kind == "gif" else {}))
     return file.getvalue(), kind
 
 
-def save_samples(path: Path, task: Any, title: str, samples: Tensor, labels: Tensor) -> None:
-    """Writes one picture of samples [B, ...] made for `labels` [B] to `path`, whose suffix it chooses."""
-    content, kind = picture(task, {title: (samples, labels)})
+def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> None:
+    """Writes one picture of `media` [B, ...] made for `labels` [B] to `path` with the suffix ``.png`` or ``.gif``."""
+    content, kind = picture(task, {title: (media, labels)})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(f".{kind}").write_bytes(content)

@@ -13,19 +13,19 @@ from amd_plugin.errors import AmdPluginError
 
 
 class Preempted(AmdPluginError):
-    """The run was asked to stop and did, with a checkpoint. Exit code 143 for SIGTERM, 130 for Ctrl-C."""
+    """A signal stopped the run, after a checkpoint. Exit code 143 for SIGTERM, 130 for Ctrl-C."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.exit_code = 128 + signum
 
     def __reduce__(self) -> tuple[type, tuple[str, int]]:
-        # A worker process hands its errors to the one that started it.
+        # Errors of a worker process are pickled for the process that started it.
         return type(self), (str(self), self.exit_code - 128)
 
 
 class Preemption:
-    """Context manager that turns the two signals into a request all processes agree on."""
+    """Context manager that turns the two signals into a request that all processes agree on."""
 
     def __init__(self) -> None:
         self._signum = 0
@@ -35,7 +35,7 @@ class Preemption:
         # Python delivers signals to the main thread only; elsewhere the host program keeps its own handlers.
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
+                self._before[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -43,13 +43,13 @@ class Preemption:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def requested(self, accelerator: Accelerator) -> int:
-        """The signal that any process was sent, 0 if none. Call on every process, at the same step."""
+        """The signal that some process received, 0 if none did. Call on every process, at the same step."""
         if accelerator.num_processes == 1:
             return self._signum
         flags = accelerator.gather(torch.tensor([self._signum], device=accelerator.device))
         return int(flags.max())
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signum:
             raise KeyboardInterrupt
         self._signum = signum

@@ -1,4 +1,4 @@
-"""A run's folder: whether a run may use it, and where it goes on from."""
+"""The folder of a run: whether a run may use it, and the checkpoint it continues from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amd_plugin.host import checkpoint
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 
-# What a user may change on purpose between a run and its continuation.
+# Keys that a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
     "train": (
         "max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation",
@@ -30,13 +30,13 @@ MAY_CHANGE = {
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
     "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
     "distributed": ("mixed_precision", "device", "teacher", "trained", "timeout"),
-    # Whether that fits is seen in the checkpoint itself.
+    # The checkpoint itself shows whether this fits.
     "model": ("rung_conditioning",),
 }  # fmt: skip
 
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")
 
-# What no metric of a finished run depends on.
+# Keys that no metric of a finished run depends on.
 NO_RESULT_DEPENDS_ON = {
     "train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "stop_on_hacking"),
     "rewards": ("offload", "pool"),
@@ -45,10 +45,14 @@ NO_RESULT_DEPENDS_ON = {
 
 
 def open_folder(output: Path, recipe: Recipe) -> None:
-    """Creates the run's folder, or prepares it to be gone on with; raises InputError where it cannot be written."""
+    """Creates the run's folder, or prepares it for the continuation of its run.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
     try:
         (output / "samples").mkdir(parents=True, exist_ok=True)
-        # Results of an earlier end are not those of what runs now.
+        # Results of an earlier end are not the results of this run.
         (output / "evaluation.json").unlink(missing_ok=True)
         (output / "config.yaml").write_text(recipe.as_yaml())
         write_json(
@@ -67,16 +71,16 @@ def open_folder(output: Path, recipe: Recipe) -> None:
 
 
 def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:
-    """The checkpoint that a run of `recipe` in `output` would start from; None for the start. Touches nothing.
+    """The checkpoint that a run of `recipe` in `output` would start from; None for a run from the beginning. Writes nothing.
 
     Raises:
         InputError: if the folder holds something else, or `resume` cannot be used.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output}: is a file")
-    standing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise InputError(f"--output {output}: cannot be written: {standing} is no folder that may be written to")
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
     config = output / "config.yaml"
     if config.is_file():
         changed = differences(_saved(config), recipe.as_dict())
@@ -102,7 +106,11 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
 
 
 def find_run(output: Path, plugins: PluginManager) -> Recipe:
-    """The recipe of the run in `output`; raises InputError where there is none."""
+    """The recipe of the run in the folder `output`.
+
+    Raises:
+        InputError: where there is no run, or it cannot be read.
+    """
     if not (output / "config.yaml").is_file():
         raise InputError(f"{output}: holds no run (no config.yaml)")
     recipe = load(str(output / "config.yaml"), plugins)
@@ -114,13 +122,19 @@ def find_run(output: Path, plugins: PluginManager) -> Recipe:
 
 
 def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = MAY_CHANGE, path: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for all of two recipes that differs and is not in `may_change`."""
+    """Lines ``key: old -> new`` for all keys of two recipes that differ and are not in `may_change`.
+
+    Args:
+        old, new: recipes as plain values, or parts of them.
+        may_change: section -> keys that may differ.
+        path: prefix of the keys, with a dot at its end.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         section = path.rstrip(".")
         keys = [key for key in sorted({*old, *new}) if key not in may_change.get(section, ())]
         return [line for key in keys for line in differences(old.get(key), new.get(key), may_change, f"{path}{key}.")]
     if isinstance(old, list) and isinstance(new, list) and path == "rewards." and len(old) == len(new):
-        # Entries of a list are known by their place, and share what may change.
+        # Rewards are matched by their position, and share the keys that may change.
         parts = [differences(a, b, {f"rewards.{i}": may_change.get("rewards", ())}, f"rewards.{i}.") for i, (a, b) in
                  enumerate(zip(old, new, strict=True))]  # fmt: skip
         return [line for part in parts for line in part]
@@ -128,7 +142,7 @@ def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = 
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` for people and programs to read."""
+    """Writes `content`, indented, for people and programs to read."""
     path.write_text(json.dumps(content, indent=1))
 
 
@@ -143,14 +157,14 @@ def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
         return None
     changed = differences(_saved(output / "config.yaml"), recipe.as_dict(), NO_RESULT_DEPENDS_ON)
     if changed:
-        what = "holds a run with other settings. Choose another folder, or undo:"
-        raise InputError(f"{output}: {what}\n  " + "\n  ".join(changed))
+        message = "holds a run with other settings. Choose another folder, or undo:"
+        raise InputError(f"{output}: {message}\n  " + "\n  ".join(changed))
     values: dict[str, float] = json.loads(evaluation.read_text())
     return values
 
 
 def _commit() -> str:
-    """Of this package's source, where it is a checkout; empty where it is installed."""
+    """The git commit of this package's source, where it is a checkout; empty where it is installed."""
     source = Path(amd_plugin.__file__).parents[1]
     if not (source / ".git").exists():
         return ""

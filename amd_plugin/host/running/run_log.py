@@ -1,4 +1,4 @@
-"""What a run tells the world while it runs: metrics.jsonl, trackers, a progress bar or plain lines."""
+"""Metrics of a run while it runs: metrics.jsonl, trackers, a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ class RunLog:
     """Collects the metrics of every step, and writes their mean over each logging interval.
 
     Args:
-        path: metrics.jsonl; lines of steps after `step` are dropped, since a resumed run writes them anew.
-        step, max_steps: where the run stands and where it ends.
-        accelerator: averages over processes, forwards to trackers.
-        console: where progress goes; a bar on a terminal, lines elsewhere; quiet where None.
+        path: file metrics.jsonl. Lines of steps after `step` are dropped, since a resumed run writes them anew.
+        step: number of student updates so far.
+        max_steps: number of student updates at the end of the run.
+        accelerator: the run's processes and trackers.
+        console: console for progress: a bar on a terminal, lines elsewhere; no output where None.
+
+    Attributes:
+        last: metrics written last, by name.
     """
 
     def __init__(self, path: Path, step: int, max_steps: int, accelerator: Accelerator, console: Console | None):
@@ -33,8 +37,8 @@ class RunLog:
         self.last: dict[str, float] = {}
         self._file = self._bar = None
         if accelerator.is_main_process:
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
+            path.write_text("".join(f"{line}\n" for line in lines))
             self._file = path.open("a")
             if console is not None and console.is_terminal:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -43,18 +47,18 @@ class RunLog:
                 self._bar.start()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Takes one step's metrics, without reading them off the device."""
+        """Adds the metrics of one step, without waiting for the device."""
         self._window.append(dict(metrics))
 
     def write(self, step: int) -> dict[str, float]:
-        """The means since the last call, over steps and processes; written and shown. Call on every process."""
+        """Writes and shows the means since the last call, over steps and processes; returns them. Call on every process."""
         names = sorted({name for metrics in self._window for name in metrics})
         if not names:
             return {}
-        # What one process has no value of, e.g. because none of its samples is at that noise level, others may have.
+        # A process may lack a value that others have, e.g. where none of its samples is at that noise level.
         means = torch.stack([torch.stack([m[n].float() for m in self._window if n in m]).nanmean() for n in names])
-        known = ~means.isnan()
-        both = torch.stack((torch.where(known, means, 0.0), known.float())).to(self._accelerator.device)
+        defined = ~means.isnan()
+        both = torch.stack((torch.where(defined, means, 0.0), defined.float())).to(self._accelerator.device)
         total, count = self._accelerator.reduce(both, "sum")
         means = total / count
         self._window.clear()
@@ -69,7 +73,7 @@ class RunLog:
         return self.last
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the trackers."""
+        """Writes one line of metrics.jsonl, and the same to the trackers; values that are NaN are left out."""
         if self._file is not None:
             finite = {name: value for name, value in values.items() if value == value}
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -85,7 +89,7 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The lines of a metrics.jsonl; a line that is not JSON, e.g. one cut short by a crash, is left out with a warning."""
     lines = []
     for line in path.read_text().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""A run's student, from a checkpoint on disk: all that sampling and exporting need, and no optimizer."""
+"""The student of a run, from a checkpoint on disk, with everything that sampling and exporting need, and no optimizer."""
 
 from __future__ import annotations
 
@@ -6,42 +6,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running.run_folder import find_run
-from amd_plugin.models import backbone as models
-from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.roles import Average, Role, make_roles
+from amd_plugin.models.backbone import Backbone, load_backbone
+from amd_plugin.models.roles import EMA, Role, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import Task
 
 
 @dataclass
 class Student:
-    """A student as a checkpoint has it.
+    """The student of a checkpoint.
 
     Attributes:
-        recipe, task, backbone: of its run.
-        role, average: it, and its averaged weights.
-        teacher: whom it learnt from; may share its network.
-        step: student updates it has had.
-        checkpoint: folder it was read from.
+        recipe: recipe of the run.
+        backbone: the model that the student was distilled from.
+        role: the student with its trained weights.
+        average: EMA of its weights.
+        teacher: the teacher; it may share the student's network.
+        step: number of student updates.
+        checkpoint: folder of the checkpoint.
     """
 
     recipe: Recipe
-    task: Any
     backbone: Backbone
     role: Role
-    average: Average
+    average: EMA
     teacher: Role
     step: int
     checkpoint: Path
 
+    @property
+    def task(self) -> Task:
+        """The recipe's task."""
+        return self.recipe.task
+
     @contextmanager
-    def playing(self, weights: str) -> Iterator[Role]:
-        """The role, with its averaged weights for ``ema`` and as it was trained for ``raw``."""
+    def with_weights(self, weights: str) -> Iterator[Role]:
+        """The role, with averaged weights for ``ema`` and with trained weights for ``raw``, within the context."""
         if weights == "raw":
             yield self.role
         else:
@@ -50,22 +54,23 @@ class Student:
 
 
 def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> Student:
-    """The student of the run in `run`, finished or not.
+    """The student of the run in the folder `run`, finished or not.
 
     Args:
+        run: the run's folder.
+        plugins: registry of the recipe's plugins.
         at: a step, or a checkpoint's folder; by default the newest checkpoint.
 
     Raises:
-        InputError: if there is no such run or checkpoint, or one cannot be read.
+        InputError: if there is no such run or checkpoint, or it cannot be read.
     """
     recipe = find_run(run, plugins)
     folder = checkpoint.find(run / "checkpoints", at)
     config = recipe.config
-    task = TASKS[config.data.task](**config.data.options)
-    backbone = models.load(config.model, task, config.train.seed, plugins.families())
+    backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, backbone.network, backbone.student, config.train.seed)
-    average = Average(roles["student"], config.train.ema)
+    average = EMA(roles["student"], config.train.ema)
     tensors, state = checkpoint.load(folder)
     roles["student"].load_state_dict(tensors["student"])
     average.load_state_dict(tensors["ema"])
-    return Student(recipe, task, backbone, roles["student"], average, roles["teacher"], state["step"], folder)
+    return Student(recipe, backbone, roles["student"], average, roles["teacher"], state["step"], folder)

@@ -1,4 +1,4 @@
-"""The model card of an exported student: how to call it, what it was judged by, what it was made of and from."""
+"""The model card of an exported student: usage, held-out metrics, recipe and base model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard
@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from amd_plugin.host.running import run_log
 from amd_plugin.models.backbone import Backbone
+from amd_plugin.models.family import Family
 from amd_plugin.recipe.loading import Recipe
-from amd_plugin.tasks import TASKS
 
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=False, trim_blocks=True)  # noqa: S701 (Markdown)
 
@@ -27,23 +27,26 @@ def write_card(
     """Writes ``README.md``, and the pictures it shows, beside the student in `folder`.
 
     Args:
+        folder: the exported student.
+        backbone: the model that the student was distilled from.
+        recipe: the run's recipe.
         run: folder of the run: its metrics, samples and ``run.json``.
-        step, weights: which student it is; held-out metrics are shown where exactly this one was evaluated.
-        adapter_alone: the folder holds no pipeline, only the adapter for its base.
+        step: number of student updates.
+        weights: ``ema`` or ``raw``. Held-out metrics are shown only where exactly this student was evaluated.
+        adapter_alone: whether the folder holds only the adapter for a base pipeline.
     """
-    config, family = recipe.config, backbone.family
+    config, family = recipe.config, cast("Family", backbone.family)
     lines = run_log.read(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
     about = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
-    task = TASKS[config.data.task](**config.data.options)
     held_out = {
         key.removeprefix("held_out/"): value
         for line in lines if line["step"] == step and weights == "ema"
         for key, value in line.items() if key.startswith("held_out/")
     }  # fmt: skip
-    first = task.prompts(task.balanced_labels(config.evaluate.samples)[:1])[0]
-    pictured = next((run / "samples").glob(f"step-{step:06d}.*"), None)
-    if pictured is not None:
-        shutil.copy(pictured, folder / f"samples{pictured.suffix}")
+    first = recipe.task.prompts(recipe.task.balanced_labels(config.evaluate.samples)[:1])[0]
+    picture = next((run / "samples").glob(f"step-{step:06d}.*"), None)
+    if picture is not None:
+        shutil.copy(picture, folder / f"samples{picture.suffix}")
     call = (
         {}
         if backbone.size is None
@@ -51,7 +54,7 @@ def write_card(
     )
     card = _TEMPLATES.get_template("model_card.md.j2").render(
         recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
-        samples=pictured and f"samples{pictured.suffix}",
+        samples=picture and f"samples{picture.suffix}",
         curves=_draw_curves(lines, folder / "curves.png"),
         pipeline=None if backbone.pretrained is None else family.pipeline,
         network=type(backbone.network).__name__,
@@ -68,7 +71,7 @@ def write_card(
 
 
 def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
-    """Training rewards and held-out metrics over the run, to `path`; False where there is nothing to draw."""
+    """Draws training rewards and held-out metrics over the run to `path`; returns False where there is nothing to draw."""
     keys = sorted({key for line in lines for key in line if key.startswith(("held_out/", "reward/"))})
     points = {key: [(line["step"], line[key]) for line in lines if key in line] for key in keys}
     drawn = {key: values for key, values in points.items() if len(values) > 1}
@@ -94,9 +97,9 @@ def _base(path: str | None, revision: str | None) -> dict[str, str] | None:
     folder = Path(path).expanduser()
     on_hub = not folder.is_dir()
     try:
-        found = ModelCard.load(path if on_hub else folder / "README.md", ignore_metadata_errors=True).data
-        licence = found.get("license") or ""
-    except Exception:  # no card, no network, or a broken one: then the licence is not known, and the card says so
+        card = ModelCard.load(path if on_hub else folder / "README.md", ignore_metadata_errors=True).data
+        licence = str(card.get("license") or "")
+    except Exception:  # no card, no network, or a broken card: the licence is unknown, and the student's card says so
         licence = ""
-    known = {"name": path if on_hub else folder.name, "hub": path if on_hub else "", "licence": str(licence)}
-    return known | {"revision": revision or ""}
+    hub = path if on_hub else ""
+    return {"name": hub or folder.name, "hub": hub, "licence": licence, "revision": revision or ""}

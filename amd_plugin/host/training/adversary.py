@@ -68,7 +68,7 @@ class Adversary:
 
     def student_loss(self, x0: Tensor, batch: Batch, rows: slice, timestep: Tensor) -> Tensor:
         """Scalar, with gradients to x0 [rows] alone: neither fake score nor head get any of their own."""
-        with self._fake_score.lent(), self.learner.role.lent():
+        with self._fake_score.without_grad(), self.learner.role.without_grad():
             seen = self._features(x0, batch.normal("discriminator noise")[rows], timestep[rows], batch.labels[rows])
             return self._losses.student_loss(self.learner.role(seen))
 

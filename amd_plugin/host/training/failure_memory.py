@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from amd_plugin.host.training.batch import Batch
-from amd_plugin.models.lazy_weights import at_hand
+from amd_plugin.models.lazy_weights import materialize
 
 WORST = 8  # an eighth of each batch
+SIZE = 384  # samples kept per rung
 
 
-class Memory:
+class FailureMemory:
     """The latest of the worst samples, by the exit rung they come from.
 
     Args:
         share: of a batch that is replaced by remembered samples.
-        size: most samples to keep, per rung.
     """
 
-    def __init__(self, share: float, size: int):
-        self._share, self._size = share, size
+    def __init__(self, share: float):
+        self._share = share
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     def recall(self, batch: Batch, rows: slice, x0: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ class Memory:
         new = {"samples": x0[worst].detach().clone(), "labels": batch.labels[worst].clone()}
         kept = self._kept.setdefault(str(batch.exit_rung), {key: value[:0] for key, value in new.items()})
         for key, value in new.items():
-            kept[key] = torch.cat((kept[key].to(value), value))[-self._size :]
+            kept[key] = torch.cat((kept[key].to(value), value))[-SIZE:]
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, by rung."""
@@ -60,4 +60,4 @@ class Memory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self._kept = {rung: {key: at_hand(value) for key, value in kept.items()} for rung, kept in state.items()}
+        self._kept = {rung: {key: materialize(value) for key, value in kept.items()} for rung, kept in state.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amd_plugin.config import TrainConfig
 from amd_plugin.errors import RunError
-from amd_plugin.models.lazy_weights import Read
+from amd_plugin.models.lazy_weights import TensorReader
 from amd_plugin.models.roles import Role
 from amd_plugin.sharding.engine import engine_for
 from amd_plugin.sharding.shares import Moments
@@ -77,7 +77,7 @@ class EngineLearner:
 
     def __init__(
         self, role: Role, name: str, learning_rate: float, train: TrainConfig, accelerator: Accelerator, how: str,
-        read: Read | None,
+        read: TensorReader | None,
     ):  # fmt: skip
         self.role, self._name, self._peak, self._train = role, name, learning_rate, train
         adam = partial(torch.optim.Adam, lr=learning_rate, betas=train.betas, fused=True)

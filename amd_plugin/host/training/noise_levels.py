@@ -14,7 +14,7 @@ from amd_plugin.host.training.batch import Batch
 Window = tuple[float, float]
 
 
-class NoiseLevels:
+class NoiseLevelSampler:
     """Draws noise levels, as fractions of the schedule.
 
     Args:

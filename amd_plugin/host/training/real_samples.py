@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.embedded.teacher import teacher_samples
+from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.recipe.loading import Recipe
 
 
@@ -27,10 +27,9 @@ class RealSamples:
         self._made: tuple[Tensor, Tensor] | None = None
         train = recipe.config.train
         if train.real == "teacher":
-            count, scale = train.teacher_samples, getattr(recipe.config.objective, "guidance_scale", None) or 1.0
+            count, scale = train.teacher_samples, recipe.objective.guidance_scale
             batch = recipe.config.evaluate.batch_size
-            made = teacher_samples(backbone, recipe.config.model, task, train.seed, count, scale, batch)
-            self._made = made[:2]
+            self._made = teacher_samples(backbone, recipe.config.model, task, train.seed, count, scale, batch)
 
     def draw(self, count: int, draws: torch.Generator, position: int) -> tuple[Tensor, Tensor]:
         """(samples [count, ...], labels [count]) of the `position`-th batch; the same for the same generator and position."""
@@ -40,7 +39,8 @@ class RealSamples:
             return samples[index].to(self._device), labels[index].to(self._device)
         # Data are held on the CPU, and drawn there whatever the device of training.
         local = torch.Generator().manual_seed(draws.initial_seed())
-        samples, labels = self._task.training_data(count, local, position)
+        pixels = None if self._backbone.size is None else self._backbone.size[:2]
+        samples, labels = self._task.training_data(count, local, position, pixels)
         samples, labels = samples.to(self._device), labels.to(self._device)
         if self._task.in_pixels and self._backbone.encode is not None:
             with torch.no_grad():

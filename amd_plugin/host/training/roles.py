@@ -11,13 +11,13 @@ from torch import nn
 from amd_plugin.errors import InputError
 from amd_plugin.host.training.learner import EngineLearner, Learner
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.roles import Average, Role, make_roles
+from amd_plugin.models.roles import EMA, Role, make_roles
 from amd_plugin.models.step_conditioning import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 
 
-class Cast(NamedTuple):
+class Roles(NamedTuple):
     """The roles of a run.
 
     Attributes:
@@ -32,12 +32,12 @@ class Cast(NamedTuple):
     fake_score: Role
     teacher: Role
     learners: dict[str, Any]
-    average: Average
+    ema: EMA
     has_shares: bool
     student_is_sharded: bool
 
 
-def make_cast(recipe: Recipe, backbone: Backbone, plugins: PluginManager, accelerator: Accelerator) -> Cast:
+def build_roles(recipe: Recipe, backbone: Backbone, plugins: PluginManager, accelerator: Accelerator) -> Roles:
     """Places the networks and gives those that learn their optimizers.
 
     Raises:
@@ -67,8 +67,8 @@ def make_cast(recipe: Recipe, backbone: Backbone, plugins: PluginManager, accele
     rates = {"student": train.student_lr, "fake_score": train.fake_lr}
     learners = {name: make(roles[name], name.replace("_", " "), rate, train, accelerator) for name, rate in rates.items()}
     sharded = how != "none" or (shared and config.distributed.teacher != "none")
-    average = Average(roles["student"], train.ema)
-    return Cast(roles["student"], roles["fake_score"], roles["teacher"], learners, average, how != "none", sharded)
+    ema = EMA(roles["student"], train.ema)
+    return Roles(roles["student"], roles["fake_score"], roles["teacher"], learners, ema, how != "none", sharded)
 
 
 def _enable_checkpointing(network: nn.Module | Any) -> None:

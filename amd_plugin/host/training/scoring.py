@@ -23,6 +23,7 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.maths.advantage import aggregate
 from amd_plugin.maths.prediction import widen
 from amd_plugin.metrics import correlation_within
+from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 NOT_FINITE = "NaN, infinite or None"
 
 
-class Asked(NamedTuple):
+class ScoringJob(NamedTuple):
     """A process's rows of a batch, handed to the rewards.
 
     Attributes:
@@ -46,12 +47,12 @@ class Asked(NamedTuple):
     groups: Tensor
 
 
-class Joined(NamedTuple):
+class GatheredScores(NamedTuple):
     """What the rewards said about the batches of all processes.
 
     Attributes:
         values: [B, K], NaN or infinite where a reward failed.
-        groups: [B], see `Asked`.
+        groups: [B], see `ScoringJob`.
         failed: share of samples that each of the K rewards failed on.
         broke: whether the call itself failed somewhere, for each of the K rewards.
     """
@@ -68,9 +69,7 @@ class Scoring:
     Args:
         recipe: names the rewards and what to do when they fail.
         plugins: where rewards are looked up.
-        task: decodes, and knows prompts and columns.
-        size: of a decoded sample, where a pipeline decodes it; None elsewhere.
-        latents: [height, width] of what is decoded.
+        backbone: decoder of the samples, and their size.
         accelerator: joins processes.
 
     Attributes:
@@ -82,12 +81,11 @@ class Scoring:
     """
 
     def __init__(
-        self, recipe: Recipe, plugins: PluginManager, task: Any,
-        size: Size | None, latents: tuple[int, ...], accelerator: Accelerator,
+        self, recipe: Recipe, plugins: PluginManager, backbone: Backbone, accelerator: Accelerator,
     ):  # fmt: skip
-        config = recipe.config
-        self._train, self._task, self._accelerator = config.train, task, accelerator
-        self._shrink_to = _shrunk_size(config.model.reward_pixels, size, latents)
+        config, task = recipe.config, recipe.task
+        self._train, self._task, self._backbone, self._accelerator = config.train, task, backbone, accelerator
+        self._shrink_to = _shrunk_size(config.model.reward_pixels, backbone.size, backbone.sample_shape[-2:])
         self.rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device)
         self._weights = torch.tensor([*self.rewards.weights.values()], device=accelerator.device)
         # Rewards that are normalised one by one have lost theirs.
@@ -96,18 +94,18 @@ class Scoring:
         self._window: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.rewards.configs}
         self._causes: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
-        self._recent: list[Joined] = []
+        self._recent: list[GatheredScores] = []
 
     @torch.no_grad()
-    def submit(self, batch: Batch, rows: slice, rollouts: Sequence[Tensor]) -> Asked:
+    def submit(self, batch: Batch, rows: slice, rollouts: Sequence[Tensor]) -> ScoringJob:
         """Decodes this process's rows of `batch` and hands them to the rewards."""
         labels = batch.labels[rows]
-        media = torch.cat([self._task.decode(self._shrunk(rollout.detach())) for rollout in rollouts])
+        media = torch.cat([self._backbone.decode(self._shrunk(rollout.detach())) for rollout in rollouts])
         prompts = self._task.prompts(labels)
         # A label may be a place in a stream of prompts, which is new each time; what is asked for is not.
-        return Asked(self.rewards.submit(media, prompts, self._task.columns(labels)), group_ids(prompts, len(labels)))
+        return ScoringJob(self.rewards.submit(media, prompts, self._task.columns(labels)), group_ids(prompts, len(labels)))
 
-    def advantage(self, objective: Objective, batch: Batch, asked: Asked) -> Tensor:
+    def advantage(self, objective: Objective, batch: Batch, asked: ScoringJob) -> Tensor:
         """Advantages [B] of the joined batch, the same on every process.
 
         Raises:
@@ -119,8 +117,7 @@ class Scoring:
         self._judge(joined, scores.causes)
         self._recent.append(joined)
         reward, groups = aggregate(joined.values, joined.groups, self._weights, self._train.aggregation)
-        rung = (batch.exit_rung,) if getattr(objective, "per_rung", False) else ()
-        return objective.advantage(reward, groups, *rung)
+        return objective.advantage(reward, groups, batch.exit_rung)
 
     def with_gradient(self, batch: Batch, rows: slice, x0: Tensor) -> Tensor:
         """Weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its gradient there.
@@ -129,7 +126,7 @@ class Scoring:
         gone when this returns.
         """
         labels, free = batch.labels[rows], x0.detach().requires_grad_()
-        media = self._task.decode(self._shrunk(free))
+        media = self._backbone.decode(self._shrunk(free))
         reward = self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
         answered, slope = torch.isfinite(reward), torch.zeros_like(free)
         if reward.requires_grad:
@@ -204,7 +201,7 @@ class Scoring:
         small = torch.nn.functional.interpolate(frames.float(), self._shrink_to, mode="bilinear", antialias=True)
         return small.unflatten(0, (len(samples), -1)).transpose(1, 2) if samples.dim() == 5 else small
 
-    def _join(self, scores: Scores, groups: Tensor) -> Joined:
+    def _join(self, scores: Scores, groups: Tensor) -> GatheredScores:
         """One look at the device for everything that has to be decided."""
         device = self._accelerator.device
         values = self._accelerator.gather(torch.stack([*scores.each.values()], 1).to(device))
@@ -213,9 +210,9 @@ class Scoring:
         failed = (~torch.isfinite(values)).float().mean(0)
         looked_at = torch.stack((failed, broke)).tolist()
         groups = self._accelerator.gather(groups.to(device))
-        return Joined(values, groups, looked_at[0], [bool(flag) for flag in looked_at[1]])
+        return GatheredScores(values, groups, looked_at[0], [bool(flag) for flag in looked_at[1]])
 
-    def _judge(self, joined: Joined, causes: Mapping[str, str]) -> None:
+    def _judge(self, joined: GatheredScores, causes: Mapping[str, str]) -> None:
         self._causes.update(causes)
         fatal = ""
         for (name, config), failed, broke in zip(self.rewards.configs.items(), joined.failed, joined.broke, strict=True):
@@ -240,7 +237,7 @@ class Scoring:
         found = gather_object([f"{where}{mine}" if mine else ""])
         return "; ".join(cause for cause in found if cause) or NOT_FINITE
 
-    def _tell(self, joined: Joined, causes: Mapping[str, str]) -> None:
+    def _tell(self, joined: GatheredScores, causes: Mapping[str, str]) -> None:
         """Warns once about each kind of failure, where it happened."""
         for name, failed, broke in zip(self._window, joined.failed, joined.broke, strict=True):
             cause = causes.get(name, "")

@@ -18,17 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.hacking_alarm import Alarm
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
-from amd_plugin.host.training.failure_memory import Memory
-from amd_plugin.host.training.noise_levels import NoiseLevels
+from amd_plugin.host.training.failure_memory import FailureMemory
+from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.real_samples import RealSamples
-from amd_plugin.host.training.roles import make_cast
-from amd_plugin.host.training.scoring import Asked, Scoring
+from amd_plugin.host.training.roles import build_roles
+from amd_plugin.host.training.scoring import Scoring, ScoringJob
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
-from amd_plugin.models import backbone
+from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.conditions import prompts_of
 from amd_plugin.models.family import Caller, Condition, pair
 from amd_plugin.plugins import PluginManager
@@ -36,19 +35,18 @@ from amd_plugin.randomness import generator
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, floors, sample
-from amd_plugin.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, Tensor]
 
 
-class Start(NamedTuple):
+class TurnInputs(NamedTuple):
     """How a turn begins: what it asks for, this process's samples, and what the rewards are asked about them."""
 
     batch: Batch
     rollouts: list[Tensor]
-    asked: Asked | None
+    asked: ScoringJob | None
 
 
 class Trainer:
@@ -57,7 +55,6 @@ class Trainer:
     Attributes:
         step: student updates done.
         student, fake_score, teacher: the roles; `ema` averages the student.
-        held_out: rewards that judge the run; none but on the main process.
         learners: optimizers and updates, by the name of what they train.
         backbone: the model everything starts from.
         student_is_sharded: all processes have to call it equally often.
@@ -65,7 +62,6 @@ class Trainer:
         ladder: rungs of the few-step scheduler that is trained for and exported.
         floors: by rung, the lowest fraction of the schedule that its samples are re-noised to.
         scoring: what rewards say and do when they fail; None where the objective listens to none.
-        alarm: remembers held-out evaluations.
     """
 
     def __init__(self, recipe: Recipe, plugins: PluginManager, accelerator: Accelerator):
@@ -78,44 +74,37 @@ class Trainer:
                 f"train.batch_size: must be a multiple of processes x accumulation = {accelerator.num_processes} x "
                 f"{self.train.accumulation}, got {self.train.batch_size}"
             )
-        self.task = TASKS[config.data.task](**config.data.options)
-        self.objective = plugins.make_objective(config.objective.name, recipe.objective_options)
-        if self.train.group_size < (enough := getattr(self.objective, "recommended_group_size", 1)):
+        self.task = recipe.task
+        self.objective = recipe.new_objective()
+        if self.train.group_size < (enough := self.objective.needs.recommended_group_size):
             log.warning(
                 "train.group_size: with fewer than %d samples per prompt, advantages are little more than signs; got %d",
                 enough, self.train.group_size,
             )  # fmt: skip
         sharded = config.distributed.teacher != "none"
-        self.backbone = backbone.load(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
-        self.backbone.use_on(self.task, accelerator.device)
+        self.backbone = load_backbone(config.model, self.task, self.train.seed, plugins.families(), sharded=sharded)
+        self.backbone.move_autoencoders(accelerator.device)
         self.scoring: Scoring | None = None
-        if self.objective.needs_reward:
-            latents = self.backbone.sample_shape[-2:]
-            self.scoring = Scoring(recipe, plugins, self.task, self.backbone.size, latents, accelerator)
-            if hasattr(self.objective, "reward_unit"):
-                self.objective.reward_unit = self.scoring.unit
-            if getattr(self.objective, "reward_gradient", 0):
+        if self.objective.needs.reward:
+            self.scoring = Scoring(recipe, plugins, self.backbone, accelerator)
+            self.objective.reward_unit = self.scoring.unit
+            if self.objective.needs.reward_gradient:
                 self.scoring.rewards.check_gradients()
-        share = getattr(self.objective, "memory_share", 0)
-        self.memory = Memory(share, self.objective.memory_size) if share else None  # type: ignore[attr-defined]
-        # What judges is needed by the process that evaluates, and by no other.
-        judges = [reward.here for reward in config.evaluate.rewards if accelerator.is_main_process]
-        self.held_out = RewardSet(judges, plugins, self.task, device=accelerator.device)
-        directions = {name: self.task.metrics.get(name, "up") for name in (*config.evaluate.held_out, *self.held_out.configs)}
-        self.alarm = Alarm({} if self.rewards is None else self.rewards.weights, directions)
-        self._ahead: dict[tuple[str, int], Start] = {}
+        share = self.objective.needs.replay
+        self.memory = FailureMemory(share) if share else None
+        self._ahead: dict[tuple[str, int], TurnInputs] = {}
         self._reused: tuple[Batch, list[Tensor], Tensor | None] | None = None
 
         self.schedule = NoiseSchedule(self.backbone.scheduler, self.backbone.shift)
         self.ladder = Ladder(self.backbone.scheduler, config.model.student_steps, accelerator.device)
-        windows = {"train.sigma": self.train.sigma, "objective.match_sigma": self.objective.match_sigma}
+        windows = {"train.sigma": self.train.sigma, "objective.match_sigma": self.objective.needs.match_range}
         self.floors = floors(self.schedule, self.ladder, windows) if self.train.sub_interval else [0.0] * len(self.ladder)
         samplers = plugins.hook.distill_sigma_sampler(options=recipe.as_dict())
         # pluggy answers in reverse order of registration
-        self._levels = NoiseLevels(self.train, self.floors, samplers[::-1])
+        self._levels = NoiseLevelSampler(self.train, self.floors, samplers[::-1])
         self.caller = Caller(self.backbone.family, accelerator.autocast)
         self._make_roles()
-        adversarial = getattr(self.objective, "adversarial", None)
+        adversarial = self.objective.needs.discriminator
         needs_real = adversarial is not None or self.train.rollout == "data"
         self.real = RealSamples(recipe, self.backbone, self.task, accelerator.device) if needs_real else None
         self.adversary: Adversary | None = None
@@ -129,16 +118,16 @@ class Trainer:
         rows = self.train.batch_size // (1 if shows_data else self.train.group_size)
         self.backbone.embed_prompts(self.task, self._batches_of(self.train.max_steps) * rows, recipe.config, accelerator)
 
-    def cycle(self, strength_scale: float = 1.0) -> Metrics:
+    def cycle(self, schedule_factor: float = 1.0) -> Metrics:
         """`fake_updates` turns of the fake score and one of the student; advances `step`.
 
         Args:
-            strength_scale: what `distill_strength_schedule` made of this step.
+            schedule_factor: what `distill_strength_schedule` made of this step.
 
         Raises:
             RunError: when a loss turns non-finite, before anything is updated by it, or a reward fails.
         """
-        self.objective.strength_scale = strength_scale
+        self.objective.schedule_factor = schedule_factor
         self._score_ahead()
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
@@ -185,12 +174,12 @@ class Trainer:
         self.fake_score.rung = batch.exit_rung
         advantage = self._advantage(batch, asked)
         metrics = {} if self.scoring is None else self.scoring.metrics()
-        sigma = self._sigma(batch, "student", self.objective.match_sigma, advantage)
+        sigma = self._sigma(batch, "student", self.objective.needs.match_range, advantage)
         outputs, suspects = [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
             x0 = x0 if x0.requires_grad else self._rollout(batch, rows, grad=True)
             signals = self._signals(x0, batch, rows, sigma, advantage)
-            if self.scoring is not None and getattr(self.objective, "reward_gradient", 0):
+            if self.scoring is not None and self.objective.needs.reward_gradient:
                 signals = signals._replace(reward=self.scoring.with_gradient(batch, rows, x0))
             output = self.objective.student_loss(signals)
             loss = output.loss
@@ -207,7 +196,7 @@ class Trainer:
             metrics[f"objective/zone_share/rung {batch.exit_rung}"] = metrics["objective/zone_share"]
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
         metrics["grad_norm/student"] = learner.update(self.step, suspects)
-        for sums in getattr(self.objective, "shared_sums", ()):
+        for sums in self.objective.shared_sums:
             sums.copy_(self.accelerator.reduce(sums, "mean"))
         return metrics
 
@@ -216,7 +205,7 @@ class Trainer:
         batch, rollouts, advantage = self._scored(update)
         self.fake_score.rung = batch.exit_rung
         sigma = self._sigma(batch, "fake_score", None, advantage)
-        weight = None if advantage is None else self._sharpening(advantage, sigma)
+        weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
         timestep, noise = self.schedule.timestep(sigma), batch.normal("noise")
         losses, by_level, suspects = [], [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
@@ -278,12 +267,12 @@ class Trainer:
         x_t, t = self._renoise(x0, batch.normal("noise")[rows], sigma[rows])
         predict = lambda output, x, at: self.schedule.to_x0(output, x, self.schedule.level(at))  # noqa: E731
         guide_cond = guide_uncond = real_uncond = None
-        own_level = self.objective.needs_uncond and self.objective.guidance_sigma is not None
+        own_level = self.objective.needs.uncond and self.objective.needs.guidance_range is not None
         if own_level:
-            guide_sigma = self._sigma(batch, "guide", self.objective.guidance_sigma, advantage)
+            guide_sigma = self._sigma(batch, "guide", self.objective.needs.guidance_range, advantage)
             x_g, t_g = self._renoise(x0, batch.normal("guide noise")[rows], guide_sigma[rows])
             guide_cond, guide_uncond = (predict(o, x_g, t_g) for o in self._pair(x_g, t_g, condition, labels))
-        if self.objective.needs_uncond and not own_level:
+        if self.objective.needs.uncond and not own_level:
             real_cond, real_uncond = (predict(output, x_t, t) for output in self._pair(x_t, t, condition, labels))
         else:
             real_cond = predict(self.caller.call(self.teacher, x_t, t, condition), x_t, t)
@@ -311,25 +300,19 @@ class Trainer:
             for turn in (*turns, ("student", self.train.fake_updates)):
                 self._ahead[turn] = self._start(*turn, grad=False)
 
-    def _start(self, turn: str, update: int, grad: bool) -> Start:
+    def _start(self, turn: str, update: int, grad: bool) -> TurnInputs:
         if (turn, update) in self._ahead:
             return self._ahead.pop((turn, update))
         batch = self._batch(turn, update)
         rollouts = [self._rollout(batch, rows, grad) for rows in self._micro_batches()]
         asked = None if self.scoring is None else self.scoring.submit(batch, self._rows(), rollouts)
-        return Start(batch, rollouts, asked)
+        return TurnInputs(batch, rollouts, asked)
 
-    def _advantage(self, batch: Batch, asked: Asked | None) -> Tensor | None:
+    def _advantage(self, batch: Batch, asked: ScoringJob | None) -> Tensor | None:
         """Advantages [B] of the joined batch; None where the objective listens to no reward."""
         if self.scoring is None or asked is None:
             return None
         return self.scoring.advantage(self.objective, batch, asked)
-
-    def _sharpening(self, advantage: Tensor, sigma: Tensor) -> Tensor:
-        """Weights [B] of the fake score's loss; only objectives that weigh by noise level are told about it."""
-        if getattr(self.objective, "sharpening_sigma", None) is None:
-            return self.objective.sharpening_weights(advantage)
-        return self.objective.sharpening_weights(advantage, sigma)  # type: ignore[call-arg]
 
     def _sigma(self, batch: Batch, role: str, window: tuple[float, float] | None, advantage: Tensor | None) -> Tensor:
         return self._levels(batch, role, window, advantage, self.step)
@@ -338,7 +321,7 @@ class Trainer:
         return self.backbone.conditions(labels, prompts_of(self.task, labels))
 
     def _make_roles(self) -> None:
-        cast = make_cast(self.recipe, self.backbone, self.plugins, self.accelerator)
+        cast = build_roles(self.recipe, self.backbone, self.plugins, self.accelerator)
         self.student, self.fake_score, self.teacher, self.learners, self.ema, self.has_shares, self.student_is_sharded = cast
 
     def _batches_of(self, steps: int) -> int:

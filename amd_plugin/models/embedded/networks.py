@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -14,9 +13,7 @@ from amd_plugin.errors import OptionError
 from amd_plugin.models.embedded.mlp import PointMLP
 from amd_plugin.models.family import Condition, Features, Network
 from amd_plugin.randomness import generator
-
-if TYPE_CHECKING:
-    from amd_plugin.tasks import Task
+from amd_plugin.tasks import Task
 
 
 def check_network(config: ModelConfig, task: Task) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,12 @@ from torch import Tensor
 from amd_plugin.cache import cached
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import OptionError
-from amd_plugin.models.embedded.teacher import made_of, train_teacher
+from amd_plugin.models.embedded.teacher import teacher_made_of, train_teacher
 from amd_plugin.models.family import Condition, Family, Size
 from amd_plugin.models.pretrained import quiet
 from amd_plugin.schedule import NoiseSchedule
 from amd_plugin.schedule.noise import flow_shift
-
-if TYPE_CHECKING:
-    from amd_plugin.tasks import Task
+from amd_plugin.tasks import Task
 
 
 def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mapping[str, type[Family]]) -> Path:
@@ -50,7 +48,7 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
             pipeline.save_pretrained(folder)
 
     more = {"negative_prompt": config.negative_prompt, "text_length": config.text_length}
-    return cached(f"pipeline-{task.name}", {**made_of(config, task, seed), **more}, make)
+    return cached(f"pipeline-{task.name}", {**teacher_made_of(config, task, seed), **more}, make)
 
 
 def untrained(config: ModelConfig, task: Task, seed: int) -> Any:

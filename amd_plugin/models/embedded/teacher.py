@@ -1,12 +1,10 @@
-"""The teacher of an embedded task: trained here, once, and cached; and what a teacher itself makes in many steps."""
+"""The teacher of an embedded task: trained here, once, and cached."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -18,19 +16,18 @@ from amd_plugin.cache import cached
 from amd_plugin.config import ModelConfig, TeacherConfig
 from amd_plugin.models.conditions import LabelConditions, prompts_of
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
-from amd_plugin.models.family import Caller, Condition, guided
+from amd_plugin.models.family import Condition
 from amd_plugin.randomness import generator
-from amd_plugin.schedule import NoiseSchedule, few_step_scheduler, sample
-
-if TYPE_CHECKING:
-    from amd_plugin.models.backbone import Backbone
-    from amd_plugin.tasks import Task
-
-SAMPLING_STEPS = 30
+from amd_plugin.schedule import NoiseSchedule
+from amd_plugin.tasks import Task
 
 
-def teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
-    """The trained ``mlp`` or ``dit`` of `task` and `seed`, on the CPU, in eval mode; from the cache if it was made before."""
+def trained_teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
+    """The trained ``mlp`` or ``dit`` of `task` and `seed`, frozen, on the CPU, in eval mode; trained once, then cached.
+
+    Raises:
+        OptionError: where the network does not fit the task's samples.
+    """
     network = build_network(config, task, seed)
 
     def make(folder: Path) -> None:
@@ -40,51 +37,15 @@ def teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
         train_teacher(network, ClassConditional(), schedule, condition, task, config.teacher, seed)
         save_file(network.state_dict(), folder / "teacher.safetensors")
 
-    folder = cached(f"teacher-{task.name}", made_of(config, task, seed), make)
+    folder = cached(f"teacher-{task.name}", teacher_made_of(config, task, seed), make)
     network.load_state_dict(load_file(folder / "teacher.safetensors"))
     return network.requires_grad_(False)
 
 
-def teacher_samples(
-    backbone: Backbone, config: ModelConfig, task: Task, seed: int, count: int, scale: float, batch: int | None = None
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """What the teacher itself makes in many steps at guidance `scale`: samples [count, ...], labels, held-out metrics.
-
-    Args:
-        batch: samples made at a time; all at once where None.
-    """
-    labels = task.balanced_labels(count)
-    conditions = backbone.conditions
-
-    def make(folder: Path) -> None:
-        draws = generator(seed, "teacher samples")
-        noise = torch.randn((len(labels), *backbone.sample_shape), generator=draws)
-        scheduler = FlowMatchEulerDiscreteScheduler()
-        if backbone.pretrained is not None:
-            scheduler = few_step_scheduler(SAMPLING_STEPS, backbone.pretrained.scheduler(), transition="ode")
-        caller, parts = Caller(backbone.family, nullcontext), []
-        device = next(backbone.network.parameters()).device
-        for part, start in zip(labels.split(batch or len(labels)), noise.split(batch or len(labels)), strict=True):
-            asked = part.to(device)
-            cond, uncond = conditions(asked, prompts_of(task, part)), conditions.uncond(asked)
-            predict = lambda x, t, c=cond, u=uncond: guided(caller, backbone.network, x, t, c, u, scale)  # noqa: E731
-            parts.append(sample(predict, scheduler, SAMPLING_STEPS, start.to(device), draws).cpu())
-        made = torch.cat(parts)
-        save_file({"samples": made.contiguous()}, folder / "samples.safetensors")
-        (folder / "evaluation.json").write_text(json.dumps(task.evaluate(made, labels)))
-
-    more = {"count": count, "scale": scale, "batch": batch, "shape": backbone.sample_shape}
-    if config.path is not None:
-        more |= {"path": config.path, "revision": config.revision, "dtype": config.dtype}
-    folder = cached(f"teacher-samples-{task.name}", {**made_of(config, task, seed), **more}, make)
-    samples = load_file(folder / "samples.safetensors")["samples"]
-    return samples, labels, json.loads((folder / "evaluation.json").read_text())
-
-
-def made_of(config: ModelConfig, task: Task, seed: int) -> dict[str, Any]:
-    """All that an embedded task's teacher depends on."""
-    of_teacher = {"network", "width", "depth", "heads", "patch_size", "teacher"}
-    return {"task": task.made_of, "model": config.model_dump(include=of_teacher), "seed": seed}
+def teacher_made_of(config: ModelConfig, task: Task, seed: int) -> dict[str, Any]:
+    """JSON-able description of everything that an embedded task's teacher depends on, for caches."""
+    keys = {"network", "width", "depth", "heads", "patch_size", "teacher"}
+    return {"task": task.made_of, "model": config.model_dump(include=keys), "seed": seed}
 
 
 def train_teacher(

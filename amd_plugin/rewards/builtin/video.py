@@ -17,9 +17,9 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from amd_plugin.config import options_model
 from amd_plugin.errors import AmdPluginError, InputError
-from amd_plugin.plugins import accepted, get_plugin_manager
+from amd_plugin.options import accepted, options_model
+from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.rewards.protocol import Traits, present, score_frames, traits
 
 FIELDS = 16

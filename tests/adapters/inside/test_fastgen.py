@@ -107,7 +107,7 @@ def test_plugins_move_levels_and_set_the_strength():
     assert plugin.moved == [(role, step, 4, 4) for role, step in turns]
     levels = torch.cat(seen)
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(set(plugin.random)) == 4
-    assert made.objective.strength_scale == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
+    assert made.objective.schedule_factor == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
 
 
 def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():

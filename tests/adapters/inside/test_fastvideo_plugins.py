@@ -44,7 +44,7 @@ def test_levels_and_strength(tmp_path, levels, reward, fast):
     assert plugin.moved == [(role, step, 1, told) for role, step in roles], "the host has one level for a batch"
     assert len(set(plugin.random)) == 6 and levels and all(400 <= level <= 500 for level in levels)
     assert plugin.steps == [(0, 2, False), (0, 2, False), *[(1, 2, reward is not None)] * 2]
-    assert Probe.method.objective.strength_scale == 0.5 and plugin.options["objective"] == {
+    assert Probe.method.objective.schedule_factor == 0.5 and plugin.options["objective"] == {
         "side": "both",
         "normalizer": "global",
     }

@@ -111,7 +111,7 @@ def test_strength_and_sharpening_0_is_the_host_to_the_bit(gan):
 )
 def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, reward):
     stock, ours = pipeline(DMDPipeline, gan), pipeline(AMDPipeline, gan, reward=reward)
-    assert ours._steering.active
+    assert ours.bridge.uses_reward
     expected, got = train(stock, 4), train(ours, 4)
     assert torch.equal(expected[2], got[2])
     torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-6)
@@ -136,10 +136,10 @@ def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
-        (DMDObjective(1.5), "guidance scale"), (decoupled_dmd(3.0), "guidance_sigma"),
-        (DMDObjective(3.0, match_sigma=(0.1, 0.5)), "match_sigma"), (dmd2(3.0), "adversarial"),
-        (DMDObjective(3.0, reward_gradient=0.1), "reward_gradient"), (AMDObjective(3.0, memory_share=0.2), "memory_share"),
-        (AMDObjective(3.0, sharpening_sigma=(0.0, 0.5)), "sharpening_sigma"),
+        (DMDObjective(1.5), "guidance scale"), (decoupled_dmd(3.0), "guidance_range"),
+        (DMDObjective(3.0, match_sigma=(0.1, 0.5)), "match_range"), (dmd2(3.0), "discriminator"),
+        (DMDObjective(3.0, reward_gradient=0.1), "reward_gradient"), (AMDObjective(3.0, memory_share=0.2), "replay"),
+        (AMDObjective(3.0, sharpening_sigma=(0.0, 0.5)), "fake_score_noise_level"),
     ],
 )  # fmt: skip
 def test_an_objective_that_asks_for_more_is_refused(objective, said):
@@ -183,7 +183,7 @@ def test_samples_are_compared_within_their_condition():
     pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
     groups = modelopt.group_ids(condition, 4)
     assert groups[0] == groups[1] != groups[2] == groups[3]
-    advantage, weight = pipe._steering(latents, groups)
+    advantage, weight = pipe.bridge(latents, groups)
     torch.testing.assert_close(advantage, torch.tensor([-1.0, 1.0, -1.0, 1.0]) * advantage[1])
     assert weight[0] == weight[2] > weight[1] and weight.mean() == pytest.approx(1)
 
@@ -196,7 +196,7 @@ def test_permuting_the_batch_permutes_the_gradients():
     for index in (torch.arange(4), order):
         x0 = latents[index].clone().requires_grad_()
         signals = modelopt.Signals(x0, latents[index] * 0.5, latents[index] * 0.2, latents[index] ** 2)
-        advantage, weight = pipe._steering(x0, modelopt.group_ids(condition[index], 4))
+        advantage, weight = pipe.bridge(x0, modelopt.group_ids(condition[index], 4))
         pipe.objective.student_loss(signals._replace(advantage=advantage)).loss.backward()
         sizes.append((x0.grad, weight))
     torch.testing.assert_close(sizes[0][0][order], sizes[1][0])

@@ -31,7 +31,7 @@ def test_levels_and_strength(reward):
     levels = torch.cat(seen) / 1000
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(levels.unique()) == 16, "teacher, critic: one draw for a turn"
     assert plugin.steps == [(0, 2, False), *[(step, 2, reward is not None) for step in (1, 1, 2)]]
-    assert pipe.objective.strength_scale == 0.5 and len(set(plugin.random)) == 4
+    assert pipe.objective.schedule_factor == 0.5 and len(set(plugin.random)) == 4
     assert plugin.options["objective"] == {"strength": "auto", "sharpening": 1.0, "side": "both"}
 
 

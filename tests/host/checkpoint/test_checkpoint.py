@@ -7,6 +7,7 @@ import torch
 
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import checkpoint, run
+from amd_plugin.host.checkpoint import files
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_crash_while_writing_leaves_the_old_one(saved, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(files, "write_json", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, 8, tensors, {}, keep=2)
     assert [p.name for p in checkpoint.available(tmp_path)] == ["step-000007"]
@@ -79,7 +80,7 @@ def test_a_run_that_cannot_save_says_so(tiny, plugins, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(files, "write_json", full)
     with pytest.raises(RunError, match="the checkpoint of step 1 cannot be written: OSError: No space left") as caught:
         run.train(tiny("train.checkpoint_every=1", objective="dmd"), plugins, tmp_path / "run")
     assert "it could not be saved" in str(caught.value)

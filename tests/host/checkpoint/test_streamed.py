@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from amd_plugin.host.checkpoint import streamed
-from amd_plugin.models.lazy_weights import Later
+from amd_plugin.models.lazy_weights import LazyTensor
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tensors():
 
 def test_what_is_written_is_read(tensors, tmp_path):
     shared = torch.linspace(0, 1, 7)
-    streamed.write(tmp_path / "x.safetensors", {**tensors, "later": Later(shared.shape, lambda: shared)})
+    streamed.write(tmp_path / "x.safetensors", {**tensors, "later": LazyTensor(shared.shape, lambda: shared)})
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == {*tensors, "later"}
     for name, value in {**tensors, "later": shared}.items():
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tensors, tmp_path):
 @pytest.mark.parametrize("writes", [True, False])
 def test_all_is_read_in_turn_even_where_nothing_can_be_written(writes, tensors, tmp_path):
     turns = []
-    shared = {str(i): Later(torch.Size([1]), lambda i=i: turns.append(i) or torch.zeros(1)) for i in range(3)}
+    shared = {str(i): LazyTensor(torch.Size([1]), lambda i=i: turns.append(i) or torch.zeros(1)) for i in range(3)}
     if writes:
         with pytest.raises(OSError, match="No such file"):
             streamed.write(tmp_path / "missing" / "x", {**tensors, **shared})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from amd_plugin.errors import RunError
 from amd_plugin.evaluate.report.report import write_report
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.evaluation.hacking_alarm import Alarm, windows
+from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm, windows
 
 BETTER = {"precision": "up", "frechet": "down", "diversity": "one", "recall": "up"}
 
@@ -22,7 +22,7 @@ def history(length, **values):
 
 
 def rings(rows, weights=None, directions=BETTER):
-    alarm = Alarm(weights or {"r": 1.0}, directions)
+    alarm = HackingAlarm(weights or {"r": 1.0}, directions)
     return [finding for row in rows if (finding := alarm.add(row)) is not None]
 
 
@@ -132,5 +132,5 @@ def test_a_hacked_run_stops_if_it_may_and_goes_on_if_it_must(tiny, plugins, tmp_
     run.train(tiny(*hackable), plugins, folder, resume="auto")
     assert rang(folder)[:2] == [first, first + 12]
     assert len([record for record in caplog.records if "may be hacked" in record.message]) == 1
-    html = write_report([folder], tmp_path / "report.html").read_text()
+    html = write_report([folder], tmp_path / "report.html", plugins).read_text()
     assert f"amd, seed 0: from step {first}, at {len(rang(folder))} evaluations" in html

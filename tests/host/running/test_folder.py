@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
+from amd_plugin.host.running.dry_run import dry_run
 from amd_plugin.host.running.preemption import Preempted
 from amd_plugin.host.running.run_folder import finished
 
@@ -120,7 +121,7 @@ def test_errors_survive_the_way_back_from_a_worker():
 
 
 def test_dry_run_writes_nothing(tiny, plugins, tmp_path):
-    said = run.dry_run(tiny("model.student_steps=4"), plugins, tmp_path / "run")
+    said = dry_run(tiny("model.student_steps=4"), plugins, tmp_path / "run")
     assert said["visited timesteps"] == [1000.0, 750.0, 500.0, 250.0] and said["fake-score updates"] == 12
     assert not (tmp_path / "run").exists()
 

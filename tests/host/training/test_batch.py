@@ -6,10 +6,10 @@ from accelerate import Accelerator
 
 from amd_plugin.data.prompt_rows import PromptRows
 from amd_plugin.data.prompts import Prompts
+from amd_plugin.data.row_readers import StreamRows
 from amd_plugin.host import run
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
 from tests.helpers.prompt_files import PROMPTS, image_folder
 
@@ -47,7 +47,7 @@ def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plu
         monkeypatch.setattr(trainer, "_rows", lambda mine=mine: mine)
         parts = trainer._micro_batches()
         covered += [row for part in parts for row in range(part.start, part.stop)]
-        media = torch.cat([trainer.task.decode(trainer._rollout(batch, part, grad=False)) for part in parts])
+        media = torch.cat([trainer.backbone.decode(trainer._rollout(batch, part, grad=False)) for part in parts])
         labels = batch.labels[mine]
         rewards.append(trainer.rewards(media, trainer.task.prompts(labels), **trainer.task.columns(labels)).total)
     assert covered == list(range(12))
@@ -73,21 +73,24 @@ def test_real_pictures_are_the_next_rows_and_a_stream_is_read_once(streaming, tm
     source = str(image_folder(tmp_path / "images", 40))
     how = {"image_column": "image", "streaming": streaming}
     order = [row.prompt for row in PromptRows(source, **how).rows(0, 40)]
-    begun, original = [], PromptRows._endless
-    monkeypatch.setattr(PromptRows, "_endless", lambda self, start: begun.append(start) or original(self, start))
+    begun, original = [], StreamRows.endless
+
+    def endless(self, start):
+        begun.append(start)
+        return original(self, start)
+
+    monkeypatch.setattr(StreamRows, "endless", endless)
     task, draws = Prompts(source=source, **how), torch.Generator()
-    task.use(None, Size(8, 8, 1))
     for position in range(10):
         task.prompts(task.draw_labels(position, 2, draws))
         for count in (4, 2):
-            images, labels = task.training_data(count, draws, position)
+            images, labels = task.training_data(count, draws, position, (8, 8))
             assert images.shape == (count, 3, 8, 8) and -1 <= images.min() < images.max() <= 1
             assert labels.tolist() == list(range(position * count, (position + 1) * count))
             assert task.prompts(labels) == order[position * count : (position + 1) * count]
     assert len(begun) <= 3 * streaming
     late = Prompts(source=source, **how)
-    late.use(None, Size(8, 8, 1))
-    assert torch.equal(late.training_data(4, draws, 9)[0], task.training_data(4, draws, 9)[0])
+    assert torch.equal(late.training_data(4, draws, 9, (8, 8))[0], task.training_data(4, draws, 9, (8, 8))[0])
 
 
 def test_training_on_a_stream_of_pictures_resumes_to_the_bit(piped, plugins, tmp_path):

@@ -172,7 +172,7 @@ def test_a_reward_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp
 
 def test_an_evaluation_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp_path, monkeypatch):
     recipe = tiny("train.evaluate_every=2")
-    monkeypatch.setattr(TASKS["modes2d"], "evaluate", lambda self, samples, labels: 1 / 0)
+    monkeypatch.setattr(TASKS["modes2d"], "evaluate", lambda self, media, labels, samples: 1 / 0)
     with pytest.raises(RunError, match="the held-out evaluation failed: ZeroDivisionError"):
         run.train(recipe, plugins, tmp_path / "run")
     assert [path.name for path in checkpoint.available(tmp_path / "run" / "checkpoints")] == ["step-000002"]

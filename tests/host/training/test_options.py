@@ -12,7 +12,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
 from amd_plugin.host.training.batch import Batch
-from amd_plugin.host.training.failure_memory import Memory
+from amd_plugin.host.training.failure_memory import FailureMemory
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.tasks import TASKS
 from tests.helpers.training import assert_close, trained, weights
@@ -54,7 +54,7 @@ def batch_of(key, size=16):
 
 
 def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them():
-    memory, rows = Memory(share=0.5, size=3), slice(0, 16)
+    memory, rows = FailureMemory(share=0.5, size=3), slice(0, 16)
     x0 = torch.arange(32.0).reshape(16, 2)
     first = batch_of(("a",))
     assert memory.recall(first, rows, x0, first.labels)[0] is x0, "there is nothing to remember yet"

@@ -16,7 +16,6 @@ from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.evaluation.decode_once import decoded_once
 from amd_plugin.host.training.trainer import Trainer
 from tests.helpers import sample_rewards
 from tests.helpers.recipes import TINY
@@ -66,8 +65,13 @@ def lines(folder):
 
 
 def spy_on_decode(trainer):
-    seen, decode = [], trainer.task.decode
-    trainer.task.decode = lambda samples: (seen.append(len(samples)), decode(samples))[1]
+    seen, decode = [], trainer.backbone.decode
+
+    def spy(samples):
+        seen.append(len(samples))
+        return decode(samples)
+
+    trainer.backbone.decode = spy
     return seen
 
 
@@ -108,22 +112,6 @@ def test_an_evaluation_decodes_each_sample_once(tiny, with_rewards, tmp_path):
     assert seen == [[16] * 4 + [40] * 4]
     (row,) = (line for line in lines(tmp_path / "run") if "held_out/tv" in line)
     assert row["evaluated_spread/classifier"] > 0 and row["hacking_alarm"] == 0
-
-
-def test_only_slices_of_the_samples_are_looked_up():
-    class Task:
-        def decode(self, samples):
-            return 2 * samples
-
-    task, samples = Task(), torch.arange(12.0).reshape(6, 2)
-    with decoded_once(task, samples, 4) as media:
-        assert torch.equal(media, 2 * samples)
-        media[:] += 0.5  # so that what was looked up can be told from what was decoded
-        assert torch.equal(task.decode(samples[2:5]), 2 * samples[2:5] + 0.5)
-        assert all(torch.equal(task.decode(part), 2 * part + 0.5) for part in samples.split(4))
-        others = (samples[[1, 3]], samples[::2], samples[:, :1], samples.clone(), samples.flip(0))
-        assert all(torch.equal(task.decode(other), 2 * other) for other in others)
-    assert torch.equal(task.decode(samples), 2 * samples)
 
 
 @pytest.mark.parametrize(("name", "size", "overrides"), [("modes2d", 2, ("rewards=[{name: by_label}]",)), ("digits", 1, ())])

@@ -1,0 +1,158 @@
+"""The runs of a comparison, in worker processes: one per arm and seed, and one teacher per seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from amd_plugin.errors import AmdPluginError, RunError
+from amd_plugin.evaluate.comparison.arms import Arm, Overrides
+from amd_plugin.evaluate.comparison.result import run_folder
+from amd_plugin.host import run
+from amd_plugin.host.evaluation.held_out import mean_scores
+from amd_plugin.host.running.run_folder import finished, write_json
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.teacher_samples import teacher_samples
+from amd_plugin.parent_watch import on_parent_exit
+from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.recipe.loading import load
+from amd_plugin.rewards.reward_set import RewardSet
+
+Metrics = dict[str, float]
+
+# Time for a run to write its checkpoint before its worker ends, in seconds.
+GRACE = 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a worker.
+
+    Attributes:
+        recipe: name or file of the recipe.
+        overrides: overrides of the recipe for all arms, ``a.b=value`` each.
+        output: folder of the comparison.
+        seed: seed of the run and of its teacher.
+        arm: arm to run; None for the teacher alone.
+    """
+
+    recipe: str
+    overrides: Overrides
+    output: Path
+    seed: int
+    arm: Arm | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the arm, or ``teacher``."""
+        return "teacher" if self.arm is None else self.arm.name
+
+
+Results = dict[tuple[str, int], Metrics]
+
+
+def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
+    """A pool of `workers` processes with `threads` threads each."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,))
+
+
+def cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(
+    pool: ProcessPoolExecutor, function: Callable[[Job], Metrics], jobs: Sequence[Job], console: Console | None
+) -> Results:
+    """(arm, seed) -> metrics; every job finishes before those that failed are reported.
+
+    Raises:
+        RunError: with one line per failed job.
+    """
+    results, failed = Results(), list[str]()
+    futures = {pool.submit(function, job): job for job in jobs}
+    try:
+        for done, future in enumerate(as_completed(futures), 1):
+            job = futures[future]
+            try:
+                metrics = results[job.name, job.seed] = future.result()
+                note = "  ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
+            except AmdPluginError as error:
+                failed.append(f"{job.name}, seed {job.seed}: {error}")
+                note = f"failed: {error}"
+            if console is not None:
+                line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    if failed:
+        raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."]))
+    return results
+
+
+def processor_seconds(run: Path) -> float | None:
+    """Processor seconds of the run in `run`, its evaluations included; None where they are unknown."""
+    cost = run / "cost.json"
+    return float(json.loads(cost.read_text())["processor_seconds"]) if cost.is_file() else None
+
+
+def train_arm(job: Job) -> Metrics:
+    """In a worker: trains one arm on one seed, or returns the result that is there already."""
+    if job.arm is None:
+        raise ValueError("a job without an arm trains nothing")
+    own = (f"train.seed={job.seed}", "train.trackers=[]")
+    recipe = load(job.recipe, _plugins(), (*job.overrides, *job.arm.overrides, *own), job.arm.objective)
+    folder = run_folder(job.output, job.arm.name, job.seed)
+    evaluation = finished(folder, recipe)
+    if evaluation is None:
+        start, spent = time.process_time(), processor_seconds(folder) or 0.0
+        try:
+            evaluation = run.train(recipe, _plugins(), folder, resume="auto")
+        finally:
+            if folder.is_dir():
+                write_json(folder / "cost.json", {"processor_seconds": spent + time.process_time() - start})
+    return evaluation
+
+
+def measure_teacher(job: Job) -> Metrics:
+    """In a worker: trains the seed's teacher, or takes it from the cache, and measures its own many-step samples."""
+    plugins = _plugins()
+    recipe = load(job.recipe, plugins, job.overrides)
+    config, task = recipe.config, recipe.task
+    if task.num_classes:
+        task.classifier()
+    backbone = load_backbone(config.model, task, job.seed, plugins.families())
+    count, batch = config.evaluate.samples, config.evaluate.batch_size
+    samples, labels = teacher_samples(backbone, config.model, task, job.seed, count, 1.0, batch)
+    media = backbone.decode_in_parts(samples, batch)
+    judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task)
+    return task.evaluate(media, labels, samples) | mean_scores(judges, task, media, labels, batch)
+
+
+@cache
+def _plugins() -> PluginManager:
+    """The plugins of this worker process; those registered by hand in the process that started it are unknown here."""
+    return get_plugin_manager()
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    on_parent_exit(_stop)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(143)

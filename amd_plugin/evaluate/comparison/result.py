@@ -1,0 +1,137 @@
+"""What a comparison found, in numbers. `compare.json` holds a `Comparison`; tables and reports read it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from amd_plugin.errors import InputError
+from amd_plugin.evaluate.directions import Direction, badness
+
+FILE = "compare.json"
+
+
+def run_folder(output: Path, arm: str, seed: int) -> Path:
+    """The folder of one run in the comparison's folder `output`."""
+    return output / "arms" / arm / f"seed-{seed}"
+
+
+class PairedDifference(NamedTuple):
+    """The difference of two arms that share their seeds.
+
+    Attributes:
+        mean: mean over seeds of the differences.
+        deviation: standard deviation over seeds of the differences; 0 for a single seed.
+        wins: number of seeds in which the first arm is better.
+    """
+
+    mean: float
+    deviation: float
+    wins: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All numbers of a comparison, one value per seed. The fields are the keys of `compare.json`, in its order.
+
+    Attributes:
+        task: name of the task.
+        recipe: name of the recipe.
+        seeds: reported seeds.
+        arms: arm -> metric -> one value per reported seed.
+        baseline: name of the arm that all others are compared with.
+        better: metric -> direction in which it is better.
+        held_out: held-out metrics and names of held-out rewards.
+        select_seeds: seeds on which every arm's setting was selected; none of them is reported.
+        families: arm -> arm that it is a tuning of, which may be itself.
+        selected: family -> arm with the best mean rank over `held_out` on `select_seeds`; empty where nothing was selected.
+        unused: objective -> options of the recipe that it does not have.
+        seconds: arm -> processor seconds of its run, per reported seed; None where they are unknown.
+        teacher: metric -> one value per reported seed, measured on the teacher's own many-step samples.
+        command: command line that made the comparison.
+    """
+
+    task: str
+    recipe: str
+    seeds: Sequence[int]
+    arms: Mapping[str, Mapping[str, Sequence[float]]]
+    baseline: str
+    better: Mapping[str, Direction]
+    held_out: Sequence[str]
+    select_seeds: Sequence[int] = ()
+    families: Mapping[str, str] = field(default_factory=dict)
+    selected: Mapping[str, str] = field(default_factory=dict)
+    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    seconds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    teacher: Mapping[str, Sequence[float]]
+    command: str
+
+    @classmethod
+    def from_file(cls, path: Path) -> Comparison:
+        """The comparison in the file `path`; raises InputError where it cannot be read."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: cannot be read as a comparison: {error}. Run amd-plugin compare again") from error
+
+    def write(self, folder: Path) -> None:
+        """Writes `compare.json` to `folder`."""
+        (folder / FILE).write_text(self.as_json())
+
+    def as_json(self) -> str:
+        """The text of `compare.json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics that every arm has."""
+        return list(self.arms[self.baseline])
+
+    def mean(self, arm: str, metric: str) -> float:
+        """Mean over seeds of `metric`."""
+        return statistics.fmean(self.arms[arm][metric])
+
+    def badness_per_seed(self, arm: str, metric: str) -> list[float]:
+        """Values [seeds] of `metric`, turned so that lower is better."""
+        return [badness(value, self.better[metric]) for value in self.arms[arm][metric]]
+
+    def paired(self, arm: str, against: str, metric: str) -> PairedDifference:
+        """The difference of `arm` and `against` in `metric`, paired by seed."""
+        pairs = zip(self.arms[arm][metric], self.arms[against][metric], strict=True)
+        differences = [a - b for a, b in pairs]
+        turned = zip(self.badness_per_seed(arm, metric), self.badness_per_seed(against, metric), strict=True)
+        return PairedDifference(statistics.fmean(differences), deviation(differences), sum(a < b for a, b in turned))
+
+    def tunings_of_baseline(self) -> list[str]:
+        """The baseline, and its tunings among the arms."""
+        return [arm for arm in self.arms if arm == self.baseline or arm.startswith(f"{self.baseline}@")]
+
+    def best_tuned(self, metric: str) -> str:
+        """The baseline arm, tuned or not, with the best mean of `metric`."""
+        return min(self.tunings_of_baseline(), key=lambda arm: badness(self.mean(arm, metric), self.better[metric]))
+
+    def selected_arms(self) -> tuple[str, list[str]]:
+        """The setting that was selected for the baseline, and the settings that were selected for the other arms."""
+        against = self.selected.get(self.baseline, self.baseline)
+        return against, [arm for arm in self.selected.values() if arm != against]
+
+
+def best_overall(
+    arms: Mapping[str, Mapping[str, Sequence[float]]], better: Mapping[str, Direction], metrics: Iterable[str]
+) -> str:
+    """The arm with the best mean rank over `metrics`, each by its mean over seeds; the earlier one of two that tie."""
+    ranks = dict.fromkeys(arms, 0)
+    for metric in metrics:
+        worst_last = {arm: badness(statistics.fmean(values[metric]), better[metric]) for arm, values in arms.items()}
+        for rank, arm in enumerate(sorted(arms, key=worst_last.__getitem__)):
+            ranks[arm] += rank
+    return min(arms, key=ranks.__getitem__)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 for a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0

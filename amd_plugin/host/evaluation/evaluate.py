@@ -1,0 +1,105 @@
+"""The held-out evaluation of a run: metrics, pictures, and the warning that a training reward looks hacked."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amd_plugin.errors import RunError
+from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
+from amd_plugin.host.evaluation.held_out import mean_scores
+from amd_plugin.host.evaluation.pictures import save_samples
+from amd_plugin.host.running.run_log import RunLog
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.rewards.reward_set import RewardSet
+
+log = logging.getLogger(__name__)
+
+
+class HeldOutEvaluation:
+    """Evaluates the averaged student of a run, again and again.
+
+    Args:
+        trainer: the run's trainer. Only the main process loads the held-out rewards.
+
+    Attributes:
+        rewards: rewards that judge the run and that it is not trained on; empty on all processes but the main one.
+        alarm: reward-hacking alarm with the history of evaluations.
+
+    Raises:
+        InputError: for a held-out reward that cannot be built.
+    """
+
+    def __init__(self, trainer: Trainer):
+        evaluate, self._trainer = trainer.recipe.config.evaluate, trainer
+        judges = [reward.here for reward in evaluate.rewards if trainer.accelerator.is_main_process]
+        self.rewards = RewardSet(judges, trainer.plugins, trainer.task, device=trainer.accelerator.device)
+        directions = {name: trainer.task.metrics.get(name, "up") for name in (*evaluate.held_out, *self.rewards.configs)}
+        self.alarm = HackingAlarm({} if trainer.rewards is None else trainer.rewards.weights, directions)
+
+    def __call__(self, run_log: RunLog, output: Path) -> dict[str, float]:
+        """Held-out metrics of the averaged student, the same on all processes. Call on every process.
+
+        The main process also logs them to `run_log`, and writes a picture and the samples to the folder `output`.
+
+        Raises:
+            RunError: on every process, where the evaluation fails, or a reward looks hacked and the recipe says to stop then.
+        """
+        trainer = self._trainer
+        labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
+        is_main = trainer.accelerator.is_main_process
+        # All processes have to call a student that is sharded over them.
+        samples = trainer.sample(labels, "evaluation") if is_main or trainer.student_is_sharded else torch.empty(0)
+        outcome: list[Any] = [{}, "", ""]
+        cause = None
+        if is_main:
+            try:
+                outcome[:2] = self._judge(run_log, output, samples, labels)
+            except Exception as error:  # broadcast first: a lone exception would leave the other processes waiting
+                outcome[2], cause = f"{type(error).__name__}: {error}", error
+        broadcast_object_list(outcome)
+        evaluation: dict[str, float] = outcome[0]
+        warning, failure = outcome[1:]
+        if failure:
+            raise RunError(f"the held-out evaluation failed: {failure}") from cause
+        if warning and trainer.train.stop_on_hacking:
+            raise RunError(f"{warning}\nTo go on all the same, set train.stop_on_hacking to false")
+        return evaluation
+
+    def _judge(self, run_log: RunLog, output: Path, samples: Tensor, labels: Tensor) -> tuple[dict[str, float], str]:
+        """(held-out metrics, warning about a reward that looks hacked or "") of `samples`, logged and drawn."""
+        trainer, task = self._trainer, self._trainer.task
+        config = trainer.recipe.config
+        media = trainer.backbone.decode_in_parts(samples, config.evaluate.batch_size)
+        evaluation = task.evaluate(media, labels, samples)
+        evaluation |= mean_scores(self.rewards, task, media, labels, config.evaluate.batch_size)
+        row = {f"held_out/{name}": value for name, value in evaluation.items()}
+        if trainer.scoring is not None:
+            judge = task.judge()
+            row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
+        title = f"{config.objective.name}, step {trainer.step}"
+        save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
+        warning = self._hacking_warning(row)
+        run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(warning))} if trainer.scoring else row)
+        save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
+        return evaluation, warning
+
+    def _hacking_warning(self, row: dict[str, float]) -> str:
+        """The warning about a reward that looks hacked after the evaluation `row`; empty if none does."""
+        triggered_before = self.alarm.triggered
+        finding = self.alarm.add({"step": self._trainer.step, **row})
+        if finding is None:
+            return ""
+        options = self._trainer.objective.reward_levers
+        levers = [f"objective.{name} (now {value})" for name, value in options.items() if value]
+        advice = f"Lower {' or '.join(levers) or 'the strength of the objective'}, or give it less weight beside another reward"
+        warning = f"{finding}. {advice}; look at the samples first"
+        if not triggered_before:
+            log.warning("%s", warning)
+        return warning

@@ -1,0 +1,91 @@
+"""The processes of a run: how they are set up, and what one of them decides for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+
+from amd_plugin.errors import InputError, MissingDependency, RunError, did_you_mean
+from amd_plugin.recipe.loading import Recipe
+
+Result = TypeVar("Result")
+
+
+def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    """The accelerator of a run, as the recipe's distributed section and its trackers ask for.
+
+    Args:
+        recipe: the run's recipe.
+        output: the run's folder, where trackers write.
+
+    Raises:
+        InputError: for a launcher's wrapper that would replace the recipe's sharding, or an unknown tracker.
+        MissingDependency: for a tracker whose package is not installed.
+        RunError: where accelerate has been set up otherwise in this process, or sees another number of processes.
+    """
+    distributed, trackers = recipe.config.distributed, recipe.config.train.trackers
+    cpu = distributed.device == "cpu" or not torch.cuda.is_available()
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    _refuse_wrappers()
+    _check_trackers(trackers)
+    group: dict[str, Any] = {"backend": "gloo"} if cpu else {}
+    if distributed.timeout is not None:
+        group["timeout"] = timedelta(seconds=distributed.timeout)
+    handlers: list[Any] = [InitProcessGroupKwargs(**group)] if group and launched > 1 else []
+    precision = distributed.mixed_precision
+    try:
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=str(output), kwargs_handlers=handlers
+        )
+    except ValueError as error:  # accelerate keeps the first settings of a process for all its life
+        message = f"distributed.mixed_precision: accelerate refuses '{precision}': {error}"
+        raise RunError(f"{message} Start runs with other settings in a process of their own") from error
+    if accelerator.num_processes != launched:
+        raise RunError(f"accelerate sees {accelerator.num_processes} processes where the launcher started {launched}")
+    return accelerator
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """The result of `action` on the main process, broadcast to all. Call on every process.
+
+    Raises:
+        InputError: on every process, where the main process raises one, so that all stop for the same reason.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except InputError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    result, message = outcome
+    if message is not None:
+        raise InputError(message)
+    return result  # type: ignore[no-any-return]  # broadcast as an untyped list
+
+
+def _refuse_wrappers() -> None:
+    for wrapper in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{wrapper}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate launch was told to use {wrapper}, which would wrap whatever is loaded. Launch without it; the "
+                "recipe's distributed section says what is sharded"
+            )
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for index, tracker in enumerate(trackers):
+        if tracker not in LoggerType.list():
+            hint = did_you_mean(tracker, LoggerType.list())
+            raise InputError(f"train.trackers.{index}: unknown tracker, got '{tracker}'.{hint}")
+        if tracker not in available:
+            raise MissingDependency(f"train.trackers.{index}: the package of '{tracker}' is not installed")

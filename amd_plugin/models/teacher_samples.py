@@ -1,0 +1,68 @@
+"""Samples that a teacher itself makes, in many steps and with guidance."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from amd_plugin.cache import cached
+from amd_plugin.config import ModelConfig
+from amd_plugin.models.backbone import Backbone
+from amd_plugin.models.conditions import prompts_of
+from amd_plugin.models.embedded.teacher import teacher_made_of
+from amd_plugin.models.family import Caller, guided
+from amd_plugin.randomness import generator
+from amd_plugin.schedule import few_step_scheduler, sample
+from amd_plugin.tasks import Task
+
+SAMPLING_STEPS = 30
+
+
+def teacher_scheduler(backbone: Backbone) -> Any:
+    """The scheduler that a teacher is sampled with, in `SAMPLING_STEPS` deterministic steps."""
+    if backbone.pretrained is None:
+        return FlowMatchEulerDiscreteScheduler()
+    return few_step_scheduler(SAMPLING_STEPS, backbone.pretrained.scheduler(), transition="ode")
+
+
+def teacher_samples(
+    backbone: Backbone, config: ModelConfig, task: Task, seed: int, count: int, scale: float, batch_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(samples [count, ...], labels [count]) of the teacher at guidance `scale`, on the CPU; cached.
+
+    Args:
+        backbone: the teacher's network, where it is to be sampled.
+        config: the recipe's model section.
+        task: the recipe's task; its `balanced_labels` of `count` are asked for.
+        seed: seed of the noise.
+        count: number of samples, at most.
+        scale: guidance scale; 1 samples without guidance.
+        batch_size: samples made at a time; all at once where None.
+    """
+    labels = task.balanced_labels(count)
+    conditions, size = backbone.conditions, batch_size or len(labels)
+
+    def make(folder: Path) -> None:
+        draws = generator(seed, "teacher samples")
+        noise = torch.randn((len(labels), *backbone.sample_shape), generator=draws)
+        scheduler = teacher_scheduler(backbone)
+        caller, parts = Caller(backbone.family, nullcontext), []
+        device = next(backbone.network.parameters()).device
+        for part, start in zip(labels.split(size), noise.split(size), strict=True):
+            on_device = part.to(device)
+            cond, uncond = conditions(on_device, prompts_of(task, part)), conditions.uncond(on_device)
+            predict = lambda x, t, c=cond, u=uncond: guided(caller, backbone.network, x, t, c, u, scale)  # noqa: E731
+            parts.append(sample(predict, scheduler, SAMPLING_STEPS, start.to(device), draws).cpu())
+        save_file({"samples": torch.cat(parts).contiguous()}, folder / "samples.safetensors")
+
+    sampling: dict[str, Any] = {"count": count, "scale": scale, "batch": batch_size, "shape": backbone.sample_shape}
+    if config.path is not None:
+        sampling |= {"path": config.path, "revision": config.revision, "dtype": config.dtype}
+    folder = cached(f"teacher-samples-{task.name}", {**teacher_made_of(config, task, seed), **sampling}, make)
+    return load_file(folder / "samples.safetensors")["samples"], labels

@@ -1,0 +1,53 @@
+"""Modules under the names they had before version 0.1.0: imported from their new place, with a warning that names it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_MATHS = ("adversarial", "advantage", "coherence", "diagnostics", "losses", "prediction", "sharpening", "signals")
+_REWARDS = ("aesthetic", "classifier", "clip", "controls", "hps", "image_reward", "video", "vlm")
+
+MOVED = {
+    **{f"amd_plugin.{name}": f"amd_plugin.maths.{name}" for name in _MATHS},
+    **{f"amd_plugin.rewards.{name}": f"amd_plugin.rewards.builtin.{name}" for name in _REWARDS},
+    "amd_plugin.adaptive": "amd_plugin.objectives.amd",
+    "amd_plugin.objective": "amd_plugin.objectives.dmd",
+    "amd_plugin.reward_statistics": "amd_plugin.objectives.reward_statistics",
+    "amd_plugin.builtin": "amd_plugin.default_plugins.amd",
+    "amd_plugin.adapters.steering": "amd_plugin.adapters.bridge",
+    "amd_plugin.adapters.surface": "amd_plugin.adapters.compatibility",
+    "amd_plugin.models.mlp": "amd_plugin.models.embedded.mlp",
+    "amd_plugin.tasks.prompts": "amd_plugin.data.prompts",
+    "amd_plugin.tasks.prompt_rows": "amd_plugin.data.prompt_rows",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds a module by its old name, and gives the module of its new name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:  # fmt: skip
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = MOVED[spec.name]
+        warnings.warn(f"{spec.name} is now {new}; the old name goes with version 0.2", FutureWarning, stacklevel=2)
+        module = import_module(new)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has just replaced it by that of the old name
+
+
+def install() -> None:
+    """Lets the old names be imported. Modules that exist are never looked for here."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.append(_Moved())

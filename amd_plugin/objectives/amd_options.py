@@ -1,0 +1,131 @@
+"""The options of AMD, where each comes from in the paper, and what `auto` means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from amd_plugin.errors import OptionError
+from amd_plugin.maths.operators import Side
+from amd_plugin.maths.sharpening import LARGEST, Kind
+from amd_plugin.objectives.dmd_options import DMDOptions, NonNegative, Window, check_dmd, check_windows
+from amd_plugin.options import Removed, metadata, option
+
+Auto = Literal["auto"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
+LOW_NOISE: tuple[float, float] = (0.0, 0.5)
+
+
+class AMDOptions(DMDOptions):
+    """Options of `amd`: those of DMD, and Adaptive Matching Distillation's own (2602.07345)."""
+
+    # Dynamic Score Adaptation, Eq. 12-13
+    strength: Share | Auto = option(
+        "auto", "Adaptation strength s in [0, 1); 0 turns adaptation off; auto: 0.5 where guidance is 2 or more at all noise "
+        "levels, else 0.", paper=0.5,
+    )  # fmt: skip
+    # Repulsive Landscape Sharpening, section 3.3
+    sharpening: Annotated[float, Field(ge=0, le=LARGEST)] = option(
+        1.0, "Sharpening lambda, at most 1 for the linear kind; 0 turns sharpening off.", paper=1.0
+    )
+    side: Side | Auto = option(
+        "auto", "Samples that adaptation weighs: negative, failing ones; guidance_only, these in guidance alone; both, all; "
+        "auto: negative above guidance scale 1, else both.", group="regime", paper="both",
+    )  # fmt: skip
+    sharpening_sigma: Window | Auto | None = option(
+        "auto", "Noise levels [low, high] at which the fake score's loss is weighted, null for all; auto: all where rewards "
+        "have a unit, guidance is 2 or more at all levels, or the host gives no levels; else the lower half of the schedule.",
+        group="regime", paper=None, needs="fake_score_noise_level",
+    )  # fmt: skip
+    unit: NonNegative | Auto = option(
+        "auto", "Reward difference that counts as significant, a divisor of rewards in place of their spread; 0: the spread; "
+        "auto: the reward's own unit, but 0 where guidance is 2 or more at all levels.", group="regime", paper=0.0,
+    )  # fmt: skip
+    tolerance: NonNegative | Auto = option(
+        "auto", "Reward difference that counts as none, in units or spreads; larger ones count by their excess; auto: 0.5 with "
+        "a unit, else 0.", group="regime", paper=0.0,
+    )  # fmt: skip
+    sharpening_kind: Kind = option(
+        "exponential", "Form of the sharpening weights: exponential, the exact reward tilt, or linear.",
+        group="paper", paper="linear",
+    )  # fmt: skip
+    std_floor: NonNegative = option(
+        0.1, "Smallest spread to divide rewards by where they have no unit, as a share of its running mean.",
+        group="paper", paper=0.0,
+    )  # fmt: skip
+    static: bool = option(False, "Control: every sample gets the batch's mean alpha and beta.", group="expert", paper=False)
+    memory_share: Share = option(
+        0.0, "Share of the fake score's samples that come from a memory of failures.", group="expert", paper=0.0,
+        needs="replay",
+    )  # fmt: skip
+
+    REMOVED: ClassVar[Mapping[str, Removed]] = {
+        "baseline": Removed("group", "samples are always compared within their prompt; set train.group_size to 4 or more"),
+        "scale": Removed("group", "rewards are divided by objective.unit, or by the spread of their group where that is 0"),
+        "squash": Removed("clip", "advantages are always clipped to [-1, 1]"),
+        "limit": Removed(1.0, "advantages are always clipped to [-1, 1]; a larger objective.unit makes them smaller"),
+        "coherence_gate": Removed(False, "the agreement it went by is logged as objective/coherence_zone"),
+        "memory_size": Removed(384, "the memory keeps the 384 latest failures of every rung"),
+        "zone": Removed(-0.5, "a sample with an advantage of -0.5 or less counts as lying in a zone"),
+    }
+
+    @classmethod
+    def paper(cls) -> dict[str, Any]:
+        """The paper's form: option -> value, for all that is AMD's own."""
+        declared = {name: metadata(field) for name, field in cls.model_fields.items()}
+        return {name: about["paper"] for name, about in declared.items() if "paper" in about}
+
+
+def check_amd(options: AMDOptions) -> None:
+    """Raises OptionError where options do not go together."""
+    check_dmd(options)
+    check_windows(options, "sharpening_sigma")
+    if options.sharpening_kind == "linear" and options.sharpening > 1:
+        what = "must be in [0, 1] for the linear kind, whose weights would turn negative"
+        raise OptionError("sharpening", f"{what}, got {options.sharpening}")
+
+
+def overshoots(options: DMDOptions) -> bool:
+    """Whether guidance is 2 or more at all noise levels, where every sample suffers from it."""
+    windows = (options.guidance_sigma, options.guidance_window)
+    everywhere = all(window is None or (window[0] <= 0.02 and window[1] >= 0.98) for window in windows)
+    return options.guidance_scale >= 2 and everywhere
+
+
+def resolved_strength(options: AMDOptions) -> float:
+    """Adaptation strength s."""
+    if options.strength == "auto":
+        return 0.5 if overshoots(options) else 0.0
+    return options.strength
+
+
+def resolved_side(options: AMDOptions) -> Side:
+    """Which samples adaptation weighs."""
+    if options.side == "auto":
+        return "negative" if options.guidance_scale > 1 else "both"
+    return options.side
+
+
+def resolved_unit(options: AMDOptions, reward_unit: float) -> float:
+    """Divisor of rewards, given their own `reward_unit`; 0 stands for their spread."""
+    if options.unit == "auto":
+        return 0.0 if overshoots(options) else reward_unit
+    return options.unit
+
+
+def resolved_tolerance(options: AMDOptions, unit: float) -> float:
+    """Reward difference that counts as none, in units, or in spreads where `unit` is 0."""
+    if options.tolerance == "auto":
+        return TOLERANCE if unit else 0.0
+    return options.tolerance
+
+
+def resolved_sharpening_sigma(options: AMDOptions, unit: float) -> tuple[float, float] | None:
+    """Noise levels at which the fake score's loss is weighted; None stands for all."""
+    if options.sharpening_sigma == "auto":
+        return None if overshoots(options) or unit else LOW_NOISE
+    return options.sharpening_sigma

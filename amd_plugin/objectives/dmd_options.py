@@ -1,0 +1,78 @@
+"""The options of DMD, which every objective here shares, and those of its presets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from amd_plugin.errors import OptionError
+from amd_plugin.options import Strict, option, preset
+
+NonNegative = Annotated[float, Field(ge=0)]
+Window = Annotated[tuple[float, float], Field(strict=False)]
+
+_DECOUPLED = ("guidance_sigma", "match_sigma")
+
+
+class DMDOptions(Strict):
+    """Options of `dmd`; sigma is a noise level, as a fraction of the schedule."""
+
+    guidance_scale: NonNegative = option(
+        1.0, "Guidance scale w of the teacher in the form uncond + w (cond - uncond); 1 is no guidance."
+    )
+    guidance_window: Window | None = option(
+        None, "Noise levels [low, high] outside which the guidance term is left out, without a further forward.",
+        group="regime", needs="noise_level",
+    )  # fmt: skip
+    reward_gradient: NonNegative = option(
+        0.0, "Weight of a differentiable reward's gradient over the widest running spread of rewards within prompts (DMDR, "
+        "2511.13649, has it without the division); strong, and the first to be hacked; needs two samples per prompt.",
+        group="regime", needs="reward_gradient",
+    )  # fmt: skip
+    gan_weight: NonNegative = option(
+        0.0, "Weight of DMD2's adversarial loss on the fake score's features; 0 leaves it out.",
+        group="regime", needs="discriminator",
+    )  # fmt: skip
+    gan_r1: NonNegative = option(
+        0.0, "Weight of the discriminator's approximate R1 penalty (2501.08316).", group="expert", needs="discriminator"
+    )
+    gan_r1_sigma: NonNegative = option(
+        0.01, "Standard deviation of the noise that the R1 penalty adds to real samples.",
+        group="expert", needs="discriminator",
+    )  # fmt: skip
+    guidance_sigma: Window | None = option(
+        None, "Noise levels [low, high] at which guidance is evaluated in a draw and a teacher call of its own.",
+        group="expert", needs="guidance_range",
+    )  # fmt: skip
+    match_sigma: Window | None = option(
+        None, "Noise levels [low, high] of the matching term, instead of train.sigma.", group="expert", needs="match_range"
+    )
+    normalizer: Literal["per_sample", "global"] = option(
+        "per_sample", "Mean in DMD2's normaliser: over each sample, or over the whole micro-batch as in FastVideo.",
+        group="expert",
+    )  # fmt: skip
+
+
+PlainDMDOptions = preset("PlainDMDOptions", DMDOptions, without=_DECOUPLED)
+DMD2Options = preset("DMD2Options", PlainDMDOptions, gan_weight=5e-3)
+DecoupledDMDOptions = preset(
+    "DecoupledDMDOptions", DMDOptions, without=("guidance_window", "gan_weight", "gan_r1", "gan_r1_sigma"),
+    guidance_scale=1.5, guidance_sigma=(0.02, 0.98),
+)  # fmt: skip
+
+
+def check_windows(options: DMDOptions, *names: str) -> None:
+    """Raises OptionError for the first option of these names that is no [low, high] with 0 <= low < high."""
+    for name in names:
+        window = getattr(options, name)
+        if isinstance(window, tuple) and not 0 <= window[0] < window[1]:
+            raise OptionError(name, f"must be [low, high] with 0 <= low < high, got {list(window)}")
+
+
+def check_dmd(options: DMDOptions) -> None:
+    """Raises OptionError where options of DMD do not go together."""
+    check_windows(options, "guidance_sigma", "guidance_window", "match_sigma")
+    if options.guidance_sigma is not None and options.guidance_window is not None:
+        got = f"got both; leave out {options.guidance_window}"
+        raise OptionError("guidance_window", f"guidance_sigma draws the noise levels of guidance already, {got}")
