@@ -1,6 +1,7 @@
 """The `amd-plugin` command. Errors are printed without a traceback unless AMD_PLUGIN_DEBUG is set; `errors` has exit codes.
 
-Commands import what they need themselves, so that `--help` does not wait for torch.
+Commands import what they need themselves, so that `--help` does not wait for torch. All of them stand in this one file, above
+300 lines, since they are short and share their options.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def train(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="folder of the run [default: runs/RECIPE-OBJECTIVE]")] = None,
     resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="checkpoint to continue from, or auto")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print what would happen, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check of everything that the run needs, without the run")] = False,
 ) -> None:
     """Distil a student as described by a recipe."""
     from amd_plugin import recipe as recipes
@@ -87,7 +88,7 @@ def compare(
     recipe: RecipeName,
     objectives: Annotated[str, typer.Option(help="objectives or arms, comma-separated; the first is the baseline")] = "dmd,amd",
     seeds: Annotated[str, typer.Option(help="number of seeds, or the seeds themselves separated by commas")] = "4",
-    ablate: Annotated[bool, typer.Option("--ablate", help="also run AMD's parts and the control arms")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="AMD's parts and the control arms as further arms")] = False,
     tune: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=V1,V2", help="key and values to tune every arm over; several keys make a grid"),

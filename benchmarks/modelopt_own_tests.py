@@ -26,20 +26,20 @@ import modelopt.torch.fastgen.plugins.qwen_image as qwen
 from amd_plugin.adapters.modelopt import AMDPipeline, adaptive
 
 stated = {"zero": dict(strength=0, sharpening=0), "constant": dict(reward=lambda media, prompts: torch.ones(len(media)))}
-options, made = stated[os.environ["AMD_OPTIONS"]], []
+options, instances = stated[os.environ["AMD_OPTIONS"]], []
 
 def replaced(ours):
     class Replaced(ours):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **options, **kwargs)
-            made.append(1)
+            instances.append(1)
     return Replaced
 
 qwen.QwenImageDMDPipeline = replaced(adaptive(qwen.QwenImageDMDPipeline))
 fastgen.DMDPipeline = dmd.DMDPipeline = replaced(AMDPipeline)
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(f"made {len(made)} of ours")
+    terminalreporter.write_line(f"replaced {len(instances)} pipelines")
 """
 
 
@@ -64,7 +64,7 @@ def outcome(checkout: Path, options: str | None) -> tuple[dict[str, str], int]:
     outcomes = {name: result for result, name in re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+)", done.stdout, re.M)}
     if not outcomes:
         sys.exit(done.stdout + done.stderr)
-    replaced = re.search(r"^made (\d+) of ours", done.stdout, re.M)
+    replaced = re.search(r"^replaced (\d+) pipelines", done.stdout, re.M)
     return outcomes, int(replaced[1]) if replaced else 0
 
 

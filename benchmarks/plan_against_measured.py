@@ -64,8 +64,8 @@ def compare(loaded: Recipe, plugins: PluginManager) -> dict[str, tuple[int, int]
         }
         if name != "teacher":
             state = optimizers[name].state.values()
-            kept = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
-            measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
+            tensors = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
+            measured |= {"gradients": gradients[name], "optimizer": _bytes(tensors)}
         if name == "student":
             measured["average"] = _bytes(trainer.ema._shadow)
         for column, size in measured.items():

@@ -43,17 +43,17 @@ def measure(folder: str, mode: str, out: str) -> None:
 
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     accelerator = Accelerator(cpu=True, kwargs_handlers=[] if alone else [InitProcessGroupKwargs(backend="gloo")])
-    where = Pretrained(folder)
-    family = where.family(get_plugin_manager().families())
+    pretrained = Pretrained(folder)
+    family = pretrained.family(get_plugin_manager().families())
     deepspeed_for(accelerator)
     # Modules that are imported on first use must not count as memory of the teacher.
     shard(torch.nn.Linear(4, 4), accelerator)
     with torch.device("meta"):
-        where.empty_network(family)
+        pretrained.empty_network(family)
     accelerator.wait_for_everyone()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    network, weights = where.outlined_network(family, torch.float32)
+    network, weights = pretrained.outlined_network(family, torch.float32)
     kept = 0
     if mode == "student":
         role = Role(network.requires_grad_(True))
@@ -61,7 +61,7 @@ def measure(folder: str, mode: str, out: str) -> None:
         engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), train, accelerator, "zero3", weights)
         kept = 4 * sum(masters.numel() for masters in role.masters())
     elif mode == "whole first":
-        network = shard(where.network(family, torch.float32), accelerator)
+        network = shard(pretrained.network(family, torch.float32), accelerator)
     else:
         shard(network, accelerator, read=weights)
     memory = {"kept": kept + 4 * held(network), "peak": resident("VmHWM") - before}
