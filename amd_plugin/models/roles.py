@@ -214,7 +214,7 @@ class EMA:
 
     def __init__(self, role: Role, decay: float):
         self._role, self._updates = role, 0
-        self._blend = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call] # torch has no annotation
+        self._blend = swa_utils.get_ema_multi_avg_fn(decay)
         self.weights = [weight.clone() for weight in role.master_weights()]
 
     @torch.no_grad()

@@ -55,7 +55,7 @@ class Trace(NamedTuple):
         return max(self.forward, self.backward)
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates no class hook
+class Counter(TorchDispatchMode):
     """Counts floating-point operations, and the bytes of new storages that are still referenced.
 
     Args:
