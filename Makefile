@@ -36,8 +36,12 @@ evidence: install
 quick: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/laws tests/objectives tests/recipe tests/schedule tests/test_cli.py
 
+# The tables of options in docs/, from where options are declared.
+docs: install
+	$(BIN)/python docs/generate.py
+
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Choices that the command line and the library share. Importing them costs nothing, so that `--help` stays fast."""
+"""Choices that the command line and the library share. This file imports nothing else, so that `--help` stays fast."""
 
 from typing import Literal
 

@@ -1,6 +1,7 @@
 """The `amd-plugin` command. Errors are printed without a traceback unless AMD_PLUGIN_DEBUG is set; `errors` has exit codes.
 
-Commands import what they need themselves, so that `--help` does not wait for torch.
+Commands import what they need themselves, so that `--help` does not wait for torch. All of them stand in this one file, above
+300 lines, since they are short and share their options.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override of one value, e.g. train.max_steps=100")
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(metavar="STEP|PATH", help="step or folder of the checkpoint [default: the newest]")
+    str | None, typer.Option(metavar="STEP|PATH", help="step or folder of the checkpoint", show_default="the newest")
 ]
 StudentWeights = Annotated[Weights, typer.Option(help="weights of the student: its moving average (ema), or as trained (raw)")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -52,9 +53,9 @@ def train(
     recipe: RecipeName,
     objective: Objective = None,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="folder of the run [default: runs/RECIPE-OBJECTIVE]")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the run", show_default="runs/RECIPE-OBJECTIVE")] = None,
     resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="checkpoint to continue from, or auto")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print what would happen, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check of everything that the run needs, without the run")] = False,
 ) -> None:
     """Distil a student as described by a recipe."""
     from amd_plugin import recipe as recipes
@@ -88,7 +89,7 @@ def compare(
     recipe: RecipeName,
     objectives: Annotated[str, typer.Option(help="objectives or arms, comma-separated; the first is the baseline")] = "dmd,amd",
     seeds: Annotated[str, typer.Option(help="number of seeds, or the seeds themselves separated by commas")] = "4",
-    ablate: Annotated[bool, typer.Option("--ablate", help="also run AMD's parts and the control arms")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="AMD's parts and the control arms as further arms")] = False,
     tune: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=V1,V2", help="key and values to tune every arm over; several keys make a grid"),
@@ -100,8 +101,8 @@ def compare(
         list[str] | None, typer.Option(metavar="NAME=OBJECTIVE K=V K=V", help="further arm: its name, objective and overrides")
     ] = None,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="folder of the comparison [default: runs/compare-RECIPE]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes [default: one per core]")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the comparison", show_default="runs/compare-RECIPE")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes", show_default="one per core")] = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
     from amd_plugin import recipe as recipes
@@ -132,14 +133,14 @@ def evaluate(
     checkpoint: Checkpoint = None,
     weights: StudentWeights = "ema",
     samples: Annotated[
-        int | None, typer.Option(min=1, help="number of samples [default: the recipe's, or all of the prompt file]")
+        int | None, typer.Option(min=1, help="number of samples", show_default="the recipe's, or all of the prompt file")
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="prompt file to use instead of the run's own prompts: a plain file or a benchmark's")
     ] = None,
     format: Annotated[PromptFormat, typer.Option(help="format of the prompt file")] = "auto",
     teacher: Annotated[bool, typer.Option(help="whether to compare with samples of the teacher too")] = True,
-    output: Annotated[Path | None, typer.Option(help="folder to write [default: RUN/evaluation]")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder to write", show_default="RUN/evaluation")] = None,
 ) -> None:
     """Measure a run's student: rewards, distances, diversity, alignment and motion, with confidence intervals."""
     from amd_plugin.evaluate.students.evaluation import evaluate as measure
@@ -191,7 +192,9 @@ def plan(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
-    output: Annotated[Path | None, typer.Option(help="HTML file to write [default: report.html in the first folder]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file to write", show_default="report.html in the first folder")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML report on runs and comparisons."""
     from amd_plugin.evaluate.report.report import write_report
@@ -209,7 +212,7 @@ def export(
         StudentFormat,
         typer.Option(help="format of the export: pipeline (full), adapter (lora), or pipeline and any adapter (auto)"),
     ] = "auto",
-    output: Annotated[Path | None, typer.Option(help="folder to write [default: RUN/student]")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder to write", show_default="RUN/student")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="hub repository to upload to")] = None,
     public: Annotated[bool, typer.Option("--public", help="whether a new hub repository is public")] = False,
 ) -> None:
@@ -306,7 +309,7 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipes_app.command()
 def copy(
     recipe: RecipeName,
-    to: Annotated[Path | None, typer.Argument(help="file or folder to write to [default: RECIPE.yaml here]")] = None,
+    to: Annotated[Path | None, typer.Argument(help="file or folder to write to", show_default="RECIPE.yaml here")] = None,
 ) -> None:
     """Copy a shipped recipe for editing, with the launch scripts that it names."""
     from amd_plugin import recipe as recipes
@@ -339,9 +342,10 @@ def validate(
 @recipes_app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from amd_plugin.config import RecipeConfig
+    from amd_plugin.plugins import get_plugin_manager
+    from amd_plugin.recipe.schema import recipe_schema
 
-    typer.echo(json.dumps(RecipeConfig.model_json_schema(), indent=1))
+    typer.echo(json.dumps(recipe_schema(get_plugin_manager()), indent=1))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -266,3 +266,47 @@ def _keys_at(model: type[BaseModel], place: Place) -> list[str]:
         inner = [annotation, *get_args(annotation)]
         model = next(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
     return list(model.model_fields)
+
+
+def values_of(annotation: Any) -> str:
+    """The values that a type admits, in words, e.g. ``"number in [0, 1) or auto"``."""
+    if annotation is None or annotation is type(None):
+        return "null"
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [limit for info in inner[1:] if isinstance(info, FieldInfo) for limit in info.metadata]
+        return values_of(inner[0]) + _interval(bounds)
+    if origin is Literal:
+        return ", ".join(map(str, inner))
+    if origin is tuple:
+        return "[low, high]"
+    if inner:
+        return " or ".join(map(values_of, inner))
+    return {float: "number", int: "integer", bool: "true, false", str: "text"}.get(annotation, "any value")
+
+
+def _interval(bounds: Iterable[Any]) -> str:
+    at = {name: getattr(bound, name) for bound in bounds for name in ("ge", "gt", "le", "lt") if hasattr(bound, name)}
+    low, high = at.get("ge", at.get("gt")), at.get("le", at.get("lt"))
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f" of at least {low:g}" if "ge" in at else f" above {low:g}"
+    return f" in {'[' if 'ge' in at else '('}{low:g}, {high:g}{']' if 'le' in at else ')'}"
+
+
+def table(model: type[BaseModel], group: Group | None = None, *, without: Collection[str] = ()) -> str:
+    """The options of `model`, those of `group` if given, as a Markdown table."""
+    lines = ["| option | values | default | the paper's | meaning |", "|---|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        about = metadata(field)
+        if name in without or group not in (None, about.get("group")):
+            continue
+        words = (values_of(field.annotation) + _interval(field.metadata), _plain(field.default), _plain(about.get("paper", "")))
+        lines.append(f"| `{name}` | {' | '.join(words)} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """A value as a recipe has it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -40,7 +40,7 @@ RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "evidence.md"
 
 
 def run(name: str, study: Study, output: Path, workers: int | None, console: Console) -> None:
-    """Runs what is missing of a study, and writes its numbers."""
+    """Runs the missing runs of a study, and writes its numbers."""
     plugins = get_plugin_manager()
     config = load(study.recipe, plugins, study.settings).config
     chosen = arms(study.objectives, plugins, config.rewards, ablate=study.ablate, tune=study.tune, more=study.more)
@@ -117,8 +117,8 @@ def _section(name: str, study: Study, comparison: Comparison) -> dict[str, Any]:
 
 def _relative_costs(comparison: Comparison) -> dict[str, str]:
     """Arm -> mean processor time over that of the baseline, for the arms with known times."""
-    known = {arm: [s for s in seconds if s is not None] for arm, seconds in comparison.seconds.items()}
-    means = {arm: statistics.fmean(seconds) for arm, seconds in known.items() if seconds}
+    seconds_of = {arm: [s for s in seconds if s is not None] for arm, seconds in comparison.seconds.items()}
+    means = {arm: statistics.fmean(seconds) for arm, seconds in seconds_of.items() if seconds}
     base = means.get(comparison.baseline)
     return {arm: f"{mean / base:.2f}" for arm, mean in means.items()} if base else {}
 

@@ -1,9 +1,9 @@
-"""How often the reward-hacking alarm rings in honest runs, and how often in runs on a reward that is made to be hacked.
+"""Rate of reward-hacking alarms in honest runs, and in runs on a reward that is easy to hack.
 
     python benchmarks/hacking_alarm.py --seeds 3
 
-Runs the shipped recipes as they are (every seed trains its own teacher) through `amd-plugin compare`'s machinery, so that
-finished runs are kept and not run again, then reads each run's metrics.jsonl. About 20 minutes on two cores.
+Runs the shipped recipes with the runs of `amd-plugin compare`, so that finished ones are kept and not run again. Every seed
+trains its own teacher. Then reads each run's metrics.jsonl. About 20 minutes on two cores.
 """
 
 import argparse
@@ -11,8 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from amd_plugin.evaluate.comparison.compare import Arm, compare, parse_seeds
+from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
+from amd_plugin.evaluate.comparison.compare import compare
+from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host.running.run_log import read
+from amd_plugin.plugins import get_plugin_manager
 
 ARMS = {
     "dmd": Arm("dmd", "dmd"),
@@ -22,27 +25,30 @@ ARMS = {
 }
 
 
-def rings(run: Path) -> list[int]:
-    """Steps of the evaluations after which the alarm rang."""
+def alarms(run: Path) -> list[int]:
+    """Steps of the evaluations with an alarm."""
     return [line["step"] for line in read(run / "metrics.jsonl") if line.get("hacking_alarm")]
 
 
 def main() -> None:
+    """Runs what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", default=["modes2d", "digits"])
-    parser.add_argument("--seeds", default="3", help="how many, or a comma-separated list")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", type=Path, default=Path("runs/hacking_alarm"))
-    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--recipes", nargs="+", default=["modes2d", "digits"], help="names of the recipes")
+    parser.add_argument("--seeds", default="3", help="number of seeds, or the seeds themselves separated by commas")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
+    parser.add_argument("--output", type=Path, default=Path("runs/hacking_alarm"), help="folder of the runs")
+    parser.add_argument("--workers", type=int, help="number of worker processes [default: one per core]")
     options = parser.parse_args()
-    seeds = parse_seeds(options.seeds)
-    lines = ["| recipe | run | alarm in | first rang at step, by seed |", "|---|---|---|---|"]
+    seeds, plugins = parse_seeds(options.seeds), get_plugin_manager()
+    lines = ["| recipe | run | alarm in | step of the first alarm, by seed |", "|---|---|---|---|"]
     for recipe in options.recipes:
         folder = options.output / recipe
-        compare(recipe, [*ARMS.values()], seeds, options.overrides, folder, options.workers, Console())
+        compare(
+            recipe, [*ARMS.values()], seeds, options.overrides, folder, plugins, workers=options.workers, console=Console()
+        )  # fmt: skip
         for title, arm in ARMS.items():
-            steps = [rings(folder / "arms" / arm.name / f"seed-{seed}") for seed in seeds]
-            first = ", ".join(str(found[0]) if found else "-" for found in steps)
+            steps = [alarms(run_folder(folder, arm.name, seed)) for seed in seeds]
+            first = ", ".join(str(of_seed[0]) if of_seed else "-" for of_seed in steps)
             lines.append(f"| {recipe} | {title} | {sum(map(bool, steps))} of {len(seeds)} seeds | {first} |")
     print("\n".join(lines))
 

@@ -1,10 +1,11 @@
-"""Forwards of networks per cycle, counted in the real hosts, stock against AMD, and how long a cycle takes beside stock.
+"""Forward passes and time per cycle in the real hosts, with AMD and without it ("stock").
 
-    make install && .venv/bin/python -m pytest tests/adapters/test_hosts.py      # once: puts the hosts into .venv-hosts
+    make install && .venv/bin/python -m pytest tests/adapters/test_hosts.py      # once: installs the hosts in .venv-hosts
     .venv/bin/python benchmarks/host_forwards.py
 
-N = 4 student steps. ModelOpt: one student and four fake-score updates; FastVideo: five updates of the critic, the student's
-among them. Networks are tiny, so the ratio of times bounds the adapters' own cost from above; the counts hold for any size.
+N = 4 student steps. A cycle is one student and four fake-score updates in ModelOpt, and five critic updates with one student
+update in FastVideo. Networks are tiny, so the ratio of times is an upper bound of the adapters' own cost. The counts hold for
+any size.
 """
 
 import os
@@ -14,12 +15,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CYCLES = 40
 
 
 def modelopt() -> None:
+    """Counts and times ModelOpt's pipeline."""
     import torch
     from modelopt.torch.fastgen import DMDPipeline
     from test_modelopt import batch, brightness, pipeline
@@ -27,10 +30,11 @@ def modelopt() -> None:
     from amd_plugin.adapters.modelopt import AMDPipeline
 
     arms = {"stock": pipeline(DMDPipeline), "AMD": pipeline(AMDPipeline, reward=brightness)}
-    calls, seconds = dict.fromkeys(arms, 0), {name: [] for name in arms}
+    calls = dict.fromkeys(arms, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     for name, pipe in arms.items():
 
-        def count(module, args, output, name=name):
+        def count(module: Any, args: Any, output: Any, name: str = name) -> None:
             calls[name] += 1
 
         for role in (pipe.student, pipe.teacher, pipe.fake_score):
@@ -51,6 +55,7 @@ def modelopt() -> None:
 
 
 def fastvideo() -> None:
+    """Counts and times FastVideo's trainer."""
     import tempfile
 
     import fastvideo.train.trainer
@@ -67,7 +72,8 @@ def fastvideo() -> None:
     ModelBase.device = torch.device("cpu")
     reward = {"reward": {"name": "random"}}
     arms = {"stock": (STOCK, None), "AMD": (OURS, reward), "AMD, fast_rollout": (OURS, {**reward, "fast_rollout": True})}
-    calls, seconds = {}, {name: [] for name in arms}
+    calls: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(3):
             for name in random.sample(list(arms), 3):
@@ -84,21 +90,23 @@ def fastvideo() -> None:
 
 
 def show(host: str, calls: dict[str, float], seconds: dict[str, list[float]]) -> None:
+    """Prints the lines of one host."""
     for name, count in calls.items():
         ratio = statistics.median(seconds[name]) / statistics.median(seconds["stock"])
         print(f"RESULT {host:9} {name:18} {count:5.1f} forwards per cycle, time {ratio:.2f} of stock")
 
 
 def main() -> None:
+    """Runs this script once per host, with the host's own packages; with a host's name, measures that host."""
     if len(sys.argv) > 1:
         return {"modelopt": modelopt, "fastvideo": fastvideo}[sys.argv[1]]()
     sys.path.insert(0, str(ROOT))
     from tests.helpers.hosts import environment
 
     for host in ("modelopt", "fastvideo"):
-        env = environment(host)
+        env = environment(host)  # type: ignore[no-untyped-call]  # tests have no types
         env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(ROOT / "tests" / "adapters" / "inside")])
-        # The first import declares the operators that FastVideo's torchvision lacks.
+        # Importing conftest declares the operators that FastVideo expects of torchvision.
         code = f"import conftest, runpy, sys; sys.argv = ['x', {host!r}]; runpy.run_path({__file__!r}, run_name='__main__')"
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT")]

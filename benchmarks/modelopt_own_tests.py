@@ -4,9 +4,9 @@
     make install && .venv/bin/python -m pytest tests/adapters/test_hosts.py -k modelopt      # once: installs the host
     .venv/bin/python benchmarks/modelopt_own_tests.py Model-Optimizer
 
-The tests are in ModelOpt's repository and not in its wheel, so a checkout is needed; its tests run against the wheel. Each
-file runs as it is and again with the class replaced, at strength 0 and sharpening 0 and at AMD's defaults with a constant
-reward: all three must pass the same tests. It exits with 1 otherwise.
+The tests are in ModelOpt's repository and not in its wheel, so a checkout is needed; they run against the wheel. Every test
+file runs three times: unchanged, with the class replaced at strength 0 and sharpening 0, and with the class replaced at AMD's
+defaults with a constant reward. All three must pass the same tests; otherwise the script exits with 1.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path("tests", "unit", "torch", "fastgen")
-# A pytest plugin: what the tests import as the host's pipelines is ours, before any of them is imported.
+# A pytest plugin that replaces the host's pipelines before any test module imports them.
 REPLACE = """
 import os, torch
 import modelopt.torch.fastgen as fastgen
@@ -26,30 +26,39 @@ import modelopt.torch.fastgen.plugins.qwen_image as qwen
 from amd_plugin.adapters.modelopt import AMDPipeline, adaptive
 
 stated = {"zero": dict(strength=0, sharpening=0), "constant": dict(reward=lambda media, prompts: torch.ones(len(media)))}
-options, made = stated[os.environ["AMD_OPTIONS"]], []
+options, instances = stated[os.environ["AMD_OPTIONS"]], []
 
 def replaced(ours):
     class Replaced(ours):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **options, **kwargs)
-            made.append(1)
+            instances.append(1)
     return Replaced
 
 qwen.QwenImageDMDPipeline = replaced(adaptive(qwen.QwenImageDMDPipeline))
 fastgen.DMDPipeline = dmd.DMDPipeline = replaced(AMDPipeline)
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(f"made {len(made)} of ours")
+    terminalreporter.write_line(f"replaced {len(instances)} pipelines")
 """
 
 
 def outcome(checkout: Path, options: str | None) -> tuple[dict[str, str], int]:
+<<<<<<< HEAD
     """Name of each test -> how it ended, and how many pipelines were ours; without `options` the host is left as it is."""
     from tests.helpers.hosts import environment
+=======
+    """Runs the tests, with the pipelines replaced unless `options` is None.
 
-    env = environment("modelopt") | {"AMD_OPTIONS": options or ""}
+    Returns:
+        (test name -> outcome, number of replaced pipelines that the tests made).
+    """
+    from tests.adapters.conftest import environment
+>>>>>>> h-eval
+
+    env = environment("modelopt") | {"AMD_OPTIONS": options or ""}  # type: ignore[no-untyped-call]  # tests have no types
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-rA", "-q", "-c", os.devnull]
-    command += ["--rootdir", checkout / "tests", "--import-mode", "importlib", checkout / TESTS]
+    command += ["--rootdir", str(checkout / "tests"), "--import-mode", "importlib", str(checkout / TESTS)]
     folder = ROOT / ".venv-hosts" / "replaced"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "amd_replaces_dmd.py").write_text(REPLACE)
@@ -57,29 +66,30 @@ def outcome(checkout: Path, options: str | None) -> tuple[dict[str, str], int]:
     if options:
         command[3:3] = ["-p", "amd_replaces_dmd"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    ended = {name: how for how, name in re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+)", done.stdout, re.M)}
-    if not ended:
+    outcomes = {name: result for result, name in re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+)", done.stdout, re.M)}
+    if not outcomes:
         sys.exit(done.stdout + done.stderr)
-    made = re.search(r"^made (\d+) of ours", done.stdout, re.M)
-    return ended, int(made[1]) if made else 0
+    replaced = re.search(r"^replaced (\d+) pipelines", done.stdout, re.M)
+    return outcomes, int(replaced[1]) if replaced else 0
 
 
 def main() -> int:
+    """Prints the outcomes, and returns the exit code."""
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / TESTS).is_dir():
         sys.exit(f"usage: {sys.argv[0]} CHECKOUT    # of github.com/NVIDIA/Model-Optimizer, with {TESTS}")
     sys.path.insert(0, str(ROOT))
     checkout = Path(sys.argv[1]).resolve()
     stock = outcome(checkout, None)
-    wrong = 0
-    for name, options in (("as it is", None), ("strength 0, sharpening 0", "zero"), ("defaults, constant reward", "constant")):
-        ended, made = outcome(checkout, options) if options else stock
-        passed = sum(how == "PASSED" for how in ended.values())
-        print(f"{name:26} {passed:3} passed of {len(ended)}, {made} pipelines of ours")
-        for test in sorted(stock[0].keys() | ended.keys()):
-            if stock[0].get(test) != ended.get(test):
-                wrong += 1
-                print(f"    {test}: {stock[0].get(test)} as it is, {ended.get(test)} here")
-    return 1 if wrong else 0
+    different = 0
+    for name, options in (("unchanged", None), ("strength 0, sharpening 0", "zero"), ("defaults, constant reward", "constant")):
+        outcomes, replaced = outcome(checkout, options) if options else stock
+        passed = sum(result == "PASSED" for result in outcomes.values())
+        print(f"{name:26} {passed:3} passed of {len(outcomes)}, {replaced} pipelines replaced")
+        for test in sorted(stock[0].keys() | outcomes.keys()):
+            if stock[0].get(test) != outcomes.get(test):
+                different += 1
+                print(f"    {test}: {stock[0].get(test)} unchanged, {outcomes.get(test)} replaced")
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

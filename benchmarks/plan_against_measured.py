@@ -1,11 +1,11 @@
-"""What `amd-plugin plan` predicts against what real runs on the CPU hold: bytes by role, and peaks by torch's own allocator.
+"""Predictions of `amd-plugin plan` against real runs on the CPU: bytes by role, and peaks by torch's own allocator.
 
     python benchmarks/plan_against_measured.py [RECIPE ...]          # default: digits_sdxl and moving_digits
     torchrun --nproc_per_node=2 benchmarks/plan_against_measured.py  # the same as DeepSpeed engines, without the peaks
 
-For each recipe a real `Trainer` makes one cycle. Parameters, gradients (as the optimizer sees them), Adam's state and the
-average are counted; then a forward and a backward pass of the student are made under torch's profiler, whose allocator
-statistics know nothing of the planner. Prints predicted and measured bytes and their ratio.
+For each recipe a real `Trainer` runs one cycle. Parameters, gradients (at the optimizer's step), Adam's state and the moving
+average are counted. Then torch's profiler records a forward and a backward pass of the student; its allocator statistics are
+independent of the planner. Prints predicted and measured bytes and their ratio.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plan.calls import traces
 from amd_plugin.plan.model_spec import model_spec
 from amd_plugin.plan.planner import plan
+<<<<<<< HEAD
+=======
+from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe import Recipe
+from amd_plugin.tasks import TASKS
+>>>>>>> h-eval
 
 GROUP = [InitProcessGroupKwargs(backend="gloo")] if "WORLD_SIZE" in os.environ else []
 SMALL = ("model.teacher.steps=10", "train.max_steps=1", "train.batch_size=16", "train.fake_updates=1", "train.trackers=[]")
 
 
-def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
-    """(predicted, measured) bytes by ``role.column`` on this process; and of the student's ``activations``, without engines."""
+def compare(loaded: Recipe, plugins: PluginManager) -> dict[str, tuple[int, int]]:
+    """``role.column`` -> (predicted, measured) bytes on this process; without engines, also the student's ``activations``."""
     accelerator = Accelerator(cpu=True, mixed_precision=loaded.config.distributed.mixed_precision, kwargs_handlers=GROUP)
     predicted = plan(loaded, plugins, accelerator.num_processes, 80_000_000_000)
     trainer = Trainer(loaded, plugins, accelerator)
@@ -52,7 +58,7 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
     trainer.cycle()
     roles = {"student": trainer.student, "fake_score": trainer.fake_score, "teacher": trainer.teacher}
     shared = loaded.config.model.roles == "shared_base"
-    found = {}
+    compared = {}
     for name, role in roles.items():
         own = {id(p) for r in roles.values() for p in r.parameters()} if shared else set()
         whole = [p for p in role.network.parameters() if id(p) not in own]
@@ -61,16 +67,22 @@ def compare(loaded: Any, plugins: Any) -> dict[str, tuple[int, int]]:
         }
         if name != "teacher":
             state = optimizers[name].state.values()
+<<<<<<< HEAD
             kept = [*(v for s in state for v in s.values()), *(role.master_weights() if trainer.has_shares else ())]
             measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
+=======
+            tensors = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
+            measured |= {"gradients": gradients[name], "optimizer": _bytes(tensors)}
+>>>>>>> h-eval
         if name == "student":
-            measured["average"] = _bytes(trainer.ema._shadow)
+            measured["average"] = _bytes(trainer.ema.weights)
         for column, size in measured.items():
-            found[f"{name}.{column}"] = (getattr(predicted.rows[name], column), size)
-    return found if trainer.has_shares else found | {"student.activations": _activations(trainer, loaded, plugins)}
+            compared[f"{name}.{column}"] = (getattr(predicted.rows[name], column), size)
+    return compared if trainer.has_shares else compared | {"student.activations": _activations(trainer, loaded, plugins)}
 
 
-def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]:
+def _activations(trainer: Trainer, loaded: Recipe, plugins: PluginManager) -> tuple[int, int]:
+    """(predicted, measured) peak bytes of one forward and backward pass of the student."""
     config = loaded.config
     batch = config.train.batch_size // config.train.accumulation
     spec = model_spec(config.model, loaded.task, config.train.seed, plugins.families())
@@ -81,23 +93,24 @@ def _activations(trainer: Trainer, loaded: Any, plugins: Any) -> tuple[int, int]
         parameter.grad = torch.zeros_like(parameter)
 
     def call() -> None:
-        target = trainer.caller.call(trainer.student, x, timestep, condition).float()
+        target = trainer.forward.caller.call(trainer.student, x, timestep, condition).float()
         trainer.student.activate()
-        target.backward(torch.ones_like(target))
+        torch.autograd.backward(target, torch.ones_like(target))
 
-    call()  # what is made once, and kept, is made
+    call()  # buffers that stay allocated after the first call do not count
     return predicted.peak, most_allocated(call)
 
 
 def most_allocated(call: Callable[[], None]) -> int:
-    """Most bytes that `call` has allocated at a time, by the allocator's own count."""
+    """Peak of the bytes that `call` allocates, by the allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
         events = [e["args"] for e in json.loads(file.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    return max(e["Total Allocated"] for e in events) - (events[0]["Total Allocated"] - events[0]["Bytes"])
+    before: int = events[0]["Total Allocated"] - events[0]["Bytes"]
+    return max(int(e["Total Allocated"]) for e in events) - before
 
 
 def _bytes(tensors: Any) -> int:
@@ -105,6 +118,7 @@ def _bytes(tensors: Any) -> int:
 
 
 def main() -> None:
+    """Compares all recipes and variants, and prints the tables."""
     plugins = get_plugin_manager()
     stages = ("zero2", "zero3") if GROUP else ("none",)
     variants = (
@@ -116,9 +130,9 @@ def main() -> None:
             compared = compare(loaded, plugins)
             if os.environ.get("RANK", "0") == "0":
                 print(f"{name}, {variant}, distributed.trained={stage}")
-                for what, (predicted, measured) in compared.items():
+                for column, (predicted, measured) in compared.items():
                     print(
-                        f"  {what:<24} predicted {predicted:>12,}  measured {measured:>12,}  ratio {predicted / measured:.4f}"
+                        f"  {column:<24} predicted {predicted:>12,}  measured {measured:>12,}  ratio {predicted / measured:.4f}"
                     )
 
 

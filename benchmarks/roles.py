@@ -1,10 +1,10 @@
-"""What sharing one base saves: bytes held, peak memory and time per cycle, on tiny pipelines of two classes.
+"""Savings of a shared base: memory between cycles, peak memory and time per cycle, on tiny pipelines of two families.
 
     python benchmarks/roles.py [--cycles 5]
 
-Three copies (full fine-tuning of student and fake score), two with adapters of their own, and one base shared by all roles, in
-turn on the same pipeline and batch. Bytes are counted, by tensor; peak memory is the largest sum of live tensors that torch's
-profiler sees during a cycle, beside what is held between cycles. Times are of this machine and mean something as ratios only.
+The modes are three copies (full fine-tuning of student and fake score), three copies with adapters of their own, and one base
+shared by all roles. They take turns on the same pipeline and batch. Memory between cycles is counted by tensor. Peak memory is
+the largest growth of live tensors during a cycle, by torch's profiler. Times are useful as ratios only.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import amd_plugin
@@ -32,15 +35,18 @@ MODES = {
 
 
 def pipeline(family: str, folder: Path) -> tuple[str, tuple[str, ...]]:
-    """(recipe, settings) of a tiny pipeline of `family`, saved to `folder`."""
+    """Saves a tiny pipeline of `family` to `folder`, and returns (recipe, settings) for it."""
+    tiny: Any
     if family == "SDXL":
-        tiny_sdxl(WORDS, size=16, width=64, depth=2).save_pretrained(folder)
+        tiny = tiny_sdxl(WORDS, size=16, width=64, depth=2)
+        tiny.save_pretrained(folder)
         return "sdxl_4step", ()
-    tiny_wan(WORDS, width=192, depth=4, heads=4, patch_size=4).save_pretrained(folder)
+    tiny = tiny_wan(WORDS, width=192, depth=4, heads=4, patch_size=4)
+    tiny.save_pretrained(folder)
     return "wan21_1_3b_4step", ("model.pixels=[16, 16]", "model.frames=5", "model.text_length=8")
 
 
-def trainer(name: str, settings: tuple[str, ...], folder: Path) -> Trainer:
+def make_trainer(name: str, settings: tuple[str, ...], folder: Path) -> Trainer:
     """A trainer on the pipeline in `folder`."""
     plugins = amd_plugin.get_plugin_manager()
     prompts = folder / "prompts.txt"
@@ -54,27 +60,31 @@ def trainer(name: str, settings: tuple[str, ...], folder: Path) -> Trainer:
     return Trainer(recipe.load(name, plugins, (*common, *settings)), plugins, Accelerator(cpu=True))
 
 
-def held(made: Trainer) -> dict[str, int]:
-    """Bytes by what they are for; a parameter shared by roles counts once."""
-    networks = {id(role.network): role.network for role in (made.student, made.fake_score, made.teacher)}
+def held(trainer: Trainer) -> dict[str, int]:
+    """Purpose -> bytes between cycles; a parameter that roles share counts once."""
+    networks = {id(role.network): role.network for role in (trainer.student, trainer.fake_score, trainer.teacher)}
     parameters = {id(p): p for network in networks.values() for p in network.parameters()}
-    optimizers = [made.learners[name].optimizer.state_dict()["state"] for name in ("student", "fake_score")]
+    optimizers = [trainer.learners[name].optimizer.state_dict()["state"] for name in ("student", "fake_score")]
     moments = [v for state in optimizers for values in state.values() for v in values.values() if isinstance(v, torch.Tensor)]
-    trained = [p for role in (made.student, made.fake_score) for p in role.parameters()]
-    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    trained = [p for role in (trainer.student, trainer.fake_score) for p in role.parameters()]
     return {
         "weights": size(parameters.values()), "gradients": size(trained), "moments": size(moments),
-        "average": size(made.ema.state_dict()["weights"].values()),
+        "average": size(trainer.ema.state_dict()["weights"].values()),
     }  # fmt: skip
 
 
-def peak_of_cycle(made: Trainer) -> int:
+def size(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of `tensors`."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def peak_of_cycle(trainer: Trainer) -> int:
     """Largest growth of live tensor memory within a cycle, in bytes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        made.cycle()
+        trainer.cycle()
     live = peak = 0
     for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
             live += event.nbytes()
             peak = max(peak, live)
     return peak
@@ -83,7 +93,7 @@ def peak_of_cycle(made: Trainer) -> int:
 def main() -> None:
     """Prints a table per family."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cycles", type=int, default=5, help="to time, after one that is not")
+    parser.add_argument("--cycles", type=int, default=5, help="number of timed cycles, after one untimed")
     cycles = parser.parse_args().cycles
     torch.set_num_threads(1)
     for family in ("SDXL", "Wan"):
@@ -92,19 +102,19 @@ def main() -> None:
         )
         print(f"\n{family} class\n\n| roles | {columns} |\n|" + "---|" * 10)
         with tempfile.TemporaryDirectory() as folder:
-            name, size = pipeline(family, Path(folder))
-            made = {mode: trainer(name, (*size, *how), Path(folder)) for mode, how in MODES.items()}
-            for each in made.values():
-                each.cycle()
-            times: dict[str, list[float]] = {mode: [] for mode in made}
-            for _ in range(cycles):  # in turn, so that a machine that slows down slows all of them down
-                for mode, each in made.items():
+            name, settings = pipeline(family, Path(folder))
+            trainers = {mode: make_trainer(name, (*settings, *roles), Path(folder)) for mode, roles in MODES.items()}
+            for trainer in trainers.values():
+                trainer.cycle()
+            times: dict[str, list[float]] = {mode: [] for mode in trainers}
+            for _ in range(cycles):  # in turn, so that a slow phase of the machine affects all modes
+                for mode, trainer in trainers.items():
                     start = time.perf_counter()
-                    each.cycle()
+                    trainer.cycle()
                     times[mode].append(time.perf_counter() - start)
             base_bytes = base_peak = base_time = 0.0
-            for mode, each in made.items():
-                parts, peak, spent = held(each), peak_of_cycle(each), statistics.median(times[mode])
+            for mode, trainer in trainers.items():
+                parts, peak, spent = held(trainer), peak_of_cycle(trainer), statistics.median(times[mode])
                 total = sum(parts.values())
                 base_bytes, base_peak, base_time = base_bytes or total, base_peak or peak, base_time or spent
                 cells = " | ".join(f"{part / 1e6:.2f}" for part in parts.values())

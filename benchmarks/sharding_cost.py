@@ -1,9 +1,9 @@
-"""What a sharded teacher costs in time: a cycle with and without, and what is gathered for it.
+"""Time of a cycle with a sharded teacher and without, and the size of its all-gathers.
 
     torchrun --nproc_per_node=2 benchmarks/sharding_cost.py [--width 128] [--depth 6] [--cycles 5]
 
 A cycle is one update of the student and one of the fake score, on a small Wan with the recipe of the large one. Conditional and
-unconditional prediction are one call of the teacher ("batched"), or two ("separate"), which gathers everything twice.
+unconditional prediction are one call of the teacher ("batched"), or two ("separate"), which gathers all parameters twice.
 """
 
 import argparse
@@ -11,16 +11,21 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor
 
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.host.training import trainer as host
 from amd_plugin.models.embedded.tiny import tiny_wan
+from amd_plugin.models.family import Caller, Condition
 
 SMALL = (
     "model.pixels=[32, 32]", "model.frames=5", "model.dtype=fp32", "model.text_length=8", "rewards=[]", "train.max_steps=99",
@@ -30,24 +35,24 @@ SMALL = (
 
 
 @contextmanager
-def separate():
-    """Guidance by two calls of the teacher."""
-    original = host.pair
-    host.pair = lambda caller, network, x, t, cond, uncond: [caller.call(network, x, t, c) for c in (cond, uncond)]
-    try:
+def separate() -> Iterator[None]:
+    """Replaces the batched guidance call by two calls of the teacher."""
+
+    def two_calls(caller: Caller, network: Any, x: Tensor, t: Tensor, *conditions: Condition) -> list[Tensor]:
+        return [caller.call(network, x, t, condition) for condition in conditions]
+
+    with patch.object(host, "pair", two_calls):
         yield
-    finally:
-        host.pair = original
 
 
 @contextmanager
-def counted(gathered):
-    """Adds the elements of every all-gather of DeepSpeed's to the list `gathered`."""
+def counted(gathered: list[int]) -> Iterator[None]:
+    """Appends the number of elements of every all-gather of DeepSpeed to `gathered`."""
     from deepspeed.comm.torch import TorchBackend
 
     original = TorchBackend.all_gather_into_tensor
 
-    def count(self, output_tensor, *args, **kwargs):
+    def count(self: Any, output_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         gathered.append(output_tensor.numel())
         return original(self, output_tensor, *args, **kwargs)
 
@@ -58,12 +63,13 @@ def counted(gathered):
         TorchBackend.all_gather_into_tensor = original
 
 
-def main():
+def main() -> None:
+    """Measures all variants, and prints the table."""
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--cycles", type=int, default=5)
+    parser.add_argument("--width", type=int, default=128, help="width of the network")
+    parser.add_argument("--depth", type=int, default=6, help="layers of the network")
+    parser.add_argument("--cycles", type=int, default=5, help="number of timed cycles")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cpu = not torch.cuda.is_available()
@@ -72,7 +78,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = broadcast_object_list([folder])[0]
         if accelerator.is_main_process:
-            tiny_wan(["a", "b"], width=options.width, depth=options.depth, heads=8).save_pretrained(Path(folder) / "wan")
+            pipeline: Any = tiny_wan(["a", "b"], width=options.width, depth=options.depth, heads=8)
+            pipeline.save_pretrained(Path(folder) / "wan")
             (Path(folder) / "prompts.txt").write_text("a b\nb a\n")
         accelerator.wait_for_everyone()
         rows = []
@@ -83,16 +90,17 @@ def main():
         accelerator.wait_for_everyone()
 
 
-def measure(folder, teacher, calls, cycles, accelerator):
-    """(median seconds of a cycle, all-gathers of a cycle, elements they gather, elements of the teacher)."""
+def measure(folder: str, teacher: str, calls: str, cycles: int, accelerator: Accelerator) -> tuple[float, float, float, int]:
+    """(median seconds of a cycle, all-gathers per cycle, gathered elements per cycle, elements of the teacher)."""
     settings = (f"model.path={folder}/wan", f"data.source={folder}/prompts.txt", f"distributed.teacher={teacher}", *SMALL)
     plugins = get_plugin_manager()
     trainer = host.Trainer(recipe.load("wan21_1_3b_4step", plugins, settings, "dmd"), plugins, accelerator)
-    times, gathered = [], []
+    times: list[float] = []
+    gathered: list[int] = []
     with counted(gathered), separate() if calls == "separate" else counted([]):
         for cycle in range(cycles + 2):
             accelerator.wait_for_everyone()
-            if cycle == 2:  # DeepSpeed has seen the order of layers by then
+            if cycle == 2:  # DeepSpeed has recorded the order of the layers by then
                 gathered.clear()
             start = time.perf_counter()
             trainer.cycle()
@@ -102,7 +110,8 @@ def measure(folder, teacher, calls, cycles, accelerator):
     return sorted(times[2:])[cycles // 2], len(gathered) / cycles, sum(gathered) / cycles, whole
 
 
-def report(rows, processes):
+def report(rows: list[tuple[str, str, float, float, float, int]], processes: int) -> None:
+    """Prints the table."""
     print(f"\n{processes} processes, teacher of {rows[0][-1] / 1e6:.1f} M parameters\n")
     print("| teacher | guidance | time of a cycle / unsharded | all-gathers per cycle | gathered per cycle / teacher |")
     print("| --- | --- | --- | --- | --- |")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -12,6 +13,25 @@ from tests.helpers.tiny_wan import alone, wan  # noqa: F401 (fixtures of all fol
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
+
+
+HERE = Path(__file__).parent
+# Files whose tests start groups of processes, train a lot or install packages, the longest first: measured by `--durations=0`.
+SLOW = (
+    "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py", "host/running/test_failures.py",
+    "sharding/test_launchers.py", "host/running/test_launchers.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
+    "rewards/builtin/test_hps.py", "test_third_party.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files go first, so that the workers of `make test` end together; `make quick` leaves out what is marked."""
+    places = {HERE / name: place for place, name in enumerate(SLOW)}
+    assert all(path.is_file() for path in places), "a slow file has moved: SLOW in tests/conftest.py"
+    for item in items:
+        if item.path in places:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,7 +150,8 @@ def environment(tmp_path):
         file.write(f"import site; site.addsitedir({packages!r})\n")
 
     def install(source):
-        command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*command, "--no-index", source], check=True)
+        options = ["--quiet", "--no-compile", "--no-deps", "--no-build-isolation", "--no-index"]
+        command = [sys.executable, "-m", "pip", "--python", python, "install", *options, source]
+        subprocess.run(command, check=True)
 
     return python, install

@@ -73,13 +73,14 @@ def test_plugins(cli):
     assert code == 0 and "amd (amd-plugin" in printed and "objectives: amd, decoupled_dmd, dmd" in printed
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     tune = ("--tune", "objective.guidance_scale=1,2", "--arm", "soft=amd objective.sharpening=0.5")
     code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", *tune, "--seeds", "0,1", "--select-seeds", "1,5",
                         "--output", tmp_path)  # fmt: skip
     assert code == 2 and "--select-seeds" in printed and "[1]" in printed
     code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", *tune, "--seeds", "1", "--select-seeds", "5,6",
-                        "--output", tmp_path)  # fmt: skip
+                        "--workers", "1", "--output", tmp_path)  # fmt: skip
     assert code == 0, printed
     content = json.loads((tmp_path / "compare.json").read_text())
     assert list(content["arms"]) == ["dmd", "soft", *(f"{a}@guidance_scale={w}" for a in ("dmd", "soft") for w in (1, 2))]
@@ -90,7 +91,7 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path):
     assert "chosen on the seeds 5, 6" in printed and "on the seeds 5, 6" in (tmp_path / "report.html").read_text()
     assert content["unused"] == {"dmd": ["sharpening"]}
     code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--tune", "objective.sharpening=0.5",
-                        "--seeds", "1", "--select-seeds", "5,6", "--output", tmp_path / "other")  # fmt: skip
+                        "--seeds", "1", "--select-seeds", "5,6", "--workers", "1", "--output", tmp_path / "other")  # fmt: skip
     assert code == 0, printed
     content = json.loads((tmp_path / "other" / "compare.json").read_text())
     assert content["selected"]["dmd"] == "dmd" and content["selected"].keys() == {"dmd", "amd"}, (
@@ -151,6 +152,7 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
     assert guidance >= 2 or len(set(parts)) == len(parts) == 5
 
 
+@pytest.mark.slow
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     folder = tmp_path / "comparison"
     arguments = [
@@ -187,11 +189,14 @@ def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     assert code == 0 and "How samples were weighed" in (tmp_path / "all.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_comparison_with_a_run_that_fails_keeps_the_others(cli, tmp_path):
     folder = tmp_path / "comparison"
     blocked = folder / "arms" / "amd" / "seed-0"
     blocked.mkdir(parents=True)
     (blocked / "cat.jpg").write_text("")
-    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--seeds", "1", "--output", folder)
+    code, printed = cli(
+        "compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--seeds", "1", "--workers", "1", "--output", folder
+    )
     assert code == 1 and "amd, seed 0" in printed and "holds no run" in printed
     assert (folder / "arms" / "dmd" / "seed-0" / "evaluation.json").exists()

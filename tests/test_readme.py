@@ -63,3 +63,14 @@ def test_numbers_in_the_readme_are_those_of_the_committed_tables():
         name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
         found = [line for line in tables.splitlines() if line.startswith(f"| {name} |")]
         assert any(all(cell in line for cell in cells) for line in found), row
+
+
+def test_the_map_of_the_code_names_every_folder():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for file in re.findall(r"^\d\. `(.*?)`", text, re.MULTILINE):
+        assert (ROOT / file).is_file(), file
+    named = set(re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE))
+    package = ROOT / "amd_plugin"
+    folders = {path.relative_to(package).as_posix() for pattern in ("*", "host/*", "evaluate/*") for path in package.glob(pattern)
+               if any(path.glob("*.*")) and path.name not in ("__pycache__", "host", "evaluate")}  # fmt: skip
+    assert named == folders

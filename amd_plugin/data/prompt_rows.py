@@ -80,13 +80,16 @@ class PromptRows:
             columns = [name for name, kind in features.items() if name == image_column or not _is_media(kind)]
             self._features = datasets.Features({name: features[name] for name in columns})
             self._skips_blank = data.info.builder_name == "text"
-            rows, order = data.select_columns(columns), {"shuffle": shuffle, "seed": seed, "refuse": self._error}
+            rows = data.select_columns(columns)
+            self._reader: RowReader
             if streaming:
-                size, declared = (1000 if image_column else 10_000), None if self._skips_blank else _declared(data, split)
-                how = {"buffer_size": size, "declared": declared, **order}
-                self._reader: RowReader = StreamRows(rows, self._usable, self._features, **how)
+                window, declared = (1000 if image_column else 10_000), None if self._skips_blank else _declared(data, split)
+                self._reader = StreamRows(
+                    rows, self._usable, self._features, shuffle=shuffle, buffer_size=window, seed=seed, declared=declared,
+                    refuse=self._error,
+                )  # fmt: skip
             else:
-                self._reader = FileRows(rows, self._usable, **order)
+                self._reader = FileRows(rows, self._usable, shuffle=shuffle, seed=seed, refuse=self._error)
 
     @property
     def num_rows(self) -> int | None:
@@ -266,6 +269,6 @@ def _is_media(kind: Any) -> bool:
 
 def _is_hub_id(source: str) -> bool:
     with suppress(errors.HFValidationError):
-        utils.validate_repo_id(source)
+        utils.validate_repo_id(source)  # type: ignore[attr-defined]  # public, but not listed in __all__
         return "/" in source
     return False

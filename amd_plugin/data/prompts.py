@@ -1,6 +1,6 @@
-"""A user's own prompts, with or without pictures, as a task: what a pipeline from disk is distilled on.
+"""A user's own prompts, with or without pictures, as a task: the data that a pipeline from disk is distilled on.
 
-Held-out metrics that need no other model are here; trained ones are rewards' business.
+Its held-out metrics need no other model; trained metrics are rewards.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Prompts:
     """Prompts from a file, a folder or the hub. A label is a row of their endless, reshuffled order.
 
     Args:
-        source: .txt (a prompt a line), .jsonl, .csv, .tsv, .parquet; a folder of images or of parquet files; or a hub id.
-        column: that holds the prompt; by default prompt, text or caption.
-        image_column: that holds a picture, for ``train.rollout: data`` and adversarial losses.
-        config, split, revision: of a hub dataset.
-        streaming: read rows as they are needed instead of preparing the whole set first.
-        shuffle: each epoch in an order of its own.
-        held_out: prompts for the evaluation, same formats; by default the first of `source`.
-        per_prompt: evaluation samples per prompt.
+        source: .txt (one prompt per line), .jsonl, .csv, .tsv, .parquet; a folder of images or of parquet files; or a hub id.
+        column: column of the prompts; by default prompt, text or caption.
+        image_column: column of the pictures, for ``train.rollout: data`` and adversarial losses.
+        config, split, revision: part and revision of a hub data set.
+        streaming: whether rows are read as they are needed instead of preparing the whole set first.
+        shuffle: whether each epoch has a random order of its own.
+        held_out: source of prompts for the evaluation, in the same formats; by default the first prompts of `source`.
+        per_prompt: number of evaluation samples per prompt.
     """
 
     name: ClassVar[str] = "prompts"
@@ -59,9 +59,9 @@ class Prompts:
         self._rows = PromptRows(source, column=column, image_column=image_column, shuffle=shuffle, **options)
         self._held_out: PromptRows | None = None
         if held_out:
-            # A text file has no columns to name.
-            named = None if held_out.lower().endswith(".txt") else column
-            self._held_out = PromptRows(held_out, column=named, shuffle=False, key="data.held_out")
+            # A text file has no columns.
+            held_out_column = None if held_out.lower().endswith(".txt") else column
+            self._held_out = PromptRows(held_out, column=held_out_column, shuffle=False, key="data.held_out")
         self.has_samples = image_column is not None
         self._per_prompt = per_prompt
         self._pictured: dict[int, PromptRows] = {}
@@ -71,15 +71,15 @@ class Prompts:
         self.made_of: dict[str, Any] = {"task": self.name, "source": source, "column": column, **options}
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
-        """The `position`-th `count` rows."""
+        """The `position`-th `count` rows: their numbers [count]."""
         return torch.arange(position * count, (position + 1) * count)
 
     def prompts(self, labels: Tensor) -> list[str]:
-        """Their prompts."""
+        """The prompts of the rows `labels` [B]."""
         return [row.prompt for row in self._lookup(labels)]
 
     def columns(self, labels: Tensor) -> dict[str, list[Any]]:
-        """Their other columns, for rewards that name them."""
+        """The other columns of the rows `labels` [B], for rewards that name them."""
         rows = self._lookup(labels)
         return {name: [row.columns.get(name) for row in rows] for name in rows[0].columns}
 
@@ -91,7 +91,7 @@ class Prompts:
         return itertools.chain(training, self.prompts(self.balanced_labels(evaluated)))
 
     def balanced_labels(self, count: int) -> Tensor:
-        """`per_prompt` samples each of as many prompts as that allows; negative, where they are held-out prompts."""
+        """Labels of at most `count` samples, `per_prompt` for each prompt; held-out prompts have negative labels."""
         self._evaluated = max(1, count // self._per_prompt)
         prompts = torch.arange(self._evaluated).repeat_interleave(self._per_prompt)
         return prompts if self._held_out is None else -1 - prompts
@@ -105,7 +105,7 @@ class Prompts:
             InputError: for a data set without `image_column`.
         """
         labels = self.draw_labels(position, count, generator)
-        # A place of its own in a stream for each stride: to and fro between two, it would be read from the start each time.
+        # Each stride has its own position in a stream: with one for all, each change would read it from the start.
         source = self._pictured.setdefault(count, self._rows.again())
         images = []
         for label, row in zip(labels.tolist(), source.rows(position * count, count), strict=True):
@@ -128,11 +128,11 @@ class Prompts:
         return samples / 2 + 0.5
 
     def classifier(self) -> nn.Module:
-        """There is none."""
+        """Raises OptionError: prompts have no classes."""
         raise OptionError("name", "the classifier reward belongs to tasks with classes; prompts need a reward that reads them")
 
     def judge(self) -> None:
-        """There is none: `evaluate.features` names a model to compare samples in."""
+        """None: `evaluate.features` names a model for distances between sets of samples."""
         return None
 
     def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
@@ -162,19 +162,19 @@ class Prompts:
         return draw
 
     def _lookup(self, labels: Tensor) -> Sequence[Row]:
-        wanted = labels.tolist()
+        numbers = labels.tolist()
         if len(self._seen) > self.KEPT:
-            # The oldest go, but not what each evaluation asks for again: a stream would have to be read from the start for it.
-            gone = set(list(self._seen)[: -self.KEPT // 2]) - set(wanted) - set(range(self._evaluated))
-            self._seen = {label: row for label, row in self._seen.items() if label not in gone}
-        missing = sorted({label for label in wanted if label not in self._seen})
+            # The oldest are dropped, except the rows of the evaluation: a stream would be read from the start for them.
+            dropped = set(list(self._seen)[: -self.KEPT // 2]) - set(numbers) - set(range(self._evaluated))
+            self._seen = {label: row for label, row in self._seen.items() if label not in dropped}
+        missing = sorted({label for label in numbers if label not in self._seen})
         for first, last in _runs(missing):
             rows = self._rows.rows(first, last - first + 1, images=False) if first >= 0 else None
             if rows is None:
                 assert self._held_out is not None  # noqa: S101 (only held-out rows are negative)
                 rows = self._held_out.rows(-1 - last, last - first + 1)[::-1]
             self._seen.update(zip(range(first, last + 1), rows, strict=True))
-        return [self._seen[label] for label in wanted]
+        return [self._seen[label] for label in numbers]
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,33 +1,37 @@
-"""Between pixels and the latents a network sees, for autoencoders of images; those of videos differ per family."""
+"""Pixels to latents and back, for autoencoders of images; autoencoders of videos differ per family."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def factor(vae: nn.Module) -> int:
-    """Pixels per latent, in each direction."""
+def factor(vae: Any) -> int:
+    """Pixels per latent along an edge; `vae` is an autoencoder of diffusers."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def encode(vae: nn.Module, media: Tensor) -> Tensor:
+def encode(vae: Any, media: Tensor) -> Tensor:
     """Latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]: the posterior's mean, shifted and scaled."""
     shift, scale = _statistics(vae)
-    return (vae.encode(media).latent_dist.mean - shift.to(media)) * scale.to(media)
+    latents: Tensor = (vae.encode(media).latent_dist.mean - shift.to(media)) * scale.to(media)
+    return latents
 
 
-def decode(vae: nn.Module, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; differentiable.
 
-    An `AutoencoderTiny` in place of the pipeline's own autoencoder takes the network's latents as they are: its config says so.
+    An `AutoencoderTiny` may replace the pipeline's own autoencoder: its config has scale 1 and shift 0.
     """
     shift, scale = _statistics(vae)
-    return (vae.decode(latents / scale.to(latents) + shift.to(latents)).sample / 2 + 0.5).clamp(0, 1)
+    media: Tensor = (vae.decode(latents / scale.to(latents) + shift.to(latents)).sample / 2 + 0.5).clamp(0, 1)
+    return media
 
 
-def _statistics(vae: nn.Module) -> tuple[Tensor, Tensor]:
-    """(shift, scale), each [1, C or 1, 1, 1], of ``network's latents = (autoencoder's latents - shift) * scale``."""
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """(shift, scale), each [1, C or 1, 1, 1], in ``network's latents = (autoencoder's latents - shift) * scale``."""
     config = vae.config
     scale = torch.tensor(float(config.scaling_factor)).reshape(1, 1, 1, 1)
     if config.get("latents_mean") is None or config.get("latents_std") is None:

@@ -1,4 +1,4 @@
-"""A network's weights in their files, one tensor at a time, for networks that no process is to hold whole while they load."""
+"""A network's weights read from files one tensor at a time, for networks that no process holds whole while they load."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ STEM = "diffusion_pytorch_model"
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that is made when it is read: from a file, or from what all processes keep of it."""
+    """A tensor that is read on access: from a file, or gathered from all processes.
+
+    Attributes:
+        shape: the tensor's shape.
+        read: the function that returns the tensor.
+    """
 
     shape: torch.Size
     read: Callable[[], Tensor]
 
 
 def materialize(value: Tensor | LazyTensor) -> Tensor:
-    """The tensor itself."""
+    """The tensor itself; reads a lazy one."""
     return value.read() if isinstance(value, LazyTensor) else value
 
 
 class Weights:
-    """The tensors of a diffusers model by name; calling it reads one.
+    """A reader of the tensors of a diffusers model by name.
 
     Args:
-        folder: with the model's ``config.json``.
-        variant: of the weight files, e.g. ``fp16``.
-        key: the recipe's key that named it, for messages.
+        folder: the folder with the model's ``config.json``.
+        variant: the variant of the weight files, for example ``fp16``.
+        key: the recipe's key that names the model, for messages.
 
     Raises:
-        InputError: where there are no safetensors of that variant.
+        InputError: for a folder without safetensors of that variant, or with files that cannot be read.
     """
 
     def __init__(self, folder: Path, variant: str | None = None, key: str = "model.path"):
@@ -56,13 +61,17 @@ class Weights:
             raise InputError(f"{key}: {folder} has neither {index.name} nor {single.name}")
 
     def __call__(self, name: str) -> Tensor:
-        """The tensor `name`, on the CPU."""
+        """The tensor `name`, on the CPU, in the file's dtype."""
         with self._open(name) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def check(self, network: nn.Module) -> None:
-        """Raises InputError unless every parameter and persistent buffer of `network` is there, in its shape."""
+        """Checks that the files have every parameter and persistent buffer of `network` in its shape.
+
+        Raises:
+            InputError: for a tensor that is missing or has another shape.
+        """
         for name, value in network.state_dict().items():
             shape = None
             if name in self._files:
@@ -83,21 +92,21 @@ class Weights:
 
 
 def meta_network(build: Callable[[], nn.Module], dtype: torch.dtype, read: TensorReader) -> nn.Module:
-    """A network whose parameters are on the meta device, in the dtypes `from_pretrained` would give them; buffers are real.
+    """A network with parameters on the meta device, in the dtypes of `from_pretrained`, and with real buffers.
 
     Args:
-        build: makes it.
-        dtype: of its parameters, those aside that its class keeps in fp32.
-        read: a tensor's name -> its value; for persistent buffers.
+        build: the network's constructor.
+        dtype: the dtype of parameters, except of those that the network's class keeps in fp32.
+        read: the reader of persistent buffers by name.
     """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         network = build()
-    kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+    fp32_parts = getattr(network, "_keep_in_fp32_modules", None) or ()
     for name, parameter in network.named_parameters():
-        whole = any(part in kept for part in name.split("."))
-        parameter.data = parameter.data.to(torch.float32 if whole else dtype)
+        in_fp32 = any(part in fp32_parts for part in name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if in_fp32 else dtype)
     persistent = network.state_dict().keys()
     for name, buffer in network.named_buffers():
         if name in persistent:
@@ -108,7 +117,7 @@ def meta_network(build: Callable[[], nn.Module], dtype: torch.dtype, read: Tenso
 
 
 def materialize_meta(network: nn.Module, read: TensorReader) -> nn.Module:
-    """`network` with all parameters read that are on the meta device."""
+    """`network`, changed in place: all its parameters on the meta device are read."""
     for prefix, part in network.named_modules():
         for key, parameter in part._parameters.items():
             if parameter is not None and parameter.is_meta:

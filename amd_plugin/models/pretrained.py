@@ -1,4 +1,4 @@
-"""A diffusers pipeline on disk or on the hub, part by part; whatever is wrong with it is said before anything is trained.
+"""A diffusers pipeline on disk or on the hub, read part by part and checked before anything is trained.
 
 Weights are read from safetensors only, and no code that comes with a model is ever run.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Where a pipeline is, and how to read it.
+    """A pipeline as a place to read from.
 
     Attributes:
         path: a folder with a ``model_index.json``, or a hub id.
-        revision: of the hub repository; a commit hash pins it.
-        variant: of the weight files, e.g. ``fp16``.
-        key: the recipe's key that named it, for messages.
+        revision: revision of the hub repository; a commit hash pins it.
+        variant: variant of the weight files, e.g. ``fp16``.
+        key: the recipe's key that names the pipeline, for error messages.
     """
 
     path: str
@@ -49,14 +49,14 @@ class Pretrained:
         """The pipeline's ``model_index.json``.
 
         Raises:
-            InputError: if there is none to be had.
+            InputError: if there is none, or it cannot be read.
         """
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             file = folder / "model_index.json"
             if not file.is_file():
-                found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-                raise InputError(f"{self.key}: {folder} is no diffusers pipeline: it has no model_index.json, but {found}")
+                entries = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+                raise InputError(f"{self.key}: {folder} is no diffusers pipeline: it has no model_index.json, but {entries}")
             try:
                 index = json.loads(file.read_text())
             except (OSError, ValueError) as error:
@@ -68,39 +68,44 @@ class Pretrained:
             return dict(diffusers.DiffusionPipeline.load_config(self.path, revision=self.revision))
 
     def family(self, families: Mapping[str, type[Family]]) -> Family:
-        """The family of the pipeline's class, after a look at all of its parts.
+        """The family of the pipeline's class, after a check of all its parts.
 
         Raises:
-            InputError: for a class no family is registered for, or a part that is missing or of another class.
+            InputError: for a class without a registered family, or a part that is missing or of another class.
         """
         index = self.index()
-        name = index.get("_class_name")
+        name = str(index.get("_class_name"))
         if name not in families:
-            known = ", ".join(sorted(families))
-            raise InputError(f"{self.key}: {self.path} is a {name}, which no installed family can distil. Known are {known}")
+            names = ", ".join(sorted(families))
+            raise InputError(f"{self.key}: {self.path} is a {name}, which no installed family can distil. Known are {names}")
         kind = families[name]
         for part, wanted in ((kind.component, kind.network), ("vae", kind.autoencoder), ("scheduler", None)):
-            found = (index.get(part) or [None, None])[1]
-            if found is None or (wanted is not None and found != wanted):
-                what = f"a {wanted} as its {part}" if wanted else f"a {part}"
-                raise InputError(f"{self.key}: {self.path} needs {what} to be distilled, found {found or 'none'}")
+            actual = (index.get(part) or [None, None])[1]
+            if actual is None or (wanted is not None and actual != wanted):
+                needed = f"a {wanted} as its {part}" if wanted else f"a {part}"
+                raise InputError(f"{self.key}: {self.path} needs {needed} to be distilled, found {actual or 'none'}")
             folder = Path(self.path).expanduser() / part
             if Path(self.path).expanduser().is_dir() and not folder.is_dir():
                 raise InputError(f"{self.key}: {folder} is missing, though model_index.json names it")
         return kind(index, self.network_config(kind))
 
     def network_config(self, kind: type[Family]) -> dict[str, Any]:
-        """The config of the network that is distilled."""
+        """The config of the network that is distilled.
+
+        Raises:
+            InputError: if it cannot be read, or is of another class than `kind` has.
+        """
         with self._reading(f"{kind.component}/config.json"):
             config = _class(kind.network).load_config(self.path, subfolder=kind.component, revision=self.revision)
-        found = config.get("_class_name")
-        if found != kind.network:
-            raise InputError(f"{self.key}: {self.path}/{kind.component} is a {found}, needs a {kind.network}")
+        name = config.get("_class_name")
+        if name != kind.network:
+            raise InputError(f"{self.key}: {self.path}/{kind.component} is a {name}, needs a {kind.network}")
         return dict(config)
 
     def empty_network(self, family: Family) -> nn.Module:
-        """The network that is distilled, from its config alone."""
-        return _class(family.network).from_config(self.network_config(type(family)))
+        """The network that is distilled, from its config alone, with initial weights."""
+        network: nn.Module = _class(family.network).from_config(self.network_config(type(family)))
+        return network
 
     def network(self, family: Family, dtype: torch.dtype) -> nn.Module:
         """The network that is distilled, frozen, on the CPU, in eval mode."""
@@ -111,12 +116,11 @@ class Pretrained:
         with self._reading(f"{family.component}'s weights"):
             folder = Path(self.path).expanduser()
             if not folder.is_dir():
-                found = snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{family.component}/*"])
-                folder = Path(found)
+                folder = Path(snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{family.component}/*"]))
             return Weights(folder / family.component, self.variant, self.key)
 
     def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, TensorReader]:
-        """The network that is distilled with its parameters on the meta device, frozen, in eval mode; and their values."""
+        """(network that is distilled, reader of its parameters); the network is on the meta device, frozen, in eval mode."""
         weights = self.weights(family)
         with self._reading(family.component):
             network = meta_network(lambda: self.empty_network(family), dtype, weights)
@@ -129,22 +133,24 @@ class Pretrained:
         return self.part(family.autoencoder, torch.float32, "vae")
 
     def part(self, kind: str, dtype: torch.dtype, subfolder: str | None = None) -> nn.Module:
-        """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode; `subfolder` None where there is but one.
+        """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode.
+
+        `subfolder` is None for a model outside a pipeline.
 
         Raises:
             InputError: if it cannot be read, or weights of the class are missing: diffusers would leave those at random.
         """
         name = subfolder or kind
         with self._reading(name):
-            model, found = _class(kind).from_pretrained(
+            model, report = _class(kind).from_pretrained(
                 self.path, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True, **self._options()
             )
-        absent = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
-        if absent:
-            what = f"{len(absent)} are missing or have another shape, the first is {absent[0]}"
-            raise InputError(f"{self.key}: {self.path}: the weights of {name} do not fit a {kind}: {what}. Fetch it again")
-        model = model.requires_grad_(False).eval()
-        return model  # type: ignore[no-any-return]
+        missing = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+        if missing:
+            problem = f"{len(missing)} are missing or have another shape, the first is {missing[0]}"
+            raise InputError(f"{self.key}: {self.path}: the weights of {name} do not fit a {kind}: {problem}. Fetch it again")
+        frozen: nn.Module = model.requires_grad_(False).eval()
+        return frozen
 
     def scheduler(self) -> Any:
         """The teacher's scheduler."""
@@ -159,8 +165,8 @@ class Pretrained:
             pipeline = _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
         for name, part in pipeline.components.items():
             if isinstance(part, PreTrainedTokenizerBase) and not tells_words_apart(part):
-                what = f"{name} does not tell words apart: files of its vocabulary are missing"
-                raise InputError(f"{self.key}: {self.path}: {what}. Fetch it again")
+                problem = f"{name} does not tell words apart: files of its vocabulary are missing"
+                raise InputError(f"{self.key}: {self.path}: {problem}. Fetch it again")
         return pipeline
 
     def pipeline(self, family: Family, dtype: torch.dtype, **parts: Any) -> Any:
@@ -169,7 +175,7 @@ class Pretrained:
             return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **parts, **self._options())
 
     def fingerprint(self) -> list[Any]:
-        """What identifies the text encoders: sizes and times of their files, or the hub's name and revision."""
+        """JSON-able identity of the text encoders: sizes and times of their files, or hub id and revision."""
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
             return [self.path, self.revision]
@@ -180,24 +186,25 @@ class Pretrained:
         return {"revision": self.revision, "variant": self.variant, "use_safetensors": True}
 
     @contextmanager
-    def _reading(self, part: str) -> Any:
-        """Turns whatever the libraries raise into one line that says what could not be read, and why."""
+    def _reading(self, part: str) -> Iterator[None]:
+        """Turns any exception of the libraries into an InputError of one line: what could not be read, and why."""
         try:
             with quiet():
                 yield
         except InputError:
             raise
-        except Exception as error:  # they raise OSError, ValueError, RuntimeError, hub and safetensors errors alike
+        except Exception as error:  # the libraries raise OSError, ValueError, RuntimeError, hub and safetensors errors alike
             cause = " ".join(str(error).split())[:400]
             hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
-            what = f"{self.key}: {self.path}: {part} cannot be read: {type(error).__name__}: {cause}."
-            raise InputError(what + hint) from error
+            message = f"{self.key}: {self.path}: {part} cannot be read: {type(error).__name__}: {cause}."
+            raise InputError(message + hint) from error
 
 
 def tells_words_apart(tokenizer: Any) -> bool:
-    """Whether it gives different tokens to different words: where files are missing, transformers makes one without words.
+    """Whether a tokenizer maps different words to different tokens.
 
-    Two sentences without a common word, or, of a vocabulary too small for them, two of its own words.
+    Where its files are missing, transformers makes one without a vocabulary. The test is on two sentences without a common
+    word, or, for a vocabulary too small for them, on two of its own words.
     """
     special = set(tokenizer.all_special_ids)
     words = sorted(word for word, index in tokenizer.get_vocab().items() if word.isalpha() and index not in special)
@@ -215,8 +222,8 @@ def _class(name: str) -> Any:
 
 
 @contextmanager
-def quiet() -> Any:
-    """The libraries' progress bars and notes stay out of the way of ours."""
+def quiet() -> Iterator[None]:
+    """Silences progress bars and notes of diffusers and transformers within the context."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     with ExitStack() as restore:
         restore.enter_context(warnings.catch_warnings())

@@ -1,7 +1,7 @@
 """Configs of some public models, shipped so that runs can be planned, and checked by `--dry-run`, without a network.
 
-Under ``known/`` lie folders like those on the hub, with configs only. Sizes are pinned by tests to the published parameter
-counts. Weights are never made up: whoever reads one of these folders for anything but configs finds none.
+Under ``shipped_configs/`` lie folders like those on the hub, with configs only and no weights. Tests pin the sizes to the
+published parameter counts.
 """
 
 from __future__ import annotations
@@ -28,22 +28,27 @@ ENCODERS = {
 
 
 class Source(NamedTuple):
-    """A recipe's model section whose configs can be read, and where they come from, in words."""
+    """A recipe's model section whose configs can be read.
+
+    Attributes:
+        model: the section, with a local path where shipped configs are used.
+        words: where the configs come from, for people.
+    """
 
     model: ModelConfig
     words: str
 
 
 def with_configs(model: ModelConfig) -> Source:
-    """`model` itself; or with the configs shipped here, where its pipeline is on the hub and the hub does not answer."""
+    """`model` itself; or with shipped configs, where its pipeline is on the hub and the hub does not answer."""
     if model.path is None:
         return Source(model, f"made here ({model.network})")
     if Path(model.path).expanduser().exists():
         return Source(model, f"folder {model.path}")
     if model.path not in PIPELINES:
         return Source(model, f"hub, {model.path}")
-    found = huggingface_hub.try_to_load_from_cache(model.path, "model_index.json", revision=model.revision)
-    reason = None if isinstance(found, str) else hub_problem(model.path, model.revision)
+    index = huggingface_hub.try_to_load_from_cache(model.path, "model_index.json", revision=model.revision)
+    reason = None if isinstance(index, str) else hub_problem(model.path, model.revision)
     if reason is None:
         return Source(model, f"hub, {model.path}")
     shipped = model.model_copy(update={"path": str(FOLDER / PIPELINES[model.path]), "revision": None})
@@ -51,7 +56,7 @@ def with_configs(model: ModelConfig) -> Source:
 
 
 def hub_problem(repository: str, revision: str | None = None) -> str | None:
-    """Why the hub does not tell about `repository`; None if it does. Asks once, and waits three seconds at most."""
+    """The reason why the hub gives no information on `repository`; None if it does. Waits three seconds at most."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return "HF_HUB_OFFLINE is set"
     try:

@@ -16,7 +16,7 @@ from amd_plugin.config import RecipeConfig
 from amd_plugin.models.embedded.networks import ClassConditional
 from amd_plugin.models.family import Caller
 from amd_plugin.models.pretrained import DTYPES
-from amd_plugin.models.roles import Role, make_roles
+from amd_plugin.models.roles import Role, StartNetworks, make_roles
 from amd_plugin.models.step_conditioning import PART, time_embeddings
 from amd_plugin.plan.model_spec import ModelSpec, build_autoencoder, fake_mode, fill_with_fakes
 from amd_plugin.plan.trace import Trace, along, trace
@@ -123,7 +123,7 @@ def _roles(spec: ModelSpec, config: RecipeConfig, depth: int | None) -> dict[str
     embeddings = time_embeddings(config.model, spec.family)
     with torch.device("meta"):
         base = spec.build(DTYPES[config.model.dtype], depth)
-        roles = make_roles(config.model, base, None, config.train.seed, time_embeddings=embeddings)
+        roles = make_roles(config.model, StartNetworks(base, time_embeddings=embeddings), config.train.seed)
     if config.distributed.trained != "none":
         # An engine keeps weights in the precision of its computations, and fp32 master weights with its optimizer.
         for role in (roles["student"], roles["fake_score"]):

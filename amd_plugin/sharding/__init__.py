@@ -1,5 +1,5 @@
-"""Networks too large for every process to keep whole, sharded over processes with DeepSpeed ZeRO.
+"""Networks that are too large for each process to hold whole, sharded over processes with DeepSpeed ZeRO.
 
-DeepSpeed is driven directly, on the process group that accelerate made: no DeepSpeed plugin is ever active, so nothing else
-that is loaded meanwhile, text encoders and rewards for two, can be sharded by accident.
+DeepSpeed is called directly, on accelerate's process group, and no DeepSpeed plugin of accelerate is ever active. Networks that
+load meanwhile, such as text encoders and rewards, can therefore not be sharded by accident.
 """

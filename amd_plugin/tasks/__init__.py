@@ -1,7 +1,7 @@
-"""The embedded tasks: small real problems with a truth to measure against, for CPUs and minutes.
+"""The embedded tasks: small real problems with a known ground truth, for minutes on a CPU.
 
-A task brings its data (as a teacher gets to see it, and as it really is), a classifier for the training reward, and
-held-out metrics that have nothing in common with that classifier.
+A task is data (as the teacher sees it, and without its flaws), a classifier for the training reward, and held-out metrics that
+have nothing in common with that classifier. It holds no model and decodes nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TASKS: dict[str, type[Task]] = {
 
 
 class Task(Protocol):
-    """What the host, the rewards and the report ask of a task. B samples of `sample_shape`.
+    """The interface of a task for host, rewards and report. A batch has B samples of `sample_shape`.
 
     Attributes:
         name: its key in `TASKS`.
-        metrics: held-out metric -> which way is better: ``up``, ``down``, or ``one`` for ratios that should be 1.
-        num_classes: labels run from 0; 0 where a label is a row of a prompt set.
+        metrics: held-out metric -> its better direction: ``up``, ``down``, or ``one`` for ratios that should be 1.
+        num_classes: number of labels, which run from 0; 0 where a label is a row of a prompt set.
         in_pixels: whether `training_data` returns pictures that an autoencoder must encode.
         media_channels: channels of its media: 1 for grey pictures and videos, 3 for coloured ones.
         has_samples: whether `training_data` has any samples.
@@ -60,23 +60,23 @@ class Task(Protocol):
         ...
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
-        """What the `position`-th batch asks for: labels [count], one per group; `generator` is for this batch alone."""
+        """Labels [count] of the `position`-th batch, one per group; `generator` is for this batch alone."""
         ...
 
     def balanced_labels(self, count: int) -> Tensor:
-        """Labels [count // num_classes * num_classes], each equally often, in order."""
+        """Labels [count // num_classes * num_classes] in order, each equally often."""
         ...
 
     def prompts(self, labels: Tensor) -> list[str]:
-        """What to ask for, in words."""
+        """The prompts of `labels` [B]."""
         ...
 
     def columns(self, labels: Tensor) -> dict[str, Any]:
-        """What rewards may ask for by name beside media and prompts."""
+        """Columns of the rows of `labels` [B] that rewards may ask for by name, beside media and prompts."""
         ...
 
     def asked_for(self, rows: int, evaluated: int) -> Iterable[str]:
-        """All prompts of so many groups and of an evaluation of so many samples."""
+        """All prompts of training on `rows` groups and of an evaluation of `evaluated` samples."""
         ...
 
     def to_media(self, samples: Tensor) -> Tensor:
@@ -84,11 +84,15 @@ class Task(Protocol):
         ...
 
     def classifier(self) -> nn.Module:
-        """Maps media [B, ...] to logits [B, num_classes + 1], the last for "none of them". Trained here, cached."""
+        """A network from media [B, ...] to logits [B, num_classes + 1], the last for "none of them"; trained here, cached.
+
+        Raises:
+            OptionError: for a task without classes.
+        """
         ...
 
     def judge(self) -> Judge | None:
-        """What judges single samples; None where nothing here knows what is right."""
+        """The judge of single samples; None where the task has no ground truth for them."""
         ...
 
     def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:

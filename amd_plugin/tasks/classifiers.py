@@ -1,4 +1,4 @@
-"""Training the small classifiers of the embedded tasks, and keeping them."""
+"""Training and caching of the small classifiers of the embedded tasks."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ def trained_classifier(
     steps: int,
     learning_rate: float = 2e-3,
 ) -> nn.Module:
-    """A network trained with cross-entropy on ``batch(generator) -> (inputs, classes)``; cached; frozen, in eval mode.
+    """A network trained with cross-entropy, frozen, in eval mode; trained once, then cached.
 
     Args:
-        kind: names the cache entry.
-        made_of: JSON-able; what the result depends on beside `steps` and `learning_rate`.
-        build: makes the untrained network.
+        kind: name of the cache entry.
+        made_of: JSON-able; everything that the result depends on beside `steps` and `learning_rate`.
+        build: function that builds the untrained network.
+        batch: ``generator -> (inputs [B, ...], classes [B])``, one batch.
+        steps: number of updates.
+        learning_rate: peak of a cosine schedule with warm-up.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(0, kind).initial_seed())

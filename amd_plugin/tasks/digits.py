@@ -1,7 +1,7 @@
-"""scikit-learn's 1797 handwritten digits, 8 x 8: real data that comes in a wheel.
+"""scikit-learn's 1797 handwritten digits, 8 x 8: real data that is part of a wheel.
 
-Half the images train the reward's classifier, the other half the one that evaluates; the teacher sees all of them, a share
-under random labels.
+One half of the images trains the reward's classifier, the other half the classifier that evaluates. The teacher sees all
+images, a share of them under random labels.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Digits:
     """Handwritten digits in [-1, 1].
 
     Args:
-        label_noise: share of the teacher's training images with a uniformly random label, the same ones in every run.
+        label_noise: share of the teacher's training images with a uniformly random label; the same images in every run.
     """
 
     name: ClassVar[str] = "digits"
@@ -38,7 +38,8 @@ class Digits:
         raw = load_digits()
         self.images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
         self.labels = torch.tensor(raw.target, dtype=torch.long)
-        self.num_classes, self.sample_shape = 10, (1, 8, 8)
+        self.num_classes = 10
+        self.sample_shape: tuple[int, ...] = (1, 8, 8)
         draws = generator(0, "digits")
         order = torch.randperm(len(self.labels), generator=draws)
         self.reward_half, self.evaluation_half = order.chunk(2)
@@ -50,12 +51,12 @@ class Digits:
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images [B, 1, 8, 8] with the labels the teacher is told."""
+        """Images [B, 1, 8, 8] with the teacher's labels [B], some of which are wrong."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.noisy_labels[index]
 
     def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Images with their true labels."""
+        """Images [B, 1, 8, 8] with their true labels [B]."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return self.images[index], self.labels[index]
 
@@ -95,7 +96,7 @@ class Digits:
         return trained_classifier("classifier-digits", self.made_of, lambda: _cnn(11), batch, steps=400)
 
     def judge(self) -> Judge:
-        """The CNN that `evaluate` asks."""
+        """The CNN that `evaluate` uses."""
         network = self._judge()
         return Judge(
             "64 features of a CNN trained on the held-out half of the digits", network[:-1],
@@ -105,8 +106,9 @@ class Digits:
     def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
         """Held-out metrics by a CNN trained on the second half, against all real images.
 
-        frechet: distance of Gaussian fits in its 64 features. accuracy: share it reads as asked. precision, recall: k nearest
-        neighbours in its features (1904.06991). diversity: mean pair distance of `samples` in a class over that of real images.
+        frechet: distance of Gaussian fits in its 64 features. accuracy: share that it classifies as asked. precision, recall: k
+        nearest neighbours in its features (1904.06991). diversity: mean pair distance of `samples` in a class over that of real
+        images.
         """
         judge = self._judge()
         with torch.no_grad():
@@ -161,14 +163,17 @@ def _cnn(outputs: int) -> nn.Sequential:
 
 
 def _jitter(images: Tensor, draws: torch.Generator) -> Tensor:
-    """A little pixel noise, so that smooth generated images are no surprise."""
+    """A little pixel noise, so that smooth generated images are within the training distribution."""
     return (images + 0.05 * torch.randn(images.shape, generator=draws)).clamp(0, 1)
 
 
 def _junk(images: Tensor, labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """A third each: uniform noise, even blends of two different digits, digits with their pixels scrambled."""
+    """Images that show no digit, a third each: uniform noise, even blends of two digits, digits with scrambled pixels."""
     third = count // 3
-    pick = lambda: torch.randint(len(images), (third,), generator=draws)  # noqa: E731
+
+    def pick() -> Tensor:
+        return torch.randint(len(images), (third,), generator=draws)
+
     noise = torch.rand((third, *images.shape[1:]), generator=draws)
     first, second = pick(), pick()
     other = torch.where((labels[first] == labels[second])[:, None, None, None], noise, images[second])

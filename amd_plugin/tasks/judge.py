@@ -1,4 +1,4 @@
-"""What an embedded task can say of each single sample, by a network or a density that nothing was trained on."""
+"""The judgement of single samples by a network or a density that no training has used."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Judge(NamedTuple):
     """A held-out judge.
 
     Attributes:
-        name: what it is, for people.
-        features: media [B, ...] on the CPU -> [B, D], to compare sets of samples in.
-        fits: (media, labels [B]) -> whether each sample is what was asked for, [B] of 0 and 1.
+        name: description for people.
+        features: media [B, ...] on the CPU -> features [B, D], for distances between sets of samples.
+        fits: (media [B, ...] on the CPU, labels [B]) -> [B] of 0 and 1, whether each sample fits its label.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A class-conditional mixture in the plane with known density: where a sample should lie is not a matter of opinion.
+"""A class-conditional mixture in the plane with known density.
 
 The teacher learns from data with wrong labels and outliers, so its guidance is unreliable in known places.
 """
@@ -25,9 +25,10 @@ class Modes2D:
 
     Args:
         geometry: ``pinwheel`` (arms that bend), ``ring`` (each class a cluster on a circle) or ``grid``.
-        classes, modes: number of classes, and of modes in each.
-        std: of every mode.
-        weights: of a class's modes; default: .25, .45, .30 for three modes, equal otherwise.
+        classes: number of classes.
+        modes: number of modes in each class.
+        std: standard deviation of every mode.
+        weights: probabilities of the modes of a class; default: .25, .45, .30 for three modes, equal otherwise.
         means: explicit positions [classes][modes][x, y] instead of a geometry.
         label_noise: share of training samples with a uniformly random label.
         outliers: share of training samples that are uniform over the square around the modes.
@@ -57,14 +58,15 @@ class Modes2D:
         if means is not None:
             sizes = {len(of_class) for of_class in means}
             if len(means) < 2 or len(sizes) != 1 or {len(point) for of_class in means for point in of_class} != {2}:
-                what = "must be [classes][modes][x, y], at least two classes with as many modes in each"
-                raise OptionError("means", f"{what}, got {means}")
+                shape = "[classes][modes][x, y], at least two classes with as many modes in each"
+                raise OptionError("means", f"must be {shape}, got {means}")
             classes, modes = len(means), next(iter(sizes))
         if weights is None:
             weights = [0.25, 0.45, 0.30] if modes == 3 else [1.0] * modes
         if len(weights) != modes:
             raise OptionError("weights", f"must be one per mode, {modes} of them, got {len(weights)}")
-        self.num_classes, self.sample_shape = classes, (2,)
+        self.num_classes = classes
+        self.sample_shape: tuple[int, ...] = (2,)
         self.label_noise, self.outliers, self.std = label_noise, outliers, std
         self.means = torch.tensor(means) if means is not None else _GEOMETRIES[geometry](classes, modes)
         self.weights = torch.tensor(weights) / sum(weights)
@@ -75,14 +77,14 @@ class Modes2D:
         }  # fmt: skip
 
     def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Samples [B, 2] and labels [B] of the true mixture."""
+        """(points [B, 2], labels [B]) of the true mixture."""
         labels = torch.randint(self.num_classes, (count,), generator=generator)
         return self._points(labels, generator), labels
 
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The same with random labels on a share of them, and outliers for another."""
+        """The same with random labels on one share of the points, and outliers in place of another."""
         points, labels = self.real_data(count, generator)
         wrong = torch.rand(count, generator=generator) < self.label_noise
         labels = torch.where(wrong, torch.randint(self.num_classes, (count,), generator=generator), labels)
@@ -114,7 +116,7 @@ class Modes2D:
         return samples
 
     def classifier(self) -> nn.Module:
-        """An MLP over classes and "none", trained on clean points and points from anywhere."""
+        """An MLP from points [B, 2] to logits of classes and "none", trained on clean and on uniform points."""
         width, none = 64, self.num_classes
 
         def build() -> nn.Module:
@@ -133,12 +135,12 @@ class Modes2D:
         return log_modes.logsumexp(1)
 
     def judge(self) -> Judge:
-        """The exact density: a point fits if it lies where all but 0.5 % of its class do."""
+        """The exact density: a point fits if its density is above the 0.5 % quantile of its class."""
         labels = self.balanced_labels(100 * self.num_classes)
         floor = self.log_density(self._points(labels, generator(0, "modes2d judge")), labels).quantile(0.005)
         return Judge(
             "the coordinates themselves, and the exact density", lambda points: points,
-            lambda points, asked: (self.log_density(points, asked) > floor).float(),
+            lambda points, classes: (self.log_density(points, classes) > floor).float(),
         )  # fmt: skip
 
     def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
@@ -159,7 +161,10 @@ class Modes2D:
             occupancy[c] = torch.bincount(nearest[of_class & inside], minlength=len(self.weights)) / of_class.sum()
         off = 1 - occupancy.sum(1)
         by_class = [(media[labels == c], real[labels == c]) for c in range(self.num_classes)]
-        average = lambda distance: sum(distance(a, b) for a, b in by_class) / self.num_classes  # noqa: E731
+
+        def average(distance: Callable[[Tensor, Tensor], float]) -> float:
+            return sum(distance(a, b) for a, b in by_class) / self.num_classes
+
         return {
             "precision": inside.float().mean().item(),
             "coverage": (occupancy > self.weights / 4).float().mean().item(),

@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits moving over a small canvas, asked for as "a 3 moving left": video with a truth to judge by.
+"""scikit-learn's handwritten digits moving over a small canvas, with prompts like "a 3 moving left": video with a ground truth.
 
-As for still digits, half the images train the reward's network, the other half the judge that evaluates, which is of another
-kind; the teacher sees all of them, a share under prompts for another digit.
+As for still digits, one half of the images trains the reward's network, the other half the judge, a network of another kind.
+The teacher sees all images, a share of them under prompts for another digit.
 """
 
 from collections.abc import Callable
@@ -38,20 +38,21 @@ class MovingDigits:
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
         self._digits, self._label_noise = Digits(label_noise=0), label_noise
-        self.num_classes, self.sample_shape = 10 * len(DIRECTIONS), (1, FRAMES, EDGE, EDGE)
+        self.num_classes = 10 * len(DIRECTIONS)
+        self.sample_shape: tuple[int, ...] = (1, FRAMES, EDGE, EDGE)
         self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
 
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Videos [B, 1, 3, 16, 16] with the labels the teacher is told."""
+        """Videos [B, 1, 3, 16, 16] with the teacher's labels [B], some of which name a wrong digit."""
         videos, labels = self.real_data(count, generator)
         wrong, ways = torch.rand(count, generator=generator) < self._label_noise, len(DIRECTIONS)
         anything = ways * torch.randint(10, (count,), generator=generator) + labels % ways
         return videos, torch.where(wrong, anything, labels)
 
     def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Videos with their true labels, digit * 4 + direction."""
+        """Videos [B, 1, 3, 16, 16] with their true labels [B], digit * 4 + direction."""
         return self._videos(torch.arange(len(self._digits.labels)), count, generator)
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
@@ -72,7 +73,7 @@ class MovingDigits:
         return {"labels": labels}
 
     def asked_for(self, rows: int, evaluated: int) -> list[str]:
-        """Every prompt there is."""
+        """All 40 prompts."""
         return self.prompts(torch.arange(self.num_classes))
 
     def to_media(self, samples: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class MovingDigits:
         return _to_unit(samples)
 
     def classifier(self) -> nn.Module:
-        """Reads the digit frame by frame, the direction from all frames, and knows what shows no digit."""
+        """A network that classifies the digit frame by frame and the direction from all frames; or no digit at all."""
         half = self._digits.reward_half
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ class MovingDigits:
         return trained_classifier("classifier-moving-digits", self.made_of, _Reader, batch, steps=600)
 
     def judge(self) -> Judge:
-        """The network that `evaluate` asks; a video fits if digit and direction are both right."""
+        """The network that `evaluate` uses; a video fits if digit and direction are both right."""
         network = self._judge()
         return Judge(
             "64 features of a CNN trained on videos of the held-out half of the digits",
@@ -101,15 +102,15 @@ class MovingDigits:
         )  # fmt: skip
 
     def evaluate(self, media: Tensor, labels: Tensor, samples: Tensor) -> dict[str, float]:
-        """Held-out metrics by a network trained on the second half, which sees each video as a stack of frames.
+        """Held-out metrics by a network trained on the second half, on each video as a stack of frames.
 
-        digit_accuracy, motion_accuracy: share with the digit, and the direction, it was asked for. frechet: distance of
+        digit_accuracy, motion_accuracy: share with the right digit, and with the right direction. frechet: distance of
         Gaussian fits in its 64 features. diversity: mean pair distance of `samples` within a prompt over that of real videos.
         """
         judge, ways = self._judge(), len(DIRECTIONS)
         real, true = self.real_data(max(len(labels), 1000), generator(0, "moving digits evaluation"))
         with torch.no_grad():
-            made, kept = (judge[:-1](_to_stack(videos)) for videos in (media, _to_unit(real)))
+            made, reference = (judge[:-1](_to_stack(videos)) for videos in (media, _to_unit(real)))
             read = judge[-1](made).softmax(1).unflatten(1, (10, ways))
         ratios = [
             measure.diversity_ratio(samples[labels == c].flatten(1), real[true == c].flatten(1))
@@ -118,7 +119,7 @@ class MovingDigits:
         return {
             "digit_accuracy": (read.sum(2).argmax(1) == labels // ways).float().mean().item(),
             "motion_accuracy": (read.sum(1).argmax(1) == labels % ways).float().mean().item(),
-            "frechet": measure.frechet_distance(kept, made),
+            "frechet": measure.frechet_distance(reference, made),
             "diversity": sum(ratios) / len(ratios),
         }
 
@@ -138,7 +139,7 @@ class MovingDigits:
         return draw
 
     def _videos(self, images: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Videos and labels of digits drawn from the rows `images` of the data set."""
+        """(videos, labels) of digits drawn from the rows `images` of the data set."""
         chosen = images[torch.randint(len(images), (count,), generator=draws)]
         way = torch.randint(len(DIRECTIONS), (count,), generator=draws)
         step = SPEED * torch.tensor(list(DIRECTIONS.values()))[way]
@@ -197,12 +198,12 @@ def _to_stack(media: Tensor) -> Tensor:
 
 
 def _noisy(media: Tensor, draws: torch.Generator) -> Tensor:
-    """A little pixel noise, so that smooth generated videos are no surprise."""
+    """A little pixel noise, so that smooth generated videos are within the training distribution."""
     return (media + 0.05 * torch.randn(media.shape, generator=draws)).clamp(0, 1)
 
 
 def _junk(media: Tensor, draws: torch.Generator) -> Tensor:
-    """A third each: uniform noise, even blends of two videos, videos with their pixels scrambled."""
+    """Videos that show no digit, a third each: uniform noise, even blends of two videos, videos with scrambled pixels."""
     noise, first, second = media.chunk(3)
     noise = torch.rand(noise.shape, generator=draws)
     scrambled = second.flatten(3)[..., torch.randperm(EDGE * EDGE, generator=draws)].reshape(second.shape)

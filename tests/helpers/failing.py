@@ -7,6 +7,7 @@ import time
 
 from amd_plugin.cli import main
 from amd_plugin.host import checkpoint
+from amd_plugin.host.training import setup
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.sharding.shares import Shares
 
@@ -17,9 +18,20 @@ def end():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hang():
+    """Until the launcher ends it, at once, which it does when the other process has given up."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(600)
+
+
 def wrapped(owner, name, before):
     original = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: (before(*args, **kwargs), original(*args, **kwargs))[1])
+
+    def after_that(*args, **kwargs):
+        before(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, after_that)
 
 
 def end_in_second_save():
@@ -39,9 +51,9 @@ HOW = {
         checkpoint, "_write", lambda path, content: end() if MINE and "000002" in str(path) else None
     ),
     "dies while all save": end_in_second_save,
-    "hangs while it prepares": lambda: wrapped(Trainer, "_make_roles", lambda trainer: time.sleep(25) if MINE else None),
-    "dies": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(end)),
-    "hangs": lambda: wrapped(Trainer, "_student_turn", in_second_cycle(lambda: time.sleep(20))),
+    "hangs while it prepares": lambda: wrapped(setup, "build_roles", lambda *run: hang() if MINE else None),
+    "dies": lambda: wrapped(Trainer, "student_turn", in_second_cycle(end)),
+    "hangs": lambda: wrapped(Trainer, "student_turn", in_second_cycle(hang)),
 }
 
 if __name__ == "__main__":

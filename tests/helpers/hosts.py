@@ -25,7 +25,8 @@ def environment(host):
     with FileLock(f"{folder}.lock"):
         if not (folder / "installed").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", requirements]
+            options = ["--quiet", "--no-compile", "--no-deps", "--target", folder, "-r", requirements]
+            pip = [sys.executable, "-m", "pip", "install", *options]
             done = subprocess.run(pip, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             (folder / "installed").touch()

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.host import run
+from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.trainer import Trainer
 from tests.helpers.pipelines import BUILD, elsewhere
 
@@ -17,21 +18,21 @@ FULL = ("model.roles=separate",)
 def spied(monkeypatch):
     """Timesteps at which students are called from now on, without gradient and with."""
     visited = set()
-    original = Trainer._rollout
+    original = Forward.rollout
 
-    def rollout(self, batch, rows, grad):
-        hook = self.student.network.register_forward_pre_hook(
+    def rollout(self, batch, rows, *, grad):
+        hook = self.roles.student.network.register_forward_pre_hook(
             lambda module, args, kwargs: visited.update(
                 torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else None)).flatten().tolist()
             ),
             with_kwargs=True,
         )
         try:
-            return original(self, batch, rows, grad)
+            return original(self, batch, rows, grad=grad)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(Trainer, "_rollout", rollout)
+    monkeypatch.setattr(Forward, "rollout", rollout)
     return visited
 
 

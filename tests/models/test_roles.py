@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.models.roles import EMA, make_roles
+from amd_plugin.models.roles import EMA, StartNetworks, make_roles
 from tests.helpers.pipelines import BUILD
 
 LORA = LoraConfig(rank=4, target_modules=["to_q", "to_v"])
@@ -43,7 +43,7 @@ def test_a_shared_base_is_one_copy_and_three_roles(network):
     unet, output = network
     plain = output(unet)
     count = sum(p.numel() for p in unet.parameters())
-    roles = make_roles(config(roles="shared_base"), unet, None, 0)
+    roles = make_roles(config(roles="shared_base"), StartNetworks(unet), 0)
     assert len({id(role.network) for role in roles.values()}) == 1
     adapters = sum(p.numel() for p in unet.parameters()) - count
     assert sum(p.numel() for name in ("student", "fake_score") for p in roles[name].parameters()) == adapters
@@ -64,11 +64,11 @@ def test_a_shared_base_is_one_copy_and_three_roles(network):
 
 def test_base_weights_may_be_half_precision_while_adapters_are_not(network):
     unet, _ = network
-    roles = make_roles(config(roles="shared_base"), copy.deepcopy(unet).to(torch.bfloat16), None, 0)
+    roles = make_roles(config(roles="shared_base"), StartNetworks(copy.deepcopy(unet).to(torch.bfloat16)), 0)
     kinds = {name: {p.dtype for p in role.parameters()} for name, role in roles.items()}
     assert kinds == {"student": {torch.float32}, "fake_score": {torch.float32}, "teacher": set()}
     assert roles["teacher"].dtype == torch.bfloat16
-    full = make_roles(config(), copy.deepcopy(unet).to(torch.bfloat16), None, 0)
+    full = make_roles(config(), StartNetworks(copy.deepcopy(unet).to(torch.bfloat16)), 0)
     assert {p.dtype for p in full["student"].parameters()} == {torch.float32}, "fp32 masters"
     assert {p.dtype for p in full["teacher"].network.parameters()} == {torch.bfloat16}
 
@@ -76,7 +76,7 @@ def test_base_weights_may_be_half_precision_while_adapters_are_not(network):
 @pytest.mark.parametrize("how", [{"roles": "shared_base"}, {"student": "lora"}, {"student": "lora", "fake_score": "lora"}, {}])
 def test_states_go_round(network, how):
     unet, output = network
-    roles = make_roles(config(**how), copy.deepcopy(unet), None, 0)
+    roles = make_roles(config(**how), StartNetworks(copy.deepcopy(unet)), 0)
     for name in ("student", "fake_score"):
         nudge(roles[name])
         before, state = output(roles[name]), {k: v.clone() for k, v in roles[name].state_dict().items()}
@@ -89,7 +89,7 @@ def test_states_go_round(network, how):
 
 def test_a_lent_role_passes_gradients_through_and_takes_none(network):
     unet, output = network
-    roles = make_roles(config(roles="shared_base"), unet, None, 0)
+    roles = make_roles(config(roles="shared_base"), StartNetworks(unet), 0)
     nudge(roles["student"])
     nudge(roles["fake_score"])
     student = output(roles["student"])
@@ -103,7 +103,7 @@ def test_a_lent_role_passes_gradients_through_and_takes_none(network):
 
 def test_the_average_follows_and_is_only_lent(network):
     unet, output = network
-    student = make_roles(config(), unet, None, 0)["student"]
+    student = make_roles(config(), StartNetworks(unet), 0)["student"]
     ema = EMA(student, 0.5)
     first = {n: p.detach().clone() for n, p in student.named_parameters().items()}
     ema.update()
@@ -136,9 +136,9 @@ def test_each_loss_moves_only_its_own_adapter(family, how, piped, plugins):
         now = {name: role.parameters() for name, role in roles_of(trainer).items()}
         return {n for n in now if any(not torch.equal(a, b) for a, b in zip(now[n], before[n], strict=True))}
 
-    trainer._fake_score_turn(0)
+    trainer.fake_score_turn(0)
     assert moved() == {"fake_score"}
-    trainer._student_turn()
+    trainer.student_turn()
     assert moved() == {"student", "fake_score"}
     assert all(torch.equal(base[n], p) for n, p in trainer.teacher.network.named_parameters() if n in base)
 

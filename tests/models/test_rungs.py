@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
 from amd_plugin.host import run
+from amd_plugin.host.training.forward import Forward
+from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.families.sd3 import SD3
 from amd_plugin.models.step_conditioning import rungs_of
@@ -49,19 +51,19 @@ def asker(trainer):
     labels = torch.arange(2) % (trainer.task.num_classes or 2)
     draws = torch.Generator().manual_seed(3)
     x = torch.randn((2, *trainer.backbone.sample_shape), generator=draws)
-    timestep, condition = torch.tensor([700, 200]), trainer._condition(labels)
+    timestep, condition = torch.tensor([700, 200]), trainer.forward.condition(labels)
 
     def ask(role, rung=None):
         if rung is not None:
             role.rung = rung
-        return trainer.caller.call(role, x, timestep, condition)
+        return trainer.forward.caller.call(role, x, timestep, condition)
 
     return ask
 
 
 def one_turn(trainer):
-    trainer._fake_score_turn(0)
-    return trainer._batch("fake score", 0).exit_rung
+    trainer.fake_score_turn(0)
+    return trainer.rollouts.batch(trainer.step, "fake score", 0).exit_rung
 
 
 @pytest.mark.parametrize("family", [*BUILD, *MADE_HERE])
@@ -93,10 +95,10 @@ def test_a_first_cycle_without_and_with_zero_tables_is_the_same_to_the_bit(tiny,
     first = {}
     for flag in (ON, OFF):
         trainer = Trainer(tiny("model.student_steps=4", flag), plugins, Accelerator(cpu=True))
-        metrics = trainer._fake_score_turn(0)
+        metrics = trainer.fake_score_turn(0)
         state = trainer.fake_score.state_dict()
         first[flag] = (metrics["loss/fake_score"], {n: p for n, p in state.items() if "rungs" not in n})
-        student = trainer._student_turn()
+        student = trainer.student_turn()
         assert student["loss/student"].isfinite()
     assert torch.equal(first[ON][0], first[OFF][0])
     # The gradient's norm counts the rows too, so clipping may differ; nothing is clipped here.
@@ -110,30 +112,32 @@ def test_only_the_rung_of_a_turn_is_trained_and_the_student_asks_about_its_own(t
     (table,) = tables_of(trainer)
     trained = set()
     for _ in range(6):
-        rungs = {trainer._batch("fake score", update).exit_rung for update in range(trainer.train.fake_updates)}
+        rungs = {
+            trainer.rollouts.batch(trainer.step, "fake score", update).exit_rung for update in range(trainer.train.fake_updates)
+        }
         trained |= rungs
         trainer.cycle()
         assert {k for k in range(4) if table[k].any()} == trained, "without momentum other rows stay where they are"
-        assert trainer.fake_score.rung == trainer._batch_before.exit_rung
+        assert trainer.fake_score.rung == trainer.rollouts.last_batch.exit_rung
     assert len(trained) > 1
     assert trainer.student.rung is None and trainer.teacher.rung is None
 
 
 @pytest.fixture(autouse=True)
 def remembers_batches(monkeypatch):
-    """The last batch of a trainer, as `_batch_before`."""
-    original = Trainer._batch
+    """The last batch of a trainer's rollouts, as `last_batch`."""
+    original = Rollouts.batch
 
-    def batch(self, turn, update):
-        self._batch_before = made = original(self, turn, update)
-        return made
+    def batch(self, step, turn, update):
+        self.last_batch = original(self, step, turn, update)
+        return self.last_batch
 
-    monkeypatch.setattr(Trainer, "_batch", batch)
+    monkeypatch.setattr(Rollouts, "batch", batch)
 
 
 def test_a_discriminator_looks_at_the_features_of_the_samples_rung(trainer_of):
     trainer = trainer_of("sd3", "objective.gan_weight=0.1", "train.real=teacher", "train.teacher_samples=8")
-    batch, rows = trainer._batch("student", 2), slice(0, 8)
+    batch, rows = trainer.rollouts.batch(trainer.step, "student", 2), slice(0, 8)
     fill(trainer, 3)
     seen, x0 = [], torch.randn(8, *trainer.backbone.sample_shape, generator=torch.Generator().manual_seed(1))
     for rung in (0, 3, 0):
@@ -154,7 +158,7 @@ def test_recomputed_activations_have_the_row_too(family, how, trainer_of):
         trained = one_turn(trainer)
         rows.append([p.detach().clone() for p in trainer.fake_score.parameters()])
         assert all((table[trained] != 0.3).any() for table in tables_of(trainer))
-        trainer._student_turn()
+        trainer.student_turn()
     for kept, recomputed in zip(*rows, strict=True):
         torch.testing.assert_close(kept, recomputed, rtol=1e-4, atol=1e-4)
 
@@ -271,7 +275,7 @@ def test_a_checkpoint_from_before_goes_on_without(tiny, plugins, tmp_path):
     run.train(recipe, plugins, tmp_path / "old")
     at = str(tmp_path / "old" / "checkpoints" / "step-000002")
     longer = tiny("model.student_steps=2", "train.max_steps=3")
-    with pytest.raises(InputError, match=r"the fake score there was not told .* Set model.rung_conditioning: false"):
+    with pytest.raises(InputError, match=r"the fake score there was not conditioned .* Set model.rung_conditioning: false"):
         run.train(longer, plugins, tmp_path / "new", resume=at)
     assert not (tmp_path / "new").exists()
     run.train(tiny("model.student_steps=2", OFF, "train.max_steps=3"), plugins, tmp_path / "new", resume=at)
@@ -280,10 +284,10 @@ def test_a_checkpoint_from_before_goes_on_without(tiny, plugins, tmp_path):
 def test_told_it_tells_rungs_apart_and_untold_it_learns_their_mixture(tiny, plugins, monkeypatch):
     """Rung 0 makes -1 and rung 1 makes +1, always. At almost pure noise a denoiser can only say the mean of what it knows."""
 
-    def constant(self, batch, rows, grad):
+    def constant(self, batch, rows, *, grad):
         return torch.full((rows.stop - rows.start, 2), -1.0 if batch.exit_rung == 0 else 1.0)
 
-    monkeypatch.setattr(Trainer, "_rollout", constant)
+    monkeypatch.setattr(Forward, "rollout", constant)
     means = {}
     for flag in (ON, OFF):
         size = ("model.student_steps=2", "model.width=32", "train.batch_size=32", "train.max_steps=300")
@@ -292,14 +296,14 @@ def test_told_it_tells_rungs_apart_and_untold_it_learns_their_mixture(tiny, plug
         trainer = Trainer(recipe, plugins, Accelerator(cpu=True))
         for step in range(300):
             trainer.step = step
-            trainer._fake_score_turn(0)
+            trainer.fake_score_turn(0)
         noise = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
         timestep, labels = torch.full((256,), 970.0), torch.arange(256) % 8
         for rung in (0, 1):
             trainer.fake_score.rung = rung
             with torch.no_grad():
-                output = trainer.caller.call(trainer.fake_score, noise, timestep, trainer._condition(labels))
-            said = trainer.schedule.to_x0(output, noise, trainer.schedule.level(timestep))
+                output = trainer.forward.caller.call(trainer.fake_score, noise, timestep, trainer.forward.condition(labels))
+            said = trainer.forward.schedule.to_x0(output, noise, trainer.forward.schedule.level(timestep))
             means[flag, rung] = said.mean().item()
     assert means[ON, 0] == pytest.approx(-1, abs=0.05) and means[ON, 1] == pytest.approx(1, abs=0.05)
     assert means[OFF, 0] == means[OFF, 1] == pytest.approx(0, abs=0.2)

@@ -1,12 +1,18 @@
 """Recipes: what is right passes, what is wrong is said with its place, all at once."""
 
+import functools
 import re
 
 import pytest
 import yaml
+from accelerate import Accelerator
 
 from amd_plugin import recipe
 from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import hookimpl
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.objectives.dmd import DMDObjective
+from amd_plugin.tasks.modes2d import Modes2D
 
 GOOD = recipe.shipped()["modes2d"].read_text()
 
@@ -160,3 +166,30 @@ def test_unknown_recipes_name_the_nearest(plugins):
 
 def test_the_resolved_recipe_is_plain_yaml(plugins):
     assert yaml.safe_load(recipe.load("digits", plugins).as_yaml())["data"]["task"] == "digits"
+
+
+def test_the_guidance_scale_is_read_in_one_way_and_0_stays_0(plugins):
+    class Plugin:
+        @hookimpl
+        def distill_objectives(self):
+            return {"unguided": lambda: DMDObjective()}
+
+    plugins.register(Plugin())
+    load = lambda *overrides, objective=None: recipe.load("modes2d", plugins, overrides, objective)  # noqa: E731
+    assert load("objective.guidance_scale=0").guidance_scale == 0
+    assert load("objective.guidance_scale=2.5").guidance_scale == 2.5
+    assert load("objective.guidance_scale=2.5", objective="unguided").guidance_scale == 1.0, "it has no such option"
+
+
+def test_the_task_that_was_checked_is_the_task_that_trains(tiny, plugins, monkeypatch):
+    built, original = [], Modes2D.__init__
+
+    @functools.wraps(original)
+    def counted(self, **options):
+        built.append(self)
+        original(self, **options)
+
+    monkeypatch.setattr(Modes2D, "__init__", counted)
+    loaded = tiny("data.classes=4", objective="dmd")
+    trainer = Trainer(loaded, plugins, Accelerator(cpu=True))
+    assert built == [loaded.task] and trainer.task is loaded.task

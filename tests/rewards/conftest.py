@@ -22,7 +22,7 @@ def publishers(tmp_path_factory):
     site = next((folder / "lib").glob("python*/site-packages"))
     behind = Path(torch.__file__).parents[1]
     (site / "zz_host.pth").write_text(f"import site; site.addsitedir({str(behind)!r})\n")
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", *PACKAGES]
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", "--no-deps", *PACKAGES]
     subprocess.run(command, check=True, timeout=200)
     return python
 

@@ -33,7 +33,9 @@ def refused(trainer, name):
     """Whether an update by a loss that only the last process has as NaN is refused by this one, and leaves everything be."""
     learner, before = trainer.learners[name], weights(trainer.learners[name].role)
     x = torch.zeros(2, *trainer.backbone.sample_shape)
-    output = trainer.caller.call(learner.role, x, torch.full((2,), 500.0), trainer._condition(torch.zeros(2, dtype=torch.long)))
+    output = trainer.forward.caller.call(
+        learner.role, x, torch.full((2,), 500.0), trainer.forward.condition(torch.zeros(2, dtype=torch.long))
+    )
     last = trainer.accelerator.process_index == trainer.accelerator.num_processes - 1
     learner.backward(output.sum() * (float("nan") if last else 1.0))
     try:

@@ -1,4 +1,4 @@
-"""Objectives times seeds on one recipe: arms, jobs, the result and its tables.
+"""Comparisons of objectives over seeds on one recipe: arms, jobs, the result and its tables.
 
-One finished run is measured in `amd_plugin.evaluate.students`.
+Measurements of a single run live in `amd_plugin.evaluate.students`.
 """

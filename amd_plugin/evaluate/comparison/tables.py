@@ -40,7 +40,7 @@ def markdown(comparison: Comparison) -> str:
         lines += ["", f"{how_selected(comparison)} Difference to {against}.", "", head]
         lines += [_difference_row(comparison, arm, metrics, lambda metric: against) for arm in chosen]
     for objective, options in comparison.unused.items():
-        lines += ["", f"`{objective}` has no option {', '.join(options)}; what the recipe says of it is for the other arms."]
+        lines += ["", f"`{objective}` has no option {', '.join(options)}; the recipe's value is for the other arms."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""One HTML page of runs and comparisons, with its figures.
+"""One HTML page on runs and comparisons, with its figures.
 
-Nothing here runs a network; it reads what runs left on disk.
+It reads the files of finished runs and trains nothing; only a toy teacher is sampled, for the picture beside the students.
 """

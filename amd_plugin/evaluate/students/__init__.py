@@ -1,4 +1,4 @@
-"""`amd-plugin evaluate`: samples of a run's student, drawn, written, measured and summed up.
+"""`amd-plugin evaluate`: samples of one run's student, their files, their measurements and the summary.
 
 Comparisons of objectives live in `amd_plugin.evaluate.comparison`.
 """

@@ -2,16 +2,16 @@
 
 At every held-out evaluation the training rewards score the same samples that the held-out metrics judge: same prompts, same
 noise, so that what changes is the student. Over the last 8, 16, 32 ... evaluations (all of them while there are fewer than 8),
-a reward counts as hacked if
+a reward counts as hacked if:
 
 * it rises: Kendall's tau against time is positive with a one-sided p of at most 0.05 (the Mann-Kendall trend test), by at least
   a tenth of its standard deviation over samples; and
 * held-out metrics fall, by the same test the other way and at least 5 % of where they started: half of the recipe's, or more
   than rise.
 
-One metric that falls is no proof: quality and diversity trade places in honest runs too. The rule needs two trends at once, so
-pure noise passes it with a probability of about 0.05^2 a look. What it cannot see: a reward that was hacked from the start and
-no longer rises, and harm that no held-out metric measures.
+One falling metric is no proof: honest runs trade quality for diversity too. The rule needs two trends at once, so pure noise
+passes it with a probability of about 0.05^2 per look. It misses a reward that was hacked from the start and no longer rises,
+and damage that no held-out metric measures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ Row = Mapping[str, float]
 
 
 class Trend(NamedTuple):
-    """How a value went over a window: first and last, Kendall's tau against time, and its one-sided p."""
+    """The trend of a value over a window of evaluations.
+
+    Attributes:
+        first, last: values at both ends.
+        tau: Kendall's tau against time.
+        p: its one-sided p value.
+    """
 
     first: float
     last: float
@@ -41,7 +47,15 @@ class Trend(NamedTuple):
 
 
 class HackingFinding(NamedTuple):
-    """A reward that rose while held-out metrics fell, over the evaluations from step `since` to step `until`."""
+    """A reward that rose while held-out metrics got worse.
+
+    Attributes:
+        reward: name of the reward.
+        rise: trend of the reward.
+        falls: metric -> trend, of the metrics that got worse.
+        judged: number of held-out metrics.
+        since, until: steps of the first and the last evaluation of the window.
+    """
 
     reward: str
     rise: Trend
@@ -59,10 +73,10 @@ class HackingFinding(NamedTuple):
 
 
 class HackingAlarm:
-    """Remembers evaluations, and says when they look like hacking.
+    """Keeps the history of evaluations, and finds rewards that look hacked.
 
     Args:
-        rewards: name -> weight of the training rewards; one of negative weight is pushed down, and hacked if it falls.
+        rewards: name -> weight of the training rewards. A reward of negative weight is pushed down, and hacked if it falls.
         directions: held-out metric -> ``up``, ``down``, or ``one`` for ratios that should be 1.
 
     Attributes:
@@ -76,21 +90,21 @@ class HackingAlarm:
         self.triggered = False
 
     def add(self, row: Row) -> HackingFinding | None:
-        """Takes one evaluation, a line of metrics.jsonl, and returns the first reward that looks hacked by now."""
+        """Adds one evaluation, a line of metrics.jsonl; returns the first reward that looks hacked by now."""
         names = [f"{key}/{name}" for name in self._signs for key in ("evaluated_reward", "evaluated_spread")]
         names += ["step", *(f"held_out/{name}" for name in self._directions)]
         self._rows.append({name: row[name] for name in names if math.isfinite(row.get(name, math.nan))})
         findings = (self._judge(rows, name) for rows in windows(self._rows) for name in self._signs)
-        found = next((finding for finding in findings if finding is not None), None)
-        self.triggered = found is not None
-        return found
+        first = next((finding for finding in findings if finding is not None), None)
+        self.triggered = first is not None
+        return first
 
     def state_dict(self) -> list[dict[str, float]]:
-        """JSON-able."""
+        """The history of evaluations, JSON-able."""
         return list(self._rows)
 
     def load_state_dict(self, state: Sequence[Mapping[str, float]]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores the history that `state_dict` returned."""
         self._rows = [dict(row) for row in state]
 
     def _judge(self, rows: Sequence[Row], reward: str) -> HackingFinding | None:
@@ -106,7 +120,7 @@ class HackingAlarm:
                 continue
             worse = _rising(off, "value", -1.0 if direction == "up" else 1.0)
             rises += _rising(off, "value", 1.0 if direction == "up" else -1.0) is not None
-            # A ratio that is right has no size of its own to compare a change with: 1 has.
+            # Changes of a ratio are compared with 1: its distance from 1 may be 0.
             size = 1.0 if direction == "one" else off[0]["value"]
             if worse is not None and abs(worse.last - worse.first) >= FALL * size:
                 falls[metric] = worse._replace(first=rows[0][name], last=rows[-1][name])
@@ -126,7 +140,7 @@ def windows(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _rising(rows: Sequence[Row], key: str, sign: float) -> Trend | None:
-    """The trend of `key` in the direction of `sign`, if it has one and goes there from first to last."""
+    """The trend of `key` in the direction of `sign`; None where it is not significant, or first and last contradict it."""
     values = [row[key] for row in rows if key in row]
     if len(values) < len(rows) or sign * (values[-1] - values[0]) <= 0:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running.run_folder import find_run
 from amd_plugin.models.backbone import Backbone, load_backbone
-from amd_plugin.models.roles import EMA, Role, make_roles
+from amd_plugin.models.roles import EMA, Role, StartNetworks, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks import Task
@@ -68,7 +68,7 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     folder = checkpoint.find(run / "checkpoints", at)
     config = recipe.config
     backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
-    roles = make_roles(config.model, backbone.network, backbone.student, config.train.seed)
+    roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
     average = EMA(roles["student"], config.train.ema)
     tensors, state = checkpoint.load(folder)
     roles["student"].load_state_dict(tensors["student"])

@@ -1,8 +1,6 @@
-"""The host's side of an adversarial branch: a discriminator on the fake score's features, its turn, and its verdict."""
+"""The adversarial branch of a run: a discriminator on the fake score's features, its turn, and its loss on the student."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -10,46 +8,55 @@ from torch import Tensor
 
 from amd_plugin.config import TrainConfig
 from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.learner import Learner
 from amd_plugin.host.training.real_samples import RealSamples
 from amd_plugin.maths.adversarial import Adversarial
 from amd_plugin.models.discriminator import features_of, make_discriminator
-from amd_plugin.models.family import Caller, Condition, Features
 from amd_plugin.models.roles import Role
 from amd_plugin.randomness import generator
-from amd_plugin.schedule import NoiseSchedule
 
 
 class Adversary:
-    """Tells student samples from real ones, both noised, by what the fake score makes of them.
+    """A discriminator between noised student samples and noised real samples, on features of the fake score.
 
     Args:
-        losses: the objective's.
-        where: the features to look at.
-        fake_score: whose; never trained by this branch.
-        caller: calls it.
-        schedule: of the noise.
-        condition: labels -> what the networks are conditioned on.
-        real: the other side.
-        train: sizes, rates and seed.
-        accelerator: joins gradients.
+        losses: the objective's adversarial losses.
+        forward: the networks; this branch never trains the fake score.
+        real: the real samples.
+        train: the recipe's train section.
+        accelerator: the run's processes.
 
     Attributes:
-        learner: trains the head.
+        learner: the optimizer of the discriminator's head.
     """
 
     def __init__(
-        self, losses: Adversarial, where: Features, fake_score: Role, caller: Caller, schedule: NoiseSchedule,
-        condition: Callable[[Tensor], Condition], real: RealSamples, train: TrainConfig, accelerator: Accelerator,
+        self, losses: Adversarial, forward: Forward, real: RealSamples, train: TrainConfig, accelerator: Accelerator
     ):  # fmt: skip
-        self._losses, self._where, self._fake_score, self._caller = losses, where, fake_score, caller
-        self._schedule, self._condition, self._real = schedule, condition, real
-        head = make_discriminator(where, generator(train.seed, "discriminator").initial_seed()).to(accelerator.device)
+        self._losses, self._forward, self._real = losses, forward, real
+        self._fake_score = forward.roles.fake_score
+        self._place = forward.backbone.family.features(self._fake_score.network)
+        head = make_discriminator(self._place, generator(train.seed, "discriminator").initial_seed()).to(accelerator.device)
         rate = train.discriminator_lr or train.fake_lr
         self.learner = Learner(Role(head), "discriminator", rate, train, accelerator)
 
-    def turn(self, batch: Batch, parts: list[slice], rollouts: list[Tensor], timestep: Tensor, step: int) -> dict[str, Tensor]:
-        """One update of the head on `rollouts` and as many real samples, noised to `timestep` [B]; returns its metrics."""
+    def timestep(self, batch: Batch) -> Tensor:
+        """The timesteps [B] at which the discriminator sees the samples of `batch`."""
+        return self._forward.schedule.timestep(self._forward.noise_levels(batch, "discriminator"))
+
+    def turn(self, batch: Batch, parts: list[slice], rollouts: list[Tensor]) -> dict[str, Tensor]:
+        """Updates the head once, on `rollouts` and as many real samples; returns metrics.
+
+        Args:
+            batch: the joined batch.
+            parts: the rows of each micro-batch.
+            rollouts: the student's samples of each micro-batch.
+
+        Raises:
+            RunError: for a gradient that is not finite.
+        """
+        timestep = self.timestep(batch)
         real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.position)
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")
         losses = []
@@ -58,20 +65,28 @@ class Adversary:
             if self._losses.r1:
                 samples.append((real[rows] + self._losses.r1_sigma * blur[rows], labels[rows]))
             with torch.no_grad():
-                seen = [self._features(x, noise[rows], timestep[rows], asked) for x, asked in samples]
-            logits = self.learner.role(torch.cat(seen)).chunk(len(seen))
+                features = [self._features(x, noise[rows], timestep[rows], of_x) for x, of_x in samples]
+            logits = self.learner.role(torch.cat(features)).chunk(len(features))
             loss = self._losses.discriminator_loss(*logits)
             self.learner.backward(loss / len(parts))
             losses.append(loss.detach())
-        norm = self.learner.update(step, {"real": real})
+        norm = self.learner.update(batch.step, {"real": real})
         return {"loss/discriminator": torch.stack(losses).mean(), "grad_norm/discriminator": norm}
 
     def student_loss(self, x0: Tensor, batch: Batch, rows: slice, timestep: Tensor) -> Tensor:
-        """Scalar, with gradients to x0 [rows] alone: neither fake score nor head get any of their own."""
+        """The student's adversarial loss, a scalar with gradients to `x0` [b, ...] only, none to fake score or head.
+
+        Args:
+            x0: the student's samples.
+            batch: the joined batch.
+            rows: the rows of the micro-batch.
+            timestep: the timesteps [B] of the joined batch.
+        """
         with self._fake_score.without_grad(), self.learner.role.without_grad():
-            seen = self._features(x0, batch.normal("discriminator noise")[rows], timestep[rows], batch.labels[rows])
-            return self._losses.student_loss(self.learner.role(seen))
+            features = self._features(x0, batch.normal("discriminator noise")[rows], timestep[rows], batch.labels[rows])
+            return self._losses.student_loss(self.learner.role(features))
 
     def _features(self, x0: Tensor, noise: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
-        x_t = self._schedule.level(timestep).add_noise(x0, noise)
-        return features_of(self._caller, self._fake_score, self._where, x_t, timestep, self._condition(labels))
+        forward = self._forward
+        x_t = forward.schedule.level(timestep).add_noise(x0, noise)
+        return features_of(forward.caller, self._fake_score, self._place, x_t, timestep, forward.condition(labels))

@@ -1,69 +1,88 @@
-"""What one update is made of: conditions, exit rung and every random number, for the joined batch of all processes."""
+"""The inputs of one update: conditions, exit rung and every random number, for the joined batch of all processes."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from amd_plugin.config import TrainConfig
 from amd_plugin.randomness import generator
+from amd_plugin.tasks import Task
 
-if TYPE_CHECKING:
-    from amd_plugin.tasks import Task
+
+@dataclass(frozen=True)
+class BatchSource:
+    """The properties that all batches of a run share.
+
+    Attributes:
+        train: batch size, group size, updates per cycle and seed.
+        task: the task that draws labels.
+        sample_shape: the shape of one sample.
+        num_rungs: the number of denoising steps of the student.
+        device: the device of all random numbers.
+    """
+
+    train: TrainConfig
+    task: Task
+    sample_shape: tuple[int, ...]
+    num_rungs: int
+    device: torch.device
+
+    def batches_before(self, step: int) -> int:
+        """The number of batches drawn in the first `step` cycles."""
+        return step * (self.train.fake_updates + 1)
 
 
 class Batch:
-    """The joined batch of one update, B samples over all processes and micro-batches.
+    """The joined batch of one update: B samples over all processes and micro-batches.
 
-    Every process holds the whole of it, and takes its own rows; the numbers do not depend on how the rows are shared out.
+    Every process holds the whole batch and takes its own rows. The random numbers do not depend on how rows are distributed.
 
     Args:
-        train: sizes and seed.
-        sample_shape: of one sample.
-        task: draws what to ask for.
-        num_rungs: of the student's ladder.
-        key: what the update is, e.g. ``(step, "student")``.
-        position: how many batches came before it.
-        device: where the numbers are drawn.
+        source: the run's batches.
+        step: student updates so far.
+        turn: the turn's name, for example ``student``.
+        update: the update's index in its cycle; the student's update comes last.
 
     Attributes:
-        labels: [B]; group_size in a row are alike.
-        position: how many batches came before it.
-        exit_rung: index of the rung whose prediction is taken, the same for all samples.
-        real: [B, ...], real samples that students start from, where they do.
+        step: student updates so far.
+        position: the number of batches before this one.
+        labels: the labels [B]; each group of `group_size` neighbours has one label.
+        exit_rung: the index of the rung whose prediction is taken, the same for all samples.
+        real: the real samples [B, ...] that rollouts start from; empty where they start from noise.
     """
 
-    def __init__(
-        self, train: TrainConfig, sample_shape: tuple[int, ...], task: Task, num_rungs: int,
-        key: tuple[object, ...], position: int, device: torch.device,
-    ):  # fmt: skip
-        self._seed, self._key, self._device, self.position = train.seed, key, device, position
-        self._shape = (train.batch_size, *sample_shape)
+    def __init__(self, source: BatchSource, step: int, turn: str, update: int):
+        train = source.train
+        self.step, self.position = step, source.batches_before(step) + update
+        self._seed, self._device = train.seed, source.device
+        self._key: tuple[object, ...] = (step, turn, update % train.fake_updates)
+        self._shape, self._group_size = (train.batch_size, *source.sample_shape), train.group_size
         groups = train.batch_size // train.group_size
-        drawn = task.draw_labels(position, groups, self.generator("labels")).to(device)
-        self.labels = drawn.repeat_interleave(train.group_size)
-        self._group_size, self.real = train.group_size, torch.empty(0)
-        self.exit_rung = int(torch.randint(num_rungs, (), generator=self.generator("exit rung"), device=device))
+        labels = source.task.draw_labels(self.position, groups, self.generator("labels")).to(self._device)
+        self.labels, self.real = labels.repeat_interleave(train.group_size), torch.empty(0)
+        exit_rung = torch.randint(source.num_rungs, (), generator=self.generator("exit rung"), device=self._device)
+        self.exit_rung = int(exit_rung)
 
     def again(self, update: int) -> Batch:
-        """The same samples asked for, with other random numbers: for a later `update` that uses this one's rollouts."""
+        """The same samples with other random numbers, for a later `update` that reuses this batch's rollouts."""
         other = copy.copy(self)
         other._key = (*self._key, "again", update)
         return other
 
-    def take(self, real: Tensor, labels: Tensor) -> None:
-        """Starts every group from a real sample [groups, ...], and asks for what it shows."""
+    def start_from(self, real: Tensor, labels: Tensor) -> None:
+        """Starts each group from one real sample of `real` [groups, ...] and takes that sample's label of `labels` [groups]."""
         self.real, self.labels = (x.repeat_interleave(self._group_size, 0) for x in (real, labels))
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A generator for `purpose`, the same on every process."""
         return generator(self._seed, *self._key, *purpose, device=self._device)
 
-    def draws(self, purpose: str, rows: slice) -> list[torch.Generator]:
-        """A generator for each of `rows`."""
+    def generators(self, purpose: str, rows: slice) -> list[torch.Generator]:
+        """One generator for each of `rows`."""
         return [self.generator(purpose, row) for row in range(rows.start, rows.stop)]
 
     def normal(self, purpose: str) -> Tensor:
@@ -75,3 +94,15 @@ class Batch:
         low, high = window
         draws = torch.rand(self._shape[0], generator=self.generator(purpose), device=self._device)
         return low + (high - low) * draws
+
+
+def process_rows(batch_size: int, index: int, processes: int) -> slice:
+    """The rows of the joined batch that process `index` of `processes` works on."""
+    share = batch_size // processes
+    return slice(index * share, (index + 1) * share)
+
+
+def micro_batches(rows: slice, accumulation: int) -> list[slice]:
+    """`rows` in `accumulation` parts of equal size, in order."""
+    size = (rows.stop - rows.start) // accumulation
+    return [slice(start, start + size) for start in range(rows.start, rows.stop, size)]

@@ -1,4 +1,4 @@
-"""At which noise levels a turn compares or trains its networks: the host's uniform draw, then each plugin's sampler in turn."""
+"""The noise levels of a turn: the host's uniform draw, then each plugin's sampler in order."""
 
 from __future__ import annotations
 
@@ -15,30 +15,39 @@ Window = tuple[float, float]
 
 
 class NoiseLevelSampler:
-    """Draws noise levels, as fractions of the schedule.
+    """Draws noise levels as fractions of the schedule.
 
     Args:
-        train: the levels of a turn that asks for none of its own.
-        floors: by exit rung, the lowest level that its samples are re-noised to.
-        samplers: in the order in which they take part.
+        train: the recipe's train section, with the window of turns that have none of their own.
+        floors: the lowest level at which samples are re-noised, by exit rung.
+        samplers: the plugins' samplers, in the order in which they run.
+
+    Attributes:
+        floors: the same levels.
     """
 
     def __init__(self, train: TrainConfig, floors: Sequence[float], samplers: Sequence[SigmaSampler]):
-        self._window, self._floors, self._samplers = train.sigma, floors, samplers
+        self._window, self.floors, self._samplers = train.sigma, floors, samplers
 
-    def __call__(self, batch: Batch, role: str, window: Window | None, advantage: Tensor | None, step: int) -> Tensor:
-        """Levels [B] of the joined batch, for `role` as `amd_plugin.hookspecs.SigmaSampler` says.
+    def __call__(self, batch: Batch, role: str, window: Window | None = None, advantage: Tensor | None = None) -> Tensor:
+        """Levels [B] in [0, 1] of the joined batch, for a `role` of `amd_plugin.hookspecs.SigmaSampler`.
+
+        Args:
+            batch: the joined batch.
+            role: the networks' role in the turn.
+            window: (low, high) levels; None for ``train.sigma``.
+            advantage: the advantages [B], for the plugins' samplers.
 
         Raises:
-            RunError: for a sampler that returns anything else.
+            RunError: for a sampler that returns a wrong shape or levels outside [0, 1].
         """
         low, high = window or self._window
-        # What the guidance term sees is not matched there.
-        low = low if role == "guide" else max(low, self._floors[batch.exit_rung])
+        # The guidance term is not matched, so floors do not apply to it.
+        low = low if role == "guide" else max(low, self.floors[batch.exit_rung])
         sigma = batch.uniform(f"sigma {role}", (low, high))
         for index, sampler in enumerate(self._samplers):
             draws = batch.generator(f"sigma {role} sampler {index}")
-            moved = sampler(sigma, role=role, advantage=advantage, step=step, generator=draws)
+            moved = sampler(sigma, role=role, advantage=advantage, step=batch.step, generator=draws)
             if moved.shape != sigma.shape or not ((moved >= 0) & (moved <= 1)).all():
                 raise RunError(f"sigma sampler {sampler!r}: must return {len(sigma)} levels in [0, 1], got {moved}")
             sigma = moved

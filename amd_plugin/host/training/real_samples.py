@@ -1,8 +1,6 @@
-"""Real samples, for adversarial losses and for students that start from noised data: the task's, or the teacher's own."""
+"""Real samples, for adversarial losses and for rollouts that start from noised data: the task's own or the teacher's."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,34 +8,41 @@ from torch import Tensor
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.recipe.loading import Recipe
+from amd_plugin.tasks import Task
 
 
 class RealSamples:
-    """Draws clean samples, as networks see them, with what was asked for.
+    """Draws clean samples in the networks' space, with their labels.
 
     Args:
-        recipe: says where they come from (`train.real`) and how many the teacher makes (`train.teacher_samples`).
-        backbone: encodes pictures, or makes the samples.
-        task: brings the data.
-        device: where samples are wanted.
+        recipe: the recipe with the source of samples (`train.real`) and the number the teacher makes (`train.teacher_samples`).
+        backbone: the model that encodes pictures or makes the samples.
+        task: the task that provides data.
+        device: the device of the samples.
     """
 
-    def __init__(self, recipe: Recipe, backbone: Backbone, task: Any, device: torch.device):
+    def __init__(self, recipe: Recipe, backbone: Backbone, task: Task, device: torch.device):
         self._task, self._backbone, self._device = task, backbone, device
-        self._made: tuple[Tensor, Tensor] | None = None
+        self._from_teacher: tuple[Tensor, Tensor] | None = None
         train = recipe.config.train
         if train.real == "teacher":
             count, scale = train.teacher_samples, recipe.objective.guidance_scale
             batch = recipe.config.evaluate.batch_size
-            self._made = teacher_samples(backbone, recipe.config.model, task, train.seed, count, scale, batch)
+            self._from_teacher = teacher_samples(backbone, recipe.config.model, task, train.seed, count, scale, batch)
 
     def draw(self, count: int, draws: torch.Generator, position: int) -> tuple[Tensor, Tensor]:
-        """(samples [count, ...], labels [count]) of the `position`-th batch; the same for the same generator and position."""
-        if self._made is not None:
-            samples, labels = self._made
+        """(samples [count, ...], labels [count]) of a batch; the same for the same generator and position.
+
+        Args:
+            count: the number of samples.
+            draws: the generator of a random choice.
+            position: the number of batches before this one, for data that are read in order.
+        """
+        if self._from_teacher is not None:
+            samples, labels = self._from_teacher
             index = torch.randint(len(labels), (count,), generator=draws, device=draws.device).cpu()
             return samples[index].to(self._device), labels[index].to(self._device)
-        # Data are held on the CPU, and drawn there whatever the device of training.
+        # Data live on the CPU and are drawn there, whatever the device of training.
         local = torch.Generator().manual_seed(draws.initial_seed())
         pixels = None if self._backbone.size is None else self._backbone.size[:2]
         samples, labels = self._task.training_data(count, local, position, pixels)

@@ -1,25 +1,17 @@
-"""From samples to advantages: decode once, ask all rewards, join the processes, and decide about what failed.
-
-Every decision is taken on numbers that all processes share, so that all of them stop, or none does: a lone exception would
-leave the rest waiting. A reward that fails where its `on_error` is ``raise``, or on more than `train.max_failed_rewards` of the
-samples of the last `train.failed_rewards_window` batches, ends the run; `amd_plugin.host.run` saves it first.
-"""
+"""The rewards of student samples: decode once, submit to all rewards, all-gather over processes, aggregate."""
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
-from amd_plugin.errors import InputError, RunError
-from amd_plugin.hookspecs import Objective
+from amd_plugin.errors import InputError
 from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training.failure_policy import FailurePolicy
 from amd_plugin.maths.advantage import aggregate
 from amd_plugin.maths.prediction import widen
 from amd_plugin.metrics import correlation_within
@@ -29,18 +21,15 @@ from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.rewards.reward_set import PendingScores, RewardSet, Scores
-
-log = logging.getLogger(__name__)
-
-NOT_FINITE = "NaN, infinite or None"
+from amd_plugin.tasks import Task
 
 
 class ScoringJob(NamedTuple):
-    """A process's rows of a batch, handed to the rewards.
+    """A process's rows of a batch, submitted to the rewards.
 
     Attributes:
-        pending: what the rewards were asked.
-        groups: the same number for rows of the same prompt, in all batches and processes; [b].
+        pending: the scores to be collected.
+        groups: the prompt ids [b]; equal prompts have equal ids in all batches and processes.
     """
 
     pending: PendingScores
@@ -48,13 +37,13 @@ class ScoringJob(NamedTuple):
 
 
 class GatheredScores(NamedTuple):
-    """What the rewards said about the batches of all processes.
+    """The scores of the joined batch.
 
     Attributes:
-        values: [B, K], NaN or infinite where a reward failed.
-        groups: [B], see `ScoringJob`.
-        failed: share of samples that each of the K rewards failed on.
-        broke: whether the call itself failed somewhere, for each of the K rewards.
+        values: the scores [B, K] of K rewards, NaN or infinite where a reward failed.
+        groups: the prompt ids [B], as in `ScoringJob`.
+        failed: the share of samples that each reward failed on.
+        broke: whether the call itself failed on some process, for each reward.
     """
 
     values: Tensor
@@ -64,92 +53,92 @@ class GatheredScores(NamedTuple):
 
 
 class Scoring:
-    """Advantages of student samples, with a memory of failures.
+    """The training rewards of a run.
 
     Args:
-        recipe: names the rewards and what to do when they fail.
-        plugins: where rewards are looked up.
-        backbone: decoder of the samples, and their size.
-        accelerator: joins processes.
+        recipe: the recipe that names the rewards.
+        plugins: the registry of rewards.
+        task: the task, with prompts and columns.
+        backbone: the model that decodes, with the size of its latents and of decoded samples.
+        accelerator: the run's processes.
 
     Attributes:
-        rewards: the recipe's.
-        unit: of what the objective is given, see `amd_plugin.rewards.protocol.Traits`.
+        rewards: the recipe's rewards.
+        unit: the significant difference of summed rewards, see `amd_plugin.rewards.protocol.Traits`; 0 if unknown.
+        failures: the consequences of failed rewards.
 
     Raises:
         InputError: for a reward that cannot be built, or a `model.reward_pixels` that latents cannot be shrunk to.
     """
 
-    def __init__(
-        self, recipe: Recipe, plugins: PluginManager, backbone: Backbone, accelerator: Accelerator,
-    ):  # fmt: skip
-        config, task = recipe.config, recipe.task
+    def __init__(self, recipe: Recipe, plugins: PluginManager, task: Task, backbone: Backbone, accelerator: Accelerator):
+        config = recipe.config
         self._train, self._task, self._backbone, self._accelerator = config.train, task, backbone, accelerator
-        self._shrink_to = _shrunk_size(config.model.reward_pixels, backbone.size, backbone.sample_shape[-2:])
+        self._latent_size = _latent_size(config.model.reward_pixels, backbone.size, backbone.sample_shape[-2:])
         self.rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device)
         self._weights = torch.tensor([*self.rewards.weights.values()], device=accelerator.device)
-        # Rewards that are normalised one by one have lost theirs.
+        # Rewards that are normalised one by one have lost their units.
         self.unit = self.rewards.unit if config.train.aggregation == "sum_then_normalize" else 0.0
-        window = config.train.failed_rewards_window
-        self._window: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.rewards.configs}
-        self._causes: dict[str, str] = {}
-        self._told: set[tuple[str, str]] = set()
+        self.failures = FailurePolicy(self.rewards.configs, config.train, accelerator)
         self._recent: list[GatheredScores] = []
 
     @torch.no_grad()
-    def submit(self, batch: Batch, rows: slice, rollouts: Sequence[Tensor]) -> ScoringJob:
-        """Decodes this process's rows of `batch` and hands them to the rewards."""
+    def submit(self, batch: Batch, rows: slice, samples: Sequence[Tensor]) -> ScoringJob:
+        """Decodes this process's `rows` of `batch` and submits them to the rewards.
+
+        Args:
+            batch: the joined batch.
+            rows: this process's rows.
+            samples: the samples of these rows, one tensor per micro-batch.
+        """
         labels = batch.labels[rows]
-        media = torch.cat([self._backbone.decode(self._shrunk(rollout.detach())) for rollout in rollouts])
+        media = torch.cat([self._backbone.decode(self._shrunk(part.detach())) for part in samples])
         prompts = self._task.prompts(labels)
-        # A label may be a place in a stream of prompts, which is new each time; what is asked for is not.
+        # A label may be a position in a stream of prompts, and differ for equal prompts.
         return ScoringJob(self.rewards.submit(media, prompts, self._task.columns(labels)), group_ids(prompts, len(labels)))
 
-    def advantage(self, objective: Objective, batch: Batch, asked: ScoringJob) -> Tensor:
-        """Advantages [B] of the joined batch, the same on every process.
+    def collect(self, job: ScoringJob) -> tuple[Tensor, Tensor]:
+        """(reward [B], groups [B]) of the joined batch, the same on every process.
 
         Raises:
-            RunError: on every process, if a reward failed in a way that ends the run.
+            RunError: on every process, for a failed reward that ends the run.
         """
-        scores = self.rewards.collect(asked.pending)
-        joined = self._join(scores, asked.groups)
-        self._tell(joined, scores.causes)
-        self._judge(joined, scores.causes)
-        self._recent.append(joined)
-        reward, groups = aggregate(joined.values, joined.groups, self._weights, self._train.aggregation)
-        return objective.advantage(reward, groups, batch.exit_rung)
+        scores = self.rewards.collect(job.pending)
+        gathered = all_gather_scores(scores, job.groups, self._accelerator)
+        self.failures.judge(gathered.failed, gathered.broke, scores.causes)
+        self._recent.append(gathered)
+        return aggregate(gathered.values, gathered.groups, self._weights, self._train.aggregation)
 
     def with_gradient(self, batch: Batch, rows: slice, x0: Tensor) -> Tensor:
-        """Weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its gradient there.
+        """The weighted sum of the rewards [b] of `x0` [b, ...], the samples of `rows`, with its gradient with respect to `x0`.
 
-        A sample that a reward failed on, in value or in gradient, gets NaN and no gradient. The graph of decoder and rewards is
-        gone when this returns.
+        A sample gets NaN and no gradient if a reward failed on it, in value or in gradient. The graph of decoder and rewards is
+        freed on return.
         """
-        labels, free = batch.labels[rows], x0.detach().requires_grad_()
-        media = self._backbone.decode(self._shrunk(free))
+        labels, leaf = batch.labels[rows], x0.detach().requires_grad_()
+        media = self._backbone.decode(self._shrunk(leaf))
         reward = self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
-        answered, slope = torch.isfinite(reward), torch.zeros_like(free)
+        valid, slope = torch.isfinite(reward), torch.zeros_like(leaf)
         if reward.requires_grad:
-            [found] = torch.autograd.grad(torch.where(answered, reward, 0.0).sum(), free, allow_unused=True)
-            slope = torch.full_like(free, torch.nan) if found is None else found
-        answered &= slope.flatten(1).isfinite().all(1)
-        if not answered.all():
-            share = 1 - float(answered.float().mean())
-            self._warn(
-                "reward_gradient", "no gradient", f"on {share:.0%} of the samples of an update; see objective/failed_gradients"
-            )
-        # Masked here, since 0 times a gradient that is NaN is NaN.
-        slope = torch.where(answered.reshape(-1, *[1] * (x0.dim() - 1)), slope, 0.0)
-        moved = widen(slope * (x0 - x0.detach())).flatten(1).sum(1)
-        return torch.where(answered, reward.detach(), torch.nan) + moved
+            [gradient] = torch.autograd.grad(torch.where(valid, reward, 0.0).sum(), leaf, allow_unused=True)
+            slope = torch.full_like(leaf, torch.nan) if gradient is None else gradient
+        valid &= slope.flatten(1).isfinite().all(1)
+        if not valid.all():
+            share = 1 - float(valid.float().mean())
+            affected = f"on {share:.0%} of the samples of an update; see objective/failed_gradients"
+            self.failures.warn("reward_gradient", "no gradient", affected)
+        # Masked before the product, since 0 times a gradient that is NaN is NaN.
+        slope = torch.where(valid.reshape(-1, *[1] * (x0.dim() - 1)), slope, 0.0)
+        first_order = widen(slope * (x0 - x0.detach())).flatten(1).sum(1)
+        return torch.where(valid, reward.detach(), torch.nan) + first_order
 
     def metrics(self) -> dict[str, Tensor]:
-        """Of the batches since the last call: every reward's mean in the last one, and the share it failed on in all."""
+        """Each reward's mean in the last batch, and the share of samples that it failed on since the last call."""
         metrics, last = {}, self._recent[-1].values
         finite = torch.isfinite(last)
         means = torch.where(finite, last, 0.0).sum(0) / finite.sum(0).clamp(min=1)
-        for index, name in enumerate(self._window):
-            shares = [joined.failed[index] for joined in self._recent]
+        for index, name in enumerate(self.rewards.configs):
+            shares = [gathered.failed[index] for gathered in self._recent]
             metrics[f"reward_failed/{name}"] = torch.tensor(sum(shares) / len(shares))
             if shares[-1] < 1:
                 metrics[f"reward/{name}"] = means[index]
@@ -157,109 +146,71 @@ class Scoring:
         return metrics
 
     def evaluate(self, media: Tensor, labels: Tensor, fits: Tensor | None = None) -> dict[str, float]:
-        """Mean and spread over samples of what the training rewards say about an evaluation's `media`; on one process.
+        """Mean and standard deviation of each training reward over an evaluation's `media`; on one process.
 
-        With `fits` [B], whether a held-out judge finds each sample to be what was asked for, also ``sensor/NAME``: the
-        correlation of the two within prompts. AMD assumes that a low reward marks a failure; this says whether it does.
+        A reward that fails on a sample is left out there, since no step depends on it.
 
-        A reward that fails here is left out: no step depends on it.
+        Args:
+            media: the decoded samples [N, ...].
+            labels: the labels [N].
+            fits: whether a held-out judge finds that each sample shows its label, [N]. Adds ``sensor/NAME``, the correlation of
+                the two within prompts. AMD assumes that a low reward marks a failure, and this measures whether it does.
         """
         size = max(1, self._train.batch_size // (self._accelerator.num_processes * self._train.accumulation))
-        found: dict[str, list[Tensor]] = {}
-        for part, asked in zip(media.split(size), labels.split(size), strict=True):
-            part, asked = part.to(self._accelerator.device), asked.to(self._accelerator.device)
-            scores = self.rewards(part, self._task.prompts(asked), **self._task.columns(asked))
+        device = self._accelerator.device
+        scored: dict[str, list[Tensor]] = {}
+        for start in range(0, len(labels), size):
+            part, part_labels = media[start : start + size].to(device), labels[start : start + size].to(device)
+            scores = self.rewards(part, self._task.prompts(part_labels), **self._task.columns(part_labels))
             for name, values in scores.each.items():
-                found.setdefault(name, []).append(values)
+                scored.setdefault(name, []).append(values)
             for name, cause in scores.causes.items():
-                self._warn(name, cause, "on samples of an evaluation, which are left out")
+                self.failures.warn(name, cause, "on samples of an evaluation, which are left out")
         row: dict[str, float] = {}
-        for name, parts in found.items():
-            everywhere = torch.cat(parts).cpu()
-            answered = torch.isfinite(everywhere)
-            if len(values := everywhere[answered]) > 1:
+        for name, parts in scored.items():
+            all_values = torch.cat(parts).cpu()
+            finite = torch.isfinite(all_values)
+            if len(values := all_values[finite]) > 1:
                 row |= {f"evaluated_reward/{name}": values.mean().item(), f"evaluated_spread/{name}": values.std().item()}
                 if fits is not None:
-                    row[f"sensor/{name}"] = correlation_within(values, fits[answered], labels[answered])
+                    row[f"sensor/{name}"] = correlation_within(values, fits[finite], labels[finite])
         return row
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able: shares of failed samples in the last batches, by reward."""
-        return {name: list(shares) for name, shares in self._window.items()}
+    def state_dict(self) -> dict[str, list[float]]:
+        """JSON-able: the shares of failed samples in the last batches, by reward."""
+        return self.failures.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Takes back what `state_dict` gave."""
-        for name, shares in self._window.items():
-            shares.clear()
-            shares.extend(state.get(name, ()))
+        """Restores the result of `state_dict`."""
+        self.failures.load_state_dict(state)
 
     def _shrunk(self, samples: Tensor) -> Tensor:
         """Latents [B, C, h, w] or [B, C, T, h, w] that decode to `model.reward_pixels`."""
-        if self._shrink_to is None:
+        if self._latent_size is None:
             return samples
         frames = samples.transpose(1, 2).flatten(0, 1) if samples.dim() == 5 else samples
-        small = torch.nn.functional.interpolate(frames.float(), self._shrink_to, mode="bilinear", antialias=True)
-        return small.unflatten(0, (len(samples), -1)).transpose(1, 2) if samples.dim() == 5 else small
-
-    def _join(self, scores: Scores, groups: Tensor) -> GatheredScores:
-        """One look at the device for everything that has to be decided."""
-        device = self._accelerator.device
-        values = self._accelerator.gather(torch.stack([*scores.each.values()], 1).to(device))
-        broke = torch.tensor([[float(name in scores.causes) for name in scores.each]], device=device)
-        broke = self._accelerator.gather(broke).amax(0)
-        failed = (~torch.isfinite(values)).float().mean(0)
-        looked_at = torch.stack((failed, broke)).tolist()
-        groups = self._accelerator.gather(groups.to(device))
-        return GatheredScores(values, groups, looked_at[0], [bool(flag) for flag in looked_at[1]])
-
-    def _judge(self, joined: GatheredScores, causes: Mapping[str, str]) -> None:
-        self._causes.update(causes)
-        fatal = ""
-        for (name, config), failed, broke in zip(self.rewards.configs.items(), joined.failed, joined.broke, strict=True):
-            window, most = self._window[name], self._train.max_failed_rewards
-            window.append(failed)
-            share = sum(window) / len(window)
-            if broke and config.on_error == "raise":
-                advice = "Set on_error: neutral on that reward to give such batches advantage 0 instead"
-                fatal = fatal or f"reward '{name}' failed: {self._all_causes(name)}\n{advice}"
-            elif len(window) == window.maxlen and share > most:
-                advice = "Mend the reward, or raise train.max_failed_rewards"
-                what = f"reward '{name}' failed on {share:.0%} of the samples of the last {len(window)} batches"
-                fatal = fatal or f"{what}, more than train.max_failed_rewards {most:g}: {self._all_causes(name)}\n{advice}"
-        if fatal:
-            raise RunError(fatal)
-
-    def _all_causes(self, name: str) -> str:
-        """Why `name` failed last on each process. Call on every process."""
-        index = self._accelerator.process_index
-        mine = self._causes.get(name, "")
-        where = f"process {index}: " if self._accelerator.num_processes > 1 else ""
-        found = gather_object([f"{where}{mine}" if mine else ""])
-        return "; ".join(cause for cause in found if cause) or NOT_FINITE
-
-    def _tell(self, joined: GatheredScores, causes: Mapping[str, str]) -> None:
-        """Warns once about each kind of failure, where it happened."""
-        for name, failed, broke in zip(self._window, joined.failed, joined.broke, strict=True):
-            cause = causes.get(name, "")
-            if not cause and failed and not broke and self._accelerator.is_main_process:
-                cause = NOT_FINITE
-            if cause:
-                what = f"on {failed:.0%} of a batch's samples, which get advantage 0; counted as reward_failed/{name}"
-                self._warn(name, cause, what)
-
-    def _warn(self, name: str, cause: str, what: str) -> None:
-        kind = (name, cause.partition(":")[0])
-        if kind not in self._told:
-            self._told.add(kind)
-            log.warning("reward '%s': %s: %s; said once", name, cause, what)
+        small = torch.nn.functional.interpolate(frames.float(), self._latent_size, mode="bilinear", antialias=True)
+        return small.reshape(len(samples), -1, *small.shape[1:]).transpose(1, 2) if samples.dim() == 5 else small
 
 
-def _shrunk_size(pixels: tuple[int, int] | None, size: Size | None, latents: tuple[int, ...]) -> tuple[int, int] | None:
-    """[height, width] of latents that decode to `pixels`; `latents` [height, width] decode to `size`."""
+def all_gather_scores(scores: Scores, groups: Tensor, accelerator: Accelerator) -> GatheredScores:
+    """The scores and prompt ids [b] of all processes, with a single synchronisation of the device."""
+    device = accelerator.device
+    values = accelerator.gather(torch.stack([*scores.each.values()], 1).to(device))
+    broke = torch.tensor([[float(name in scores.causes) for name in scores.each]], device=device)
+    broke = accelerator.gather(broke).amax(0)
+    failed = (~torch.isfinite(values)).float().mean(0)
+    on_host = torch.stack((failed, broke)).tolist()
+    groups = accelerator.gather(groups.to(device))
+    return GatheredScores(values, groups, on_host[0], [bool(flag) for flag in on_host[1]])
+
+
+def _latent_size(pixels: tuple[int, int] | None, size: Size | None, latents: tuple[int, ...]) -> tuple[int, int] | None:
+    """[height, width] of latents that decode to `pixels`, where `latents` [height, width] decode to `size`."""
     if pixels is None or size is None:
         return None
     per_latent = [whole // latent for whole, latent in zip(size[:2], latents, strict=True)]
     if any(p < k or p % k or p > whole for p, k, whole in zip(pixels, per_latent, size[:2], strict=True)):
-        what = f"must be multiples of {per_latent} up to {list(size[:2])}, the size of samples, got {list(pixels)}"
-        raise InputError(f"model.reward_pixels: {what}")
+        message = f"must be multiples of {per_latent} up to {list(size[:2])}, the size of samples, got {list(pixels)}"
+        raise InputError(f"model.reward_pixels: {message}")
     return pixels[0] // per_latent[0], pixels[1] // per_latent[1]

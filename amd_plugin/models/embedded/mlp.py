@@ -1,25 +1,25 @@
 """A residual MLP for points, with the calling convention of diffusers' DiT."""
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
-class PointMLP(ModelMixin, ConfigMixin):
+class PointMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as all of diffusers' models, whose bases differ in a name
     """Predicts the flow at a point, given a timestep and a class; blocks are modulated by the condition (FiLM).
 
     Args:
         channels: dimension of a point.
         width: hidden units.
         depth: residual blocks.
-        num_classes: labels run from 0 to num_classes - 1; num_classes itself means "no label".
+        num_classes: number of labels, which run from 0; `num_classes` itself means "no label".
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers has no types
     def __init__(self, channels: int = 2, width: int = 64, depth: int = 2, num_classes: int = 8):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers has no types
         self.enter = nn.Linear(7 * channels, width)
         self.time = nn.Linear(12, width)
         self.label = nn.Embedding(num_classes + 1, width)

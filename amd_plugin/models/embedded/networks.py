@@ -1,8 +1,9 @@
-"""Building a network from a recipe, and calling it the same way whatever class it is."""
+"""Small class-conditional networks for embedded tasks, and their calling convention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -17,7 +18,11 @@ from amd_plugin.tasks import Task
 
 
 def check_network(config: ModelConfig, task: Task) -> None:
-    """Raises OptionError, naming the key of the recipe's model section, where the network does not fit the task's samples."""
+    """Checks that the network of a recipe fits the samples of its task.
+
+    Raises:
+        OptionError: naming the key of the model section that does not fit.
+    """
     shape = task.sample_shape
     fitting = {1: ("mlp",), 3: ("dit", "sdxl"), 4: ("wan",)}[len(shape)]
     if config.network not in fitting:
@@ -32,9 +37,9 @@ def check_network(config: ModelConfig, task: Task) -> None:
 
 
 def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
-    """A freshly initialised ``mlp`` or ``dit`` for `task`'s samples, in eval mode.
+    """A freshly initialised ``mlp`` or ``dit`` for the samples of `task`, in eval mode.
 
-    Eval mode throughout: labels are dropped by the trainer's own keyed draws, not by dropout inside the network.
+    Eval mode throughout: the trainer drops labels by its own keyed draws, without dropout inside the network.
 
     Raises:
         OptionError: where the network does not fit the samples.
@@ -46,41 +51,44 @@ def build_network(config: ModelConfig, task: Task, seed: int) -> nn.Module:
         torch.manual_seed(generator(seed, "network").initial_seed())
         if config.network == "mlp":
             shapes = {"channels": shape[0], "width": config.width, "depth": config.depth}
-            return PointMLP(**shapes, num_classes=task.num_classes).eval()
-        return DiTTransformer2DModel(
-            num_attention_heads=config.heads,
-            attention_head_dim=config.width // config.heads,
-            in_channels=shape[0],
-            out_channels=shape[0],
-            num_layers=config.depth,
-            sample_size=shape[-1],
-            patch_size=config.patch_size,
-            num_embeds_ada_norm=task.num_classes,
-            norm_num_groups=1,
-        ).eval()
+            network: Any = PointMLP(**shapes, num_classes=task.num_classes)
+        else:
+            network = DiTTransformer2DModel(
+                num_attention_heads=config.heads,
+                attention_head_dim=config.width // config.heads,
+                in_channels=shape[0],
+                out_channels=shape[0],
+                num_layers=config.depth,
+                sample_size=shape[-1],
+                patch_size=config.patch_size,
+                num_embeds_ada_norm=task.num_classes,
+                norm_num_groups=1,
+            )
+        return cast(nn.Module, network.eval())
 
 
 class ClassConditional:
-    """The family of class-conditional networks that are no part of a pipeline; called as `amd_plugin.models.family` says."""
+    """The family of class-conditional networks outside a pipeline, see `amd_plugin.models.family`."""
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """The raw output [B, ...]."""
-        return network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample
+        output: Tensor = network(x_t, timestep=timestep, class_labels=condition["class_labels"]).sample
+        return output
 
     def condition_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """A number."""
+        """``class_labels``: one number."""
         return {"class_labels": ()}
 
-    def features(self, network: nn.Module) -> Features:
-        """The middle block's."""
+    def features(self, network: Any) -> Features:
+        """The output of the middle block."""
         blocks = network.blocks if isinstance(network, PointMLP) else network.transformer_blocks
         width = getattr(network.config, "width", None) or (
             network.config.num_attention_heads * network.config.attention_head_dim
         )
         return Features(blocks[len(blocks) // 2], width, -1)
 
-    def time_embeddings(self, network: nn.Module) -> Sequence[Features]:
-        """The MLP's; in a transformer every block has its own."""
+    def time_embeddings(self, network: Any) -> Sequence[Features]:
+        """The one embedding of the MLP; in a transformer, one per block."""
         if isinstance(network, PointMLP):
             return [Features(network.time, network.config.width, -1)]
         embedders = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]

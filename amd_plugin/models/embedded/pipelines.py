@@ -1,4 +1,4 @@
-"""Tiny pipelines of the real classes for embedded tasks with prompts: built and trained here, then read like any other."""
+"""Tiny diffusers pipelines for embedded tasks with prompts: built and trained here, then read like any other pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from amd_plugin.cache import cached
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import OptionError
-from amd_plugin.models.embedded.teacher import teacher_made_of, train_teacher
+from amd_plugin.models.embedded.teacher import teacher_made_of, train_teacher, training_of
 from amd_plugin.models.family import Condition, Family, Size
 from amd_plugin.models.pretrained import quiet
 from amd_plugin.schedule import NoiseSchedule
@@ -39,9 +39,9 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
             return {name: values[labels] for name, values in table.items()}
 
         schedule = NoiseSchedule(pipeline.scheduler, flow_shift(pipeline.scheduler))
-        train_teacher(network, family, schedule, condition, task, config.teacher, seed)
+        train_teacher(network, family, schedule, condition, task, training_of(config), seed)
         for part in pipeline.components.values():
-            # The first of several processes that comes here writes, and transformers only lets process 0.
+            # The first of several processes to arrive writes the cache; transformers would only let process 0 write.
             if hasattr(part, "should_save_on_this_rank"):
                 part.should_save_on_this_rank = bool
         with quiet():
@@ -52,7 +52,7 @@ def pipeline_folder(config: ModelConfig, task: Task, seed: int, families: Mappin
 
 
 def untrained(config: ModelConfig, task: Task, seed: int) -> Any:
-    """The pipeline before its network has learnt anything; its words are those of the task's prompts."""
+    """The pipeline with an untrained network; its vocabulary is the words of the task's prompts."""
     with quiet():
         from amd_plugin.models.embedded.tiny import tiny_sdxl, tiny_wan
 
@@ -64,13 +64,17 @@ def untrained(config: ModelConfig, task: Task, seed: int) -> Any:
 
 
 def size_of(task: Task) -> Size:
-    """What a task's pipeline makes: one latent per pixel and frame."""
+    """The size of a task's samples: its pipeline has one latent per pixel and frame."""
     *_, height, width = task.sample_shape
     return Size(height, width, task.sample_shape[1] if len(task.sample_shape) == 4 else 1)
 
 
 def set_text_length(family: Family, config: ModelConfig) -> None:
-    """Has `family` pad prompts as the recipe says; raises OptionError where its pipeline leaves no choice."""
+    """Sets the number of tokens that `family` pads prompts to, where the recipe has one.
+
+    Raises:
+        OptionError: where the pipeline does not let it be chosen.
+    """
     if config.text_length is not None:
         if family.text_length is None:
             raise OptionError(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from amd_plugin.cache import cached
 from amd_plugin.config import ModelConfig, TeacherConfig
+from amd_plugin.errors import OptionError
 from amd_plugin.models.conditions import LabelConditions, prompts_of
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
-from amd_plugin.models.family import Condition
+from amd_plugin.models.family import Condition, Family
 from amd_plugin.randomness import generator
 from amd_plugin.schedule import NoiseSchedule
 from amd_plugin.tasks import Task
@@ -34,12 +35,23 @@ def trained_teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
         conditions = LabelConditions(task.num_classes)
         schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler())
         condition = lambda labels: conditions(labels, prompts_of(task, labels))  # noqa: E731
-        train_teacher(network, ClassConditional(), schedule, condition, task, config.teacher, seed)
+        train_teacher(network, ClassConditional(), schedule, condition, task, training_of(config), seed)
         save_file(network.state_dict(), folder / "teacher.safetensors")
 
     folder = cached(f"teacher-{task.name}", teacher_made_of(config, task, seed), make)
     network.load_state_dict(load_file(folder / "teacher.safetensors"))
     return network.requires_grad_(False)
+
+
+def training_of(config: ModelConfig) -> TeacherConfig:
+    """The section ``model.teacher``.
+
+    Raises:
+        OptionError: where the recipe has none.
+    """
+    if config.teacher is None:
+        raise OptionError("teacher", "required for a network that is made here, but not given")
+    return config.teacher
 
 
 def teacher_made_of(config: ModelConfig, task: Task, seed: int) -> dict[str, Any]:
@@ -50,26 +62,32 @@ def teacher_made_of(config: ModelConfig, task: Task, seed: int) -> dict[str, Any
 
 def train_teacher(
     network: nn.Module,
-    family: Any,
+    family: Family | ClassConditional,
     schedule: NoiseSchedule,
     condition: Callable[[Tensor], Condition],
     task: Task,
-    how: TeacherConfig,
+    training: TeacherConfig,
     seed: int,
 ) -> None:
-    """Trains `network` to denoise the task's data, labels dropped for guidance, with a cosine learning rate.
+    """Trains `network` in place to denoise the task's data; some labels are dropped, for guidance.
 
     Args:
-        condition: of labels [B]; the task's `num_classes` stands for "no label".
+        network: the network, of the family `family`.
+        family: calling convention of the network.
+        schedule: noise schedule.
+        condition: labels [B] -> condition [B, ...]; the task's `num_classes` stands for "no label".
+        task: source of the training data.
+        training: steps, batch size, learning rate and share of dropped labels.
+        seed: seed of the draws.
     """
     draws = generator(seed, "teacher training")
-    optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate, weight_decay=0.0)
-    learning_rate = get_cosine_schedule_with_warmup(optimizer, how.steps // 10, how.steps)
-    for _ in range(how.steps):
-        x0, labels = task.training_data(how.batch_size, draws)
-        dropped = torch.rand(how.batch_size, generator=draws) < how.drop_label
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=0.0)
+    learning_rate = get_cosine_schedule_with_warmup(optimizer, training.steps // 10, training.steps)
+    for _ in range(training.steps):
+        x0, labels = task.training_data(training.batch_size, draws)
+        dropped = torch.rand(training.batch_size, generator=draws) < training.drop_label
         labels = torch.where(dropped, torch.full_like(labels, task.num_classes), labels)
-        timestep = schedule.timestep(torch.rand(how.batch_size, generator=draws))
+        timestep = schedule.timestep(torch.rand(training.batch_size, generator=draws))
         noise = torch.randn(x0.shape, generator=draws)
         output = family.call(network, schedule.level(timestep).add_noise(x0, noise), timestep, condition(labels))
         loss = nn.functional.mse_loss(output, schedule.target(x0, noise, timestep))

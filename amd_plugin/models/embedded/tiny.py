@@ -1,14 +1,14 @@
-"""Whole pipelines of the classes people distil, at sizes a CPU trains in minutes: real parts, untrained, loaded as any.
+"""Whole untrained pipelines of real diffusers classes, at sizes that a CPU trains in minutes.
 
-Text encoders keep the weights they are born with: they only have to tell a few dozen prompts apart. Autoencoders have weights
-set by hand that make them an exact map between grey pictures and one latent channel, so that what is learnt and measured is the
-network's own doing.
+Text encoders keep their initial weights: they only have to map a few dozen prompts to different embeddings. Autoencoders have
+weights set by hand, which make them an exact map between grey pictures and one latent channel. So only the network is trained,
+and only its errors are measured.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,11 +46,11 @@ def tiny_sdxl(
     """A Stable Diffusion XL for grey pictures of `size` x `size` pixels, a multiple of 8, with one latent per pixel.
 
     Args:
-        vocabulary: the words of the prompts.
+        vocabulary: words of the prompts.
         width: channels of the UNet at full resolution, a multiple of 8; twice as many at half of it.
         depth: transformer blocks in each attention layer.
-        heads: of attention at full resolution's width.
-        seed: of all random weights.
+        heads: attention heads at full resolution.
+        seed: seed of all random weights.
     """
     with _seeded(seed, "tiny sdxl"):
         tokenizer = clip_tokenizer(vocabulary)
@@ -59,14 +59,14 @@ def tiny_sdxl(
             num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TEXT_LENGTH,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        unet = UNet2DConditionModel(
+        unet: Any = UNet2DConditionModel(
             sample_size=size, in_channels=1, out_channels=1, block_out_channels=(width, 2 * width), layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, depth), attention_head_dim=(heads, 2 * heads), use_linear_projection=True,
             cross_attention_dim=2 * TEXT_WIDTH, addition_embed_type="text_time", addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH, norm_num_groups=8,
         )  # fmt: skip
-        encoders = {"text_encoder": CLIPTextModel(text), "text_encoder_2": CLIPTextModelWithProjection(text)}
+        encoders: dict[str, Any] = {"text_encoder": CLIPTextModel(text), "text_encoder_2": CLIPTextModelWithProjection(text)}
         encoders = {name: _frozen(_spread(encoder)) for name, encoder in encoders.items()}
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
@@ -83,11 +83,12 @@ def tiny_wan(
     """A Wan for grey videos whose edges are multiples of 16 pixels, with one latent per pixel and frame.
 
     Args:
-        vocabulary: the words of the prompts.
-        width: channels of the transformer, over all `heads`; per head at least 12, and even.
-        depth: its blocks.
-        patch_size: pixels per token, in each direction.
-        seed: of all random weights.
+        vocabulary: words of the prompts.
+        width: channels of the transformer, over all `heads`; an even number of at least 12 per head.
+        depth: number of blocks.
+        heads: attention heads.
+        patch_size: pixels per token along an edge.
+        seed: seed of all random weights.
     """
     with _seeded(seed, "tiny wan"):
         tokenizer = word_tokenizer(vocabulary)
@@ -95,13 +96,13 @@ def tiny_wan(
             vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=16, d_ff=2 * TEXT_WIDTH, num_layers=2, num_heads=2,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        transformer = WanTransformer3DModel(
+        transformer: Any = WanTransformer3DModel(
             patch_size=(1, patch_size, patch_size), num_attention_heads=heads, attention_head_dim=width // heads,
             in_channels=1, out_channels=1, text_dim=TEXT_WIDTH, freq_dim=64, ffn_dim=3 * width, num_layers=depth,
             cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
         )  # fmt: skip
         encoder = UMT5EncoderModel(text)
-        # Through its own small initial weights the transformer hardly hears words of unit size; louder ones take fewer steps.
+        # The transformer's small initial weights attenuate text states of unit size; larger states train in fewer steps.
         encoder.encoder.final_layer_norm.weight.data.fill_(4.0)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
     return WanPipeline(
@@ -110,20 +111,20 @@ def tiny_wan(
     )  # fmt: skip
 
 
-def _image_autoencoder(size: int) -> AutoencoderKL:
-    vae = AutoencoderKL(
+def _image_autoencoder(size: int) -> Any:
+    vae: Any = AutoencoderKL(
         latent_channels=1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=1, sample_size=size, scaling_factor=1.0,
         mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
     for part, pixels in ((vae.encoder, torch.full((3,), 1 / 3)), (vae.decoder, torch.ones(1))):
         _pass_through(part, pixels, part.conv_norm_out, constant=512.0)
-        # Over a group of [x, -x, K, -K] the norm divides by K / sqrt 2, next to which x is nothing.
+        # Over a group of [x, -x, K, -K] the norm divides by K / sqrt 2, as x is negligible beside K.
         part.conv_norm_out.weight.data[:2] = 512.0 / 2**0.5
     return vae
 
 
-def _video_autoencoder() -> AutoencoderKLWan:
-    vae = AutoencoderKLWan(
+def _video_autoencoder() -> Any:
+    vae: Any = AutoencoderKLWan(
         base_dim=4, z_dim=1, dim_mult=[1], num_res_blocks=1, attn_scales=[], temperal_downsample=[], latents_mean=[0.0],
         latents_std=[1.0], scale_factor_temporal=1, scale_factor_spatial=1,
     )  # fmt: skip
@@ -142,20 +143,21 @@ def _pass_through(part: Any, inputs: torch.Tensor, norm: nn.Module, constant: fl
     """Makes an encoder or decoder linear: its channels are [x, -x, K, -K], and silu(x) - silu(-x) = x undoes its activation.
 
     Args:
-        inputs: weights of the input's channels in x.
-        norm: the one before that activation; nearly linear as K is large.
+        part: encoder or decoder.
+        inputs: weights of the input channels in x.
+        norm: norm layer before the last activation; nearly linear, as K is large.
+        constant: K.
     """
     for module in part.modules():
-        # What a residual block adds comes out of its second convolution, and out of an attention's projection.
-        for name in ("conv2", "proj"):
-            if isinstance(last := getattr(module, name, None), nn.Module):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+        # A residual block ends in its second convolution, an attention block in its projection.
+        for last in (getattr(module, name, None) for name in ("conv2", "proj")):
+            for parameter in last.parameters() if isinstance(last, nn.Module) else ():
+                nn.init.zeros_(parameter)
     enter, leave = part.conv_in, part.conv_out
     for conv in (enter, leave):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
-    # A convolution that is causal in time has the present in its last tap.
+    # The last tap of a convolution that is causal in time is the present frame.
     centre = (-1, 1, 1) if enter.weight.dim() == 5 else (1, 1)
     enter.weight[(0, slice(None), *centre)], enter.weight[(1, slice(None), *centre)] = inputs, -inputs
     enter.bias[2], enter.bias[3] = constant, -constant
@@ -178,20 +180,21 @@ def _spread(encoder: nn.Module) -> nn.Module:
 
 
 def clip_tokenizer(vocabulary: Sequence[str]) -> CLIPTokenizer:
-    """CLIP's, of bytes, and merges that put each word together from the left."""
+    """A CLIP tokenizer of bytes, with merges that build each word of `vocabulary` from the left."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = []
+    merges: list[tuple[str, str]] = []
     for word in vocabulary:
         spelt = [*word[:-1], f"{word[-1]}</w>"]
         merges += list(zip(itertools.accumulate(spelt[:-1]), spelt[1:], strict=True))
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=TEXT_LENGTH)
+    unique: list[Any] = list(dict.fromkeys(merges))  # annotated as text, though pairs are taken as well
+    return CLIPTokenizer(vocab=vocab, merges=unique, model_max_length=TEXT_LENGTH)
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A word, a token; sentences end as T5's do."""
+    """A tokenizer with one token per word of `vocabulary`; sentences end as for T5."""
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     vocab = {token: index for index, token in enumerate(dict.fromkeys((*special.values(), *vocabulary)))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))  # noqa: S106 (a token of text)
@@ -200,13 +203,13 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special)
 
 
-def _frozen(module: nn.Module) -> nn.Module:
+def _frozen(module: Any) -> Any:
     return module.requires_grad_(False).eval()
 
 
 @contextmanager
-def _seeded(seed: int, what: str) -> Any:
-    """Constructors draw from the global generator; it is lent to them."""
+def _seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Seeds the global generator, which constructors draw from, within the context."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, what).initial_seed())
+        torch.manual_seed(generator(seed, purpose).initial_seed())
         yield

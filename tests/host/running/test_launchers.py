@@ -28,23 +28,26 @@ def launch(launcher, *arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.fixture(scope="module")
+def in_one_process(tmp_path_factory):
+    """The folder of the run under plain python."""
+    folder = tmp_path_factory.mktemp("launchers")
+    done = launch(ALONE, "--output", "alone", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "alone"
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_equal_one_on_the_joined_batch(launcher, tmp_path):
-    alone = launch(ALONE, "--output", "alone", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
+def test_two_processes_equal_one_on_the_joined_batch(launcher, in_one_process, tmp_path):
     together = launch(LAUNCHERS[launcher], "--output", "together", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
+    folders = (in_one_process, tmp_path / "together")
     assert together.stdout.count("report:") == 1
     for part in ("student", "fake_score"):
-        one, two = (
-            load_file(tmp_path / run / "checkpoints" / "step-000003" / f"{part}.safetensors") for run in ("alone", "together")
-        )
+        one, two = (load_file(run / "checkpoints" / "step-000003" / f"{part}.safetensors") for run in folders)
         for name in one:
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-4)
-    one, two = (
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("alone", "together")
-    )
+    one, two = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in folders)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss/student", "objective/zone_share", "reward/classifier"):
         assert one[0][key] == pytest.approx(two[0][key], abs=1e-4)

@@ -35,10 +35,10 @@ def test_each_turn_moves_only_its_own_role(family, roles, piped, plugins):
     trainer = Trainer(piped(family, *how), plugins, Accelerator(cpu=True))
     teacher = {n: p.clone() for n, p in trainer.teacher.network.named_parameters() if "lora" not in n and "rungs" not in n}
     start = parameters(trainer)
-    metrics = trainer._fake_score_turn(0)
+    metrics = trainer.fake_score_turn(0)
     middle = parameters(trainer)
     assert moved(start, middle) == {"fake_score", "discriminator"}
-    metrics |= trainer._student_turn()
+    metrics |= trainer.student_turn()
     assert moved(middle, parameters(trainer)) == {"student"}
     for name in ("loss/discriminator", "loss/student_adversarial", "grad_norm/discriminator"):
         assert torch.isfinite(metrics[name]), name
@@ -51,7 +51,7 @@ def test_the_students_adversarial_gradient_is_that_of_the_written_out_loss(tiny,
     """Against autograd through a forward written by hand: fake score's middle features -> head -> softplus(-logit)."""
     trainer = Trainer(tiny("objective.gan_weight=0.3", objective="dmd2"), plugins, Accelerator(cpu=True))
     trainer.cycle()
-    batch, rows = trainer._batch("student", 3), slice(0, 16)
+    batch, rows = trainer.rollouts.batch(trainer.step, "student", 3), slice(0, 16)
     x0 = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
     t = torch.full((16,), 300.0)
     (mine,) = torch.autograd.grad(trainer.adversary.student_loss(x0, batch, rows, t), x0)
@@ -115,13 +115,13 @@ def test_students_that_start_from_real_data(tiny, plugins):
     """``rollout: data``: the exit rung's input is a noised real sample of the class that is asked for."""
     recipe = tiny("train.rollout=data", "model.student_steps=3", objective="dmd")
     trainer = Trainer(recipe, plugins, Accelerator(cpu=True))
-    batch, seen = trainer._batch("student", 3), []
+    batch, seen = trainer.rollouts.batch(trainer.step, "student", 3), []
     hook = trainer.student.network.register_forward_pre_hook(
         lambda module, inputs, kw: seen.append(inputs[0]), with_kwargs=True
     )
-    trainer._rollout(batch, slice(0, 16), grad=False)
+    trainer.forward.rollout(batch, slice(0, 16), grad=False)
     hook.remove()
-    level = trainer.ladder.level(batch.exit_rung, 16)
+    level = trainer.forward.ladder.level(batch.exit_rung, 16)
     torch.testing.assert_close(seen[-1], level.add_noise(batch.real, batch.normal("rung 0")))
     assert len(seen) == 1, "no rollout is simulated"
     assert torch.equal(batch.labels.unflatten(0, (-1, 4)).unique(dim=1).flatten(), batch.labels[::4]), "groups share a label"

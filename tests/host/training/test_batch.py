@@ -8,7 +8,8 @@ from amd_plugin.data.prompt_rows import PromptRows
 from amd_plugin.data.prompts import Prompts
 from amd_plugin.data.row_readers import StreamRows
 from amd_plugin.host import run
-from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training import scoring
+from amd_plugin.host.training.batch import Batch, BatchSource, micro_batches, process_rows
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.objectives.reward_statistics import group_ids
 from tests.helpers.prompt_files import PROMPTS, image_folder
@@ -20,9 +21,10 @@ SHARED = ("train.batch_size=12", "train.group_size=6")
 def test_groups_stand_in_a_row_and_batches_follow_each_other(group_size, tiny, tmp_path):
     (tmp_path / "p.txt").write_text("\n".join(f"p{index}" for index in range(1000)))
     train = tiny("train.batch_size=12", f"train.group_size={group_size}", objective="dmd").config.train
-    task, seen = Prompts(source=str(tmp_path / "p.txt")), []
+    source, seen = BatchSource(train, Prompts(source=str(tmp_path / "p.txt")), (2,), 3, torch.device("cpu")), []
     for position in range(5):
-        batch = Batch(train, (2,), task, 3, (position, "student"), position, torch.device("cpu"))
+        step, update = divmod(position, train.fake_updates + 1)
+        batch = Batch(source, step, "student", update)
         groups = batch.labels.view(-1, group_size)
         assert (groups == groups[:, :1]).all() and batch.position == position
         seen.extend(groups[:, 0].tolist())
@@ -31,24 +33,23 @@ def test_groups_stand_in_a_row_and_batches_follow_each_other(group_size, tiny, t
 
 @pytest.mark.parametrize("accumulation", [1, 4, 12])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plugins, monkeypatch):
+def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plugins):
     """Groups of six in shares of 12 / (ranks x accumulation): the same rows, in the same order, with the same advantages."""
     if accumulation * ranks > 12:
         accumulation = 6
     whole = Trainer(tiny(*SHARED), plugins, Accelerator(cpu=True))
-    batch = whole._batch("student", 0)
-    rollout = whole._rollout(batch, slice(0, 12), grad=False)
-    expected = whole._advantage(batch, whole.scoring.submit(batch, slice(0, 12), [rollout]))
+    batch = whole.rollouts.batch(whole.step, "student", 0)
+    rollout = whole.forward.rollout(batch, slice(0, 12), grad=False)
+    expected = whole.rollouts.advantage(batch, whole.scoring.submit(batch, slice(0, 12), [rollout]))
 
     trainer = Trainer(tiny(*SHARED, f"train.accumulation={accumulation}"), plugins, Accelerator(cpu=True))
     covered, rewards = [], []
     for rank in range(ranks):
-        mine = slice(rank * 12 // ranks, (rank + 1) * 12 // ranks)
-        monkeypatch.setattr(trainer, "_rows", lambda mine=mine: mine)
-        parts = trainer._micro_batches()
+        rows = process_rows(12, rank, ranks)
+        parts = micro_batches(rows, accumulation)
         covered += [row for part in parts for row in range(part.start, part.stop)]
-        media = torch.cat([trainer.backbone.decode(trainer._rollout(batch, part, grad=False)) for part in parts])
-        labels = batch.labels[mine]
+        media = torch.cat([trainer.backbone.decode(trainer.forward.rollout(batch, part, grad=False)) for part in parts])
+        labels = batch.labels[rows]
         rewards.append(trainer.rewards(media, trainer.task.prompts(labels), **trainer.task.columns(labels)).total)
     assert covered == list(range(12))
     torch.testing.assert_close(trainer.objective.advantage(torch.cat(rewards), batch.labels), expected, rtol=1e-4, atol=1e-4)
@@ -57,14 +58,14 @@ def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plu
 def test_a_process_asks_for_the_prompts_of_its_own_rows_only(tiny, plugins, monkeypatch):
     """Others' lie behind its place in a stream, which would have to be read from the start for them."""
     trainer, asked = Trainer(tiny(*SHARED), plugins, Accelerator(cpu=True)), []
-    batch, prompts = trainer._batch("student", 0), trainer.task.prompts
-    rollout = trainer._rollout(batch, slice(0, 12), grad=False)
+    batch, prompts = trainer.rollouts.batch(trainer.step, "student", 0), trainer.task.prompts
+    rollout = trainer.forward.rollout(batch, slice(0, 12), grad=False)
     monkeypatch.setattr(trainer.task, "prompts", lambda labels: (asked.append(len(labels)), prompts(labels))[1])
     handed = trainer.scoring.submit(batch, slice(6, 12), [rollout[6:]])
     assert asked == [6] and handed.groups.tolist() == group_ids(prompts(batch.labels[6:]), 6).tolist()
-    monkeypatch.setattr(trainer.scoring, "_join", lambda scores, groups: 1 / 0)
+    monkeypatch.setattr(scoring, "all_gather_scores", lambda *scores: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        trainer._advantage(batch, handed)
+        trainer.rollouts.advantage(batch, handed)
     assert asked == [6], "the others' are gathered"
 
 

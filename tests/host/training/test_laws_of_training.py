@@ -28,12 +28,12 @@ def test_each_loss_moves_only_its_own_role(tiny, plugins, overrides):
     trainer = trained(tiny, plugins, *overrides, cycles=1)
     teacher = [p.clone() for p in trainer.teacher.network.parameters()]
     before = weights(trainer)
-    trainer._fake_score_turn(0)
+    trainer.fake_score_turn(0)
     after = weights(trainer)
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"fake_score"}
     assert all(p.grad is None for p in trainer.student.parameters())
-    trainer._student_turn()
+    trainer.student_turn()
     final = weights(trainer)
     moved = {name.split(".")[0] for name in before if not torch.equal(after[name], final[name])}
     assert moved == {"student"}
@@ -97,9 +97,9 @@ def test_a_fixed_batch_gives_the_same_signals_one_by_one(tiny, plugins):
     trainer = trained(tiny, plugins, "objective.guidance_scale=2.0", cycles=0)
     x, t, labels = torch.randn(6, 2), torch.rand(6) * 1000, torch.arange(6) % trainer.task.num_classes
     cond, uncond = trainer.backbone.conditions(labels, None), trainer.backbone.conditions.uncond(labels)
-    both = pair(trainer.caller, trainer.teacher, x, t, cond, uncond)
-    torch.testing.assert_close(both[0], trainer.caller.call(trainer.teacher, x, t, cond))
-    torch.testing.assert_close(both[1], trainer.caller.call(trainer.teacher, x, t, uncond))
+    both = pair(trainer.forward.caller, trainer.teacher, x, t, cond, uncond)
+    torch.testing.assert_close(both[0], trainer.forward.caller.call(trainer.teacher, x, t, cond))
+    torch.testing.assert_close(both[1], trainer.forward.caller.call(trainer.teacher, x, t, uncond))
 
 
 def test_training_does_not_touch_the_global_generator(tiny, plugins):
@@ -118,7 +118,7 @@ def test_rollouts_visit_the_exported_rungs(tiny, plugins):
     )
     for _ in range(6):
         trainer.cycle()
-    assert visited == set(trainer.ladder.timesteps.tolist())
+    assert visited == set(trainer.forward.ladder.timesteps.tolist())
 
 
 def test_a_reward_that_is_nan_for_some_is_counted(tiny, plugins, tmp_path):
@@ -184,7 +184,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny, plugins,
         next(trainer.teacher.network.parameters()).fill_(float("nan"))
     before = weights(trainer)
     with pytest.raises(RunError, match="real_cond in samples"):
-        trainer._student_turn()
+        trainer.student_turn()
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
 
 

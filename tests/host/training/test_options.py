@@ -11,7 +11,7 @@ from amd_plugin.config import TrainConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
-from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training.batch import Batch, BatchSource
 from amd_plugin.host.training.failure_memory import FailureMemory
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.tasks import TASKS
@@ -48,15 +48,15 @@ def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, option):
     assert_close(weights(whole), weights(parts), 5e-5)
 
 
-def batch_of(key, size=16):
+def batch_of(turn, step=0, size=16):
     train = TrainConfig(max_steps=1, batch_size=size, group_size=4, student_lr=1e-3, fake_lr=1e-3)
-    return Batch(train, (2,), TASKS["modes2d"](), 1, key, 0, torch.device("cpu"))
+    return Batch(BatchSource(train, TASKS["modes2d"](), (2,), 1, torch.device("cpu")), step, turn, 0)
 
 
 def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them():
     memory, rows = FailureMemory(share=0.5, size=3), slice(0, 16)
     x0 = torch.arange(32.0).reshape(16, 2)
-    first = batch_of(("a",))
+    first = batch_of("a")
     assert memory.recall(first, rows, x0, first.labels)[0] is x0, "there is nothing to remember yet"
     advantage = torch.zeros(16)
     memory.add(first, x0, advantage)
@@ -68,7 +68,7 @@ def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them():
     assert kept["samples"][:, 0].tolist() == [18.0, 106.0, 118.0]
     shown = replaced = 0
     for index in range(50):
-        batch = batch_of(("b", index))
+        batch = batch_of("b", index)
         samples, labels, remembered = memory.recall(batch, rows, x0, batch.labels)
         assert torch.equal(samples[~remembered], x0[~remembered]) and torch.equal(
             labels[~remembered], batch.labels[~remembered]
@@ -147,7 +147,7 @@ def test_a_sample_without_a_gradient_costs_itself_only(tiny, plugins):
     common = ("rewards=[{name: rooted}]", "objective.reward_gradient=0.25")
     trainer = trained(tiny, plugins, *common)
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
-    batch, x0 = trainer._batch("student", 0), torch.randn(6, 2, requires_grad=True)
+    batch, x0 = trainer.rollouts.batch(trainer.step, "student", 0), torch.randn(6, 2, requires_grad=True)
     reward = trainer.scoring.with_gradient(batch, slice(0, 6), x0)
     [slope] = torch.autograd.grad(reward.nan_to_num(0).sum(), x0)
     assert reward.isnan().tolist() == [False, True, False, False, False, False]

@@ -95,7 +95,7 @@ def test_all_rewards_of_a_batch_share_one_decoding(tiny, with_rewards):
     assert {f"reward/{name}" for name in ("classifier", "random", "first")} <= metrics.keys()
 
 
-def test_an_evaluation_decodes_each_sample_once(tiny, with_rewards, tmp_path):
+def test_an_evaluation_decodes_each_sample_once(tiny, with_rewards, tmp_path, monkeypatch):
     recipe = tiny("evaluate.batch_size=40", "train.max_steps=1")
     seen = []
 
@@ -104,11 +104,8 @@ def test_an_evaluation_decodes_each_sample_once(tiny, with_rewards, tmp_path):
             super().__init__(*args)
             seen.append(spy_on_decode(self))
 
-    run_trainer, run.Trainer = run.Trainer, Watched
-    try:
-        run.train(recipe, with_rewards, tmp_path / "run")
-    finally:
-        run.Trainer = run_trainer
+    monkeypatch.setattr(run, "Trainer", Watched)
+    run.train(recipe, with_rewards, tmp_path / "run")
     assert seen == [[16] * 4 + [40] * 4]
     (row,) = (line for line in lines(tmp_path / "run") if "held_out/tv" in line)
     assert row["evaluated_spread/classifier"] > 0 and row["hacking_alarm"] == 0

@@ -17,11 +17,10 @@ def trainer_of(plugins, recipe):
 def batches(trainer, count=12):
     """One batch of every rung, by rung."""
     found = {}
-    for step in range(count * len(trainer.ladder)):
-        trainer.step = step
-        batch = trainer._batch("student", 0)
+    for step in range(count * len(trainer.forward.ladder)):
+        batch = trainer.rollouts.batch(step, "student", 0)
         found.setdefault(batch.exit_rung, batch)
-    assert found.keys() == set(range(len(trainer.ladder)))
+    assert found.keys() == set(range(len(trainer.forward.ladder)))
     return found
 
 
@@ -40,16 +39,16 @@ def test_levels_lie_between_the_next_rung_and_the_end(schedule, steps, piped, pl
     low, high = trainer.train.sigma
     for rung, batch in batches(trainer).items():
         last = rung == steps - 1
-        below = 0.0 if last else trainer.ladder.timesteps[rung + 1].item()
+        below = 0.0 if last else trainer.forward.ladder.timesteps[rung + 1].item()
         for role in ("student", "fake_score", "discriminator"):
-            sigma = trainer._sigma(batch, role, None, None)
-            timestep = trainer.schedule.timestep(sigma)
+            sigma = trainer.forward.noise_levels(batch, role)
+            timestep = trainer.forward.schedule.timestep(sigma)
             assert (timestep > below).all() and (sigma <= high).all() and (sigma >= low).all()
             # The draws reach down to there: the lowest of 64 is within a tenth of the interval.
-            floor = low if last else trainer.floors[rung]
+            floor = low if last else trainer.forward.noise_levels.floors[rung]
             assert sigma.min() < floor + 0.1 * (high - floor)
-    assert trainer.schedule.timestep(torch.tensor(trainer.floors[:-1])).tolist() == pytest.approx(
-        [t + (0 if trainer.schedule.is_flow else 1) for t in trainer.ladder.timesteps[1:].tolist()], rel=1e-5
+    assert trainer.forward.schedule.timestep(torch.tensor(trainer.forward.noise_levels.floors[:-1])).tolist() == pytest.approx(
+        [t + (0 if trainer.forward.schedule.is_flow else 1) for t in trainer.forward.ladder.timesteps[1:].tolist()], rel=1e-5
     )
 
 
@@ -58,11 +57,11 @@ def test_a_window_of_ones_own_stays_where_it_is_higher_and_guidance_keeps_its(ti
     guide = ("objective.guidance_sigma=[0.05, 0.2]", "objective.guidance_scale=2.0", "train.batch_size=64")
     trainer = trainer_of(plugins, tiny(*how, *guide, ON, objective="dmd"))
     for rung, batch in batches(trainer).items():
-        fake = trainer._sigma(batch, "fake_score", None, None)
+        fake = trainer.forward.noise_levels(batch, "fake_score")
         assert fake.min() >= 0.6 and fake.max() <= 0.9
-        student = trainer._sigma(batch, "student", trainer.objective.match_sigma, None)
+        student = trainer.forward.noise_levels(batch, "student", trainer.objective.match_sigma)
         assert student.min() >= (0.5 if rung == 0 else 0.1) and student.max() <= 0.7
-        guidance = trainer._sigma(batch, "guide", trainer.objective.guidance_sigma, None)
+        guidance = trainer.forward.noise_levels(batch, "guide", trainer.objective.guidance_sigma)
         assert guidance.min() >= 0.05 and guidance.max() <= 0.2
     metrics = trainer.cycle()
     assert all(metrics[name].isfinite() for name in ("loss/student", "loss/fake_score", "grad_norm/student"))
@@ -71,7 +70,7 @@ def test_a_window_of_ones_own_stays_where_it_is_higher_and_guidance_keeps_its(ti
 def test_off_draws_what_it_always_drew(tiny, plugins):
     trainer = trainer_of(plugins, tiny("model.student_steps=3", objective="dmd"))
     for batch in batches(trainer).values():
-        assert torch.equal(trainer._sigma(batch, "student", None, None), batch.uniform("sigma student", trainer.train.sigma))
+        assert torch.equal(trainer.forward.noise_levels(batch, "student"), batch.uniform("sigma student", trainer.train.sigma))
 
 
 @pytest.mark.parametrize(

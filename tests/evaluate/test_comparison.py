@@ -1,0 +1,57 @@
+"""What a comparison holds: its file, its paired differences, and the settings that were selected."""
+
+import json
+
+import pytest
+
+from amd_plugin.errors import InputError
+from amd_plugin.evaluate.comparison.result import FILE, Comparison, best_overall
+from amd_plugin.evaluate.directions import badness
+
+KEYS = [
+    "task", "recipe", "seeds", "arms", "baseline", "better", "held_out", "select_seeds", "families", "selected", "unused",
+    "seconds", "teacher", "command",
+]  # fmt: skip
+
+
+@pytest.fixture
+def comparison():
+    values = {"dmd": [0.5, 0.6], "amd": [0.7, 0.5], "dmd@w=2": [0.8, 0.6]}
+    return Comparison(
+        task="modes2d", recipe="modes2d", seeds=[0, 1], baseline="dmd", held_out=["up", "one"],
+        arms={arm: {"up": numbers, "one": [1 + n for n in numbers]} for arm, numbers in values.items()},
+        better={"up": "up", "one": "one"}, teacher={"up": [1.0, 1.0], "one": [1.0, 1.0]}, command="amd-plugin compare",
+        selected={"dmd": "dmd@w=2", "amd": "amd"},
+    )  # fmt: skip
+
+
+def test_it_survives_its_file_with_the_same_keys_in_the_same_order(comparison, tmp_path):
+    comparison.write(tmp_path)
+    assert list(json.loads((tmp_path / FILE).read_text())) == KEYS
+    again = Comparison.from_file(tmp_path / FILE)
+    assert again.as_json() == comparison.as_json()
+
+
+def test_a_file_that_is_none_is_said(tmp_path):
+    for content in ("[", "{}", '{"task": "x", "purr": 1}'):
+        (tmp_path / FILE).write_text(content)
+        with pytest.raises(InputError, match=r"compare.json: cannot be read as a comparison"):
+            Comparison.from_file(tmp_path / FILE)
+
+
+def test_differences_are_paired_and_wins_follow_the_direction(comparison):
+    difference = comparison.paired("amd", "dmd", "up")
+    assert difference.mean == pytest.approx(0.05) and difference.wins == 1
+    assert comparison.paired("amd", "dmd", "one").wins == 1, "closer to 1 in the second seed"
+    assert comparison.best_tuned("up") == "dmd@w=2" and comparison.best_tuned("one") == "dmd"
+    assert comparison.selected_arms() == ("dmd@w=2", ["amd"])
+
+
+def test_ranks_decide_and_the_earlier_of_two_equals_wins(comparison):
+    assert best_overall(comparison.arms, comparison.better, ["up"]) == "dmd@w=2"
+    assert best_overall(comparison.arms, comparison.better, ["up", "one"]) == "dmd"
+
+
+def test_lower_badness_is_better():
+    assert badness(2.0, "up") < badness(1.0, "up") and badness(1.0, "down") < badness(2.0, "down")
+    assert badness(0.9, "one") == pytest.approx(badness(1.1, "one"))

@@ -1,0 +1,57 @@
+"""The schema that editors check recipes with, and the tables and help texts that are made from the same declarations."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from amd_plugin import recipe
+from amd_plugin.adapters import shim
+from amd_plugin.objectives.amd_options import AMDOptions
+from amd_plugin.recipe.schema import recipe_schema
+
+ROOT = Path(__file__).parents[2]
+
+
+def problems(schema, text):
+    return [error.message for error in Draft202012Validator(schema).iter_errors(yaml.safe_load(text))]
+
+
+@pytest.mark.parametrize("name", sorted(recipe.shipped()))
+def test_shipped_recipes_fit_the_schema(plugins, name):
+    # As it is resolved: YAML 1.1 readers take 1e-3 for text, and the loader does not.
+    assert not problems(recipe_schema(plugins), recipe.load(name, plugins).as_yaml())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("sharpening: 2.5", "sharpning: 2.5", "sharpning"), ("sharpening: 2.5", "sharpening: -1", "-1"),
+        ("label_noise: 0.2", "lable_noise: 0.2", "lable_noise"), ("name: classifier", "name: clasifier", "clasifier"),
+        ("floor:", "flor:", "flor"),
+    ],
+)  # fmt: skip
+def test_typos_in_options_are_found_by_an_editor(plugins, old, new, word):
+    text = recipe.load("modes2d", plugins).as_yaml()
+    assert old in text
+    assert any(word in message for message in problems(recipe_schema(plugins), text.replace(old, new, 1)))
+
+
+def test_every_option_is_described_in_the_schema_and_the_help(plugins):
+    objective = recipe_schema(plugins)["$defs"]["ObjectiveConfig"]
+    amd = next(case["then"]["properties"] for case in objective["allOf"] if case["if"]["properties"]["name"]["const"] == "amd")
+    parser = argparse.ArgumentParser()
+    shim.add_arguments(parser, plugins)
+    helped = {action.option_strings[0]: action.help for action in parser._actions}
+    for name, field in AMDOptions.model_fields.items():
+        assert amd[name]["description"] == field.description
+        assert helped[f"--amd.{name}"].startswith(field.description.replace("%", "%%"))
+
+
+def test_the_tables_in_the_docs_are_those_of_the_declarations():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
