@@ -44,17 +44,12 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def outcome(checkout: Path, options: str | None) -> tuple[dict[str, str], int]:
-<<<<<<< HEAD
-    """Name of each test -> how it ended, and how many pipelines were ours; without `options` the host is left as it is."""
-    from tests.helpers.hosts import environment
-=======
     """Runs the tests, with the pipelines replaced unless `options` is None.
 
     Returns:
         (test name -> outcome, number of replaced pipelines that the tests made).
     """
-    from tests.adapters.conftest import environment
->>>>>>> h-eval
+    from tests.helpers.hosts import environment
 
     env = environment("modelopt") | {"AMD_OPTIONS": options or ""}  # type: ignore[no-untyped-call]  # tests have no types
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-rA", "-q", "-c", os.devnull]

@@ -29,12 +29,8 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plan.calls import traces
 from amd_plugin.plan.model_spec import model_spec
 from amd_plugin.plan.planner import plan
-<<<<<<< HEAD
-=======
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import Recipe
-from amd_plugin.tasks import TASKS
->>>>>>> h-eval
 
 GROUP = [InitProcessGroupKwargs(backend="gloo")] if "WORLD_SIZE" in os.environ else []
 SMALL = ("model.teacher.steps=10", "train.max_steps=1", "train.batch_size=16", "train.fake_updates=1", "train.trackers=[]")
@@ -67,13 +63,8 @@ def compare(loaded: Recipe, plugins: PluginManager) -> dict[str, tuple[int, int]
         }
         if name != "teacher":
             state = optimizers[name].state.values()
-<<<<<<< HEAD
-            kept = [*(v for s in state for v in s.values()), *(role.master_weights() if trainer.has_shares else ())]
-            measured |= {"gradients": gradients[name], "optimizer": _bytes(kept)}
-=======
-            tensors = [*(v for s in state for v in s.values()), *(role.masters() if trainer.has_shares else ())]
+            tensors = [*(v for s in state for v in s.values()), *(role.master_weights() if trainer.has_shares else ())]
             measured |= {"gradients": gradients[name], "optimizer": _bytes(tensors)}
->>>>>>> h-eval
         if name == "student":
             measured["average"] = _bytes(trainer.ema.weights)
         for column, size in measured.items():

@@ -129,13 +129,8 @@ def memory() -> str:
     plugins, device, held = get_plugin_manager(), torch.device("cuda"), dict[bool, float]()
     plugins.register(Plugin())
     for offload in (False, True):
-<<<<<<< HEAD
         rewards = RewardSet([RewardConfig(name="large", offload=offload)], plugins, None, None, device)
         for network in rewards.scorers["large"].networks:
-=======
-        rewards: Any = RewardSet([RewardConfig(name="large", offload=offload)], plugins, None, None, device)
-        for network in rewards._askers["large"]._networks:
->>>>>>> h-eval
             network.to(device)
         rewards(torch.zeros(4, 2, device=device), [""] * 4)
         held[offload] = torch.cuda.memory_allocated() / 2**30

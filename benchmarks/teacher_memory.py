@@ -58,18 +58,11 @@ def measure(folder: str, mode: str, out: str) -> None:
     if mode == "student":
         role = Role(network.requires_grad_(True))
         train = TrainConfig(max_steps=1, batch_size=1, student_lr=1e-5, fake_lr=1e-5)
-<<<<<<< HEAD
         settings = EngineSettings(accelerator, train, "zero3", weights)
         engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), settings)
         kept = 4 * sum(masters.numel() for masters in role.master_weights())
-    elif how == "whole first":
-        network = shard(where.network(family, torch.float32), accelerator)
-=======
-        engine_for(role, partial(torch.optim.Adam, lr=1e-5, fused=True), train, accelerator, "zero3", weights)
-        kept = 4 * sum(masters.numel() for masters in role.masters())
     elif mode == "whole first":
         network = shard(pretrained.network(family, torch.float32), accelerator)
->>>>>>> h-eval
     else:
         shard(network, accelerator, read=weights)
     memory = {"kept": kept + 4 * held(network), "peak": resident("VmHWM") - before}
