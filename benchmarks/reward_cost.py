@@ -129,7 +129,7 @@ def memory() -> str:
     plugins, device, held = get_plugin_manager(), torch.device("cuda"), dict[bool, float]()
     plugins.register(Plugin())
     for offload in (False, True):
-        rewards: Any = RewardSet([RewardConfig(name="large", offload=offload)], plugins, None, None, device)
+        rewards = RewardSet([RewardConfig(name="large", offload=offload)], plugins, None, None, device)
         for network in rewards.scorers["large"].networks:
             network.to(device)
         rewards(torch.zeros(4, 2, device=device), [""] * 4)

@@ -5,11 +5,8 @@ The maths only: logits in, losses out. Which features the discriminator reads, a
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
-
-from amd_plugin.errors import OptionError
 
 
 class Adversarial(NamedTuple):
@@ -29,6 +26,7 @@ class Adversarial(NamedTuple):
         """Scalar from the logits [B] of student samples: high where the discriminator recognises them.
 
         Example:
+            >>> import torch
             >>> branch = Adversarial(weight=1.0)
             >>> branch.student_loss(torch.tensor([-3.0])) > branch.student_loss(torch.tensor([3.0]))
             tensor(True)
@@ -46,6 +44,7 @@ class Adversarial(NamedTuple):
         Example:
             A discriminator that separates the two pays little:
 
+            >>> import torch
             >>> right, wrong = torch.tensor([5.0]), torch.tensor([-5.0])
             >>> branch = Adversarial(weight=1.0)
             >>> branch.discriminator_loss(real=right, fake=wrong) < branch.discriminator_loss(real=wrong, fake=right)
@@ -55,21 +54,3 @@ class Adversarial(NamedTuple):
         if self.r1 and perturbed is not None:
             loss = loss + self.r1 * (real - perturbed).float().square().mean()
         return loss
-
-
-def adversarial(weight: float, r1: float, r1_sigma: float) -> Adversarial | None:
-    """The branch, or None at weight 0.
-
-    Raises:
-        OptionError: for a value out of range, under its name in objectives: ``gan_weight``, ``gan_r1``, ``gan_r1_sigma``.
-
-    Example:
-        >>> adversarial(5e-3, r1=0.0, r1_sigma=0.01)
-        Adversarial(weight=0.005, r1=0.0, r1_sigma=0.01)
-        >>> adversarial(0.0, r1=0.0, r1_sigma=0.01) is None
-        True
-    """
-    for option, value in (("gan_weight", weight), ("gan_r1", r1), ("gan_r1_sigma", r1_sigma)):
-        if not (torch.isfinite(torch.tensor(value)) and value >= 0):
-            raise OptionError(option, f"must be a number of at least 0, got {value}")
-    return Adversarial(weight, r1, r1_sigma) if weight else None

@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.models.family import Family
 from amd_plugin.models.lazy_weights import TensorReader, Weights, meta_network
 
@@ -64,7 +64,7 @@ class Pretrained:
             return dict(index)
         if folder.exists() or folder.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
             raise InputError(f"{self.key}: {self.path} is neither a folder nor a hub id (owner/name)")
-        with self._reading("model_index.json"):
+        with self.reading("model_index.json"):
             return dict(diffusers.DiffusionPipeline.load_config(self.path, revision=self.revision))
 
     def family(self, families: Mapping[str, type[Family]]) -> Family:
@@ -95,7 +95,7 @@ class Pretrained:
         Raises:
             InputError: if it cannot be read, or is of another class than `kind` has.
         """
-        with self._reading(f"{kind.component}/config.json"):
+        with self.reading(f"{kind.component}/config.json"):
             config = _class(kind.network).load_config(self.path, subfolder=kind.component, revision=self.revision)
         name = config.get("_class_name")
         if name != kind.network:
@@ -113,7 +113,7 @@ class Pretrained:
 
     def weights(self, family: Family) -> Weights:
         """The tensors of the network that is distilled, in their files; downloads them where they are on the hub."""
-        with self._reading(f"{family.component}'s weights"):
+        with self.reading(f"{family.component}'s weights"):
             folder = Path(self.path).expanduser()
             if not folder.is_dir():
                 folder = Path(snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{family.component}/*"]))
@@ -122,7 +122,7 @@ class Pretrained:
     def outlined_network(self, family: Family, dtype: torch.dtype) -> tuple[nn.Module, TensorReader]:
         """(network that is distilled, reader of its parameters); the network is on the meta device, frozen, in eval mode."""
         weights = self.weights(family)
-        with self._reading(family.component):
+        with self.reading(family.component):
             network = meta_network(lambda: self.empty_network(family), dtype, weights)
         weights.check(network)
         dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
@@ -141,7 +141,7 @@ class Pretrained:
             InputError: if it cannot be read, or weights of the class are missing: diffusers would leave those at random.
         """
         name = subfolder or kind
-        with self._reading(name):
+        with self.reading(name):
             model, report = _class(kind).from_pretrained(
                 self.path, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True, **self._options()
             )
@@ -155,13 +155,13 @@ class Pretrained:
     def scheduler(self) -> Any:
         """The teacher's scheduler."""
         name = self.index()["scheduler"][1]
-        with self._reading("scheduler"):
+        with self.reading("scheduler"):
             return _class(name).from_pretrained(self.path, subfolder="scheduler", revision=self.revision)
 
     def text_parts(self, family: Family, dtype: torch.dtype) -> Any:
         """The pipeline with its tokenizers and text encoders only."""
         without = {family.component: None, "vae": None}
-        with self._reading("text encoders"):
+        with self.reading("text encoders"):
             pipeline = _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **without, **self._options())
         for name, part in pipeline.components.items():
             if isinstance(part, PreTrainedTokenizerBase) and not tells_words_apart(part):
@@ -171,7 +171,7 @@ class Pretrained:
 
     def pipeline(self, family: Family, dtype: torch.dtype, **parts: Any) -> Any:
         """The whole pipeline, with `parts` in place of its own."""
-        with self._reading("pipeline"):
+        with self.reading("pipeline"):
             return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **parts, **self._options())
 
     def fingerprint(self) -> list[Any]:
@@ -186,18 +186,11 @@ class Pretrained:
         return {"revision": self.revision, "variant": self.variant, "use_safetensors": True}
 
     @contextmanager
-    def _reading(self, part: str) -> Iterator[None]:
-        """Turns any exception of the libraries into an InputError of one line: what could not be read, and why."""
-        try:
-            with quiet():
-                yield
-        except InputError:
-            raise
-        except Exception as error:  # the libraries raise OSError, ValueError, RuntimeError, hub and safetensors errors alike
-            cause = " ".join(str(error).split())[:400]
-            hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
-            message = f"{self.key}: {self.path}: {part} cannot be read: {type(error).__name__}: {cause}."
-            raise InputError(message + hint) from error
+    def reading(self, part: str) -> Iterator[None]:
+        """Silences the libraries, and turns their exceptions into an InputError of one line with the cause."""
+        hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
+        with quiet(), unreadable_is_input_error(f"{self.key}: {self.path}: {part} cannot be read", hint, longest=400):
+            yield
 
 
 def tells_words_apart(tokenizer: Any) -> bool:

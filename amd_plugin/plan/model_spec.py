@@ -102,19 +102,19 @@ def _check_family(family: Family) -> None:
 
 def _of_pipeline(model: ModelConfig, families: Mapping[str, type[Family]], source: str) -> ModelSpec:
     family, _ = check_backbone(model, families)
-    where = pretrained(model)
+    pipeline = pretrained(model)
     set_text_length(family, model)
     kind = getattr(diffusers, family.autoencoder)
-    with where._reading("vae/config.json"):
-        vae_config = dict(kind.load_config(where.path, subfolder="vae", revision=where.revision))
-    index = where.index()
+    with pipeline.reading("vae/config.json"):
+        vae_config = dict(kind.load_config(pipeline.path, subfolder="vae", revision=pipeline.revision))
+    index = pipeline.index()
     parts = {n: e for n, e in index.items() if n.startswith("text_encoder") and isinstance(e, list | tuple) and e[1]}
-    configs = {name: _encoder_config(where, name) for name in parts}
+    configs = {name: _encoder_config(pipeline, name) for name in parts}
     encoders = {name: _encoder(parts[name][1], configs[name]) for name in parts}
     tokens = family.text_length or max((getattr(c, "max_position_embeddings", 0) for c in configs.values()), default=0)
     vae = _on_meta(kind, vae_config)
     size = family.size(vae, model.pixels, model.frames)
-    network = (getattr(diffusers, family.network), where.network_config(type(family)))
+    network = (getattr(diffusers, family.network), pipeline.network_config(type(family)))
     shape = family.sample_shape(vae, size)
     _check_family(family)
     return ModelSpec(family, network, (kind, vae_config), encoders, size, shape, tokens or 77, source)
@@ -135,7 +135,7 @@ def _of_embedded(config: ModelConfig, task: Task, seed: int, families: Mapping[s
 
 
 def _encoder_config(pipeline: Pretrained, name: str) -> Any:
-    with pipeline._reading(f"{name}/config.json"):
+    with pipeline.reading(f"{name}/config.json"):
         return transformers.AutoConfig.from_pretrained(pipeline.path, subfolder=name, revision=pipeline.revision)
 
 

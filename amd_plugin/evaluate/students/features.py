@@ -10,7 +10,7 @@ from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from amd_plugin.config import FeaturesConfig
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.models.pretrained import DTYPES, quiet
 
 
@@ -30,16 +30,12 @@ class VisionFeatures:
 
     def __init__(self, config: FeaturesConfig):
         self._batch = config.batch_size
-        try:
-            with quiet():
-                self._model: Any = AutoModel.from_pretrained(
-                    config.path, revision=config.revision, dtype=DTYPES[config.dtype], use_safetensors=True
-                )
-                processor = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)[0]
-        except Exception as error:  # OSError, ValueError, hub and safetensors errors alike
-            cause = " ".join(str(error).split())[:300]
-            message = f"{config.path} cannot be read as a model with an image processor: {type(error).__name__}: {cause}"
-            raise InputError(f"evaluate.features: {message}. Check the name and the network") from error
+        message = f"evaluate.features: {config.path} cannot be read as a model with an image processor"
+        with quiet(), unreadable_is_input_error(message, " Check the name and the network"):
+            self._model: Any = AutoModel.from_pretrained(
+                config.path, revision=config.revision, dtype=DTYPES[config.dtype], use_safetensors=True
+            )
+            processor = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)[0]
         self._model.requires_grad_(False).eval()
         self.kind = str(self._model.config.model_type)
         self.name = f"features of {config.path} ({type(self._model).__name__})"
