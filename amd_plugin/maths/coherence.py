@@ -66,8 +66,9 @@ class Coherence:
         >>> match = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
         >>> zone = torch.tensor([False, False, True, True])
         >>> coherence.update(match, low, groups=torch.tensor([0, 0, 1, 1]), zone=zone)
-        >>> coherence.of(low, zone)
-        tensor([1., 1., 0., 0.])
+        >>> metrics = coherence.metrics()
+        >>> metrics["coherence_outside/low"], metrics["coherence_zone/low"]
+        (tensor(1.), tensor(-1.))
     """
 
     MOMENTUM = 0.98
@@ -77,7 +78,7 @@ class Coherence:
         self.measured = False
 
     def update(self, match: Tensor, noise_level: Tensor, groups: Tensor, zone: Tensor) -> None:
-        """Takes in the matching directions [B, ...] at `noise_level` [B] of `groups` [B]; `zone` [B] is a mask."""
+        """Adds the matching directions [B, ...] at `noise_level` [B] of `groups` [B]; `zone` [B] is a mask."""
         same_prompt = groups[:, None] == groups
         same_prompt &= ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
         angles, bands = cosines(match), band(noise_level)
