@@ -16,10 +16,11 @@ hypothesis.settings.load_profile("suite")
 
 
 HERE = Path(__file__).parent
-# Files whose tests start groups of processes, train a lot or install packages, the longest first: measured by `--durations=0`.
+# Files whose tests start groups of processes, train a lot or install packages; about the longest first.
 SLOW = (
-    "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py", "host/running/test_failures.py",
-    "sharding/test_launchers.py", "host/running/test_launchers.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
+    "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py",
+    "evaluate/comparison/test_compare_command.py", "host/running/test_failures.py", "sharding/test_launchers.py",
+    "host/running/test_launchers.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
     "rewards/builtin/test_hps.py", "test_third_party.py",
 )  # fmt: skip
 

@@ -71,9 +71,7 @@ def test_a_reward_the_objective_ignored_was_not_trained_on(tiny, plugins, tmp_pa
 
 def test_held_out_rewards_are_compared_too(cli, tmp_path):
     judge = "--set=evaluate.rewards=[{name: classifier, floor: 0.1}]"
-    code, printed = cli(
-        "compare", "modes2d", *ON_THE_COMMAND_LINE, judge, "--seeds", 1, "--workers", 1, "--output", tmp_path / "c"
-    )
+    code, printed = cli("compare", "modes2d", *ON_THE_COMMAND_LINE, judge, "--seeds", 1, "--output", tmp_path / "c")
     assert code == 0, printed
     content = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert content["better"]["classifier"] == "up" and len(content["teacher"]["classifier"]) == 1
