@@ -129,7 +129,8 @@ def made(model: type[Model], given: Mapping[str, Any]) -> Model:
 
 def declared(factory: Callable[..., Any]) -> type[Strict] | None:
     """The model that `factory`, a function or a class, was decorated with; None for a signature of its own."""
-    return getattr(factory.__init__ if isinstance(factory, type) else factory, "declared_options", None)
+    function = getattr(factory, "__init__") if isinstance(factory, type) else factory  # noqa: B009 (a class's own is meant)
+    return getattr(function, "declared_options", None)
 
 
 def options_model(factory: Callable[..., Any], *, ignore: Collection[str] = ()) -> type[BaseModel]:

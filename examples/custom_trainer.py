@@ -1,9 +1,9 @@
-"""A trainer of one's own with AMD in it: handwritten digits, one step instead of many, in seconds on a CPU.
+"""AMD in a custom trainer: a one-step student of handwritten digits, in seconds on a CPU.
 
     python examples/custom_trainer.py                                   # AMD
     python examples/custom_trainer.py --objective dmd                   # the baseline
 
-All that is specific to this package is marked with (1) to (7). The rest is any distillation loop.
+The comments (1) to (7) mark the lines that use this package. The rest is a plain distillation loop.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GIVES = {*OFFERS, "noise_level"}  # what this trainer can give an objective, see
 
 
 class Denoiser(nn.Module):
-    """Predicts the flow eps - x0 from x_t, its noise level and a digit; the last class is "no digit"."""
+    """Predicts the flow eps - x0 [B, 64] from x_t [B, 64], noise level [B] and digit [B]; the last class is "no digit"."""
 
     def __init__(self, width: int = 256):
         super().__init__()
@@ -63,12 +63,12 @@ def train_reward(images: torch.Tensor, digits: torch.Tensor) -> nn.Module:
 
 
 def sample_student(student: nn.Module, digit: torch.Tensor) -> torch.Tensor:
-    """One step from noise."""
+    """Samples [B, 64] in one step from noise."""
     return clean(student, torch.randn(len(digit), PIXELS), torch.ones(len(digit)), digit)
 
 
 class Trainer:
-    """A fake score that follows the student; `prompts()` are the digits of a batch, groups of samples that share theirs."""
+    """Trains a student and a fake score; `prompts()` returns the digits [B] of a batch, in groups of equal digits."""
 
     def __init__(self, objective, teacher: nn.Module, score, prompts, steps: int):
         self.objective, self.teacher, self.prompts, self.steps, self.step = objective, teacher, prompts, steps, 0
@@ -78,25 +78,23 @@ class Trainer:
         self.students = torch.optim.Adam(self.student.parameters(), lr=2e-4, betas=(0.0, 0.99))
         self.fakes = torch.optim.Adam(self.fake.parameters(), lr=4e-4, betas=(0.0, 0.99))
 
-    def judged(self):
-        """Student samples, their digits, how each did within its group, and how much the fake score is to learn from it."""
+    def scored_samples(self):
+        """(samples [B, 64], digits [B], advantages [B], weights [B] of the fake score's loss)."""
         self.bridge.start_turn(self.step, self.steps, self.metrics)  # (4) plugins may change the strength
         digit = self.prompts()
         x0 = sample_student(self.student, digit)
         return x0, digit, *self.bridge(x0, digit, digit.tolist())
 
     def fake_score_turn(self, update: int) -> torch.Tensor:
-        x0, digit, _, weight = self.judged()
+        x0, digit, _, weight = self.scored_samples()
         noise = torch.randn(len(x0), PIXELS)
-        t = self.bridge.move_noise_levels(
-            torch.rand(len(x0)), "fake_score", self.step, update
-        )  # (5) plugins may move noise levels
+        t = self.bridge.move_noise_levels(torch.rand(len(x0)), "fake_score", self.step, update)  # (5) by plugins
         prediction = self.fake(noised(x0.detach(), noise, t), t, digit)
         loss = self.objective.fake_score_loss(prediction, noise - x0.detach(), weight).loss  # (6) the fake score's loss
         return updated(self.fakes, loss)
 
     def student_turn(self) -> torch.Tensor:
-        x0, digit, advantage, _ = self.judged()
+        x0, digit, advantage, _ = self.scored_samples()
         t = self.bridge.move_noise_levels(0.02 + 0.96 * torch.rand(len(x0)), "student", self.step)
         with torch.no_grad():
             x_t = noised(x0, torch.randn(len(x0), PIXELS), t)
@@ -140,7 +138,7 @@ def main() -> None:
         if step % 50 == 0:
             print(f"step {step:4d}  student {loss:.4f}  fake score {fake_losses[-1]:.4f}")
     torch.manual_seed(1)
-    judge = train_reward(images, digits)  # another classifier than the one that was trained on
+    judge = train_reward(images, digits)  # not the classifier that served as reward
     digit = torch.arange(CLASSES).repeat_interleave(100)
     for name, network in (("teacher", teacher), ("student", trainer.student)):
         right = judge(sample_student(network.requires_grad_(False), digit)).argmax(1) == digit

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 # Floors, from the ground up: a place imports from floors below its own, and from itself. `host` and `evaluate` have wings, which
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
-    {"atomic", "choices", "errors", "evaluate.directions", "hookspecs", "moved", "parent_watch", "randomness"},
-    {"cache", "maths", "metrics", "options", "plugins"},
-    {"config", "data", "objectives", "operators", "schedule"},
+    {"atomic", "choices", "errors", "evaluate.directions", "hookspecs", "maths", "moved", "parent_watch", "randomness"},
+    {"cache", "contract", "metrics", "options"},
+    {"config", "data", "objectives", "operators", "plugins", "schedule"},
     {"tasks"},
     {"models"},
     {"recipe", "rewards", "sharding", "doctor", "host.checkpoint"},

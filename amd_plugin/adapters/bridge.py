@@ -17,12 +17,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from amd_plugin.config import RewardConfig
+from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError, OptionError, RunError
 from amd_plugin.hookspecs import IN_WORDS, Objective
 from amd_plugin.objectives.amd import AMDObjective
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import checked, metadata, preset
-from amd_plugin.plugins import PluginManager, get_plugin_manager, refuse_what_is_missing
+from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.randomness import generator
 from amd_plugin.rewards.protocol import traits
 from amd_plugin.rewards.reward_set import RewardSet

@@ -94,7 +94,8 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
         self._sample: Tensor | None = None  # what the host is to take for the student's, instead of asking it again
-        self._turn, self._prompts, self._metrics = (0, 0), None, dict[str, Tensor]()
+        self._turn, self._metrics = (0, 0), dict[str, Tensor]()
+        self._prompts: list[str] | None = None
 
     def _decode(self, x0: Tensor) -> Tensor:
         """Media in [0, 1]."""
@@ -113,7 +114,9 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     def gen_data_from_net(self, input_student: Tensor, t_student: Tensor, condition: Any = None) -> Tensor:
         """The host's, or what a turn of ours asked it for already."""
         sample, self._sample = self._sample, None
-        return super().gen_data_from_net(input_student, t_student, condition=condition) if sample is None else sample
+        if sample is None:
+            sample = super().gen_data_from_net(input_student, t_student, condition=condition)
+        return sample
 
     def _compute_teacher_prediction_gan_loss(self, perturbed_data: Tensor, t: Tensor, condition: Any = None) -> Any:
         # The host builds the teacher's graph even where nothing is sent back through it, and throws it away.

@@ -57,7 +57,7 @@ HOST.check(
 _Base = DMD2Method if TYPE_CHECKING else object
 
 
-class Adaptive(_Base):  # type: ignore[misc]
+class Adaptive(_Base):  # type: ignore[misc, valid-type]
     """What AMD adds to a method of the host. Its options, under ``method.amd``, are those of `AMDObjective` and two more.
 
     ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for the host's own scorers; ``fast_rollout``

@@ -7,13 +7,10 @@ and sharpening 0, or no reward) it is the host's own code and nothing else.
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -86,7 +83,7 @@ class _Turn:
 _Base = DMDPipeline if TYPE_CHECKING else object
 
 
-class Adaptive(_Base):  # type: ignore[misc]
+class Adaptive(_Base):  # type: ignore[misc, valid-type]
     """What `AMDPipeline` adds to a pipeline of the host.
 
     Args:
@@ -292,45 +289,10 @@ class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc, valid-type]
     host = DMDPipeline
 
 
-class AMDDiffusionRecipe:
-    """AMD for the host's NeMo AutoModel driver, as a mix-in: the driver is an example, not part of its wheel.
-
-        class Recipe(AMDDiffusionRecipe, DMD2DiffusionRecipe): ...
-
-    Options are read from ``dmd2.amd`` of its YAML: ``strength``, ``sharpening``, ``reward``, and those of `AMDObjective`.
-    """
-
-    STATE = "amd_state.json"
-
-    def amd_decode(self) -> Callable[[Tensor], Tensor] | None:
-        """Override: what makes media of latents. The driver loads no autoencoder, and without media there is no reward."""
-        return None
-
-    def _resolve_pipeline_cls(self) -> type:
-        return adaptive(super()._resolve_pipeline_cls())  # type: ignore[misc]
-
-    def _resolve_pipeline_kwargs(self, pipeline_cls: type) -> dict[str, Any]:
-        options = self.cfg.get("dmd2.amd", None) or {}  # type: ignore[attr-defined]
-        options = dict(options.to_dict() if hasattr(options, "to_dict") else options)
-        ours = {name: options.pop(name) for name in ("strength", "sharpening", "reward") if name in options}
-        decode = self.amd_decode()
-        if ours.get("reward") is not None and decode is None:
-            raise InputError("dmd2.amd.reward: needs media, but this recipe has no amd_decode. Override it to decode latents")
-        theirs = super()._resolve_pipeline_kwargs(getattr(pipeline_cls, "host", pipeline_cls))  # type: ignore[misc]
-        return {**theirs, **ours, "amd": options, "decode": decode}
-
-    def _save_dmd_extras(self, path: str) -> None:
-        super()._save_dmd_extras(path)  # type: ignore[misc]
-        if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
-            state = self._dmd_pipeline.state_dict()  # type: ignore[attr-defined]
-            Path(path, self.STATE).write_text(json.dumps(state))
-
-    def _restore_dmd_extras(self, restore_from: str | None) -> None:
-        super()._restore_dmd_extras(restore_from)  # type: ignore[misc]
-        if restore_from is not None and (saved := Path(restore_from, self.STATE)).exists():
-            self._dmd_pipeline.load_state_dict(json.loads(saved.read_text()))  # type: ignore[attr-defined]
-        elif restore_from is not None:
-            logging.getLogger(__name__).warning("%s has no %s: AMD's running statistics start anew", restore_from, self.STATE)
+def __getattr__(name: str) -> Any:
+    if name == "AMDDiffusionRecipe":
+        raise ImportError("AMDDiffusionRecipe is now in amd_plugin.adapters.modelopt_automodel. Import it from there")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _module(teacher: nn.Module) -> nn.Module:

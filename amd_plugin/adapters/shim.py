@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
+from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, Objective
 from amd_plugin.options import checked, options_model
-from amd_plugin.plugins import PluginManager, get_plugin_manager, refuse_what_is_missing
+from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 _PREFIX = "distill"
 

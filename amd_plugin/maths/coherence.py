@@ -88,11 +88,6 @@ class Coherence:
                 pairs = (same_prompt & selected[:, None] & selected).to(angles)
                 self.sums[place, index] += torch.stack(((angles * pairs).sum(), pairs.sum())).to(self.sums)
 
-    def of(self, noise_level: Tensor, zone: Tensor) -> Tensor:
-        """Running coherence [B] in [0, 1] at each sample's noise level and place; 1 where nothing was measured."""
-        sums = self.sums.to(noise_level.device)[zone.long(), band(noise_level)]
-        return torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1e-12), 1.0).clamp(0, 1)
-
     def metrics(self) -> dict[str, Tensor]:
         """Coherence by place and band; NaN where nothing was measured."""
         return {

@@ -3,8 +3,6 @@
 All values are means or shares over samples, so that they can be averaged over micro-batches, processes and steps.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -105,12 +103,11 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     return metrics
 
 
-def limit_share(advantage: Tensor, limit: float, squash: str | None) -> Tensor:
-    """Share of `advantage` [N] that the squashing limits: values at +-limit when clipped, beyond +-limit before tanh.
+def clip_share(advantage: Tensor) -> Tensor:
+    """Share of `advantage` [N] at -1 or 1, where it is clipped.
 
     Example:
-        >>> limit_share(torch.tensor([-1.0, 0.2, 0.4, 1.0]), limit=1.0, squash="clip")
+        >>> clip_share(torch.tensor([-1.0, 0.2, 0.4, 1.0]))
         tensor(0.5000)
     """
-    reached = limit * (math.tanh(1) if squash == "tanh" else 1)
-    return (advantage.abs() >= reached * (1 - 1e-6)).float().mean()
+    return (advantage.abs() >= 1 - 1e-6).float().mean()

@@ -115,7 +115,7 @@ def amd(guidance_scale: float = 1.0, strength: float = 0.5, side: Side = "both")
     return chain(dmd(guidance_scale), adapt(strength, side))
 
 
-def adapt(strength: float, side: Side = "both", *, static: bool = False, coherence: Tensor | None = None) -> Transform:
+def adapt(strength: float, side: Side = "both", *, static: bool = False) -> Transform:
     """Dynamic Score Adaptation, Eq. 12-13: alpha = 1 + s a on the guidance term, beta = 1 - s a on the matching term.
 
     Args:
@@ -125,10 +125,9 @@ def adapt(strength: float, side: Side = "both", *, static: bool = False, coheren
             ``guidance_only`` is ``negative`` with beta = 1: failing samples get less guidance, and nothing else changes.
         static: whether every sample gets the mean alpha and beta of the whole batch (`Signals.batch_advantage`). This is the
             control that keeps the overall level of the weights and drops what is per sample.
-        coherence: see `adaptation_weights`; not together with `static`.
 
     Raises:
-        ValueError: for a strength outside [0, 1), another side, or a coherence of a static weight.
+        ValueError: for a strength outside [0, 1), or another side.
 
     Example:
         With ``negative`` a good sample (advantage 1) keeps plain DMD, while ``both`` gives it more guidance:
@@ -144,14 +143,12 @@ def adapt(strength: float, side: Side = "both", *, static: bool = False, coheren
         raise ValueError(f"strength: must be in [0, 1), got {strength}. At 1 the weight of matching reaches 0")
     if side not in get_args(Side):
         raise ValueError(f"side: must be one of {', '.join(get_args(Side))}, got {side!r}")
-    if static and coherence is not None:
-        raise ValueError("static: every sample has the same weights, so none can follow its coherence; got both")
 
     def transform(direction: Direction) -> Direction:
         signals, shaped = direction.signals, direction.signals.per_sample
         if signals.advantage is None or strength == 0:
             return direction
-        alpha, beta = adaptation_weights(signals.advantage, strength, side, coherence)
+        alpha, beta = adaptation_weights(signals.advantage, strength, side)
         if static:
             whole = signals.advantage if signals.batch_advantage is None else signals.batch_advantage
             means = (weight.mean() for weight in adaptation_weights(whole, strength, side))
@@ -162,17 +159,13 @@ def adapt(strength: float, side: Side = "both", *, static: bool = False, coheren
     return transform
 
 
-def adaptation_weights(
-    advantage: Tensor, strength: float, side: Side = "both", coherence: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def adaptation_weights(advantage: Tensor, strength: float, side: Side = "both") -> tuple[Tensor, Tensor]:
     """(alpha, beta) of Eq. 13 for `advantage` [B] in [-1, 1]; both [B], fp32 or wider.
 
     Args:
         advantage: group advantages [B] in [-1, 1].
         strength: adaptation strength s in [0, 1).
         side: see `adapt`.
-        coherence: reliability of the matching direction [B] in [0, 1]. Beta rises above 1 only by that share, so that noise
-            is not amplified. None is 1 everywhere.
 
     Example:
         A failing sample, an average one and a good one; what each side does to them:
@@ -191,8 +184,7 @@ def adaptation_weights(
     alpha = 1 + strength * a
     if side == "guidance_only":
         return alpha, torch.ones_like(a)
-    trusted = a if coherence is None else torch.where(a < 0, a * coherence.to(a), a)
-    return alpha, 1 - strength * trusted
+    return alpha, 1 - strength * a
 
 
 def weigh(match: float = 1.0, guide: float = 1.0) -> Transform:

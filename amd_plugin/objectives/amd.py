@@ -17,7 +17,7 @@ from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share
 from amd_plugin.maths.coherence import Coherence
-from amd_plugin.maths.diagnostics import limit_share, weight_metrics, zone_metrics
+from amd_plugin.maths.diagnostics import clip_share, weight_metrics, zone_metrics
 from amd_plugin.maths.operators import Maker, Window, inside
 from amd_plugin.maths.sharpening import implied_tilt, sharpening_weights
 from amd_plugin.maths.signals import Direction
@@ -165,7 +165,7 @@ class AMDObjective(DMDObjective):
         whole = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
         ratio, divergence = implied_tilt(whole, self.schedule_factor * self.sharpening, self._options.sharpening_kind)
         metrics = {
-            "clip_share": limit_share(whole, 1.0, "clip"),
+            "clip_share": clip_share(whole),
             "advantage_std": whole.std(correction=0),
             "reward_spread": self._spread.clone(),
             "reward_unit": torch.tensor(float(self.unit), device=a.device),

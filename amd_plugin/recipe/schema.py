@@ -40,7 +40,7 @@ def _name_options(
         described = model.model_json_schema()
         schema["$defs"] |= described.get("$defs", {})
         options[name] = described.get("properties", {}), model.model_config.get("extra") == "allow"
-    every = {option: {} for properties, _ in options.values() for option in properties} if shared else {}
+    every: dict[str, Any] = {option: {} for properties, _ in options.values() for option in properties} if shared else {}
     section["properties"][key] = own[key] | {"enum": sorted(factories)}
     section["allOf"] = [
         {

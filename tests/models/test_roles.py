@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.models.roles import EMA, StartNetworks, make_roles
+from amd_plugin.models.ema import EMA
+from amd_plugin.models.roles import StartNetworks, make_roles
 from tests.helpers.pipelines import BUILD
 
 LORA = LoraConfig(rank=4, target_modules=["to_q", "to_v"])

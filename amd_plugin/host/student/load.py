@@ -10,7 +10,8 @@ from pathlib import Path
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running.run_folder import find_run
 from amd_plugin.models.backbone import Backbone, load_backbone
-from amd_plugin.models.roles import EMA, Role, StartNetworks, make_roles
+from amd_plugin.models.ema import EMA
+from amd_plugin.models.roles import Role, StartNetworks, make_roles
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks import Task

@@ -1,4 +1,4 @@
-"""The consequences of a failed reward: a warning the first time, and the end of the run where the recipe says so.
+"""The consequences of a failed reward: a warning the first time, and the end of the run where the recipe asks for it.
 
 Every decision is taken on numbers that all processes share, so that either all of them stop or none does. An exception on one
 process alone would leave the others waiting.

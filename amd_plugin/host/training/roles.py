@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from amd_plugin.errors import InputError
 from amd_plugin.host.training.learner import EngineLearner, Learner, RoleOptimizer
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.roles import EMA, Role, StartNetworks, make_roles
+from amd_plugin.models.ema import EMA
+from amd_plugin.models.roles import Role, StartNetworks, make_roles
 from amd_plugin.models.step_conditioning import time_embeddings
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe

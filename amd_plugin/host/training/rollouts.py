@@ -1,4 +1,4 @@
-"""The student samples that a turn starts from. Only this file knows about reward pools and the reuse of rollouts."""
+"""The student samples that a turn starts from. Reward pools and the reuse of rollouts are handled in this file only."""
 
 from __future__ import annotations
 

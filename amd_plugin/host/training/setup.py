@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
+from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, Needs, Objective
 from amd_plugin.host.training.adversary import Adversary
@@ -20,7 +21,7 @@ from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.scoring import Scoring
 from amd_plugin.models.backbone import Backbone, load_backbone
 from amd_plugin.models.family import Caller
-from amd_plugin.plugins import PluginManager, refuse_what_is_missing
+from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.schedule import Ladder, NoiseSchedule, floors
 from amd_plugin.tasks import Task

@@ -30,7 +30,8 @@ from amd_plugin.host.training.setup import set_up
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.roles import EMA, Role
+from amd_plugin.models.ema import EMA
+from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.recipe.loading import Recipe

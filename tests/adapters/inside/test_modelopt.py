@@ -10,7 +10,8 @@ from modelopt.torch.fastgen.config import SampleTimestepConfig
 
 from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import modelopt
-from amd_plugin.adapters.modelopt import AMDDiffusionRecipe, AMDPipeline
+from amd_plugin.adapters.modelopt import AMDPipeline
+from amd_plugin.adapters.modelopt_automodel import AMDDiffusionRecipe
 from amd_plugin.errors import InputError, MissingDependency
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 

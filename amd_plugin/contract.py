@@ -1,0 +1,91 @@
+"""Whether a plugin and a host keep to the hook contract: what hooks may return, and what a host offers an objective."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import Needs, Objective
+
+_OBJECTIVE = (
+    "guidance_scale", "schedule_factor", "reward_unit", "needs", "reward_levers", "shared_sums",
+    "advantage", "sharpening_weights", "student_loss", "fake_score_loss", "state_dict", "load_state_dict",
+)  # fmt: skip
+# Attributes of the contract before 0.1.0 -> what says the same now.
+_BEFORE_0_1 = {
+    "needs_reward": "needs.reward", "needs_uncond": "needs.uncond", "min_group_size": "needs.group_size",
+    "recommended_group_size": "needs.recommended_group_size", "per_rung": "the argument rung of advantage",
+    "strength_scale": "schedule_factor", "memory_share": "needs.replay", "reward_options": "reward_levers",
+}  # fmt: skip
+
+
+def objective_problem(objective: Any) -> str:
+    """What keeps `objective` from being an `Objective`, in words; empty if nothing does."""
+    classes = [kind for kind in type(objective).__mro__ if not kind.__module__.startswith(("amd_plugin.", "builtins"))]
+    old = [
+        name
+        for name in _BEFORE_0_1
+        if name in getattr(objective, "__dict__", {}) or any(name in vars(kind) for kind in classes)
+    ]
+    if old:
+        return f"with {', '.join(f'{name}, which is now {_BEFORE_0_1[name]}' for name in old)}"
+    lacking = [part for part in _OBJECTIVE if not hasattr(objective, part)]
+    if lacking:
+        return f"without {', '.join(lacking)}"
+    if not isinstance(objective.needs, Needs):
+        return f"whose needs are a {type(objective.needs).__name__} and no amd_plugin.hookspecs.Needs"
+    for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
+        try:
+            inspect.signature(getattr(objective, method)).bind(*arguments)
+        except TypeError:
+            return f"whose {method} does not take ({', '.join(arguments)})"
+    return ""
+
+
+def _check_factories(result: Any) -> None:
+    if not isinstance(result, Mapping):
+        raise TypeError(f"must return a mapping of names to factories, got {result!r}")
+    for name, factory in result.items():
+        if not isinstance(name, str) or not callable(factory):
+            raise TypeError(f"must map names to callables, got {name!r}: {factory!r}")
+        inspect.signature(factory)
+
+
+def _check_factor(result: Any) -> None:
+    if isinstance(result, bool) or not isinstance(result, int | float) or not 0 <= result <= 1:
+        raise ValueError(f"must return a factor in [0, 1] or None, got {result!r}")
+
+
+def _check_sampler(result: Any) -> None:
+    if not callable(result):
+        raise TypeError(f"must return a callable or None, got {result!r}")
+
+
+def _check_state(result: Any) -> None:
+    key, state = result
+    json.dumps({key: dict(state)})
+
+
+# What a plugin may answer, so that a wrong answer is its failure and not the host's.
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "distill_objectives": _check_factories,
+    "distill_rewards": _check_factories,
+    "distill_families": _check_factories,
+    "distill_strength_schedule": _check_factor,
+    "distill_sigma_sampler": _check_sampler,
+    "distill_state_dict": _check_state,
+}
+
+
+def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:
+    """Raises InputError where `objective` needs what a host does not offer.
+
+    Args:
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the host can give.
+    """
+    for name, meaning in objective.needs.missing(offers).items():
+        got = getattr(objective.needs, name)
+        raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose other options")
