@@ -66,8 +66,9 @@ class Coherence:
         >>> match = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
         >>> zone = torch.tensor([False, False, True, True])
         >>> coherence.update(match, low, groups=torch.tensor([0, 0, 1, 1]), zone=zone)
-        >>> coherence.of(low, zone)
-        tensor([1., 1., 0., 0.])
+        >>> metrics = coherence.metrics()
+        >>> metrics["coherence_outside/low"], metrics["coherence_zone/low"]
+        (tensor(1.), tensor(-1.))
     """
 
     MOMENTUM = 0.98
