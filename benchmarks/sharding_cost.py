@@ -23,7 +23,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor
 
 from amd_plugin import get_plugin_manager, recipe
-from amd_plugin.host.training import trainer as host
+from amd_plugin.host.training import forward as host
 from amd_plugin.models.embedded.tiny import tiny_wan
 from amd_plugin.models.family import Caller, Condition
 

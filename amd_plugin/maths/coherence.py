@@ -78,7 +78,7 @@ class Coherence:
         self.measured = False
 
     def update(self, match: Tensor, noise_level: Tensor, groups: Tensor, zone: Tensor) -> None:
-        """Takes in the matching directions [B, ...] at `noise_level` [B] of `groups` [B]; `zone` [B] is a mask."""
+        """Adds the matching directions [B, ...] at `noise_level` [B] of `groups` [B]; `zone` [B] is a mask."""
         same_prompt = groups[:, None] == groups
         same_prompt &= ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
         angles, bands = cosines(match), band(noise_level)
