@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/demo
 
-.PHONY: install demo quick test lint evidence clean
+.PHONY: install demo quick docs test lint evidence clean
 
 install: $(VENV)/.installed
 # torch first and with pip: pip's configuration may name a CPU build, and once one is there the ranges of other packages pull no other.

@@ -176,9 +176,9 @@ def test_the_guidance_scale_is_read_in_one_way_and_0_stays_0(plugins):
 
     plugins.register(Plugin())
     load = lambda *overrides, objective=None: recipe.load("modes2d", plugins, overrides, objective)  # noqa: E731
-    assert load("objective.guidance_scale=0").guidance_scale == 0
-    assert load("objective.guidance_scale=2.5").guidance_scale == 2.5
-    assert load("objective.guidance_scale=2.5", objective="unguided").guidance_scale == 1.0, "it has no such option"
+    assert load("objective.guidance_scale=0").objective.guidance_scale == 0
+    assert load("objective.guidance_scale=2.5").objective.guidance_scale == 2.5
+    assert load("objective.guidance_scale=2.5", objective="unguided").objective.guidance_scale == 1.0, "it has no such option"
 
 
 def test_the_task_that_was_checked_is_the_task_that_trains(tiny, plugins, monkeypatch):
