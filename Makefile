@@ -34,7 +34,7 @@ evidence: install
 
 # A contributor's loop: laws, objectives, recipes, the command line.
 quick: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/laws tests/objectives tests/recipe tests/schedule tests/test_cli.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/laws tests/maths tests/objectives tests/recipe tests/schedule tests/test_cli.py
 
 # The tables of options in docs/, from where options are declared.
 docs: install

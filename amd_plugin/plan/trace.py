@@ -16,18 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-_attention_flops: Any = sdpa_flop_count  # torch annotates neither
-_attention_backward_flops: Any = sdpa_backward_flop_count
-
 # torch's own formulas by operation, plus the CPU's fused attention, which they lack. `FlopCounterMode` itself is not used: it
 # keeps tensors alive that training frees.
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **more: _attention_flops(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **more: sdpa_flop_count(
         q.shape, k.shape, v.shape
     ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *rest, **more: (
-        _attention_backward_flops(gradient.shape, q.shape, k.shape, v.shape)
+        sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)
     ),
 }
 

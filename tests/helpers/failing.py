@@ -7,6 +7,7 @@ import time
 
 from amd_plugin.cli import main
 from amd_plugin.host import checkpoint
+from amd_plugin.host.checkpoint import files
 from amd_plugin.host.training import setup
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.sharding.shares import Shares
@@ -48,7 +49,7 @@ def in_second_cycle(action):
 
 HOW = {
     "dies while it saves": lambda: wrapped(
-        checkpoint, "_write", lambda path, content: end() if MINE and "000002" in str(path) else None
+        files, "write_json", lambda path, content: end() if MINE and "000002" in str(path) else None
     ),
     "dies while all save": end_in_second_save,
     "hangs while it prepares": lambda: wrapped(setup, "build_roles", lambda *run: hang() if MINE else None),
