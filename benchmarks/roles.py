@@ -98,7 +98,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for family in ("SDXL", "Wan"):
         columns = (
-            "weights | gradients | moments | average | held, MB | ratio | peak of a cycle, MB | ratio | time of a cycle, ratio"
+            "weights | gradients | moments | EMA | held, MB | ratio | peak of a cycle, MB | ratio | time of a cycle, ratio"
         )
         print(f"\n{family} class\n\n| roles | {columns} |\n|" + "---|" * 10)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Wan2.1-14B on 8 machines of 8 GPUs. Copy, set what your cluster wants (partition, account, modules), and `sbatch slurm.sh`.
+# Wan2.1-14B on 8 machines of 8 GPUs. Copy it, add the settings of your cluster (partition, account, modules), and `sbatch slurm.sh`.
 #
-# Ten minutes before its time ends, SLURM sends SIGTERM to this script, which hands it on. `amd-plugin train` then writes a checkpoint
-# after the step it is in and ends with 143; the job puts itself back into the queue, and `--resume auto` goes on from there.
-# srun starts the processes itself: torchrun between it and them would kill them 30 seconds after the signal, in the middle of a step.
+# Ten minutes before the time limit, SLURM sends SIGTERM to this script, which forwards it. `amd-plugin train` then writes a checkpoint
+# after the current step and ends with exit code 143. The job requeues itself, and `--resume auto` continues from the checkpoint.
+# srun starts the processes itself. Under torchrun they would be killed 30 seconds after the signal, in the middle of a step.
 #SBATCH --job-name=amd-wan21-14b
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8
@@ -18,12 +18,12 @@ set -uo pipefail
 
 export RECIPE=${RECIPE:-wan21_14b_zero3}
 export OUTPUT=${OUTPUT:-runs/wan21_14b_zero3}
-# All processes meet on the first machine. The port depends on the job, so that two jobs on one machine do not meet.
+# The rendezvous is on the first machine. The port depends on the job, so that two jobs on one machine do not collide.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=8
 
-# The first process writes the checkpoint, so the others' end must not kill it; what outlives them by 15 minutes hangs.
+# The first process writes the checkpoint, so it must survive the end of the others. After 15 more minutes it counts as hanging.
 srun --kill-on-bad-exit=0 --wait=900 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     exec python -m amd_plugin.cli train "$RECIPE" --output "$OUTPUT" --resume auto
@@ -32,7 +32,7 @@ TRAINING=$!
 trap 'kill -TERM "$TRAINING"' TERM
 wait "$TRAINING"
 STATUS=$?
-# The trap ends the first wait; the processes still write their checkpoint.
+# The trap ends the first wait, while the processes still write their checkpoint.
 while kill -0 "$TRAINING" 2>/dev/null; do
     wait "$TRAINING"
     STATUS=$?

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Wan2.1-14B without a scheduler: the same line on every machine, HEAD being the name of any one of them.
+# Wan2.1-14B without a job scheduler: the same command on every machine, where HEAD is the name of any one of them.
 #
 #   HEAD=node0 MACHINES=8 bash torchrun.sh
 #
-# To stop with a checkpoint, send SIGTERM to the processes themselves: torchrun gives them 30 seconds unless told otherwise.
+# To stop with a checkpoint, send SIGTERM to the processes themselves: torchrun kills them after 30 seconds by default.
 set -euo pipefail
 
 torchrun --nnodes="${MACHINES:-8}" --nproc-per-node="${GPUS:-8}" \
