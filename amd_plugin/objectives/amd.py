@@ -51,7 +51,7 @@ class AMDObjective(DMDObjective):
     Attributes:
         strength: adaptation strength s.
         side: samples that adaptation weighs.
-        sharpening: sharpening lambda.
+        sharpening, sharpening_kind: sharpening lambda, and the form of its weights.
 
     Raises:
         OptionError: for a value out of range, or options that do not go together.
@@ -63,7 +63,8 @@ class AMDObjective(DMDObjective):
         check_amd(self._options)
         self._set_up(self._options)
         self.strength, self.side = resolved_strength(self._options), resolved_side(self._options)
-        self.sharpening, self.static = self._options.sharpening, self._options.static
+        self.sharpening, self.sharpening_kind = self._options.sharpening, self._options.sharpening_kind
+        self.static = self._options.static
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
             log.warning(
@@ -143,7 +144,7 @@ class AMDObjective(DMDObjective):
         Raises:
             ValueError: without `sigma`, where `sharpening_sigma` was given.
         """
-        weights = sharpening_weights(advantage, self.schedule_factor * self.sharpening, self._options.sharpening_kind)
+        weights = sharpening_weights(advantage, self.schedule_factor * self.sharpening, self.sharpening_kind)
         if sigma is None and self.needs.fake_score_noise_level:
             raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
         if (window := self.sharpening_sigma) is None or sigma is None:
@@ -163,7 +164,7 @@ class AMDObjective(DMDObjective):
             return {}
         a = signals.advantage.detach().float()
         whole = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
-        ratio, divergence = implied_tilt(whole, self.schedule_factor * self.sharpening, self._options.sharpening_kind)
+        ratio, divergence = implied_tilt(whole, self.schedule_factor * self.sharpening, self.sharpening_kind)
         metrics = {
             "clip_share": clip_share(whole),
             "advantage_std": whole.std(correction=0),
