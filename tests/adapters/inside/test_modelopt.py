@@ -135,7 +135,7 @@ def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward
 
 
 @pytest.mark.parametrize(
-    ("objective", "said"),
+    ("objective", "message"),
     [
         (DMDObjective(1.5), "guidance scale"), (decoupled_dmd(3.0), "guidance_range"),
         (DMDObjective(3.0, match_sigma=(0.1, 0.5)), "match_range"), (dmd2(3.0), "discriminator"),
@@ -143,8 +143,8 @@ def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward
         (AMDObjective(3.0, sharpening_sigma=(0.0, 0.5)), "fake_score_noise_level"),
     ],
 )  # fmt: skip
-def test_an_objective_that_asks_for_more_is_refused(objective, said):
-    with pytest.raises(InputError, match=f"objective.*{said}"):
+def test_an_objective_that_asks_for_more_is_refused(objective, message):
+    with pytest.raises(InputError, match=f"objective.*{message}"):
         pipeline(AMDPipeline, objective=objective)
 
 
