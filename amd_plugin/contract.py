@@ -1,4 +1,4 @@
-"""Whether a plugin and a host keep to the hook contract: what hooks may return, and what a host offers an objective."""
+"""Checks of the hook contract: results of hooks, attributes of objectives, and an objective's needs of a host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OBJECTIVE = (
     "guidance_scale", "schedule_factor", "reward_unit", "needs", "reward_levers", "shared_sums",
     "advantage", "sharpening_weights", "student_loss", "fake_score_loss", "state_dict", "load_state_dict",
 )  # fmt: skip
-# Attributes of the contract before 0.1.0 -> what says the same now.
+# Attributes of the contract before 0.1.0 -> their replacements.
 _BEFORE_0_1 = {
     "needs_reward": "needs.reward", "needs_uncond": "needs.uncond", "min_group_size": "needs.group_size",
     "recommended_group_size": "needs.recommended_group_size", "per_rung": "the argument rung of advantage",
@@ -23,7 +23,7 @@ _BEFORE_0_1 = {
 
 
 def objective_problem(objective: Any) -> str:
-    """What keeps `objective` from being an `Objective`, in words; empty if nothing does."""
+    """Why `objective` is no `Objective`, as the end of a sentence about it; empty if it is one."""
     classes = [kind for kind in type(objective).__mro__ if not kind.__module__.startswith(("amd_plugin.", "builtins"))]
     old = [
         name
@@ -32,9 +32,9 @@ def objective_problem(objective: Any) -> str:
     ]
     if old:
         return f"with {', '.join(f'{name}, which is now {_BEFORE_0_1[name]}' for name in old)}"
-    lacking = [part for part in _OBJECTIVE if not hasattr(objective, part)]
-    if lacking:
-        return f"without {', '.join(lacking)}"
+    absent = [part for part in _OBJECTIVE if not hasattr(objective, part)]
+    if absent:
+        return f"without {', '.join(absent)}"
     if not isinstance(objective.needs, Needs):
         return f"whose needs are a {type(objective.needs).__name__} and no amd_plugin.hookspecs.Needs"
     for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
@@ -69,7 +69,7 @@ def _check_state(result: Any) -> None:
     json.dumps({key: dict(state)})
 
 
-# What a plugin may answer, so that a wrong answer is its failure and not the host's.
+# Checks of hooks' results, so that a wrong result is the plugin's failure and not the host's.
 CHECKS: dict[str, Callable[[Any], None]] = {
     "distill_objectives": _check_factories,
     "distill_rewards": _check_factories,
@@ -81,9 +81,10 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:
-    """Raises InputError where `objective` needs what a host does not offer.
+    """Raises InputError if `objective` needs what a host does not offer.
 
     Args:
+        objective: objective whose needs are compared.
         offers: names of the fields of `amd_plugin.hookspecs.Needs` that the host can give.
     """
     for name, meaning in objective.needs.missing(offers).items():
