@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amd_plugin.contract import Renamed
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
@@ -89,6 +90,9 @@ class DMDObjective:
     def shared_sums(self) -> Sequence[Tensor]:
         """Running sums over this process's samples, which a host averages over processes; none for DMD."""
         return ()
+
+    needs_reward, needs_uncond, min_group_size = Renamed(), Renamed(), Renamed()
+    recommended_group_size, memory_share, reward_options = Renamed(), Renamed(), Renamed()
 
     @property
     def strength_scale(self) -> float:

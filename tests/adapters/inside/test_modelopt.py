@@ -247,7 +247,8 @@ def test_a_deepspeed_engine_as_teacher():
     [
         ({"strength": 1.0}, "strength"),
         ({"amd": {"strenght": 1}}, "amd.strenght"),
-        ({"amd": {"gan_weight": 1.0}}, "host's own configuration"),
+        ({"amd": {"gan_weight": 1.0}}, "a discriminator on the fake score's features, which this host does not offer"),
+        ({"amd": {"guidance_scale": 1.0}}, "host's own configuration"),
         ({"reward": 3}, "reward"),
         ({"reward": {"name": "no_such"}}, "no_such"),
         ({"reward": {"weight": 1.0}}, "reward"),
