@@ -1,11 +1,11 @@
-"""Whether a plugin and a host keep to the hook contract: what hooks may return, and what a host offers an objective."""
+"""Checks of the hook contract: results of hooks, attributes of objectives, and an objective's needs of a host."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import Needs, Objective
@@ -14,29 +14,45 @@ _OBJECTIVE = (
     "guidance_scale", "schedule_factor", "reward_unit", "needs", "reward_levers", "shared_sums",
     "advantage", "sharpening_weights", "student_loss", "fake_score_loss", "state_dict", "load_state_dict",
 )  # fmt: skip
-# Attributes of the contract before 0.1.0 -> what says the same now.
-_BEFORE_0_1 = {
+# Attributes of the contract before 0.1.0 -> their replacements.
+BEFORE_0_1 = {
     "needs_reward": "needs.reward", "needs_uncond": "needs.uncond", "min_group_size": "needs.group_size",
     "recommended_group_size": "needs.recommended_group_size", "per_rung": "the argument rung of advantage",
     "strength_scale": "schedule_factor", "memory_share": "needs.replay", "reward_options": "reward_levers",
 }  # fmt: skip
+# Attributes that were needs by themselves before 0.1.0 -> fields of `Needs`.
+_NEEDS_BEFORE_0_1 = {
+    "guidance_sigma": "guidance_range", "match_sigma": "match_range", "adversarial": "discriminator",
+    "sharpening_sigma": "fake_score_noise_level", "reward_gradient": "reward_gradient",
+}  # fmt: skip
+
+
+class Renamed:
+    """An attribute of the contract before 0.1.0; reading it raises an AttributeError that gives its replacement."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Keeps the attribute's name."""
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        """Raises AttributeError, so that the attribute counts as absent."""
+        raise AttributeError(f"{owner.__name__}.{self._name} is now {BEFORE_0_1[self._name]}")
 
 
 def objective_problem(objective: Any) -> str:
-    """What keeps `objective` from being an `Objective`, in words; empty if nothing does."""
+    """Why `objective` is no `Objective`, as the end of a sentence about it; empty if it is one."""
     classes = [kind for kind in type(objective).__mro__ if not kind.__module__.startswith(("amd_plugin.", "builtins"))]
-    old = [
-        name
-        for name in _BEFORE_0_1
-        if name in getattr(objective, "__dict__", {}) or any(name in vars(kind) for kind in classes)
-    ]
-    if old:
-        return f"with {', '.join(f'{name}, which is now {_BEFORE_0_1[name]}' for name in old)}"
-    lacking = [part for part in _OBJECTIVE if not hasattr(objective, part)]
-    if lacking:
-        return f"without {', '.join(lacking)}"
+    names = {*getattr(objective, "__dict__", {}), *(name for kind in classes for name in vars(kind))}
+    if old := [f"{name}, which is now {new}" for name, new in BEFORE_0_1.items() if name in names]:
+        return f"with {', '.join(old)}"
+    absent = [part for part in _OBJECTIVE if not hasattr(objective, part)]
+    if absent:
+        return f"without {', '.join(absent)}"
     if not isinstance(objective.needs, Needs):
         return f"whose needs are a {type(objective.needs).__name__} and no amd_plugin.hookspecs.Needs"
+    for name, need in _NEEDS_BEFORE_0_1.items():
+        if name in names and getattr(objective, name) and need not in objective.needs.missing(()):
+            return f"with {name}, of which a host reads needs.{need} only"
     for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
         try:
             inspect.signature(getattr(objective, method)).bind(*arguments)
@@ -69,7 +85,7 @@ def _check_state(result: Any) -> None:
     json.dumps({key: dict(state)})
 
 
-# What a plugin may answer, so that a wrong answer is its failure and not the host's.
+# Checks of hooks' results, so that a wrong result is the plugin's failure and not the host's.
 CHECKS: dict[str, Callable[[Any], None]] = {
     "distill_objectives": _check_factories,
     "distill_rewards": _check_factories,
@@ -81,9 +97,10 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:
-    """Raises InputError where `objective` needs what a host does not offer.
+    """Raises InputError if `objective` needs what a host does not offer.
 
     Args:
+        objective: objective whose needs are compared.
         offers: names of the fields of `amd_plugin.hookspecs.Needs` that the host can give.
     """
     for name, meaning in objective.needs.missing(offers).items():

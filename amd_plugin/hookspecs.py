@@ -1,8 +1,8 @@
-"""The contract between a distillation host and its plugins: hook names, their arguments, what None means.
+"""The contract between a distillation host and its plugins: names of hooks, their arguments, and the meaning of None.
 
 No logic and no torch at run time. A plugin is a module or object with functions marked `@amd_plugin.hookimpl`, named in the
-entry-point group ``distill_host`` or given to `get_plugin_manager().register(...)`. Each may take any subset of the
-arguments. From version 0.1.0 on hooks are added and their arguments extended, never changed.
+entry-point group ``distill_host`` or given to `get_plugin_manager().register(...)`. A hook function may take any subset of the
+arguments. From version 0.1.0 on, releases add hooks and arguments, and never change or remove any.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Everything an objective asks of a host beside samples, teacher and fake score. A default value asks for nothing.
+    """An objective's needs of a host beside samples, teacher and fake score. A field at its default is no need.
 
-    A host states the names of the fields that it can give, and refuses what is `missing` before anything is trained.
+    A host states the names of the fields that it offers, and refuses an objective with `missing` ones before it trains.
 
     Attributes:
-        reward: advantages from rewards of decoded samples; without it a host decodes and scores nothing.
-        group_size: fewest samples per prompt and batch that make sense.
+        reward: whether rewards of decoded samples are needed, as advantages; if not, a host decodes and scores nothing.
+        group_size: smallest number of samples per prompt and batch that the objective can use.
         recommended_group_size: number of samples per prompt and batch below which a host warns.
-        uncond: the teacher's unconditional prediction, `Signals.real_uncond`.
-        noise_level: the noise level of x_t in the student's turn, `Signals.sigma`, as a fraction of the schedule.
-        guidance_range: (low, high) noise levels of a draw and a teacher call of their own for the guidance term.
-        match_range: (low, high) noise levels of the matching term, instead of the host's own.
-        fake_score_weight: a weight per sample in the fake score's loss.
-        fake_score_noise_level: the noise levels [B] of the fake score's turn, second argument of `sharpening_weights`.
-        reward_gradient: a differentiable reward with its graph, `Signals.reward`.
+        uncond: whether the teacher's unconditional prediction is needed, as `Signals.real_uncond`.
+        noise_level: whether the noise level of x_t in the student's turn is needed, as `Signals.sigma`.
+        guidance_range: (low, high) noise levels of the guidance term, for a draw and a teacher call of its own.
+        match_range: (low, high) noise levels of the matching term, in place of the host's.
+        fake_score_weight: whether the fake score's loss takes a weight per sample.
+        fake_score_noise_level: whether `sharpening_weights` needs the noise levels [B] of the fake score's turn.
+        reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`.
         discriminator: loss weights of an adversarial branch, whose discriminator the host trains.
         replay: share in [0, 1) of the fake score's samples that come from a memory of failures.
     """
@@ -64,12 +64,12 @@ class Needs:
     replay: float = 0.0
 
     def missing(self, offers: Collection[str]) -> dict[str, str]:
-        """Needs whose field names are not in `offers`: name -> what a host would have to give, in words."""
-        asked = [need.name for need in fields(self) if getattr(self, need.name) != need.default]
-        return {name: IN_WORDS[name] for name in asked if name not in offers}
+        """Names of needs that are not in `offers`, each with a description for people."""
+        needed = [need.name for need in fields(self) if getattr(self, need.name) != need.default]
+        return {name: IN_WORDS[name] for name in needed if name not in offers}
 
 
-# What a host would have to give, by field of `Needs`.
+# Descriptions of the fields of `Needs` for people.
 IN_WORDS = {
     "reward": "rewards of decoded samples",
     "group_size": "several samples per prompt",
@@ -88,11 +88,11 @@ EVERYTHING: frozenset[str] = frozenset(IN_WORDS)
 
 
 class Objective(Protocol):
-    """What a host calls. `amd_plugin.DMDObjective` is the reference; B samples, then any dimensions.
+    """The interface of an objective. `amd_plugin.DMDObjective` is the reference; tensors are [B, ...] for B samples.
 
     Attributes:
-        guidance_scale: guidance scale w of the teacher, standard form.
-        schedule_factor: factor in [0, 1] on everything that follows the reward; set by the host before every cycle, from
+        guidance_scale: guidance scale w of the teacher, in the standard form ``uncond + w (cond - uncond)``.
+        schedule_factor: factor in [0, 1] on every effect of the reward; set by the host before every cycle, from
             `distill_strength_schedule`.
         reward_unit: reward difference that counts as significant (docs/rewards.md), 0 if unknown; set by the host once.
     """
@@ -103,12 +103,12 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """What it asks of a host."""
+        """The objective's needs of a host."""
         ...
 
     @property
     def reward_levers(self) -> Mapping[str, float]:
-        """Options that set how hard the reward is followed, with their values: what to lower when a reward is hacked."""
+        """Options that set the influence of the reward, with their values; lower them if the reward is hacked."""
         ...
 
     @property
@@ -117,20 +117,20 @@ class Objective(Protocol):
         ...
 
     def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
-        """[B] from the rewards [B] and prompt ids [B] of the joined batch of all ranks; may update running statistics.
+        """Advantages [B] of the batch of all ranks; may update running statistics.
 
         Args:
-            reward: higher is better; NaN for a failed one.
-            groups: the same number for samples of one prompt.
-            rung: the student's exit rung, from 0; 0 where the host has none.
+            reward: rewards [B], higher is better; NaN for a failed one.
+            groups: prompt ids [B], the same number for samples of one prompt.
+            rung: index of the student's exit rung, from 0; 0 for a host without rungs.
         """
         ...
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """[B], mean 1, for the fake score's loss.
+        """Weights [B] of mean 1 for the fake score's loss.
 
         Args:
-            advantage: [B] of the joined batch.
+            advantage: advantages [B] of the batch of all ranks.
             sigma: noise levels [B] of the fake score's turn, as fractions of the schedule; None if unknown.
         """
         ...
@@ -148,29 +148,29 @@ class Objective(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` gave."""
         ...
 
 
 class Reward(Protocol):
-    """Scores decoded samples. It may also take columns of the batch by name, `labels` [B] for one."""
+    """A reward of decoded samples. It may also take columns of the batch by name, e.g. `labels` [B]."""
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor | Sequence[float | None]:
-        """[B], higher is better, from media [B, C, H, W] or [B, C, T, H, W]; NaN or None where it could not be computed."""
+        """Scores [B], higher is better, of media [B, C, H, W] or [B, C, T, H, W]; NaN or None for a failed score."""
         ...
 
 
 class SigmaSampler(Protocol):
-    """Moves the noise levels at which a turn compares or trains its networks."""
+    """A change of the noise levels at which a turn compares or trains its networks."""
 
     def __call__(self, sigma: Tensor, *, role: str, advantage: Tensor | None, step: int, generator: Generator) -> Tensor:
-        """New levels [B] from the levels `sigma` [B] drawn so far, as fractions in (0, 1) of the noise schedule.
+        """New noise levels [B], as fractions in (0, 1) of the schedule.
 
         Args:
-            sigma: the host's draw, or what an earlier sampler made of it, for the joined batch.
+            sigma: noise levels [B] of the batch of all ranks: the host's draw, or the result of an earlier sampler.
             role: ``student`` (matching), ``guide`` (guidance at its own level), ``fake_score``, or ``discriminator``.
-            advantage: [B] of the joined batch, None where the objective uses no reward.
-            step: student updates so far.
+            advantage: advantages [B] of the batch of all ranks; None if the objective uses no reward.
+            step: number of student updates so far.
             generator: the only source of randomness to use; the same on every rank.
         """
         ...
@@ -178,68 +178,68 @@ class SigmaSampler(Protocol):
 
 @hookspec
 def distill_objectives() -> Mapping[str, Callable[..., Objective]] | None:
-    """Objectives by name; each is built from keyword options. None or {} adds nothing.
+    """Factories of objectives by name, called with keyword options. None or {} adds nothing.
 
-    The factory's annotated keyword parameters are the schema of a recipe's ``objective`` section: names, types and
-    defaults are read off its signature. A name that is taken already disables the later plugin.
+    The signature of a factory is the schema of a recipe's ``objective`` section: names, types and defaults of its keyword
+    parameters. A plugin that claims the name of an earlier plugin is disabled.
     """
 
 
 @hookspec(firstresult=True)
 def distill_make_objective(name: str, factory: Callable[..., Objective], options: Mapping[str, Any]) -> Objective | None:
-    """Builds objective `name`. Most plugins leave this alone; implement it to wrap or replace. None passes it on."""
+    """An objective built in place of ``factory(**options)``, to wrap or replace it; None leaves it to the next plugin."""
 
 
 @hookspec
 def distill_rewards() -> Mapping[str, Callable[..., Reward]] | None:
-    """Rewards by name; each factory is called with the recipe's options, and with ``task`` and ``plugins`` if it takes them."""
+    """Factories of rewards by name, called with the recipe's options, and with ``task`` and ``plugins`` if they take these."""
 
 
 @hookspec
 def distill_families() -> Mapping[str, type[Any]] | None:
-    """Pipelines that can be distilled: class name of the pipeline -> a class as `amd_plugin.models.family.Family` says."""
+    """Families of pipelines, classes that follow `amd_plugin.models.family.Family`, by class name of the pipeline."""
 
 
 @hookspec
 def distill_sigma_sampler(options: Mapping[str, Any]) -> SigmaSampler | None:
-    """Called once before training with the resolved recipe. Samplers of several plugins run one after the other."""
+    """A sampler of noise levels, or None; called once before training with the resolved recipe. Several run in sequence."""
 
 
 @hookspec
 def distill_strength_schedule(step: int, max_steps: int, metrics: Mapping[str, float]) -> float | None:
-    """`Objective.schedule_factor` at `step`, in [0, 1]; `metrics` are those last logged. Several multiply; None is 1."""
+    """`Objective.schedule_factor` at `step`, in [0, 1], from the last logged `metrics`. Several multiply; None is 1."""
 
 
 @hookspec(firstresult=True)
 def distill_prepare_frozen(
     role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any], read: Callable[[str], Tensor] | None
 ) -> nn.Module | None:
-    """Places a frozen network (`role` is ``teacher``): device, sharding. None passes it on; the host's own keeps it whole.
+    """A frozen network on its devices, whole or sharded; None leaves it to the next plugin, at last to the host.
 
     Args:
-        role: which network.
-        module: in eval mode; whole on the CPU, or with parameters on the meta device.
-        accelerator: knows devices and processes.
-        options: the resolved recipe.
-        read: the value of a parameter on the meta device, by name; None where `module` is whole.
+        role: role of the network, ``teacher``.
+        module: network in eval mode, whole on the CPU or with parameters on the meta device.
+        accelerator: accelerate's `Accelerator` of the run.
+        options: resolved recipe.
+        read: function of a parameter's name to its value, for parameters on the meta device; None for a whole `module`.
     """
 
 
 @hookspec
 def distill_on_step(step: int, metrics: Mapping[str, float]) -> None:
-    """After student update `step` (from 1) that was logged, on the main process."""
+    """Called on the main process after each logged student update; `step` counts from 1."""
 
 
 @hookspec
 def distill_state_dict() -> tuple[str, Mapping[str, Any]] | None:
-    """(key, JSON-able state) a plugin wants in each checkpoint; called on the main process."""
+    """Key and JSON-able state of a plugin for each checkpoint; called on the main process."""
 
 
 @hookspec
 def distill_load_state_dict(state: Mapping[str, Mapping[str, Any]]) -> None:
-    """All plugins' states by key, on every process, when a run is resumed. Take your own."""
+    """Called on every process when a run is resumed, with the states of all plugins by key."""
 
 
 @hookspec
 def distill_export(path: Path, options: Mapping[str, Any]) -> None:
-    """After the student was written to `path`, on the main process: add files, never change those there."""
+    """Called on the main process after the student was written to `path`. Add files, and leave existing ones unchanged."""

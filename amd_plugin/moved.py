@@ -1,4 +1,4 @@
-"""Modules under the names they had before version 0.1.0: imported from their new place, with a warning that names it."""
+"""Imports of modules by their names before version 0.1.0, with a warning that gives the new name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOVED = {
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module by its old name, and gives the module of its new name."""
+    """An importer that returns the module of the new name for an old name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -44,10 +44,10 @@ class _Moved(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has just replaced it by that of the old name
+        module.__spec__ = self._spec  # the import system has just replaced it by the old name's
 
 
 def install() -> None:
-    """Lets the old names be imported. Modules that exist are never looked for here."""
+    """Makes the old names importable. The importer comes last, so existing modules take precedence."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())

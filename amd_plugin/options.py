@@ -1,12 +1,12 @@
-"""Options: declared once, and what a user wrote for them, checked.
+"""Declarations of options, and validation of the values that a user gives them.
 
-An option is a field of a model, with its type, default, bounds, one sentence, the paper's value and what it needs of a host:
+An option is a field of a model, with its type, default, bounds, one sentence, the paper's value and its need of a host:
 
     class Options(Strict):
         strength: float = option(0.5, "Adaptation strength s.", group="main", paper=0.5, ge=0, lt=1)
 
-A factory decorated with `takes(Options)` has them as keyword parameters, so that whoever reads its signature finds all of it.
-From here come validation, the recipe schema, ``--help`` of trainers, the tables in the docs, and what a host refuses.
+A factory decorated with `takes(Options)` shows them in its signature as keyword parameters. The declaration is the one source
+of validation, the recipe schema, ``--help`` of trainers, the tables in the docs, and what a host refuses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -45,11 +45,11 @@ class Strict(BaseModel):
 
 
 class Removed(NamedTuple):
-    """An option that is gone.
+    """An option that was removed.
 
     Attributes:
-        always: the value that stands for what is always done now, and is still accepted.
-        advice: what to use instead.
+        always: value with the behaviour that every objective has now; it is still accepted.
+        advice: advice on what to use instead.
     """
 
     always: Any
@@ -57,7 +57,7 @@ class Removed(NamedTuple):
 
 
 class _Open(Strict):
-    """The same for a factory with ``**options``, which takes any further key."""
+    """A strict model that takes further keys, for a factory with ``**options``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -65,14 +65,14 @@ class _Open(Strict):
 def option(
     default: Any, text: str, *, group: Group = "main", paper: Any = _UNSET, needs: str | None = None, **bounds: Any
 ) -> Any:
-    """A field with all that is known of an option.
+    """A field that declares an option.
 
     Args:
-        default: its value where nobody says anything.
-        text: one plain sentence for users.
-        group: where it is shown.
-        paper: its value in the paper's form, where that differs from the default.
-        needs: the field of `amd_plugin.hookspecs.Needs` that a host must offer, if any.
+        default: default value.
+        text: description for users, one plain sentence.
+        group: group of the docs' tables that lists the option.
+        paper: value in the paper's form, for an option of the paper.
+        needs: field of `amd_plugin.hookspecs.Needs` that a host must offer for values other than the default; None for none.
         bounds: pydantic's ``ge``, ``gt``, ``le``, ``lt``.
     """
     more = {"group": group} | ({} if paper is _UNSET else {"paper": paper}) | ({} if needs is None else {"needs": needs})
@@ -80,12 +80,19 @@ def option(
 
 
 def metadata(field: FieldInfo) -> dict[str, Any]:
-    """``group``, and where they are given ``paper`` and ``needs``, of a field made by `option`; empty for another field."""
+    """``group``, and ``paper`` and ``needs`` if they were given, of a field made by `option`; empty for any other field."""
     return dict(field.json_schema_extra) if isinstance(field.json_schema_extra, dict) else {}
 
 
 def preset(name: str, model: type[Model], *, without: Collection[str] = (), **defaults: Any) -> type[Strict]:
-    """`model` under another name, with other `defaults` and `without` some of its options."""
+    """A model with the options of `model`, except those in `without`, and with other `defaults`.
+
+    Args:
+        name: name of the new model.
+        model: model with the declarations.
+        without: names of options to leave out.
+        defaults: new default values, by name.
+    """
     fields: dict[str, Any] = {}
     for key, field in model.model_fields.items():
         if key not in without:
@@ -98,12 +105,12 @@ def preset(name: str, model: type[Model], *, without: Collection[str] = (), **de
 
 
 def takes(model: type[Strict]) -> Callable[[Call], Call]:
-    """Decorates a function or ``__init__`` so that its signature shows the fields of `model` as its keyword parameters."""
+    """A decorator for a function or ``__init__``: its signature then shows the fields of `model` as keyword parameters."""
 
     def decorate(function: Call) -> Call:
-        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        written = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         first = next(iter(model.model_fields))
-        parameters = [p for p in own if p.name not in model.model_fields]
+        parameters = [p for p in written if p.name not in model.model_fields]
         for name, field in model.model_fields.items():
             kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == first else inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(name, kind, default=field.default, annotation=field.annotation))
@@ -115,10 +122,10 @@ def takes(model: type[Strict]) -> Callable[[Call], Call]:
 
 
 def made(model: type[Model], given: Mapping[str, Any]) -> Model:
-    """The `model` of keyword arguments.
+    """An instance of `model` from keyword arguments.
 
     Raises:
-        OptionError: for the first that is unknown or out of range, by name.
+        OptionError: for the first argument that is unknown or out of range, by name.
     """
     try:
         return model(**without_removed(model, given))
@@ -128,16 +135,16 @@ def made(model: type[Model], given: Mapping[str, Any]) -> Model:
 
 
 def declared(factory: Callable[..., Any]) -> type[Strict] | None:
-    """The model that `factory`, a function or a class, was decorated with; None for a signature of its own."""
-    function = getattr(factory, "__init__") if isinstance(factory, type) else factory  # noqa: B009 (a class's own is meant)
+    """The model that decorates `factory`, a function or a class, by `takes`; None if there is none."""
+    function = getattr(factory, "__init__") if isinstance(factory, type) else factory  # noqa: B009 (of the class itself)
     return getattr(function, "declared_options", None)
 
 
 def options_model(factory: Callable[..., Any], *, ignore: Collection[str] = ()) -> type[BaseModel]:
-    """A strict model of `factory`'s keyword parameters: the declared one, or one made of names, annotations and defaults.
+    """A strict model of the keyword parameters of `factory`: the declared one, or one from names, annotations and defaults.
 
     Args:
-        factory: any callable; a parameter without annotation takes anything.
+        factory: any callable; a parameter without annotation takes any value.
         ignore: names of parameters that the host fills in.
 
     Raises:
@@ -163,37 +170,40 @@ def options_model(factory: Callable[..., Any], *, ignore: Collection[str] = ()) 
 
 
 def accepted(function: Callable[..., Any]) -> set[str] | None:
-    """Names of the keyword parameters `function` takes when called; None where it takes any.
+    """Names of the keyword parameters of a call of `function`; None if it takes any.
 
-    A torch module's call is its `forward`; a class's is its constructor, that of a module class too. One that takes any and is
-    a class passes them on to its bases, as far as the first that names what it takes.
+    For a torch module these are the parameters of `forward`; for a class, also for a module class, those of its constructor. A
+    constructor with ``**options`` is assumed to pass them to its base classes, up to the first one without.
     """
     if not isinstance(function, type):
-        return _named(inspect.signature(getattr(function, "forward", function)))[0]
+        explicit, takes_any = _keywords(inspect.signature(getattr(function, "forward", function)))
+        return None if takes_any else explicit
     names: set[str] = set()
     for base in function.__mro__[:-1]:
         if "__init__" not in vars(base) and base is not function:
             continue
         signature = inspect.signature(function if base is function else vars(base)["__init__"])
-        every, explicit = _named(signature)
-        if every is not None:
-            return names | every - {"self"}
+        explicit, takes_any = _keywords(signature)
         names |= explicit - {"self"}
+        if not takes_any:
+            return names
     return None
 
 
-def _named(signature: inspect.Signature) -> tuple[set[str] | None, set[str]]:
-    """Names of the keyword parameters, None where any is taken; and those that are named all the same."""
+def _keywords(signature: inspect.Signature) -> tuple[set[str], bool]:
+    """Names of the keyword parameters, and whether further ones are taken."""
     parameters = signature.parameters.values()
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return (None if any(p.kind is p.VAR_KEYWORD for p in parameters) else names), names
+    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def checked(model: type[Model], given: Mapping[str, Any], where: Callable[[str], str]) -> Model:
-    """The `model` of what a user wrote: a list may be a tuple; numbers, words and booleans do not turn into each other.
+    """An instance of `model` from a user's values: lists count as tuples; numbers, text and booleans are not converted.
 
     Args:
-        where: path of an option -> how the user knows it, e.g. ``"--amd.strength"``.
+        model: model with the declarations.
+        given: values by option.
+        where: function of an option's path to its name in messages, e.g. ``"--amd.strength"``.
 
     Raises:
         InputError: with a line for every option that is missing, unknown or wrong.
@@ -207,19 +217,21 @@ def checked(model: type[Model], given: Mapping[str, Any], where: Callable[[str],
 
 
 def without_removed(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` without removed options that ask for what is always done now; others are left for `problems_of` to name."""
-    gone = getattr(model, "REMOVED", {})
-    return {key: value for key, value in given.items() if key not in gone or value != gone[key].always}
+    """`given` without removed options at the value that is still accepted; `problems_of` describes the others."""
+    removed = getattr(model, "REMOVED", {})
+    return {key: value for key, value in given.items() if key not in removed or value != removed[key].always}
 
 
 def problems_of(
     error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], also_known: Iterable[str] = ()
 ) -> dict[Place, str]:
-    """Where in `data` something is wrong -> what it should be, in words; one entry where it may be one of several kinds.
+    """Messages for people by place in `data`; one message for a value that may have one of several types.
 
     Args:
-        error: what the validation of `data` by `model` raised.
-        also_known: names beside the model's own that an unknown key may have been meant to be.
+        error: error of the validation of `data` by `model`.
+        model: model that validated.
+        data: data that was validated.
+        also_known: further names to suggest for an unknown key.
     """
     problems: dict[Place, str] = {}
     wrong: dict[Place, list[str]] = {}
@@ -228,9 +240,9 @@ def problems_of(
         place: Place = detail["loc"]
         key = str(place[-1]) if place else ""
         if detail["type"] == "extra_forbidden":
-            gone = getattr(model, "REMOVED", {}).get(key)
+            removed = getattr(model, "REMOVED", {}).get(key)
             hint = did_you_mean(key, {*_keys_at(model, place[:-1]), *also_known})
-            problems[place] = f"unknown key.{hint}" if gone is None else f"was removed: {gone.advice}"
+            problems[place] = f"unknown key.{hint}" if removed is None else f"was removed: {removed.advice}"
         elif detail["type"] == "missing":
             problems[place] = "required, but not given"
         else:
@@ -240,26 +252,26 @@ def problems_of(
 
 
 def _must(messages: Iterable[str]) -> str:
-    """Pydantic's "Input should be a valid number", "Input should be 'auto'" as "must be a valid number or 'auto'"."""
-    said = dict.fromkeys(f"{text[0].lower()}{text[1:]}".replace("input should be ", "must be ") for text in messages)
-    first, *others = said
+    """``"must be a valid number or 'auto'"`` from pydantic's ``"Input should be a valid number"``, ``"... 'auto'"``."""
+    texts = dict.fromkeys(f"{text[0].lower()}{text[1:]}".replace("input should be ", "must be ") for text in messages)
+    first, *others = texts
     return " or ".join([first, *(text.removeprefix("must be ") for text in others)])
 
 
 def _value_at(data: Mapping[str, Any], place: Place) -> tuple[Place, Any]:
-    """The value at `place` and its own place; what follows the value itself names the kind that was tried."""
-    at: Place = ()
+    """The value at `place`, after its place in `data`: pydantic appends the name of the type that it tried."""
+    data_place: Place = ()
     value: Any = data
     for key in place:
-        inside = isinstance(value, Mapping) and key in value
-        if not inside and not (isinstance(value, list | tuple) and isinstance(key, int) and key < len(value)):
+        is_key = isinstance(value, Mapping) and key in value
+        if not is_key and not (isinstance(value, list | tuple) and isinstance(key, int) and key < len(value)):
             break
-        at, value = (*at, key), value[key]
-    return at, value
+        data_place, value = (*data_place, key), value[key]
+    return data_place, value
 
 
 def _keys_at(model: type[BaseModel], place: Place) -> list[str]:
-    """Names of the fields of the model that stands at `place` inside `model`."""
+    """Names of the fields of the model at `place` inside `model`."""
     for step in place:
         if isinstance(step, int):
             continue
@@ -267,47 +279,3 @@ def _keys_at(model: type[BaseModel], place: Place) -> list[str]:
         inner = [annotation, *get_args(annotation)]
         model = next(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
     return list(model.model_fields)
-
-
-def values_of(annotation: Any) -> str:
-    """The values that a type admits, in words, e.g. ``"number in [0, 1) or auto"``."""
-    if annotation is None or annotation is type(None):
-        return "null"
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = [limit for info in inner[1:] if isinstance(info, FieldInfo) for limit in info.metadata]
-        return values_of(inner[0]) + _interval(bounds)
-    if origin is Literal:
-        return ", ".join(map(str, inner))
-    if origin is tuple:
-        return "[low, high]"
-    if inner:
-        return " or ".join(map(values_of, inner))
-    return {float: "number", int: "integer", bool: "true, false", str: "text"}.get(annotation, "any value")
-
-
-def _interval(bounds: Iterable[Any]) -> str:
-    at = {name: getattr(bound, name) for bound in bounds for name in ("ge", "gt", "le", "lt") if hasattr(bound, name)}
-    low, high = at.get("ge", at.get("gt")), at.get("le", at.get("lt"))
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f" of at least {low:g}" if "ge" in at else f" above {low:g}"
-    return f" in {'[' if 'ge' in at else '('}{low:g}, {high:g}{']' if 'le' in at else ')'}"
-
-
-def table(model: type[BaseModel], group: Group | None = None, *, without: Collection[str] = ()) -> str:
-    """The options of `model`, those of `group` if given, as a Markdown table."""
-    lines = ["| option | values | default | the paper's | meaning |", "|---|---|---|---|---|"]
-    for name, field in model.model_fields.items():
-        about = metadata(field)
-        if name in without or group not in (None, about.get("group")):
-            continue
-        words = (values_of(field.annotation) + _interval(field.metadata), _plain(field.default), _plain(about.get("paper", "")))
-        lines.append(f"| `{name}` | {' | '.join(words)} | {field.description} |")
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> str:
-    """A value as a recipe has it."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,8 +1,8 @@
-"""Finding plugins without being taken down by them.
+"""The plugin manager: it finds plugins, and isolates those that fail.
 
-`get_plugin_manager()` registers the host's own baseline and every entry point of group ``distill_host``. A plugin that
-cannot be imported, has a wrong signature, takes a taken name or raises in a hook is set aside with its cause; the rest
-carry on. `AMD_PLUGIN_LOAD` (comma-separated; empty = none) names the only entry points to load, `AMD_PLUGIN_DISABLE`
+`get_plugin_manager()` registers the host's default plugins and every entry point of group ``distill_host``. A plugin that
+cannot be imported, has a wrong signature, claims a name in use or raises in a hook is set aside with its cause; the others
+keep working. `AMD_PLUGIN_LOAD` (comma-separated; empty = none) names the only entry points to load, `AMD_PLUGIN_DISABLE`
 those to leave out.
 """
 
@@ -26,20 +26,21 @@ from amd_plugin.hookspecs import NAME, Objective
 
 log = logging.getLogger(__name__)
 
-# By dotted name: the registry imports no host. `amd` comes in by its entry point, as a third party's plugin does.
+# By dotted name, so that this module imports no host. `amd` is loaded from its entry point, like a third party's plugin.
 DEFAULT_PLUGINS = {"host": "amd_plugin.default_plugins.host"}
 
 
 @dataclass
 class PluginStatus:
-    """One line of `amd-plugin plugins`.
+    """Status of a plugin, one line of ``amd-plugin plugins``.
 
     Attributes:
-        name: entry-point name, or the name it was registered under.
-        distribution: the installed package and version it comes from; empty if registered by hand.
+        name: name of the entry point, or the name given to `register`.
+        distribution: name and version of the installed distribution; empty for a plugin registered by hand.
         status: ``active``, ``disabled`` (by the environment) or ``failed``.
-        hooks: the hooks it implements.
-        cause: why it failed, or what is odd about it.
+        hooks: names of the implemented hooks.
+        cause: cause of the failure, or a remark on an active plugin.
+        error: exception behind the failure, if any.
     """
 
     name: str
@@ -51,10 +52,10 @@ class PluginStatus:
 
 
 class PluginManager(pluggy.PluginManager):
-    """pluggy's manager, whose hook calls survive a plugin that raises.
+    """pluggy's manager, with hook calls that survive a plugin that raises.
 
     Attributes:
-        statuses: what became of every plugin seen, by name.
+        statuses: status of every plugin by name, of failed and disabled ones too.
     """
 
     def __init__(self) -> None:
@@ -63,10 +64,18 @@ class PluginManager(pluggy.PluginManager):
         self.add_hookspecs(hookspecs)
 
     def register(self, plugin: object, name: str | None = None, distribution: str = "") -> str | None:
-        """Adds a plugin by hand; same rules as for entry points, so a broken one is set aside and not raised.
+        """Adds a plugin by hand. As for entry points, a broken plugin is set aside and raises nothing.
+
+        Args:
+            plugin: module or object with hook functions.
+            name: name of the plugin; None for pluggy's canonical one.
+            distribution: name and version of its distribution, for `statuses`.
 
         Returns:
-            Its name; None if it failed or is blocked, see `statuses`.
+            Name of the plugin; None if it failed or is blocked, see `statuses`.
+
+        Raises:
+            ValueError: if the plugin or its name is registered already.
         """
         name = name or self.get_canonical_name(plugin)
         if self.has_plugin(name) or self.is_registered(plugin):
@@ -89,19 +98,19 @@ class PluginManager(pluggy.PluginManager):
     def load_entry_points(self) -> None:
         """Loads every entry point of the group that the environment allows, each on its own, in order of distribution."""
         allowed, denied = _names("AMD_PLUGIN_LOAD"), _names("AMD_PLUGIN_DISABLE") or set()
-        found = importlib.metadata.entry_points(group=NAME)
-        # Ours first: whoever comes later cannot take the names we document.
-        for name in sorted((allowed or set()) - {point.name for point in found}):
-            log.warning("AMD_PLUGIN_LOAD: no plugin is called '%s'.%s", name, did_you_mean(name, (p.name for p in found)))
-        for point in sorted(found, key=lambda p: (not p.value.startswith("amd_plugin."), _distribution(p), p.name)):
+        points = importlib.metadata.entry_points(group=NAME)
+        for name in sorted((allowed or set()) - {point.name for point in points}):
+            log.warning("AMD_PLUGIN_LOAD: no plugin is called '%s'.%s", name, did_you_mean(name, (p.name for p in points)))
+        # Plugins of this package first, so that no other plugin can claim the documented names.
+        for point in sorted(points, key=lambda p: (not p.value.startswith("amd_plugin."), _distribution(p), p.name)):
             if point.name in denied or (allowed is not None and point.name not in allowed):
                 variable = "AMD_PLUGIN_DISABLE" if point.name in denied else "AMD_PLUGIN_LOAD"
                 self.statuses[point.name] = PluginStatus(point.name, _distribution(point), "disabled", cause=f"by {variable}")
                 continue
             if point.name in self.statuses:
-                taken = PluginStatus(point.name, _distribution(point))
-                self.statuses[f"{point.name} ({taken.distribution})"] = taken
-                self._fail(f"{point.name} ({taken.distribution})", InputError(f"another plugin is called '{point.name}'"))
+                duplicate = PluginStatus(point.name, _distribution(point))
+                self.statuses[f"{point.name} ({duplicate.distribution})"] = duplicate
+                self._fail(f"{point.name} ({duplicate.distribution})", InputError(f"another plugin is called '{point.name}'"))
                 continue
             try:
                 self.register(point.load(), point.name, _distribution(point))
@@ -112,15 +121,15 @@ class PluginManager(pluggy.PluginManager):
                 self._fail(point.name, error)
 
     def objectives(self) -> dict[str, Callable[..., Objective]]:
-        """Every objective by name, from all plugins, with its factory."""
+        """Factories of all plugins' objectives by name."""
         return self._catalogue()["distill_objectives"]
 
     def rewards(self) -> dict[str, Callable[..., Any]]:
-        """Every reward by name, from all plugins, with its factory."""
+        """Factories of all plugins' rewards by name."""
         return self._catalogue()["distill_rewards"]
 
     def families(self) -> dict[str, type[Any]]:
-        """Every family of pipelines by the pipeline's class name, from all plugins."""
+        """All plugins' families of pipelines by class name of the pipeline."""
         families: dict[str, type[Any]] = self._catalogue()["distill_families"]  # type: ignore[assignment]
         return families
 
@@ -128,7 +137,7 @@ class PluginManager(pluggy.PluginManager):
         """The factory of objective `name`.
 
         Raises:
-            InputError: if there is none; says what there is, and why plugins that failed did so.
+            InputError: if there is none, with the names of all objectives and the causes of failed plugins.
         """
         return self._find("objective", name, self.objectives())
 
@@ -144,19 +153,18 @@ class PluginManager(pluggy.PluginManager):
         """
         factory = self.objective_factory(name)
         try:
-            made: Objective = self.hook.distill_make_objective(name=name, factory=factory, options=dict(options or {}))
+            objective: Objective = self.hook.distill_make_objective(name=name, factory=factory, options=dict(options or {}))
         except AmdPluginError:
             raise
         except Exception as error:
             raise InputError(f"objective '{name}' could not be built: {type(error).__name__}: {error}") from error
-        if problem := objective_problem(made):
-            raise InputError(
-                f"objective '{name}' is a {type(made).__name__} {problem}: not an Objective (amd_plugin.hookspecs)"
-            )
-        return made
+        if problem := objective_problem(objective):
+            kind = type(objective).__name__
+            raise InputError(f"objective '{name}' is a {kind} {problem}: not an Objective (amd_plugin.hookspecs)")
+        return objective
 
     def _watch(self, plugin: object, status: PluginStatus) -> None:
-        """Wraps the plugin's hooks so that an exception sets it aside, and reports hook names nobody calls."""
+        """Wraps the plugin's hooks so that an exception sets it aside, and reports names of hooks that do not exist."""
         for caller in self.get_hookcallers(plugin) or []:
             status.hooks.append(caller.name)
             if not caller.has_spec():
@@ -168,9 +176,10 @@ class PluginManager(pluggy.PluginManager):
                     continue
                 if implementation.wrapper or implementation.hookwrapper:
                     raise InputError(f"{caller.name} is a hook wrapper; these cannot be isolated and are not accepted")
-                if not str(getattr(plugin, "__name__", "")).startswith("amd_plugin."):  # ours may raise InputError
+                # Plugins of this package are not isolated: they may raise InputError.
+                if not str(getattr(plugin, "__name__", "")).startswith("amd_plugin."):
                     guarded = self._isolated(implementation.function, caller.name, status.name)
-                    # pluggy has no hook around a single implementation; the attribute is what it calls.
+                    # pluggy offers no wrapper around a single implementation, so the called attribute is replaced.
                     implementation.function = guarded  # type: ignore[misc]
         status.hooks.sort()
 
@@ -199,10 +208,10 @@ class PluginManager(pluggy.PluginManager):
         log.warning("plugin %s is set aside: %s", name, status.cause)
 
     def _catalogue(self) -> dict[str, dict[str, Callable[..., Any]]]:
-        """All that is found by name. A plugin that claims a taken name loses all of its own, whichever is asked for."""
+        """Factories by hook and name. A plugin that claims a name in use fails, and provides nothing."""
         catalogue: dict[str, dict[str, Any]] = {"distill_objectives": {}, "distill_rewards": {}, "distill_families": {}}
         owners: dict[tuple[str, str], str] = {}
-        # pluggy calls the last registered first; a name goes to the first registered.
+        # pluggy would call the plugins in reverse order, but a name belongs to the first registered plugin.
         for plugin, _ in self.list_name_plugin():
             provided: dict[str, Mapping[str, Any]] = {}
             for hook in catalogue:
@@ -220,10 +229,10 @@ class PluginManager(pluggy.PluginManager):
                 owners.update({(hook, name): plugin for name in names})
         return catalogue
 
-    def _find(self, kind: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-        if name in known:
-            return known[name]
-        lines = [f"unknown {kind} '{name}'.{did_you_mean(name, known)} There are: {', '.join(sorted(known))}."]
+    def _find(self, kind: str, name: str, factories: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+        if name in factories:
+            return factories[name]
+        lines = [f"unknown {kind} '{name}'.{did_you_mean(name, factories)} There are: {', '.join(sorted(factories))}."]
         lines += [
             f"Plugin {s.name} {s.status}, which may have provided it: {s.cause}"
             for s in self.statuses.values()
@@ -235,7 +244,7 @@ class PluginManager(pluggy.PluginManager):
 
 
 def get_plugin_manager() -> PluginManager:
-    """A new manager with the host's baseline and all installed plugins in it."""
+    """A new manager with the host's default plugins and all installed ones."""
     manager = PluginManager()
     for name, module in DEFAULT_PLUGINS.items():
         manager.register(importlib.import_module(module), name)

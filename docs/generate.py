@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd_options import DecoupledDMDOptions, DMD2Options, DMDOptions
-from amd_plugin.options import table
+from amd_plugin.option_tables import table
 
 MODELS = {"amd": AMDOptions, "dmd": DMDOptions, "dmd2": DMD2Options, "decoupled_dmd": DecoupledDMDOptions}
 MARKED = re.compile(r"(<!-- options: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

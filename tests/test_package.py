@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"atomic", "choices", "errors", "evaluate.directions", "hookspecs", "maths", "moved", "parent_watch", "randomness"},
     {"cache", "contract", "metrics", "options"},
-    {"config", "data", "objectives", "operators", "plugins", "schedule"},
+    {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},
     {"models"},
     {"recipe", "rewards", "sharding", "doctor", "host.checkpoint"},

@@ -1,5 +1,5 @@
-"""AMD inside other people's toolkits: one module for each, which imports its host only when it is itself imported.
+"""AMD inside other toolkits: one module per toolkit, whose import imports the toolkit.
 
-`compatibility` checks that a host still looks as the adapter was written for, `bridge` turns rewards into advantages for all of
-them, and `shim` serves any trainer that parses arguments. Nothing here imports the reference host.
+`compatibility` compares an installed host with the one an adapter was written for. `bridge` turns rewards into advantages for
+all adapters, and `shim` adds objectives to any trainer with argparse. Nothing here imports the reference host.
 """

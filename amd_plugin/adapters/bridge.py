@@ -1,7 +1,7 @@
-"""What adapters share: from student samples to advantages, the noise levels and strengths of plugins, and what a host offers.
+"""The code that all adapters share: advantages of student samples, hooks of plugins, and a check of what an objective needs.
 
-Samples are decoded, scored, and compared within prompts over all ranks. A reward that fails gives advantage 0 and nothing
-else, so every rank makes the same collective calls whatever its rewards did.
+Samples are decoded, scored, and compared within prompts over all ranks. A reward that fails only sets advantages to 0, so every
+rank makes the same collective calls, with failed rewards or without.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
 
-# Fields of `Needs` that every adapter offers: samples are scored, prompts repeat as the user's data has it.
+# Fields of `Needs` that every adapter offers. How often prompts repeat is up to the user's data.
 OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
 
 
@@ -39,18 +39,21 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers
     """`AMDObjective` with `options`, for a host with a guidance scale of its own.
 
     Args:
+        guidance_scale: guidance scale of the host's configuration, in the standard form.
+        options: options of `AMDObjective` other than ``guidance_scale``, by name.
         offers: names of the fields of `Needs` that the host can give.
 
     Raises:
-        InputError: for an option that is unknown, out of range, the host's own, or asks for what the host does not offer.
+        InputError: for an option that is unknown, out of range, set by the host, or in need of what the host does not offer.
     """
     needs = {name: metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
-    theirs = {"guidance_scale", *(name for name, need in needs.items() if need is not None and need not in offers)}
-    for option in theirs & options.keys():
+    refused = {"guidance_scale", *(name for name, need in needs.items() if need is not None and need not in offers)}
+    for option in refused & options.keys():
         if option == "guidance_scale":
             raise InputError("amd.guidance_scale: is set in the host's own configuration. Leave it out here")
-        raise InputError(f"amd.{option}: needs {IN_WORDS[needs[option] or '']}, which this host does not offer. Leave it out")
-    model = preset("AMDOptions", AMDOptions, without=theirs)
+        what = f"amd.{option}: needs {IN_WORDS[needs[option] or '']}, which this host does not offer"
+        raise InputError(f"{what}. Leave it out; the host's own configuration may have the like")
+    model = preset("AMDOptions", AMDOptions, without=refused)
     given = checked(model, options, lambda option: f"amd.{option}")
     try:
         return AMDObjective(guidance_scale, **{option: getattr(given, option) for option in given.model_fields_set})
@@ -59,11 +62,15 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers
 
 
 def require_fit(objective: Objective, guidance_scale: float, offers: Collection[str] = OFFERS) -> None:
-    """Raises InputError where an `objective` made by somebody else does not fit the host.
+    """Checks an `objective` that was built outside of the adapter.
 
     Args:
-        guidance_scale: the host's.
+        objective: objective to check.
+        guidance_scale: guidance scale of the host's configuration, in the standard form.
         offers: names of the fields of `Needs` that the host can give.
+
+    Raises:
+        InputError: for another guidance scale, or a need that the host does not offer.
     """
     if objective.guidance_scale != guidance_scale:
         message = (
@@ -74,7 +81,14 @@ def require_fit(objective: Objective, guidance_scale: float, offers: Collection[
 
 
 def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
-    """A reward from what a user wrote: a callable, ``{name, weight, options...}``, a list of such, or None.
+    """A reward from a user's configuration.
+
+    Args:
+        spec: a callable, a name, ``{name, weight, options...}``, a list of names and mappings, or None for no reward.
+        plugins: manager in which names are looked up; None stands for all installed plugins.
+
+    Returns:
+        The callable itself, or the weighted sum of the named rewards; None for None.
 
     Raises:
         InputError: for anything else, and for a reward that is unknown or cannot be built.
@@ -109,21 +123,23 @@ class _Total:
 
 
 class HostBridge:
-    """An objective and its reward in a host that is not ours: advantages, weights, noise levels and schedule factors.
+    """An objective and its reward in somebody else's trainer: advantages, weights, noise levels and schedule factors.
 
     Args:
-        objective: gives advantages and weights.
+        objective: objective that computes advantages and weights.
         reward: function of (media, prompts) to scores [B]; None leaves every advantage at 0.
-        decode: function of student samples [B, ...] to media; None scores the samples as they are.
-        process_group: ranks whose batches count as one, with as many samples each; None stands for all ranks.
-        plugins: manager whose samplers of noise levels and strength schedules are followed; None follows none.
-        options: objective section of the recipe that `distill_sigma_sampler` gets.
-        seed: seed of the samplers' own randomness.
+        decode: function of student samples [B, ...] to media; None scores the samples undecoded.
+        process_group: ranks that share one batch, with equally many samples each; None stands for all ranks.
+        plugins: manager whose noise-level samplers and strength schedules are applied; None applies none.
+        options: options of the objective, passed to `distill_sigma_sampler` as the recipe's section ``objective``.
+        seed: seed of the samplers' random generators.
 
     Attributes:
-        metrics: mean reward and share of failures of the last batch, 0-dim tensors.
+        objective: objective that computes advantages and weights.
+        reward: reward as given.
+        metrics: mean reward and share of failed rewards of the last batch, 0-dim tensors.
         signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
-            ranks; empty before any batch.
+            ranks; empty before the first batch.
         step: number of student updates so far.
         moves_noise_levels: whether a plugin moves noise levels.
     """
@@ -146,44 +162,55 @@ class HostBridge:
         self._decode, self._group, self._warned = decode, process_group, set[str]()
         self._plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
-        found = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
-        self._samplers = found[::-1]
-        self.moves_noise_levels = bool(found)
+        samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
+        self._samplers = samplers[::-1]
+        self.moves_noise_levels = bool(samplers)
 
     @property
     def uses_reward(self) -> bool:
-        """Whether there is a reward, and the objective uses one."""
+        """Whether there is a reward, and the objective needs one."""
         return self.reward is not None and self.objective.needs.reward
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-        """Advantage [B] of student samples `x0` [B, ...] of `groups` [B], and their sharpening weights [B]."""
+        """Scores student samples.
+
+        Args:
+            x0: student samples [B, ...].
+            groups: [B], the same number for samples of the same prompt.
+            prompts: prompts [B] for the reward; None passes empty ones.
+
+        Returns:
+            Advantages [B] and sharpening weights [B]; zeros and ones where no reward is used.
+        """
         if not self.uses_reward:
             return torch.zeros(len(x0), device=x0.device), torch.ones(len(x0), device=x0.device)
         rewards = self._score(x0.detach(), prompts)
-        joined, mine = self._all_gather(rewards), slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
-        members = self._all_gather(groups.to(x0.device))
-        if self.objective.needs.group_size > 1 and len(members.unique()) == len(members) and "groups" not in self._warned:
+        batch_reward, batch_groups = self._all_gather(rewards), self._all_gather(groups.to(x0.device))
+        own = slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
+        compared = self.objective.needs.group_size > 1
+        if compared and len(batch_groups.unique()) == len(batch_groups) and "groups" not in self._warned:
             log.warning(
-                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts", len(joined)
+                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts",
+                len(batch_reward),
             )
             self._warned.add("groups")
-        advantage = self.objective.advantage(joined, members)
-        self.signal_fields = {"groups": members[mine], "batch_advantage": advantage}
-        finite = torch.isfinite(joined)
+        advantage = self.objective.advantage(batch_reward, batch_groups)
+        self.signal_fields = {"groups": batch_groups[own], "batch_advantage": advantage}
+        finite = torch.isfinite(batch_reward)
         count = finite.sum().clamp(min=1)
         self.metrics = {
-            "reward": torch.where(finite, joined, 0.0).sum() / count,
+            "reward": torch.where(finite, batch_reward, 0.0).sum() / count,
             "failed_rewards": 1 - finite.float().mean(),
         }
-        return advantage[mine], self.objective.sharpening_weights(advantage)[mine]
+        return advantage[own], self.objective.sharpening_weights(advantage)[own]
 
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
-        """Sets the objective's schedule factor as plugins ask for it. Call it before every turn.
+        """Sets the objective's schedule factor to the product of the plugins' factors. Call it before every turn.
 
         Args:
             step: number of student updates so far.
-            max_steps: number of student updates in all, 0 if unknown.
+            max_steps: number of student updates of the whole run, 0 if unknown.
             metrics: 0-dim tensors of the last student turn; plugins get their mean over ranks, as ``objective/NAME``.
         """
         self.step, self.signal_fields = step, {}
@@ -200,34 +227,34 @@ class HostBridge:
 
     @torch.no_grad()
     def move_noise_levels(self, sigma: Tensor, role: str, *key: object) -> Tensor:
-        """Noise levels [N] that plugins make of the host's draw.
+        """Noise levels [N] after the plugins' samplers, from the host's draw.
 
         Args:
-            sigma: [N] fractions in [0, 1] of the host's schedule; N is the batch size, or 1 where the host has one level for
-                all of a rank's samples. Plugins then get the samples' mean advantage.
+            sigma: [N] fractions in [0, 1] of the host's schedule; N is the batch size, or 1 for a host that draws one level for
+                all samples of a rank. Plugins then get the samples' mean advantage.
             role: ``student`` or ``fake_score``.
-            key: further keys of the samplers' randomness, the same on every rank.
+            key: further keys of the samplers' random generators, the same on every rank.
 
         Raises:
-            RunError: if a sampler returns anything else than as many levels in [0, 1].
+            RunError: if a sampler returns another number of levels, or one outside of [0, 1].
         """
         if not self.moves_noise_levels:
             return sigma
-        joined, first = self._all_gather(sigma.float()), self._rank() * len(sigma)
-        everyone = self.signal_fields.get("batch_advantage")
-        advantage = None if everyone is None else everyone.unflatten(0, (len(joined), -1)).mean(1)
+        levels, first = self._all_gather(sigma.float()), self._rank() * len(sigma)
+        advantage = self.signal_fields.get("batch_advantage")
+        advantage = None if advantage is None else advantage.unflatten(0, (len(levels), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
-            draws = generator(self._seed, "sigma", role, *key, index, device=joined.device)
-            moved = sampler(joined, role=role, advantage=advantage, step=self.step, generator=draws)
-            if moved.shape != joined.shape or not ((moved >= 0) & (moved <= 1)).all():
-                raise RunError(f"sigma sampler {sampler!r}: must return {len(joined)} levels in [0, 1], got {moved}")
-            joined = moved
-        return joined[first : first + len(sigma)].to(sigma.dtype)
+            draws = generator(self._seed, "sigma", role, *key, index, device=levels.device)
+            moved = sampler(levels, role=role, advantage=advantage, step=self.step, generator=draws)
+            if moved.shape != levels.shape or not ((moved >= 0) & (moved <= 1)).all():
+                raise RunError(f"sigma sampler {sampler!r}: must return {len(levels)} levels in [0, 1], got {moved}")
+            levels = moved
+        return levels[first : first + len(sigma)].to(sigma.dtype)
 
     def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
-        """[B] fp32; NaN where there is none."""
+        """Rewards [B] in fp32; NaN for failed ones."""
         if prompts is None and "prompts" not in self._warned:
-            log.info("this host has no prompts here; the reward gets empty ones")
+            log.info("this batch has no prompts: the reward gets empty ones")
             self._warned.add("prompts")
         try:
             media = x0 if self._decode is None else self._decode(x0)
@@ -242,7 +269,7 @@ class HostBridge:
         return dist.get_rank(self._group) if dist.is_available() and dist.is_initialized() else 0
 
     def _all_gather(self, values: Tensor) -> Tensor:
-        """[B of all ranks] from [B], in order of rank."""
+        """Values [B of all ranks] from `values` [B], in order of rank."""
         if not (dist.is_available() and dist.is_initialized()):
             return values
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]

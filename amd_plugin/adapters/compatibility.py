@@ -1,4 +1,7 @@
-"""Is the installed host the one an adapter was written for? Adapters override private methods, so they look first."""
+"""A check that the installed host has the version and the signatures an adapter was written for.
+
+Adapters override private methods of their host, so they compare these when they are imported.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ class Host(NamedTuple):
     """A host, and the versions an adapter is tested with.
 
     Attributes:
-        distribution: its name for pip.
+        distribution: name of the host's distribution.
         minimum: oldest version that works.
-        below: first version that was never tried; from there on only the signatures decide.
-        source: what to give to pip.
+        below: first untested version; for this and later ones only the signatures are compared.
+        source: requirement to give to pip.
     """
 
     distribution: str
@@ -34,7 +37,7 @@ class Host(NamedTuple):
 
     @property
     def range(self) -> str:
-        """For messages."""
+        """The tested versions as a requirement, for messages."""
         return f"{self.distribution}>={self.minimum},<{self.below}"
 
     def load(self, module: str) -> ModuleType:
@@ -46,23 +49,27 @@ class Host(NamedTuple):
         try:
             version = importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError as error:
-            what = f"{self.distribution}: this adapter needs it, but it is not installed"
-            raise MissingDependency(f"{what}. pip install '{self.source}'") from error
+            message = f"{self.distribution}: this adapter needs it, but it is not installed"
+            raise MissingDependency(f"{message}. pip install '{self.source}'") from error
         if Version(version) < Version(self.minimum):
-            what = f"{self.distribution}: this adapter is tested with {self.range}, got {version}"
-            raise MissingDependency(f"{what}. pip install --upgrade '{self.source}'")
+            message = f"{self.distribution}: this adapter is tested with {self.range}, got {version}"
+            raise MissingDependency(f"{message}. pip install --upgrade '{self.source}'")
         if Version(version) >= Version(self.below):
             log.warning(
-                "%s %s is newer than the tested %s; its methods are compared one by one", *(self[0], version, self.range)
+                "%s %s is newer than the tested %s; its methods are compared one by one", self.distribution, version, self.range
             )
         try:
             return importlib.import_module(module)
         except ImportError as error:
-            what = f"{self.distribution} {version}: {module} does not import: {type(error).__name__}: {error}"
-            raise MissingDependency(f"{what}. Mend that installation, or install a version of {self.range}") from error
+            message = f"{self.distribution} {version}: {module} does not import: {type(error).__name__}: {error}"
+            raise MissingDependency(f"{message}. Mend that installation, or install a version of {self.range}") from error
 
     def check(self, owner: object, expected: Mapping[str, str]) -> None:
-        """Compares the parameters of `owner`'s functions with those recorded, e.g. ``{"update": "self, step"}``.
+        """Compares the parameters of functions with recorded ones.
+
+        Args:
+            owner: class or module that holds the functions.
+            expected: names of the parameters by name of the function, e.g. ``{"update": "self, step"}``.
 
         Raises:
             MissingDependency: naming every function that is gone or takes other parameters.
@@ -72,9 +79,9 @@ class Host(NamedTuple):
             function = getattr(owner, name, None)
             if function is None:
                 changes.append(f"{name}({recorded}) is gone")
-            elif (found := ", ".join(inspect.signature(function).parameters)) != recorded:
-                changes.append(f"{name} takes ({found}), not ({recorded})")
+            elif (installed := ", ".join(inspect.signature(function).parameters)) != recorded:
+                changes.append(f"{name} takes ({installed}), not ({recorded})")
         if changes:
-            where = getattr(owner, "__qualname__", getattr(owner, "__name__", repr(owner)))
-            what = f"{self.distribution}: {where} is not what this adapter was written for: {'; '.join(changes)}"
-            raise MissingDependency(f"{what}. Install a version of {self.range}, or a newer amd-plugin")
+            owner_name = getattr(owner, "__qualname__", getattr(owner, "__name__", repr(owner)))
+            message = f"{self.distribution}: {owner_name} is not what this adapter was written for: {'; '.join(changes)}"
+            raise MissingDependency(f"{message}. Install a version of {self.range}, or a newer amd-plugin")

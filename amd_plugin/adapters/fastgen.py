@@ -1,9 +1,9 @@
-"""AMD in NVIDIA FastGen: `AMDModel`, named by ``model_class._target_`` on the host's own command line, after its ``-``.
+"""AMD in NVIDIA FastGen: `AMDModel`, named by ``model_class._target_`` on FastGen's command line, after its ``-``.
 
     model_class._target_=amd_plugin.adapters.fastgen.AMDModel '+model_class.amd={sharpening: 1.0, reward: {name: clip}}'
 
-FastGen is on GitHub only; what PyPI calls fastgen is an unrelated package. The host's own code draws, calls the networks and
-computes the adversarial terms; hooks note what the networks answer, and AMD's losses take the place of the host's.
+FastGen is on GitHub only; the package fastgen on PyPI is unrelated. FastGen's own code draws noise, calls the networks and
+computes the adversarial terms. Hooks record the networks' predictions, and AMD's losses replace FastGen's.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ HOST = Host("fastgen", "0.1", "0.2", "git+https://github.com/NVlabs/FastGen")
 
 
 def _load(module: str) -> Any:
-    """A module of NVIDIA's FastGen; a checkout on the path has no version to ask for."""
-    if importlib.util.find_spec("fastgen") is None:
-        what = "fastgen: this adapter needs NVIDIA's FastGen, but it is not installed"
+    """A module of NVIDIA's FastGen. Its version is not compared, as a checkout on the path has none."""
+    spec = importlib.util.find_spec("fastgen")
+    if spec is None:
+        message = "fastgen: this adapter needs NVIDIA's FastGen, but it is not installed"
         raise MissingDependency(
-            f"{what}. pip install '{HOST.source}'; do not install fastgen from PyPI, which is something else"
+            f"{message}. pip install '{HOST.source}'; do not install fastgen from PyPI, which is something else"
         )
     if importlib.util.find_spec("fastgen.methods") is None:
-        where = importlib.util.find_spec("fastgen")
-        what = f"fastgen: {where.origin if where else '?'} is the unrelated package of that name on PyPI, not NVIDIA's FastGen"
-        raise MissingDependency(f"{what}. pip uninstall fastgen, then pip install '{HOST.source}'")
+        message = f"fastgen: {spec.origin or '?'} is the unrelated package of that name on PyPI, not NVIDIA's FastGen"
+        raise MissingDependency(f"{message}. pip uninstall fastgen, then pip install '{HOST.source}'")
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -68,13 +68,16 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     """FastGen's `DMD2Model` with AMD.
 
     Args:
-        config: the host's.
+        config: configuration of `DMD2Model`.
         amd: options of `AMDObjective`, and ``reward``: a name with options, a list of these, or a callable.
-        decode: makes media of samples; None asks the network's autoencoder, or scores samples as they are.
+        decode: function of samples to media; None decodes with the network's autoencoder, or not at all if it has none.
 
     Attributes:
-        plugins: whose rewards, noise levels and strength schedules are used; a subclass may name others than those installed.
-        max_iter: of the host's trainer, told by `AMDStateCallback`; 0 until then.
+        plugins: manager of rewards, noise-level samplers and strength schedules, set by a subclass; None stands for all
+            installed plugins.
+        objective: objective that computes the losses.
+        bridge: bridge between the objective and FastGen.
+        max_iter: number of iterations of FastGen's trainer, set by `AMDStateCallback`; 0 if unknown.
 
     Raises:
         InputError: for an option that is unknown or out of range.
@@ -93,8 +96,8 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         super().__init__(config)
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
-        self._sample: Tensor | None = None  # what the host is to take for the student's, instead of asking it again
-        self._turn, self._metrics = (0, 0), dict[str, Tensor]()
+        self._sample: Tensor | None = None  # the turn's student sample, for the host's next call of gen_data_from_net
+        self._turn, self._metrics = (0, 0), dict[str, Tensor]()  # turn: iteration, and micro-batch within it
         self._prompts: list[str] | None = None
 
     def _decode(self, x0: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         return x0 if vae is None else ((vae.decode(x0) + 1) / 2).clamp(0, 1)
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
-        """The host's; in its validation, which is without gradients, nothing of AMD's happens."""
+        """FastGen's training step; its validation steps, which run without gradients, stay without AMD."""
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
         texts, every = data.get("condition_raw"), self.config.student_update_freq
         self._prompts = list(texts) if isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts) else None
@@ -112,25 +115,27 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         return super().single_train_step(data, iteration)
 
     def gen_data_from_net(self, input_student: Tensor, t_student: Tensor, condition: Any = None) -> Tensor:
-        """The host's, or what a turn of ours asked it for already."""
+        """FastGen's student sample; the one that was scored already, if the turn has one."""
         sample, self._sample = self._sample, None
         if sample is None:
             sample = super().gen_data_from_net(input_student, t_student, condition=condition)
         return sample
 
     def _compute_teacher_prediction_gan_loss(self, perturbed_data: Tensor, t: Tensor, condition: Any = None) -> Any:
-        # The host builds the teacher's graph even where nothing is sent back through it, and throws it away.
+        # The host builds the teacher's graph even if no gradient is needed, and discards it.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.gan_loss_weight_gen > 0):
             return super()._compute_teacher_prediction_gan_loss(perturbed_data, t, condition=condition)
 
-    def _judged(self, x0: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
+    def _score(self, x0: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
+        """Advantages [B] and sharpening weights [B] of student samples."""
         groups = group_ids(self._prompts, len(x0)) if self._prompts else _groups(condition, len(x0))
         return self.bridge(x0, groups, self._prompts)
 
-    def _moved(self, t: Tensor, role: str) -> Tensor:
-        """What plugins make of the host's draw of noise levels, whose largest is the end of its schedule."""
+    def _move_noise_levels(self, t: Tensor, role: str) -> Tensor:
+        """Noise levels [B] after the plugins' samplers, from the host's draw in [0, max_t]."""
         end = self.net.noise_scheduler.max_t
-        return self.bridge.move_noise_levels(t / end, role, *self._turn) * end
+        moved: Tensor = self.bridge.move_noise_levels(t / end, role, *self._turn) * end
+        return moved
 
     def _student_update_step(
         self,
@@ -146,18 +151,18 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         if not (torch.is_grad_enabled() and (bridge.uses_reward or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
-        advantage, _ = self._judged(x0, condition)
-        t = self._moved(t, "student") if bridge.moves_noise_levels else t
-        with _answers(self.fake_score) as fakes, _answers(self.teacher) as reals:
+        advantage, _ = self._score(x0, condition)
+        t = self._move_noise_levels(t, "student") if bridge.moves_noise_levels else t
+        with _predictions_of(self.fake_score) as fake, _predictions_of(self.teacher) as real:
             losses, outputs = turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         if not bridge.uses_reward:
             return losses, outputs
         guided = self.config.guidance_scale is not None
-        if len(fakes) != 1 or len(reals) != 1 + guided:
-            what = f"a student step makes {len(fakes)} fake-score and {len(reals)} teacher calls, not 1 and {1 + guided}"
-            raise RunError(f"fastgen: {what}. Use a newer amd-plugin")
-        sigma, uncond = t / self.net.noise_scheduler.max_t, reals[1] if guided else None
-        output = self.objective.student_loss(Signals(x0, reals[0], uncond, fakes[0], sigma, advantage, **bridge.signal_fields))
+        if len(fake) != 1 or len(real) != 1 + guided:
+            message = f"a student step makes {len(fake)} fake-score and {len(real)} teacher calls, not 1 and {1 + guided}"
+            raise RunError(f"fastgen: {message}. Use a newer amd-plugin")
+        sigma, uncond = t / self.net.noise_scheduler.max_t, real[1] if guided else None
+        output = self.objective.student_loss(Signals(x0, real[0], uncond, fake[0], sigma, advantage, **bridge.signal_fields))
         self._metrics = output.metrics
         metrics = {f"amd_{name}": value for name, value in (output.metrics | bridge.metrics).items()}
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
@@ -172,62 +177,62 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
-        _, weight = self._judged(x0, condition)
-        t = self._moved(t, "fake_score") if bridge.moves_noise_levels else t
-        with _answers(self.fake_score) as fakes:
+        _, weight = self._score(x0, condition)
+        t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
+        with _predictions_of(self.fake_score) as fake:
             losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
         if not weighted:
             return losses, outputs
-        if len(fakes) != 1:
-            raise RunError(f"fastgen: a fake-score step makes {len(fakes)} fake-score calls, not 1. Use a newer amd-plugin")
+        if len(fake) != 1:
+            raise RunError(f"fastgen: a fake-score step makes {len(fake)} fake-score calls, not 1. Use a newer amd-plugin")
         space = self.config.fake_score_pred_type or self.teacher.net_pred_type
-        # The host's loss is a mean over the batch, so of one sample it is that sample's.
-        each = [
+        # The host's loss is a mean over its batch; called on one sample it is that sample's loss.
+        per_sample = [
             _losses.denoising_score_matching_loss(
                 space, net_pred=p[None], x0=x[None], eps=e[None], noise_scheduler=self.net.noise_scheduler, t=s[None]
             )
-            for p, x, e, s in zip(fakes[0], x0, eps, t, strict=True)
+            for p, x, e, s in zip(fake[0], x0, eps, t, strict=True)
         ]
-        loss = (weight.to(each[0]) * torch.stack(each)).mean()
+        loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs
 
 
 class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
-    """Puts AMD's running statistics into the host's checkpoints; `amd-plugin host fastgen` adds it by itself.
+    """Puts AMD's running statistics into FastGen's checkpoints; ``amd-plugin host fastgen`` adds it by itself.
 
     '+trainer.callbacks.amd={_target_: amd_plugin.adapters.fastgen.AMDStateCallback}'
     """
 
     def on_model_init_start(self, model: Any) -> None:
-        """Remembers whose state it is, and tells it how long the run is."""
+        """Keeps the model for checkpoints, and sets the length of the run."""
         self._model = model
         model.max_iter = int(self.config.trainer.max_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The objective's."""
+        """State of the objective."""
         return dict(self._model.objective.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores what `state_dict` gave."""
         self._model.objective.load_state_dict(dict(state_dict))
 
 
 @contextmanager
-def _answers(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the predictions of `network`; with features beside them, the prediction comes first."""
-    collected: list[Tensor] = []
+def _predictions_of(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Records the predictions of `network`; where it returns features too, the prediction comes first."""
+    predictions: list[Tensor] = []
     hook = network.register_forward_hook(
-        lambda _, args, output: collected.append(output[0] if isinstance(output, list | tuple) else output)
+        lambda _, args, output: predictions.append(output[0] if isinstance(output, list | tuple) else output)
     )
     try:
-        yield collected
+        yield predictions
     finally:
         hook.remove()
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without OmegaConf's containers, which the host's command line makes; callables stay."""
+    """Options without the OmegaConf containers of FastGen's command line; callables stay as they are."""
     omegaconf = _load("omegaconf")
     if omegaconf.OmegaConf.is_config(options):
         return dict(omegaconf.OmegaConf.to_container(options, resolve=True))
@@ -240,17 +245,21 @@ def _groups(condition: Any, batch_size: int) -> Tensor:
 
 
 def launch(arguments: list[str], objective: str) -> None:
-    """Runs the host's train.py, in this process, with the model class set to ours.
+    """Runs FastGen's train.py in this process, with `AMDModel` as its model class.
+
+    Args:
+        arguments: command line of train.py.
+        objective: name of the objective, ``amd``.
 
     Raises:
         InputError: for another objective than ``amd``.
     """
     if objective != "amd":
-        raise InputError(f"--objective: this adapter knows 'amd', got '{objective}'. The host's own needs no adapter")
+        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. FastGen's own objective needs no adapter")
     if "-" not in arguments:
         arguments = [*arguments, "-"]
-    ours = [f"model_class._target_={__name__}.AMDModel", f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback"]
-    sys.argv = ["train.py", *arguments, *ours]
+    overrides = [f"model_class._target_={__name__}.AMDModel", f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback"]
+    sys.argv = ["train.py", *arguments, *overrides]
     import argparse
 
     scripts, trainer = _load("fastgen.utils.scripts"), _load("fastgen.trainer")

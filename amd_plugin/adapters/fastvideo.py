@@ -4,9 +4,10 @@
       _target_: amd_plugin.adapters.fastvideo.AMDMethod
       amd: {sharpening: 1.0, reward: {name: clip, path: openai/clip-vit-large-patch14}}
 
-The host's own code draws, rolls out and calls the networks; the adapter watches what they answer and puts AMD's losses in
-the place of the host's. Where there is nothing to steer by it is the host's own code. ``amd.fast_rollout: true`` saves a
-third of the forwards: one exit rung for all ranks, one rollout for student and critic, one teacher call for both branches.
+FastVideo's own code draws noise, rolls out and calls the networks. The adapter records their predictions and replaces
+FastVideo's losses by AMD's. Without a reward, or with strength and sharpening 0, FastVideo's own code runs unchanged.
+``amd.fast_rollout: true`` saves a third of the forwards: one exit rung for all ranks, one rollout for student and critic, one
+teacher call for both branches of guidance.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
-from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout, watched
+from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout, wrapped
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
@@ -58,16 +59,19 @@ _Base = DMD2Method if TYPE_CHECKING else object
 
 
 class Adaptive(_Base):  # type: ignore[misc, valid-type]
-    """What AMD adds to a method of the host. Its options, under ``method.amd``, are those of `AMDObjective` and two more.
+    """A mix-in that adds AMD to a method of FastVideo, with options under ``method.amd``: those of `AMDObjective` and two more.
 
-    ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for the host's own scorers; ``fast_rollout``
-    saves forwards. Groups are samples with the same prompt over all data-parallel ranks.
+    ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` saves
+    forwards. A group holds the samples of one prompt over all data-parallel ranks.
 
     Args:
-        cfg, role_models: the host's.
+        cfg, role_models: arguments of the host's method.
 
     Attributes:
-        plugins: whose rewards, noise levels and strength schedules are used; a subclass may name others than those installed.
+        plugins: manager of rewards, noise-level samplers and strength schedules, set by a subclass; None stands for all
+            installed plugins.
+        objective: objective that computes the losses.
+        bridge: bridge between the objective and FastVideo.
 
     Raises:
         InputError: for an option that is unknown or out of range.
@@ -84,18 +88,18 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._reward, self._fast = options.pop("reward", None), options.pop("fast_rollout", False)
         if not isinstance(self._fast, bool):
             raise InputError(f"method.amd.fast_rollout: must be true or false, got {self._fast!r}")
-        options.setdefault("normalizer", "global")  # the host's: one mean over the batch
+        options.setdefault("normalizer", "global")  # as in FastVideo: one mean over the batch
         scale = self.method_config.get("real_score_guidance_scale")
         self.objective = adaptive_objective(1.0 if scale is None else float(scale), options)
         self._options = options
         self.bridge = HostBridge(self.objective)
         self._sample: Tensor | None = None  # the last rollout, without graph
-        self._judged: tuple[Tensor, Tensor, Tensor] | None = None
+        self._scored: tuple[Tensor, Tensor, Tensor] | None = None  # a rollout, its advantages and its sharpening weights
         self._metrics: dict[str, Tensor] = {}
-        self._turn = (0, 0)  # iteration, and how often it accumulated gradients
+        self._turn = (0, 0)  # iteration, and micro-batch within it
 
     def on_train_start(self) -> None:
-        """Loads the reward, so that a wrong one ends the run before its first step."""
+        """Loads the reward, so that one that cannot be used ends the run before its first step."""
         super().on_train_start()
         plugins = self.plugins or get_plugin_manager()
         if isinstance(self._reward, dict) and set(self._reward) == {"fastvideo"}:
@@ -106,23 +110,23 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         else:
             reward = make_reward(self._reward, plugins)
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
-            what = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
-            raise InputError(f"{what}. Use a model of the host that has, or leave the reward out")
+            message = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
+            raise InputError(f"{message}. Use a model of FastVideo that has, or leave the reward out")
         self.bridge = HostBridge(
             self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
             seed=int(self.training_config.data.seed),
         )  # fmt: skip
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> tuple[Any, Any, dict[str, Any]]:
-        """The host's, with AMD's metrics beside its own."""
+        """FastVideo's training step, with AMD's metrics beside its own."""
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
         every = max(1, int(self.method_config.get("generator_update_interval") or 1))
         last = int(self.training_config.loop.max_train_steps)
         self.bridge.start_turn((iteration - 1) // every, last // every, self._metrics)
         losses, outputs, metrics = super().single_train_step(batch, iteration)
-        self._sample, self._judged = None, None
-        ours = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
-        return losses, outputs, {**metrics, **{f"amd/{name}": value for name, value in ours.items()}}
+        self._sample, self._scored = None, None
+        added = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
+        return losses, outputs, {**metrics, **{f"amd/{name}": value for name, value in added.items()}}
 
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
         if self._fast and self._sample is not None and not with_grad:
@@ -135,24 +139,24 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
         if not (self.bridge.uses_reward or self.bridge.moves_noise_levels or self._fast):
             return super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[no-any-return]
-        seen: list[Tensor] = []
+        predictions: list[Tensor] = []
         one_call = one_teacher_call(self.teacher, batch) if self._fast and self._cfg_uncond is None else nullcontext()
-        with self._moving("student", batch), one_call, self._watching(seen):
+        with self._moving_noise_levels("student", batch), one_call, self._recording(predictions):
             loss: Tensor = super()._dmd_loss(generator_pred_x0, batch)
         if not self.bridge.uses_reward:
             return loss
-        if len(seen) != 3:
-            raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(seen)} predictions, not 3. Install {HOST.range}")
-        fake, cond, uncond = seen
-        advantage, _ = self._judge(batch)
-        sensed = self.bridge.signal_fields
-        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage, **sensed))
+        if len(predictions) != 3:
+            raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(predictions)} predictions, not 3. Install {HOST.range}")
+        fake, cond, uncond = predictions
+        advantage, _ = self._score(batch)
+        fields = self.bridge.signal_fields
+        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage, **fields))
         self._metrics = output.metrics
         return output.loss
 
     @contextmanager
-    def _moving(self, role: str, batch: Any) -> Iterator[None]:
-        """Has plugins move the one noise level that the host draws for a turn, within the bounds of the host's settings."""
+    def _moving_noise_levels(self, role: str, batch: Any) -> Iterator[None]:
+        """Applies the plugins' samplers to the one noise level of a turn, within the bounds of FastVideo's settings."""
         if not self.bridge.moves_noise_levels:
             yield
             return
@@ -160,59 +164,59 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         def move(shift: Callable[..., Tensor], timestep: Tensor) -> Tensor:
             drawn, horizon = shift(timestep), int(self.student.num_train_timesteps)
             if self.bridge.uses_reward:
-                self._judge(batch)
+                self._score(batch)
             moved = self.bridge.move_noise_levels(drawn.float() / horizon, role, *self._turn) * horizon
             return (moved if drawn.is_floating_point() else moved.round()).to(drawn.dtype)
 
-        with watched(self.student, "shift_and_clamp_timestep", move):
+        with wrapped(self.student, "shift_and_clamp_timestep", move):
             yield
 
     @contextmanager
-    def _watching(self, seen: list[Tensor]) -> Iterator[None]:
-        """Notes what critic and teacher predict, in that order."""
+    def _recording(self, predictions: list[Tensor]) -> Iterator[None]:
+        """Appends the predictions of critic and teacher to `predictions`, in that order."""
 
-        def note(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-            seen.append(predict(*args, **kwargs))
-            return seen[-1]
+        def record(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            predictions.append(predict(*args, **kwargs))
+            return predictions[-1]
 
         if isinstance(self, SelfForcingMethod):
-            with watched(self, "_predict_x0_with_scheduler", note):
+            with wrapped(self, "_predict_x0_with_scheduler", record):
                 yield
         else:
-            with watched(self.critic, "predict_x0", note), watched(self.teacher, "predict_x0", note):
+            with wrapped(self.critic, "predict_x0", record), wrapped(self.teacher, "predict_x0", record):
                 yield
 
     def _critic_flow_matching_loss(self, batch: Any) -> tuple[Tensor, Any, dict[str, Any]]:
         weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
         if not weighted:
-            with self._moving("fake_score", batch):
+            with self._moving_noise_levels("fake_score", batch):
                 return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
         noised: list[tuple[Tensor, Tensor]] = []
-        predicted: list[Tensor] = []
+        flows: list[Tensor] = []
 
-        def note_noise(add: Callable[..., Tensor], clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        def record_noise(add: Callable[..., Tensor], clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
             noised.append((clean, noise))
             return add(clean, noise, timestep)
 
-        def note_flow(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-            predicted.append(predict(*args, **kwargs))
-            return predicted[-1]
+        def record_flow(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            flows.append(predict(*args, **kwargs))
+            return flows[-1]
 
-        adder = (self, "_sf_add_noise") if isinstance(self, SelfForcingMethod) else (self.student, "add_noise")
-        critic = watched(self.critic, "predict_noise", note_flow)
-        with self._moving("fake_score", batch), watched(*adder, note_noise), critic:
+        add_noise = (self, "_sf_add_noise") if isinstance(self, SelfForcingMethod) else (self.student, "add_noise")
+        critic = wrapped(self.critic, "predict_noise", record_flow)
+        with self._moving_noise_levels("fake_score", batch), wrapped(*add_noise, record_noise), critic:
             _, context, outputs = super()._critic_flow_matching_loss(batch)
         # The rollout adds noise too; the last call is the critic's own.
         x0, noise = noised[-1]
-        _, weight = self._judge(batch)
-        return self.objective.fake_score_loss(predicted[-1], noise - x0, weight).loss, context, outputs
+        _, weight = self._score(batch)
+        return self.objective.fake_score_loss(flows[-1], noise - x0, weight).loss, context, outputs
 
-    def _judge(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Advantage and sharpening weight [B] of the last rollout; one that is shared is scored once."""
+    def _score(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Advantages [B] and sharpening weights [B] of the last rollout, which is scored once even if turns share it."""
         x0 = self._sample
         if x0 is None:
             raise RunError(f"{HOST.distribution}: a loss is computed before any rollout. Install {HOST.range}")
-        if self._judged is None or self._judged[0] is not x0:
+        if self._scored is None or self._scored[0] is not x0:
             infos = getattr(batch, "infos", None)
             prompts = [str(info.get("prompt") or info.get("caption") or "") for info in infos] if infos else None
             if prompts is None or not any(prompts):
@@ -220,8 +224,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 groups, prompts = group_ids(condition, len(x0)), None
             else:
                 groups = group_ids(prompts, len(x0))
-            self._judged = (x0, *self.bridge(x0, groups, prompts))
-        return self._judged[1:]
+            self._scored = (x0, *self.bridge(x0, groups, prompts))
+        return self._scored[1:]
 
 
 class AMDMethod(Adaptive, DMD2Method):  # type: ignore[misc, valid-type]
@@ -233,37 +237,42 @@ class AMDSelfForcingMethod(Adaptive, SelfForcingMethod):  # type: ignore[misc, v
 
 
 class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
-    """Puts AMD's running statistics into the host's checkpoints; `amd-plugin host fastvideo` adds it by itself.
+    """Puts AMD's running statistics into FastVideo's checkpoints; ``amd-plugin host fastvideo`` adds it by itself.
 
     callbacks:
       amd: {_target_: amd_plugin.adapters.fastvideo.AMDStateCallback}
     """
 
     def on_train_start(self, method: Any, iteration: int = 0) -> None:
-        """Remembers whose state it is."""
+        """Keeps the objective for checkpoints."""
         self._objective = method.objective
 
     def state_dict(self) -> dict[str, Any]:
-        """The objective's, as JSON: the host's checkpoints only hold what has the keys of what is there when they are read."""
+        """State of the objective, as one JSON text."""
+        # FastVideo restores only keys that the state has at that moment, and the objective's keys change as it runs.
         return {"objective": json.dumps(self._objective.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores what `state_dict` gave."""
         self._objective.load_state_dict(json.loads(state_dict["objective"]))
 
 
 def _data_parallel() -> Any:
-    """Ranks with samples of their own; peers in sequence parallelism share theirs."""
+    """The group of ranks with different samples; ranks of one sequence-parallel group share theirs."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
     return HOST.load("fastvideo.distributed").get_dp_group().device_group
 
 
 def launch(arguments: list[str], objective: str) -> None:
-    """Runs the host's trainer on its own command line, with the method and the state callback set to ours.
+    """Runs FastVideo's trainer in this process, with AMD's form of the configured method and with `AMDStateCallback`.
+
+    Args:
+        arguments: command line of FastVideo's trainer.
+        objective: name of the objective, ``amd``.
 
     Raises:
-        InputError: for another objective than ``amd``, or a method this adapter has no form of.
+        InputError: for another objective than ``amd``, or a method without a form here.
     """
     import argparse
 
@@ -274,7 +283,7 @@ def launch(arguments: list[str], objective: str) -> None:
     parser.add_argument("--dry-run", action="store_true")
     args, overrides = parser.parse_known_args(arguments)
     if objective != "amd":
-        raise InputError(f"--objective: this adapter knows 'amd', got '{objective}'. The host's own needs no adapter")
+        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. FastVideo's own objective needs no adapter")
     if not any(word.partition("=")[0] == "--method._target_" for word in overrides):
         from fastvideo.train.utils.config import load_run_config
 

@@ -1,7 +1,7 @@
-"""Fewer forwards in FastVideo, the same in distribution: a rollout that ends at its exit rung, and one teacher call, not two.
+"""Fewer forwards in FastVideo for the same distribution: a rollout up to the exit rung, and one teacher call instead of two.
 
-The host rolls out all N - 1 steps whichever rung it drew, because ranks draw their own and sharded networks need as many
-calls on each. With one rung for all ranks, the steps behind it are not needed: they never reached the sample.
+FastVideo always rolls out N - 1 steps: each rank draws an exit rung of its own, and sharded networks need equally many calls
+on all ranks. With one exit rung for all ranks, the steps after it can be left out, as they never reach the sample.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 
 @contextmanager
-def watched(owner: Any, name: str, watch: Callable[..., Any]) -> Iterator[None]:
-    """Has `watch` called with the method `name` of one object, and then its arguments, in the method's place."""
+def wrapped(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Replaces the method `name` of one object: calls become ``wrapper(method, *args, **kwargs)``."""
     shadowed = vars(owner).get(name)
-    object.__setattr__(owner, name, functools.partial(watch, getattr(owner, name)))
+    object.__setattr__(owner, name, functools.partial(wrapper, getattr(owner, name)))
     try:
         yield
     finally:
@@ -29,11 +29,11 @@ def watched(owner: Any, name: str, watch: Callable[..., Any]) -> Iterator[None]:
 
 
 def short_rollout(method: Any, batch: Any, with_grad: bool) -> Tensor:
-    """Student samples [B, T, C, H, W] by only the steps before the exit rung, whose index rank 0 draws for all.
+    """Student samples [B, T, C, H, W], rolled out up to the exit rung, which rank 0 draws for all ranks.
 
     Args:
-        method: the host's `DMD2Method`, in rollout mode ``simulate``.
-        batch: the host's.
+        method: FastVideo's `DMD2Method`, in rollout mode ``simulate``.
+        batch: FastVideo's training batch.
         with_grad: whether the last step has a graph.
     """
     shape, device, draws = batch.latents.shape, batch.latents.device, method.cuda_generator
@@ -57,9 +57,9 @@ def short_rollout(method: Any, batch: Any, with_grad: bool) -> Tensor:
 
 @contextmanager
 def one_teacher_call(teacher: Any, batch: Any) -> Iterator[None]:
-    """Both branches of guidance in one forward of twice the batch, where conditions can be joined."""
-    joined = joined_conditions(batch)
-    if joined is None:
+    """Computes both branches of guidance in one forward of twice the batch, if their conditions can be concatenated."""
+    both_conditions = joined_conditions(batch)
+    if both_conditions is None:
         yield
         return
     uncond: list[Tensor] = []
@@ -69,17 +69,17 @@ def one_teacher_call(teacher: Any, batch: Any) -> Iterator[None]:
     ) -> Tensor:
         if not conditional and uncond:
             return uncond.pop()
-        levels = timestep if len(timestep) == 1 else torch.cat([timestep, timestep])
-        flow = predict(torch.cat([x_t, x_t]), levels, joined, conditional=True, **options)
+        timesteps = timestep if len(timestep) == 1 else torch.cat([timestep, timestep])
+        flow = predict(torch.cat([x_t, x_t]), timesteps, both_conditions, conditional=True, **options)
         uncond.append(flow[len(x_t) :])
         return flow[: len(x_t)]
 
-    with watched(teacher, "predict_noise", both):
+    with wrapped(teacher, "predict_noise", both):
         yield
 
 
 def joined_conditions(batch: Any) -> Any:
-    """The batch with its conditional and unconditional texts one after the other; None where shapes do not allow it."""
+    """A copy of the batch with its unconditional text embeddings after the conditional ones; None if shapes do not match."""
     cond, uncond = batch.conditional_dict, getattr(batch, "unconditional_dict", None)
     if not cond or not uncond or set(cond) != set(uncond):
         return None

@@ -1,8 +1,8 @@
 """AMD in NVIDIA ModelOpt (`modelopt.torch.fastgen`): a `DMDPipeline` whose user changes one constructor.
 
-The host's own code draws, rolls out, calls the networks, and computes the adversarial term; the adapter watches the
-predictions pass by `_predict_x0` and replaces the matching loss made of them. Where there is nothing to steer by (strength
-and sharpening 0, or no reward) it is the host's own code and nothing else.
+ModelOpt's own code draws noise, rolls out, calls the networks and computes the adversarial term. The adapter records the
+predictions of `_predict_x0` and replaces the matching loss. Without a reward, or with strength and sharpening 0, ModelOpt's own
+code runs unchanged.
 """
 
 from __future__ import annotations
@@ -48,66 +48,60 @@ HOST.check(
         "compute_fake_score_loss": f"{_TURN}, model_kwargs",
     },
 )
-HOST.check(
-    dmd,
-    {
-        "dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn",
-        "add_noise": "x0, eps, t",
-        "rf_alpha": "t",
-        "rf_sigma": "t",
-    },
-)
+HOST.check(dmd, {"dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn"})
+HOST.check(dmd, {"add_noise": "x0, eps, t", "rf_alpha": "t", "rf_sigma": "t"})
 
 TeacherSharding = Literal["none", "zero3", "zero3_offload"]
 
 
 @dataclass
 class _Turn:
-    """What is known of the turn that is on.
+    """The running turn.
 
     Attributes:
         role: ``student`` or ``fake_score``.
-        condition, prompts: the user's, [B].
-        seen: network, predicted x0 and timesteps of every prediction so far.
-        judged: advantage and sharpening weight of the student's samples, once they are known.
+        condition: text embeddings [B, ...], by which samples are grouped.
+        prompts: prompts [B] for the reward.
+        predictions: network, predicted x0 and timesteps of every prediction so far.
+        scores: advantages and sharpening weights of the student's samples; None before they are scored.
     """
 
     role: str
     condition: Tensor | None
     prompts: Sequence[str] | None
-    seen: list[tuple[nn.Module, Tensor, Tensor]]
-    judged: tuple[Tensor, Tensor] | None = None
+    predictions: list[tuple[nn.Module, Tensor, Tensor]]
+    scores: tuple[Tensor, Tensor] | None = None
 
 
-# Types see a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
+# To a type checker a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
 _Base = DMDPipeline if TYPE_CHECKING else object
 
 
 class Adaptive(_Base):  # type: ignore[misc, valid-type]
-    """What `AMDPipeline` adds to a pipeline of the host.
+    """A mix-in that adds AMD to a pipeline of the host.
 
     Args:
-        student, teacher, fake_score, config, discriminator: the host's. A DeepSpeed engine as teacher is taken by its module.
-        strength, sharpening: of `amd_plugin.AMDObjective`.
-        reward: called with (media, prompts), or a mapping with ``name`` and options; None leaves every advantage at 0.
-        decode: makes media [B, C, (T,) H, W] in [0, 1] of latents; None scores the latents themselves.
+        student, teacher, fake_score, config, discriminator: arguments of the host's pipeline; the teacher may be a DeepSpeed
+            engine.
+        strength, sharpening: options of `amd_plugin.AMDObjective`.
+        reward: function of (media, prompts), or a mapping with ``name`` and options; None leaves every advantage at 0.
+        decode: function of latents to media [B, C, (T,) H, W] in [0, 1]; None scores the latents.
         amd: further options of `AMDObjective`, e.g. ``{"side": "both"}``.
-        objective: another objective instead, made by `get_plugin_manager().make_objective(...)` with the guidance scale of
-            `config`: its loss takes the place of the host's, with a reward or without. `strength`, `sharpening` and `amd` are
-            then not looked at.
-        accelerator: place the teacher by hook ``distill_prepare_frozen``; None leaves it where it is.
-        sharding: what that hook is asked for: ``none``, ``zero3`` or ``zero3_offload``.
-        plugins: whose rewards, noise levels, strength schedules and sharding are used; all that are installed, if None.
-        max_steps: student updates in all, for strength schedules; 0 if unknown.
-        host: further arguments of the host's class.
+        objective: objective to use in place of AMD, made by `get_plugin_manager().make_objective(...)` with the guidance scale
+            of `config`. Its loss replaces the host's even without a reward; `strength`, `sharpening` and `amd` are ignored.
+        accelerator: accelerator for hook ``distill_prepare_frozen``, which then places the teacher; None skips the hook.
+        sharding: sharding of the teacher by that hook: ``none``, ``zero3`` or ``zero3_offload``.
+        plugins: manager of rewards, noise-level samplers, strength schedules and sharding; None: all installed plugins.
+        max_steps: number of student updates of the whole run, for strength schedules; 0 if unknown.
+        host: further arguments of the host's pipeline.
 
     Attributes:
-        objective: what computes the losses.
-        metrics: of the last student turn, 0-dim tensors.
-        turns: how many of each role there were.
+        objective: objective that computes the losses.
+        metrics: metrics of the last student turn, 0-dim tensors.
+        turns: number of turns so far, by role.
 
     Raises:
-        InputError: for an option out of range, or an objective that asks for what the host does not do.
+        InputError: for an option out of range, or an objective with a need that the host does not offer.
     """
 
     def __init__(
@@ -141,12 +135,12 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._in_place = in_place or objective.needs.noise_level
         plugins = plugins or get_plugin_manager()
         if sharding not in get_args(TeacherSharding) or (sharding != "none" and accelerator is None):
-            what = f"must be one of {', '.join(get_args(TeacherSharding))}, and needs an accelerator"
-            raise InputError(f"sharding: {what}, got {sharding!r} and accelerator {accelerator!r}")
+            message = f"must be one of {', '.join(get_args(TeacherSharding))}, and needs an accelerator"
+            raise InputError(f"sharding: {message}, got {sharding!r} and accelerator {accelerator!r}")
         if accelerator is not None:
-            placed = {"distributed": {"teacher": sharding}}
+            recipe = {"distributed": {"teacher": sharding}}
             place = plugins.hook.distill_prepare_frozen
-            teacher = place(role="teacher", module=teacher, accelerator=accelerator, options=placed, read=None)
+            teacher = place(role="teacher", module=teacher, accelerator=accelerator, options=recipe, read=None)
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
         self.bridge = HostBridge(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
@@ -154,23 +148,19 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._turn: _Turn | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: what belongs into the user's checkpoint beside networks and optimizers."""
+        """JSON-able state for the user's checkpoint, beside networks and optimizers."""
         return {"objective": self.objective.state_dict(), "turns": dict(self.turns)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave.
-
-        Raises:
-            InputError: for the state of something else.
-        """
+        """Restores what `state_dict` gave; raises InputError for the state of another class."""
         if set(state) != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
             raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
         self.objective.load_state_dict(dict(state["objective"]))
         self.turns = {role: int(count) for role, count in state["turns"].items()}
 
     @contextmanager
-    def _turn_of(self, role: str, condition: Tensor | None, prompts: Sequence[str] | None) -> Iterator[_Turn]:
-        """Has the predictions of a turn noted, and its noise levels moved."""
+    def _start_turn(self, role: str, condition: Tensor | None, prompts: Sequence[str] | None) -> Iterator[_Turn]:
+        """A context in which predictions are recorded, and noise levels pass through the plugins' samplers."""
         self.bridge.start_turn(self.turns["student"], self._max_steps, self.metrics)
         self._turn = _Turn(role, condition, prompts, [])
         try:
@@ -182,27 +172,27 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
     def _predict_x0(
         self, model: nn.Module, hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:  # fmt: skip
-        """The host's, and a note of what was predicted while a turn is on."""
+        """The host's prediction, recorded during a turn."""
         x0: Tensor = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
         if self._turn is not None:
-            self._turn.seen.append((model, x0, timestep))
+            self._turn.predictions.append((model, x0, timestep))
         return x0
 
     def sample_timesteps(self, n: int, **kwargs: Any) -> Tensor:
-        """The host's draw, which is a fraction of its noise schedule, and what plugins make of it."""
+        """Noise levels [n] as fractions of the schedule: the host's draw, during a turn after the plugins' samplers."""
         t: Tensor = super().sample_timesteps(n, **kwargs)
         if self._turn is None or not self.bridge.moves_noise_levels:
             return t
         if self.bridge.uses_reward:
-            self._judge(self._turn)
+            self._score(self._turn)
         return self.bridge.move_noise_levels(t, self._turn.role, self.turns[self._turn.role])
 
-    def _judge(self, turn: _Turn) -> tuple[Tensor, Tensor]:
-        """Advantage and sharpening weight [B] of the turn's student samples, which are scored once."""
-        if turn.judged is None:
-            x0 = next(x0 for model, x0, _ in reversed(turn.seen) if model is self.student)
-            turn.judged = self.bridge(x0, group_ids(turn.condition, len(x0)), turn.prompts)
-        return turn.judged
+    def _score(self, turn: _Turn) -> tuple[Tensor, Tensor]:
+        """Advantages [B] and sharpening weights [B] of the turn's student samples, which are scored once."""
+        if turn.scores is None:
+            x0 = next(x0 for model, x0, _ in reversed(turn.predictions) if model is self.student)
+            turn.scores = self.bridge(x0, group_ids(turn.condition, len(x0)), turn.prompts)
+        return turn.scores
 
     def compute_student_loss(
         self,
@@ -214,33 +204,33 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         prompts: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """The host's losses, ``vsd`` by AMD's direction; samples with equal `encoder_hidden_states` are one group.
+        """The host's losses, with the objective's as ``vsd``; samples with equal `encoder_hidden_states` are one group.
 
         Args:
-            latents, noise, encoder_hidden_states, guidance_scale, kwargs: the host's.
-            prompts: [B] for the reward, where it reads them.
+            latents, noise, encoder_hidden_states, guidance_scale, kwargs: arguments of the host's method.
+            prompts: prompts [B] for the reward; None passes empty ones.
         """
-        with self._turn_of("student", encoder_hidden_states, prompts) as turn:
+        with self._start_turn("student", encoder_hidden_states, prompts) as turn:
             losses: dict[str, Tensor] = super().compute_student_loss(
                 latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
             )
             if not (self.bridge.uses_reward or self._in_place):
                 return losses
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-            signals = self._signals(turn.seen, guided=scale is not None)
-            advantage, _ = self._judge(turn)
+            signals = self._signals(turn.predictions, guided=scale is not None)
+            advantage, _ = self._score(turn)
         self.objective.guidance_scale = 1.0 if scale is None else scale
         output = self.objective.student_loss(signals._replace(advantage=advantage, **self.bridge.signal_fields))
         self.metrics = output.metrics | self.bridge.metrics
-        # Whatever else the host adds to its total stays in it; the gradient of its own matching loss cancels exactly.
+        # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
 
-    def _signals(self, seen: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
-        """Signals from a turn's predictions, which end with student, fake score, teacher, and the teacher's negative branch."""
+    def _signals(self, predictions: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
+        """Signals from a turn's last predictions: of student, fake score, teacher, and the teacher without condition."""
         expected = [self.student, self.fake_score, self.teacher] + [self.teacher] * guided
-        last = seen[-len(expected) :]
+        last = predictions[-len(expected) :]
         if len(last) != len(expected) or any(model is not role for (model, *_), role in zip(last, expected, strict=True)):
-            names = [type(model).__name__ for model, *_ in seen]
+            names = [type(model).__name__ for model, *_ in predictions]
             raise RunError(f"{HOST.distribution}: compute_student_loss calls its networks in another order, {names}")
         x0, fake, cond, *uncond = (x0 for _, x0, _ in last)
         return Signals(x0, cond, uncond[0] if uncond else None, fake, sigma=last[1][2])
@@ -254,8 +244,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         prompts: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """The host's loss, each sample by its sharpening weight: failures are learnt harder."""
-        with self._turn_of("fake_score", encoder_hidden_states, prompts) as turn:
+        """The host's loss with one sharpening weight per sample, larger for failures; arguments as `compute_student_loss`."""
+        with self._start_turn("fake_score", encoder_hidden_states, prompts) as turn:
             kwargs["encoder_hidden_states"] = encoder_hidden_states
             if not (self.bridge.uses_reward and self.objective.needs.fake_score_weight):
                 return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
@@ -265,21 +255,21 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
                 eps = torch.randn_like(latents)
                 x_t = dmd.add_noise(x0, eps, t)
-            _, weight = self._judge(turn)
+            _, weight = self._score(turn)
             raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
         prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)
-        # The host's loss is a mean over the batch, so of one sample it is that sample's.
-        each = [
+        # The host's loss is a mean over its batch; called on one sample it is that sample's loss.
+        per_sample = [
             dmd.dsm_loss(space, p[None], x0=x[None], eps=e[None], t=s[None], alpha_fn=dmd.rf_alpha, sigma_fn=dmd.rf_sigma)
             for p, x, e, s in zip(prediction, x0, eps, t, strict=True)
         ]
-        loss = (weight.to(each[0]) * torch.stack(each)).mean()
+        loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
         return {"fake_score": loss, "total": loss}
 
 
 def adaptive(pipeline_cls: type) -> type:
-    """AMD over any of the host's pipelines, e.g. its `QwenImageDMDPipeline`; remembers it as ``host``."""
+    """A subclass of any of the host's pipelines, e.g. `QwenImageDMDPipeline`, with AMD; its base is in attribute ``host``."""
     return type(f"AMD{pipeline_cls.__name__}", (Adaptive, pipeline_cls), {"host": pipeline_cls, "__doc__": Adaptive.__doc__})
 
 
@@ -296,7 +286,12 @@ def __getattr__(name: str) -> Any:
 
 
 def _module(teacher: nn.Module) -> nn.Module:
-    """The network inside a DeepSpeed engine, whose `eval()` returns None; hooks of ZeRO-3 live on the network's own parts."""
+    """The network itself, for a DeepSpeed engine the one inside, as `eval()` of an engine returns None.
+
+    The hooks of ZeRO-3 are registered on the network's own modules, so they still run.
+    """
     deepspeed = sys.modules.get("deepspeed")
-    inside: nn.Module = teacher.module if deepspeed is not None and isinstance(teacher, deepspeed.DeepSpeedEngine) else teacher
-    return inside
+    if deepspeed is not None and isinstance(teacher, deepspeed.DeepSpeedEngine):
+        network: nn.Module = teacher.module
+        return network
+    return teacher

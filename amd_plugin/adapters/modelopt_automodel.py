@@ -1,6 +1,6 @@
 """AMD in NVIDIA NeMo AutoModel's diffusion driver, which trains ModelOpt's pipelines: a mix-in over the driver's recipe.
 
-The driver is an example in ModelOpt's repository and not part of its wheel, so nothing of it is imported here.
+The driver is an example in ModelOpt's repository and not part of its wheel, so it is not imported here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class AMDDiffusionRecipe:
-    """AMD for the host's NeMo AutoModel driver, as a mix-in: the driver is an example, not part of its wheel.
+    """A mix-in that adds AMD to the NeMo AutoModel driver.
 
         class Recipe(AMDDiffusionRecipe, DMD2DiffusionRecipe): ...
 
-    Options are read from ``dmd2.amd`` of its YAML: ``strength``, ``sharpening``, ``reward``, and those of `AMDObjective`.
+    Options are read from ``dmd2.amd`` of the driver's YAML: ``reward``, and those of `AMDObjective`.
     """
 
     STATE = "amd_state.json"
 
     def amd_decode(self) -> Callable[[Tensor], Tensor] | None:
-        """Override: what makes media of latents. The driver loads no autoencoder, and without media there is no reward."""
+        """A function of latents to media, None for no reward. Override it, as the driver loads no autoencoder."""
         return None
 
     def _resolve_pipeline_cls(self) -> type:
@@ -40,12 +40,12 @@ class AMDDiffusionRecipe:
     def _resolve_pipeline_kwargs(self, pipeline_cls: type) -> dict[str, Any]:
         options = self.cfg.get("dmd2.amd", None) or {}  # type: ignore[attr-defined]
         options = dict(options.to_dict() if hasattr(options, "to_dict") else options)
-        ours = {name: options.pop(name) for name in ("strength", "sharpening", "reward") if name in options}
+        arguments = {name: options.pop(name) for name in ("strength", "sharpening", "reward") if name in options}
         decode = self.amd_decode()
-        if ours.get("reward") is not None and decode is None:
+        if arguments.get("reward") is not None and decode is None:
             raise InputError("dmd2.amd.reward: needs media, but this recipe has no amd_decode. Override it to decode latents")
-        theirs = super()._resolve_pipeline_kwargs(getattr(pipeline_cls, "host", pipeline_cls))  # type: ignore[misc]
-        return {**theirs, **ours, "amd": options, "decode": decode}
+        host_arguments = super()._resolve_pipeline_kwargs(getattr(pipeline_cls, "host", pipeline_cls))  # type: ignore[misc]
+        return {**host_arguments, **arguments, "amd": options, "decode": decode}
 
     def _save_dmd_extras(self, path: str) -> None:
         super()._save_dmd_extras(path)  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""AMD in any trainer that parses its arguments, by two calls.
+"""AMD in any trainer with argparse, by two calls.
 
     shim.add_arguments(parser)                  # --objective NAME, and --NAME.OPTION for every option of every objective
     objective = shim.make_objective(args)       # an `amd_plugin.hookspecs.Objective`
 
-The options are read off the objectives' signatures, those of plugins too, and checked as a recipe's are.
+The options come from the objectives' signatures, also for objectives of plugins, and are checked as those of a recipe.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _PREFIX = "distill"
 
 
 def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None = None, default: str = "amd") -> None:
-    """Adds a group of options to `parser`, which has none of these names yet.
+    """Adds the group of options "distillation objective" to `parser`, which must not have options of these names.
 
     Args:
-        parser: the trainer's own.
-        plugins: where objectives are looked up; all that are installed, if None.
-        default: the objective when none is named.
+        parser: parser of the trainer.
+        plugins: manager in which objectives are looked up; None stands for all installed plugins.
+        default: name of the default objective.
     """
     group = parser.add_argument_group(
-        "distillation objective", "of any plugin; an option belongs to the objective before its dot"
+        "distillation objective", "objectives of all installed plugins; the name before an option's dot is its objective"
     )
     factories = (plugins or get_plugin_manager()).objectives()
     group.add_argument(
-        "--objective", default=default, choices=sorted(factories), help=f"what to train with [default: {default}]"
+        "--objective", default=default, choices=sorted(factories), help=f"objective to train with [default: {default}]"
     )
     for name, factory in factories.items():
         for option, field in options_model(factory).model_fields.items():
@@ -50,16 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None
 def make_objective(
     args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = EVERYTHING, **host: Any
 ) -> Objective:  # fmt: skip
-    """The objective that `args` ask for.
+    """The objective of parsed arguments.
 
     Args:
-        args: what the parser of `add_arguments` returned.
-        plugins: as there.
+        args: result of the parser that `add_arguments` extended.
+        plugins: manager in which the objective is looked up; None stands for all installed plugins.
         offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give.
-        host: options the trainer sets itself, e.g. ``guidance_scale``; they give way to the user's.
+        host: default values set by the trainer, e.g. ``guidance_scale``; the user's arguments override them.
 
     Raises:
-        InputError: naming the option that is out of range or belongs to another objective, or what the trainer does not offer.
+        InputError: for an option out of range or of another objective, and for a need that the trainer does not offer.
     """
     plugins = plugins or get_plugin_manager()
     name = args.objective
@@ -72,8 +72,8 @@ def make_objective(
             raise InputError(f"--{owner}.{option}: belongs to objective '{owner}', but --objective is '{name}'. Leave one out")
         given[option] = _value(text)
     model = options_model(plugins.objective_factory(name))
-    known = {option: value for option, value in host.items() if option in model.model_fields}
-    options = checked(model, {**known, **given}, lambda option: f"--{name}.{option}" if option else f"--objective {name}")
+    defaults = {option: value for option, value in host.items() if option in model.model_fields}
+    options = checked(model, {**defaults, **given}, lambda option: f"--{name}.{option}" if option else f"--objective {name}")
     try:
         objective = plugins.make_objective(name, dict(options))
     except InputError as error:
@@ -83,7 +83,7 @@ def make_objective(
 
 
 def _value(text: str) -> Any:
-    """A number, a list, true, false, null or text, as YAML has it, and numbers with an exponent, which it takes for text."""
+    """The value of a YAML scalar or list; unlike in YAML 1.1, ``1e-5`` is a number."""
     try:
         value = yaml.safe_load(text)
         return float(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The plugins that come with the package, written like anybody else's: AMD, and what the reference host brings itself.
+"""The plugins that come with the package, written like a third party's: AMD, and the defaults of the reference host.
 
-Only hook implementations belong here; what they return lives in `objectives`, `rewards`, `models` and `sharding`.
+Only hook implementations belong here; the code behind them lives in `objectives`, `rewards`, `models` and `sharding`.
 """

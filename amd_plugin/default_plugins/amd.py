@@ -1,4 +1,4 @@
-"""AMD as a plugin: what the entry point ``amd`` of group ``distill_host`` points at. A third party's looks just like it."""
+"""AMD as a plugin, the target of entry point ``amd`` in group ``distill_host``; a third party's plugin looks the same."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,7 +7,7 @@ from amd_plugin.hookspecs import Objective, hookimpl
 
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
-    """``amd``."""
+    """The objective ``amd``."""
     from amd_plugin.objectives.amd import AMDObjective
 
     return {"amd": AMDObjective}

@@ -1,4 +1,4 @@
-"""What the host brings itself, as a plugin of itself: plain objectives, its tasks' rewards, a teacher left whole or sharded."""
+"""The reference host's defaults as a plugin: DMD objectives, rewards, families, and the placement of the teacher."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from amd_plugin.hookspecs import Objective, hookimpl
 
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
-    """``dmd``, ``decoupled_dmd`` and ``dmd2``."""
+    """The objectives ``dmd``, ``decoupled_dmd`` and ``dmd2``."""
     from amd_plugin.objectives.dmd import decoupled_dmd, dmd, dmd2
 
     return {"dmd": dmd, "decoupled_dmd": decoupled_dmd, "dmd2": dmd2}
@@ -18,13 +18,13 @@ def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
 
 @hookimpl(trylast=True)
 def distill_make_objective(name: str, factory: Callable[..., Objective], options: Mapping[str, Any]) -> Objective:
-    """The factory itself."""
+    """The objective that the factory builds."""
     return factory(**options)
 
 
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
-    """Those of `amd_plugin.rewards`; docs/rewards.md lists them. ``random`` and ``hackable`` are controls."""
+    """The rewards of `amd_plugin.rewards`, listed in docs/rewards.md. ``random`` and ``hackable`` are controls."""
     from amd_plugin.rewards.builtin import aesthetic, classifier, clip, controls, hps, image_reward, video, vlm
 
     return {
@@ -43,7 +43,7 @@ def distill_rewards() -> Mapping[str, Callable[..., Any]]:
 
 @hookimpl
 def distill_families() -> Mapping[str, type[Any]]:
-    """SDXL, SD3, Wan and DiT."""
+    """The families of SDXL, SD3, Wan and DiT."""
     from amd_plugin.models.families import dit, sd3, sdxl, wan
 
     return {family.pipeline: family for family in (sdxl.SDXL, sd3.SD3, wan.Wan, dit.DiT)}
@@ -53,10 +53,10 @@ def distill_families() -> Mapping[str, type[Any]]:
 def distill_prepare_frozen(
     module: nn.Module, accelerator: Any, options: Mapping[str, Any], read: Callable[[str], Tensor] | None
 ) -> nn.Module:
-    """A whole copy on this process's device, or its share of one where ``distributed.teacher`` asks for that."""
-    how = options.get("distributed", {}).get("teacher", "none")
-    if how == "none":
+    """The whole network on this process's device, or this process's shard, by option ``distributed.teacher``."""
+    sharding = options.get("distributed", {}).get("teacher", "none")
+    if sharding == "none":
         return module.to(accelerator.device)
     from amd_plugin.sharding.frozen import shard
 
-    return shard(module, accelerator, offload=how == "zero3_offload", read=read)
+    return shard(module, accelerator, offload=sharding == "zero3_offload", read=read)

@@ -1,7 +1,7 @@
-"""Adaptive Matching Distillation (2602.07345) as an objective: DMD with a reward as the sensor of where the student fails.
+"""Adaptive Matching Distillation (2602.07345) as an objective: DMD with a reward that marks where the student fails.
 
-Eq. 12: a, the advantage of each sample within its prompt. Eq. 10 and 13: the student moves along
-``beta (d_real_cond - d_fake) + alpha (w - 1) d_ca``, see `operators.adapt`. Section 3.3: the fake score learns from
+Eq. 12 defines a, the advantage of each sample within its prompt. By Eq. 10 and 13 the student moves along
+``beta (d_real_cond - d_fake) + alpha (w - 1) d_ca``, see `operators.adapt`. By section 3.3 the loss of the fake score is
 ``mean of weight(a) |prediction - target|^2``, see `sharpening`.
 """
 
@@ -40,18 +40,19 @@ ZONE = -0.5  # a sample with an advantage at or below this counts as lying in a 
 
 
 class AMDObjective(DMDObjective):
-    """Adaptive Matching Distillation (2602.07345); drops in for `DMDObjective`.
+    """Adaptive Matching Distillation (2602.07345), a drop-in replacement of `DMDObjective`.
 
     With ``strength=0`` and ``sharpening=0`` no reward is used, and it equals `DMDObjective` to the bit.
 
     Args:
-        guidance_scale: as for `DMDObjective`.
-        options: the further options of `AMDOptions`, by name.
+        guidance_scale: guidance scale w of the teacher, as for `DMDObjective`.
+        options: further options of `AMDOptions`, by name.
 
     Attributes:
         strength: adaptation strength s.
         side: samples that adaptation weighs.
         sharpening, sharpening_kind: sharpening lambda, and the form of its weights.
+        static: whether every sample gets the batch's mean weights.
 
     Raises:
         OptionError: for a value out of range, or options that do not go together.
@@ -77,19 +78,19 @@ class AMDObjective(DMDObjective):
 
     @property
     def needs(self) -> Needs:
-        """What it asks of a host."""
+        """The objective's needs of a host."""
         share = self._options.memory_share
-        compares, plain = self.strength > 0 or self.sharpening > 0 or share > 0, super().needs
+        compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0, super().needs
         return replace(
-            plain, reward=plain.reward or compares, replay=share, fake_score_weight=self.sharpening > 0,
-            group_size=2 if compares else plain.group_size,
-            recommended_group_size=4 if compares else plain.recommended_group_size,
+            dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self.sharpening > 0,
+            group_size=2 if compares else dmd_needs.group_size,
+            recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
             fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
         )  # fmt: skip
 
     @property
     def reward_levers(self) -> Mapping[str, float]:
-        """Options that set how hard the reward is followed, with their values."""
+        """Options that set the influence of the reward, with their values."""
         return {"sharpening": self.sharpening, "strength": self.strength, **super().reward_levers}
 
     @property
@@ -99,7 +100,7 @@ class AMDObjective(DMDObjective):
 
     @property
     def tolerance(self) -> float:
-        """Reward difference that counts as none, in units, or in spreads where there is no unit."""
+        """Reward difference that counts as none, in units, or in spreads without a unit."""
         return resolved_tolerance(self._options, self.unit)
 
     @property
@@ -108,12 +109,12 @@ class AMDObjective(DMDObjective):
         return resolved_sharpening_sigma(self._options, self.unit)
 
     def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
-        """Advantage [B] of the joined batch, Eq. 12, and an update of the running statistics of rewards.
+        """Advantages [B] of the batch of all ranks, Eq. 12. Updates the running statistics of rewards.
 
         Args:
-            reward: [B], higher is better; NaN or infinite stands for a failed one and gets 0.
-            groups: [B], the same number for samples of the same prompt.
-            rung: the student's exit rung, from 0; each has statistics of its own.
+            reward: rewards [B], higher is better; NaN or infinite for a failed one, which gets advantage 0.
+            groups: prompt ids [B], the same number for samples of the same prompt.
+            rung: index of the student's exit rung, from 0; each rung has its own statistics.
         """
         reward = reward.detach().float()
         finite = torch.isfinite(reward)
@@ -132,17 +133,17 @@ class AMDObjective(DMDObjective):
         return a
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Weights [B] for the fake score's loss; give it the advantages of the joined batch.
+        """Weights [B] for the fake score's loss.
 
         Args:
-            advantage: [B].
-            sigma: noise levels [B] at which the fake score is trained, as fractions of the schedule.
+            advantage: advantages [B] of the batch of all ranks.
+            sigma: noise levels [B] at which the fake score is trained, as fractions of the schedule; None if unknown.
 
         Returns:
-            [B], mean 1; with `sharpening_sigma` exactly 1 outside of it, and mean 1 in expectation.
+            Weights [B] of mean 1; with `sharpening_sigma` exactly 1 outside of it, and of mean 1 in expectation.
 
         Raises:
-            ValueError: without `sigma`, where `sharpening_sigma` was given.
+            ValueError: without `sigma`, if option `sharpening_sigma` was given.
         """
         weights = sharpening_weights(advantage, self.schedule_factor * self.sharpening, self.sharpening_kind)
         if sigma is None and self.needs.fake_score_noise_level:
@@ -152,22 +153,22 @@ class AMDObjective(DMDObjective):
         return torch.where(inside(sigma, window), weights, 1.0)
 
     def operator(self) -> Maker:
-        """Eq. 10."""
+        """The operator H of Eq. 10, before normalisation."""
         adapt = operators.adapt(self.schedule_factor * self.strength, self.side, static=self.static)
-        maker: Maker = operators.chain(super().operator(), self._measured, adapt)
+        maker: Maker = operators.chain(super().operator(), self._measure_coherence, adapt)
         return maker
 
     def direction_metrics(self, direction: Direction) -> dict[str, Tensor]:
-        """Advantages, the weights they make, what those imply, and how many samples sit in the zone."""
+        """Metrics of the advantages and their weights, of the implied tilt, and of the zone; 0-dim tensors."""
         signals = direction.signals
         if signals.advantage is None:
             return {}
         a = signals.advantage.detach().float()
-        whole = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
-        ratio, divergence = implied_tilt(whole, self.schedule_factor * self.sharpening, self.sharpening_kind)
+        sharpening, sharpening_kind: sharpening lambda, and the form of its weights.
+        static: whether every sample gets the batch's mean weights.
         metrics = {
-            "clip_share": clip_share(whole),
-            "advantage_std": whole.std(correction=0),
+            "clip_share": clip_share(batch_advantage),
+            "advantage_std": batch_advantage.std(correction=0),
             "reward_spread": self._spread.clone(),
             "reward_unit": torch.tensor(float(self.unit), device=a.device),
             "tilt_ratio": ratio,
@@ -182,24 +183,24 @@ class AMDObjective(DMDObjective):
 
     @property
     def shared_sums(self) -> Sequence[Tensor]:
-        """Running sums over this process's samples; several average each over all, in place, after every student turn."""
+        """Running sums over this process's samples; a host averages each over processes, in place, after a student turn."""
         return [self._coherence.sums] if self._coherence.measured else []
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: running statistics of rewards and of coherence, and rewards that failed so far."""
-        own = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
-        return super().state_dict() | own
+        """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""
+        amd_state = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
+        return super().state_dict() | amd_state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave; raises InputError for the state of another objective."""
+        """Restores what `state_dict` gave; raises InputError for the state of another objective."""
         expect_keys(state, self.state_dict(), type(self).__name__)
         if self.needs.reward:
             self.statistics.load_state_dict(state["rewards"])
         self._coherence.load_state_dict(state["coherence"])
         self._failed = torch.tensor(int(state["failed"]))
 
-    def _measured(self, direction: Direction) -> Direction:
-        """The direction as it is, its agreement with itself added to the running sums where prompts and levels are known."""
+    def _measure_coherence(self, direction: Direction) -> Direction:
+        """The unchanged direction; updates the running sums of its coherence, if noise levels and groups are known."""
         signals = direction.signals
         if signals.advantage is not None and signals.sigma is not None and signals.groups is not None:
             self._coherence.update(direction.match, signals.sigma, signals.groups, signals.advantage <= ZONE)

@@ -1,4 +1,4 @@
-"""The options of AMD, where each comes from in the paper, and what `auto` means."""
+"""The options of AMD with their places in the paper, and the values that `auto` stands for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AMDOptions(DMDOptions):
 
     # Dynamic Score Adaptation, Eq. 12-13
     strength: Share | Auto = option(
-        "auto", "Adaptation strength s in [0, 1); 0 turns adaptation off; auto: 0.5 where guidance is 2 or more at all noise "
+        "auto", "Adaptation strength s in [0, 1); 0 turns adaptation off; auto: 0.5 if guidance is 2 or more at all noise "
         "levels, else 0.", paper=0.5,
     )  # fmt: skip
     # Repulsive Landscape Sharpening, section 3.3
@@ -33,17 +33,17 @@ class AMDOptions(DMDOptions):
         1.0, "Sharpening lambda, at most 1 for the linear kind; 0 turns sharpening off.", paper=1.0
     )
     side: Side | Auto = option(
-        "auto", "Samples that adaptation weighs: negative, failing ones; guidance_only, these in guidance alone; both, all; "
-        "auto: negative above guidance scale 1, else both.", group="regime", paper="both",
+        "auto", "Samples that adaptation weighs; negative: failing ones; guidance_only: failing ones, in the guidance term "
+        "only; both: all; auto: negative above guidance scale 1, else both.", group="regime", paper="both",
     )  # fmt: skip
     sharpening_sigma: Window | Auto | None = option(
-        "auto", "Noise levels [low, high] at which the fake score's loss is weighted, null for all; auto: all where rewards "
-        "have a unit, guidance is 2 or more at all levels, or the host gives no levels; else the lower half of the schedule.",
+        "auto", "Noise levels [low, high] at which the fake score's loss is weighted, null for all; auto: all if rewards have "
+        "a unit, guidance is 2 or more at all levels, or the host gives no levels; else the lower half of the schedule.",
         group="regime", paper=None, needs="fake_score_noise_level",
     )  # fmt: skip
     unit: NonNegative | Auto = option(
         "auto", "Reward difference that counts as significant, a divisor of rewards in place of their spread; 0: the spread; "
-        "auto: the reward's own unit, but 0 where guidance is 2 or more at all levels.", group="regime", paper=0.0,
+        "auto: the reward's own unit, but 0 if guidance is 2 or more at all levels.", group="regime", paper=0.0,
     )  # fmt: skip
     tolerance: NonNegative | Auto = option(
         "auto", "Reward difference that counts as none, in units or spreads; larger ones count by their excess; auto: 0.5 with "
@@ -54,7 +54,7 @@ class AMDOptions(DMDOptions):
         group="paper", paper="linear",
     )  # fmt: skip
     std_floor: NonNegative = option(
-        0.1, "Smallest spread to divide rewards by where they have no unit, as a share of its running mean.",
+        0.1, "Smallest spread to divide rewards without a unit by, as a share of its running mean.",
         group="paper", paper=0.0,
     )  # fmt: skip
     static: bool = option(False, "Control: every sample gets the batch's mean alpha and beta.", group="expert", paper=False)
@@ -65,32 +65,32 @@ class AMDOptions(DMDOptions):
 
     REMOVED: ClassVar[Mapping[str, Removed]] = {
         "baseline": Removed("group", "samples are always compared within their prompt; set train.group_size to 4 or more"),
-        "scale": Removed("group", "rewards are divided by objective.unit, or by the spread of their group where that is 0"),
+        "scale": Removed("group", "rewards are divided by objective.unit, or by the spread of their group if that is 0"),
         "squash": Removed("clip", "advantages are always clipped to [-1, 1]"),
         "limit": Removed(1.0, "advantages are always clipped to [-1, 1]; a larger objective.unit makes them smaller"),
-        "coherence_gate": Removed(False, "the agreement it went by is logged as objective/coherence_zone"),
+        "coherence_gate": Removed(False, "the agreement that it depended on is logged as objective/coherence_zone"),
         "memory_size": Removed(384, "the memory keeps the 384 latest failures of every rung"),
         "zone": Removed(-0.5, "a sample with an advantage of -0.5 or less counts as lying in a zone"),
     }
 
     @classmethod
     def paper(cls) -> dict[str, Any]:
-        """The paper's form: option -> value, for all that is AMD's own."""
-        declared = {name: metadata(field) for name, field in cls.model_fields.items()}
-        return {name: about["paper"] for name, about in declared.items() if "paper" in about}
+        """Values of AMD's own options in the paper's form, by name."""
+        declarations = {name: metadata(field) for name, field in cls.model_fields.items()}
+        return {name: declaration["paper"] for name, declaration in declarations.items() if "paper" in declaration}
 
 
 def check_amd(options: AMDOptions) -> None:
-    """Raises OptionError where options do not go together."""
+    """Raises OptionError for options that exclude each other, or values out of range."""
     check_dmd(options)
     check_windows(options, "sharpening_sigma")
     if options.sharpening_kind == "linear" and options.sharpening > 1:
-        what = "must be in [0, 1] for the linear kind, whose weights would turn negative"
-        raise OptionError("sharpening", f"{what}, got {options.sharpening}")
+        message = "must be in [0, 1] for the linear kind, whose weights would turn negative"
+        raise OptionError("sharpening", f"{message}, got {options.sharpening}")
 
 
 def overshoots(options: DMDOptions) -> bool:
-    """Whether guidance is 2 or more at all noise levels, where every sample suffers from it."""
+    """Whether the guidance scale is 2 or more at all noise levels, which harms every sample."""
     windows = (options.guidance_sigma, options.guidance_window)
     everywhere = all(window is None or (window[0] <= 0.02 and window[1] >= 0.98) for window in windows)
     return options.guidance_scale >= 2 and everywhere
@@ -104,21 +104,21 @@ def resolved_strength(options: AMDOptions) -> float:
 
 
 def resolved_side(options: AMDOptions) -> Side:
-    """Which samples adaptation weighs."""
+    """Samples that adaptation weighs."""
     if options.side == "auto":
         return "negative" if options.guidance_scale > 1 else "both"
     return options.side
 
 
 def resolved_unit(options: AMDOptions, reward_unit: float) -> float:
-    """Divisor of rewards, given their own `reward_unit`; 0 stands for their spread."""
+    """Divisor of rewards with unit `reward_unit`; 0 stands for their spread."""
     if options.unit == "auto":
         return 0.0 if overshoots(options) else reward_unit
     return options.unit
 
 
 def resolved_tolerance(options: AMDOptions, unit: float) -> float:
-    """Reward difference that counts as none, in units, or in spreads where `unit` is 0."""
+    """Reward difference that counts as none, in units, or in spreads if `unit` is 0."""
     if options.tolerance == "auto":
         return TOLERANCE if unit else 0.0
     return options.tolerance

@@ -1,12 +1,12 @@
-"""What a host calls: signals and rewards in, losses and metrics out. DMD here, and the frame that AMD extends.
+"""DMD as an objective, and the base class of AMD: signals and rewards in, losses and metrics out.
 
-An objective owns no optimizer, device, `requires_grad` toggle or process group. A host makes one, gives what it `needs`, asks
-for losses, steps its own optimizers, and stores `state_dict()`:
+An objective owns no optimizer, device, `requires_grad` toggle or process group. A host builds one, supplies what it `needs`,
+computes losses, steps its own optimizers, and stores `state_dict()`:
 
-    advantage = objective.advantage(reward, groups)                   # the joined batch of all ranks
+    advantage = objective.advantage(reward, groups)                   # of the batch of all ranks
     loss = objective.student_loss(Signals(x0, cond, uncond, fake, sigma, advantage)).loss
     ...
-    weight = objective.sharpening_weights(advantage)                  # likewise
+    weight = objective.sharpening_weights(advantage)                  # of the batch of all ranks
     loss = objective.fake_score_loss(prediction, target, weight).loss
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amd_plugin.contract import Renamed
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
@@ -31,22 +32,25 @@ from amd_plugin.options import made, takes
 
 
 class DMDObjective:
-    """DMD2's matching loss: the baseline, and the frame that AMD extends.
+    """DMD2's matching loss: the baseline, and the base class of AMD.
 
     Args:
         guidance_scale: guidance scale w of the teacher in the standard form ``uncond + w (cond - uncond)``; 1 needs no uncond.
-        options: the further options of `DMDOptions`, by name.
+        options: further options of `DMDOptions`, by name.
 
     Attributes:
-        guidance_scale: as given; a host whose guidance scale changes sets it before each turn.
-        schedule_factor: factor in [0, 1] on all that follows the reward, set by the host (`distill_strength_schedule`).
+        guidance_scale: guidance scale as given; a host with a varying guidance scale sets it before each turn.
+        schedule_factor: factor in [0, 1] on every effect of the reward, set by the host (`distill_strength_schedule`).
         reward_unit: reward difference that counts as significant, set by the host; 0 if unknown.
-        reward_gradient: weight of a differentiable reward's own gradient.
-        adversarial: loss weights of the adversarial branch, None without one.
+        guidance_window: noise levels (low, high) outside which the guidance term is left out; None for no window.
+        guidance_sigma: noise levels (low, high) of guidance in a draw of its own; None for no such draw.
+        match_sigma: noise levels (low, high) of the matching term; None for the host's.
+        reward_gradient: weight of a differentiable reward's gradient.
+        adversarial: loss weights of the adversarial branch; None without one.
         statistics: running statistics of rewards.
 
     Raises:
-        OptionError: for a value out of range, or options that do not go together.
+        OptionError: for a value out of range, or options that exclude each other.
     """
 
     @takes(DMDOptions)
@@ -68,28 +72,31 @@ class DMDObjective:
 
     @property
     def needs(self) -> Needs:
-        """What it asks of a host."""
-        following = self.reward_gradient > 0
-        least = 2 if following else 1  # the spread of one sample is none
+        """The objective's needs of a host."""
+        uses_gradient = self.reward_gradient > 0
+        group_size = 2 if uses_gradient else 1  # the gradient is divided by the spread within prompts
         return Needs(
-            reward=following, group_size=least, recommended_group_size=least, reward_gradient=following,
+            reward=uses_gradient, group_size=group_size, recommended_group_size=group_size, reward_gradient=uses_gradient,
             uncond=self.guidance_scale != 1, noise_level=self.guidance_window is not None,
             guidance_range=self.guidance_sigma, match_range=self.match_sigma, discriminator=self.adversarial,
         )  # fmt: skip
 
     @property
     def reward_levers(self) -> Mapping[str, float]:
-        """Options that set how hard the reward is followed, with their values."""
+        """Options that set the influence of the reward, with their values."""
         return {"reward_gradient": self.reward_gradient}
 
     @property
     def shared_sums(self) -> Sequence[Tensor]:
-        """Running sums over this process's samples, for the host to average over processes; none here."""
+        """Running sums over this process's samples, which a host averages over processes; none for DMD."""
         return ()
+
+    needs_reward, needs_uncond, min_group_size = Renamed(), Renamed(), Renamed()
+    recommended_group_size, memory_share, reward_options = Renamed(), Renamed(), Renamed()
 
     @property
     def strength_scale(self) -> float:
-        """`schedule_factor` under its name before version 0.1.0."""
+        """The name of `schedule_factor` before version 0.1.0."""
         return self.schedule_factor
 
     @strength_scale.setter
@@ -97,19 +104,19 @@ class DMDObjective:
         self.schedule_factor = factor
 
     def advantage(self, reward: Tensor, groups: Tensor, rung: int = 0) -> Tensor:
-        """[B] zeros: plain DMD compares no samples. Updates the running spread of rewards."""
+        """Zeros [B], as plain DMD compares no samples. Updates the running spread of rewards."""
         self._observe(reward.detach().float(), groups, rung)
         return torch.zeros_like(reward)
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """[B] ones: plain DMD trains its fake score on all samples alike."""
+        """Ones [B], as plain DMD weighs all samples alike."""
         return torch.ones_like(advantage)
 
     def student_loss(self, signals: Signals) -> LossOutput:
         """The surrogate loss on `signals.x0`, in fp32 or wider.
 
         Raises:
-            ValueError: where shapes do not match, or the unconditional prediction is missing at a guidance scale other than 1.
+            ValueError: for shapes that do not match, or no unconditional prediction at a guidance scale other than 1.
         """
         signals.check()
         if self.guidance_scale != 1 and signals.real_uncond is None and signals.guide_uncond is None:
@@ -118,15 +125,20 @@ class DMDObjective:
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
         if self.reward_gradient:
-            following, metrics["failed_gradients"] = self._reward_loss(signals)
-            per_sample = per_sample + following
+            reward_loss, metrics["failed_gradients"] = self._reward_loss(signals)
+            per_sample = per_sample + reward_loss
         return LossOutput(per_sample.mean(), per_sample.detach(), metrics)
 
     def fake_score_loss(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> LossOutput:
-        """The fake score's denoising loss; `prediction` and `target` [B, ...] alike, `weight` [B] of mean 1 over all ranks.
+        """The denoising loss of the fake score.
+
+        Args:
+            prediction: prediction [B, ...] of the fake score.
+            target: target [B, ...] of the same shape.
+            weight: weights [B] of mean 1 over all ranks; None for equal weights.
 
         Raises:
-            ValueError: where shapes do not match.
+            ValueError: for shapes that do not match.
         """
         if prediction.shape != target.shape:
             raise ValueError(f"target: must have prediction's shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
@@ -136,19 +148,19 @@ class DMDObjective:
         return LossOutput(per_sample.mean(), per_sample.detach(), {})
 
     def operator(self) -> Maker:
-        """The operator H whose direction the student follows, before normalisation."""
+        """The operator H of the student's direction, before normalisation."""
         return operators.chain(operators.dmd(self.guidance_scale), *self._masks())
 
     def direction_metrics(self, direction: Direction) -> dict[str, Tensor]:
-        """What to log about this objective's own part in the direction."""
+        """Metrics of a subclass's part in the direction, 0-dim tensors; none for DMD."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: running statistics of rewards; empty where none are used."""
+        """JSON-able state: running statistics of rewards; empty if no reward is used."""
         return {"rewards": self.statistics.state_dict()} if self.needs.reward else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave.
+        """Restores what `state_dict` gave.
 
         Raises:
             InputError: for the state of another objective.
@@ -158,7 +170,7 @@ class DMDObjective:
             self.statistics.load_state_dict(state["rewards"])
 
     def _observe(self, reward: Tensor, groups: Tensor, rung: int) -> None:
-        """Updates the spread of rewards [B]; the student's turn that follows uses that of its rung."""
+        """Updates the running spread of rewards [B] of a rung, which the next student turn uses."""
         self.statistics.update(reward, groups, rung)
         self._spread, self._widest = self.statistics.spread(rung), self.statistics.widest(rung)
 
@@ -166,14 +178,14 @@ class DMDObjective:
         return [] if self.guidance_window is None else [operators.window(guide=self.guidance_window)]
 
     def _reward_loss(self, signals: Signals) -> tuple[Tensor, Tensor]:
-        """``- reward_gradient r / spread`` of each sample [B], 0 where the reward failed, and the share of those."""
+        """``- reward_gradient r / spread`` [B], with 0 for failed rewards, and the share of failed rewards."""
         if signals.reward is None:
             raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
-        answered = torch.isfinite(signals.reward)
-        reward = torch.where(answered, signals.reward, 0.0)
+        finite = torch.isfinite(signals.reward)
+        reward = torch.where(finite, signals.reward, 0.0)
         spread = self._widest.to(reward)
-        following = -self.schedule_factor * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
-        return following, 1 - answered.float().mean()
+        reward_loss = -self.schedule_factor * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
+        return reward_loss, 1 - finite.float().mean()
 
 
 @takes(PlainDMDOptions)
@@ -190,12 +202,12 @@ def dmd2(guidance_scale: float = 1.0, **options: Any) -> DMDObjective:
 
 @takes(DecoupledDMDOptions)
 def decoupled_dmd(guidance_scale: float = 1.5, **options: Any) -> DMDObjective:
-    """Decoupled DMD: guidance and matching draw their noise levels independently, each from a range of its own."""
+    """Decoupled DMD: independent draws of the noise levels of guidance and matching, each from a range of its own."""
     return DMDObjective(**dict(made(DecoupledDMDOptions, {"guidance_scale": guidance_scale, **options})))
 
 
 def expect_keys(state: dict[str, Any], own: dict[str, Any], name: str) -> None:
-    """Raises InputError where `state` has not the keys of `own`, a state of the objective `name`."""
+    """Raises InputError if `state` has other keys than `own`, a state of the objective `name`."""
     if set(state) != set(own):
         raise InputError(
             f"state of {name}: must have the keys {sorted(own)}, got {sorted(state)}. It belongs to another objective"

@@ -1,4 +1,4 @@
-"""The options of DMD, which every objective here shares, and those of its presets."""
+"""The options of DMD, which all objectives of this package share, and those of its presets."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _DECOUPLED = ("guidance_sigma", "match_sigma")
 
 
 class DMDOptions(Strict):
-    """Options of `dmd`; sigma is a noise level, as a fraction of the schedule."""
+    """Options of DMD; sigma is a noise level, as a fraction of the schedule."""
 
     guidance_scale: NonNegative = option(
         1.0, "Guidance scale w of the teacher in the form uncond + w (cond - uncond); 1 is no guidance."
     )
     guidance_window: Window | None = option(
-        None, "Noise levels [low, high] outside which the guidance term is left out, without a further forward.",
+        None, "Noise levels [low, high] outside which the guidance term is left out, at no extra forward.",
         group="regime", needs="noise_level",
     )  # fmt: skip
     reward_gradient: NonNegative = option(
-        0.0, "Weight of a differentiable reward's gradient over the widest running spread of rewards within prompts (DMDR, "
-        "2511.13649, has it without the division); strong, and the first to be hacked; needs two samples per prompt.",
+        0.0, "Weight of a differentiable reward's gradient, divided by the largest running spread of rewards within prompts "
+        "(undivided in DMDR, 2511.13649); strong and easily hacked; needs two samples per prompt.",
         group="regime", needs="reward_gradient",
     )  # fmt: skip
     gan_weight: NonNegative = option(
@@ -42,7 +42,7 @@ class DMDOptions(Strict):
         group="expert", needs="discriminator",
     )  # fmt: skip
     guidance_sigma: Window | None = option(
-        None, "Noise levels [low, high] at which guidance is evaluated in a draw and a teacher call of its own.",
+        None, "Noise levels [low, high] of the guidance term, with a draw and a teacher call of its own.",
         group="expert", needs="guidance_range",
     )  # fmt: skip
     match_sigma: Window | None = option(
@@ -63,7 +63,7 @@ DecoupledDMDOptions = preset(
 
 
 def check_windows(options: DMDOptions, *names: str) -> None:
-    """Raises OptionError for the first option of these names that is no [low, high] with 0 <= low < high."""
+    """Raises OptionError for the first of the named options that is no [low, high] with 0 <= low < high."""
     for name in names:
         window = getattr(options, name)
         if isinstance(window, tuple) and not 0 <= window[0] < window[1]:
@@ -71,7 +71,7 @@ def check_windows(options: DMDOptions, *names: str) -> None:
 
 
 def check_dmd(options: DMDOptions) -> None:
-    """Raises OptionError where options of DMD do not go together."""
+    """Raises OptionError for options of DMD that exclude each other, or windows out of range."""
     check_windows(options, "guidance_sigma", "guidance_window", "match_sigma")
     if options.guidance_sigma is not None and options.guidance_window is not None:
         got = f"got both; leave out {options.guidance_window}"

@@ -1,4 +1,4 @@
-"""A warning for rewards that carry no signal by the way they are compared."""
+"""A warning for rewards whose differences within prompts are almost always below the tolerance."""
 
 import logging
 
@@ -16,18 +16,18 @@ WARN_ALL_EQUAL = (
 
 
 class RewardMonitor:
-    """Counts samples whose rewards differ within their prompt, and those of them within the tolerance; warns once."""
+    """A monitor of rewards that differ within their prompt by less than the tolerance; it warns once."""
 
     def __init__(self) -> None:
         self._batches = 0
-        self._differing = torch.zeros(2)  # shares summed over batches: rewards differ; they do, but within the tolerance
+        self._differing = torch.zeros(2)  # summed shares of samples: with different rewards; with those within the tolerance
 
     def update(self, zero_spread_share: Tensor, quiet_share: Tensor, tolerance: float, unit: float) -> None:
         """Adds a batch.
 
         Args:
-            zero_spread_share: scalar, share of samples whose group has equal rewards.
-            quiet_share: scalar, share of samples whose group has advantages of 0 only.
+            zero_spread_share: share of samples in groups with equal rewards, a 0-dim tensor.
+            quiet_share: share of samples in groups with no advantage but 0, a 0-dim tensor.
             tolerance: reward difference that counts as none, in units or spreads.
             unit: divisor of rewards; 0 for their spread.
         """

@@ -1,7 +1,7 @@
-"""How far rewards of one prompt usually differ, remembered from batch to batch.
+"""Running statistics of the spread of rewards within prompts.
 
-The spread of one batch is noisy where groups are small, and meaningless where all samples of a group are equally bad. A student
-of several steps is scored at the rung it exits from, and early rungs score worse, so each rung has statistics of its own.
+The spread of one batch is noisy for small groups, and meaningless if all samples of a group are equally bad. A student of
+several steps is scored at its exit rung, and early rungs score worse, so each rung has its own statistics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOMENTUM = 0.99  # of the running mean of spreads, with bias correction
 
 
 class RewardStatistics:
-    """Running statistics of rewards, by exit rung. All of it is part of an objective's state."""
+    """Running statistics of rewards by exit rung, a part of an objective's state."""
 
     def __init__(self) -> None:
         self._updates: dict[int, int] = {}
@@ -27,7 +27,7 @@ class RewardStatistics:
         self._widest: dict[int, Tensor] = {}
 
     def spread(self, rung: int = 0) -> Tensor:
-        """Running mean of the spread within a group, in units of the reward; 0 before any reward was seen."""
+        """Running mean of the spread within groups, in units of the reward; 0 before the first reward."""
         return self._spread.get(rung, torch.zeros(()))
 
     def widest(self, rung: int = 0) -> Tensor:
@@ -35,7 +35,13 @@ class RewardStatistics:
         return self._widest.get(rung, torch.zeros(()))
 
     def update(self, reward: Tensor, groups: Tensor, rung: int = 0) -> None:
-        """Adds the spread within the groups [B] of `reward` [B], NaN or infinite for failed ones."""
+        """Adds the spread of a batch.
+
+        Args:
+            reward: rewards [B]; NaN or infinite for failed ones.
+            groups: prompt ids [B], the same number for samples of one prompt.
+            rung: index of the exit rung, from 0.
+        """
         finite = torch.isfinite(reward)
         if not finite.any():  # a batch without any reward has no spread
             return
@@ -45,7 +51,7 @@ class RewardStatistics:
         self._widest[rung] = torch.maximum(self.widest(rung).to(spread), self._spread[rung])
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """JSON-able state."""
         return {
             "updates": {str(rung): count for rung, count in self._updates.items()},
             "spread": {str(rung): value.item() for rung, value in self._spread.items()},
@@ -53,7 +59,7 @@ class RewardStatistics:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` gave."""
         self._updates = {int(rung): int(count) for rung, count in state["updates"].items()}
         self._spread = {int(rung): torch.tensor(float(value)) for rung, value in state["spread"].items()}
         self._widest = {int(rung): torch.tensor(float(value)) for rung, value in state.get("widest", state["spread"]).items()}
@@ -64,9 +70,11 @@ class RewardStatistics:
 
 
 def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
-    """[B] int64, equal where conditions are: rows of a tensor [B, ...] or prompts; one group for None.
+    """Group ids [B], int64, equal for equal conditions; the id of a condition is the same on every process and in every batch.
 
-    A condition has the same number on every process and in every batch.
+    Args:
+        condition: tensor [B, ...] with a condition per row, or prompts; None for one group.
+        batch_size: number of samples B.
     """
     if condition is None:
         return torch.zeros(batch_size, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""What no single key of a recipe can say: sizes that must divide, a model that fits its data, rewards an objective needs."""
+"""Checks between keys of a recipe: sizes that must divide, a model that fits its data, rewards that an objective needs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from amd_plugin.tasks import TASKS, Task
 def check_relations(
     config: RecipeConfig, plugins: PluginManager, options: dict[str, Any], source: Source
 ) -> tuple[Task, Objective] | None:
-    """Notes in `source` every problem between keys of `config`; builds its task, and its objective with `options`.
+    """Adds every problem between keys of `config` to `source`, and builds the task and the objective.
+
+    A pipeline on disk is checked. One on the hub is left to the run, so that recipes can be read offline.
+
+    Args:
+        config: configuration whose keys are each valid.
+        plugins: manager in which objectives and families are looked up.
+        options: options of the objective, defaults included.
+        source: file of the recipe, which collects the problems.
 
     Returns:
-        (task, objective), None where a problem keeps one of them from being built.
-
-    A pipeline on disk is looked at; one on the hub is left to the run, so that recipes can be read without a network.
+        Task and objective; None if a problem prevents one of them from being built.
     """
     _check_sizes(config, source)
     _check_distributed(config, source)
@@ -59,59 +65,59 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
     if train.batch_size % train.accumulation:
         source.problem(("train", "accumulation"), f"must divide train.batch_size {train.batch_size}, got {train.accumulation}")
     if train.stop_on_hacking and (not train.evaluate_every or train.max_steps < 4 * train.evaluate_every):
-        what = "needs at least four held-out evaluations; set train.evaluate_every to a quarter of max_steps or less"
-        source.problem(("train", "stop_on_hacking"), f"{what}, got {train.evaluate_every}")
+        message = "needs at least four held-out evaluations; set train.evaluate_every to a quarter of max_steps or less"
+        source.problem(("train", "stop_on_hacking"), f"{message}, got {train.evaluate_every}")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
     if train.sub_interval and config.model.student_steps == 1:
-        what = "is for students of several steps, and model.student_steps is 1; leave it out"
-        source.problem(("train", "sub_interval"), f"{what}, got true")
+        message = "is for students of several steps, and model.student_steps is 1; leave it out"
+        source.problem(("train", "sub_interval"), f"{message}, got true")
 
 
 def _check_distributed(config: RecipeConfig, source: Source) -> None:
-    sharded = {key: how for key in ("teacher", "trained") if (how := getattr(config.distributed, key)) != "none"}
+    sharded = [key for key in ("teacher", "trained") if getattr(config.distributed, key) != "none"]
     if config.train.compile and sharded:
-        what = "torch.compile cannot follow a sharded network; set distributed."
-        source.problem(("train", "compile"), f"{what}{' and distributed.'.join(sharded)} to none")
+        message = "torch.compile cannot follow a sharded network; set distributed."
+        source.problem(("train", "compile"), f"{message}{' and distributed.'.join(sharded)} to none")
     if "trained" in sharded:
         _check_engines(config, source)
     if "teacher" not in sharded:
         return
     if config.train.real == "teacher":
-        what = "its samples are made by one process, and all have to call a sharded teacher; set distributed.teacher to none"
-        source.problem(("train", "real"), f"{what}, got 'teacher'")
+        message = "its samples are made by one process, and all have to call a sharded teacher; set distributed.teacher to none"
+        source.problem(("train", "real"), f"{message}, got 'teacher'")
 
 
 def _check_engines(config: RecipeConfig, source: Source) -> None:
-    """Student and fake score as DeepSpeed engines."""
+    """Checks student and fake score as DeepSpeed engines."""
     got = f"got '{config.distributed.trained}'"
     if config.model.roles == "shared_base":
-        what = "an engine needs a network of its own, and adapters on a shared base are small; set it to none"
-        source.problem(("distributed", "trained"), f"{what}, distributed.teacher shards the base; {got}")
+        message = "an engine needs a network of its own, and adapters on a shared base are small; set it to none"
+        source.problem(("distributed", "trained"), f"{message}, distributed.teacher shards the base; {got}")
     if config.distributed.mixed_precision == "fp16":
-        what = "engines would skip updates to scale their losses; set it to bf16 or no, or distributed.trained to none"
-        source.problem(("distributed", "mixed_precision"), f"{what}; got 'fp16'")
+        message = "engines would skip updates to scale their losses; set it to bf16 or no, or distributed.trained to none"
+        source.problem(("distributed", "mixed_precision"), f"{message}; got 'fp16'")
 
 
 def _check_held_out(config: RecipeConfig, source: Source) -> None:
-    """A run is judged by something, and not by what it was trained on."""
+    """Checks that a run has a held-out metric, other than the rewards it is trained on."""
     evaluate = config.evaluate
     if not evaluate.held_out and not evaluate.rewards:
-        known = ", ".join(TASKS[config.data.task].metrics) if config.data.task in TASKS else ""
-        what = f"name at least one metric of the task ({known}), or a reward under evaluate.rewards; got none"
-        source.problem(("evaluate", "held_out"), what)
+        metrics = ", ".join(TASKS[config.data.task].metrics) if config.data.task in TASKS else ""
+        message = f"name at least one metric of the task ({metrics}), or a reward under evaluate.rewards; got none"
+        source.problem(("evaluate", "held_out"), message)
     trained = {_identity(reward): index for index, reward in enumerate(config.rewards)}
     for index, reward in enumerate(evaluate.rewards):
         place = ("evaluate", "rewards", index)
         if (same := trained.get(_identity(reward))) is not None:
-            what = f"'{reward.name}' is rewards.{same} with the same options; judging by what was trained on is circular"
-            source.problem(place, f"{what}. Name another reward or another model")
+            message = f"'{reward.name}' is rewards.{same} with the same options; judging by what was trained on is circular"
+            source.problem(place, f"{message}. Name another reward or another model")
         if config.data.task in TASKS and reward.name in TASKS[config.data.task].metrics:
             source.problem(place, f"'{reward.name}' is also the name of a metric of {config.data.task}; two would be one curve")
 
 
 def _identity(reward: RewardConfig) -> str:
-    """What makes two rewards the same measure: all but weight and what happens on failure."""
+    """A text that is equal for rewards with equal scores: all options but weight and failure handling."""
     fields = set(type(reward).model_fields) - {"name"}
     return json.dumps(reward.model_dump(mode="json", exclude=fields), sort_keys=True)
 
@@ -124,14 +130,14 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
     elif model.network is not None and model.teacher is None:
         source.problem(("model", "teacher"), "required for a network that is made here, but not given")
     if model.reward_pixels is not None and model.path is None:
-        what = "shrinks a pipeline's latents before they are decoded; needs model.path"
-        source.problem(("model", "reward_pixels"), f"{what}, got {list(model.reward_pixels)}")
+        message = "shrinks a pipeline's latents before they are decoded; needs model.path"
+        source.problem(("model", "reward_pixels"), f"{message}, got {list(model.reward_pixels)}")
     if model.rung_conditioning and model.student_steps == 1:
-        what = "tells the steps of a student apart, and model.student_steps is 1; leave it out"
-        source.problem(("model", "rung_conditioning"), f"{what}, got true")
+        message = "tells the steps of a student apart, and model.student_steps is 1; leave it out"
+        source.problem(("model", "rung_conditioning"), f"{message}, got true")
     if model.roles == "shared_base" and model.student_from is not None:
-        what = "a shared base is student and teacher at once; set model.roles to separate"
-        source.problem(("model", "student_from"), f"{what}, got {model.student_from!r}")
+        message = "a shared base is student and teacher at once; set model.roles to separate"
+        source.problem(("model", "student_from"), f"{message}, got {model.student_from!r}")
 
 
 def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source: Source) -> None:
@@ -140,13 +146,13 @@ def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source
         if Path(model.path).expanduser().is_dir():
             time_embeddings(model, check_backbone(model, plugins.families())[0])
     elif not task.num_classes:
-        what = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
-        source.problem(("data", "task"), what)
+        message = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
+        source.problem(("data", "task"), message)
     else:
         check_network(model, task)
     if config.evaluate.samples < 5 * task.num_classes:
-        what = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
-        source.problem(("evaluate", "samples"), what)
+        message = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
+        source.problem(("evaluate", "samples"), message)
 
 
 def _make_objective(
@@ -162,7 +168,7 @@ def _make_objective(
 
 
 def _check_noise_levels(options: dict[str, Any], source: Source) -> None:
-    """Windows of noise levels are fractions of the schedule in this host."""
+    """Checks that windows of noise levels are fractions of the schedule, as in the reference host."""
     for option in ("match_sigma", "guidance_sigma", "guidance_window", "sharpening_sigma"):
         window = options.get(option)
         if isinstance(window, tuple | list) and not 0 <= window[0] < window[1] <= 1:
@@ -177,20 +183,20 @@ def _check_rewards(config: RecipeConfig, objective: Objective, source: Source) -
     elif needs.reward and not any(reward.weight for reward in config.rewards):
         source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
     if config.train.group_size < needs.group_size:
-        what = f"with these options objective '{name}' looks at how samples of a prompt differ and needs at least"
-        source.problem(("train", "group_size"), f"{what} {needs.group_size}, got {config.train.group_size}")
+        message = f"with these options objective '{name}' compares the samples of a prompt and needs at least"
+        source.problem(("train", "group_size"), f"{message} {needs.group_size}, got {config.train.group_size}")
 
 
 def _check_discriminator(config: RecipeConfig, needs: Needs, task: Task, source: Source) -> None:
-    """What an adversarial branch asks of the recipe, and a rollout from real samples."""
+    """Checks the recipe against the needs of an adversarial branch, and of a rollout from real samples."""
     name, train, adversarial = config.objective.name, config.train, needs.discriminator is not None
     if adversarial and config.distributed.trained != "none":
-        what = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
-        source.problem(("distributed", "trained"), f"{what}, got '{config.distributed.trained}'")
+        message = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
+        source.problem(("distributed", "trained"), f"{message}, got '{config.distributed.trained}'")
     if (adversarial or train.rollout == "data") and train.real == "data" and not task.has_samples:
-        who = f"objective '{name}'" if adversarial else "rollout 'data'"
-        what = f"{who} needs real samples; name data.image_column, or take the teacher's own with 'teacher'"
-        source.problem(("train", "real"), f"{what}, got 'data'")
+        owner = f"objective '{name}'" if adversarial else "rollout 'data'"
+        message = f"{owner} needs real samples; name data.image_column, or take the teacher's own with 'teacher'"
+        source.problem(("train", "real"), f"{message}, got 'data'")
     if adversarial and train.gradient_checkpointing and config.model.roles == "shared_base":
-        what = "cannot tell roles of a shared base apart within one loss, as adversarial objectives need; set it to false"
-        source.problem(("train", "gradient_checkpointing"), f"{what}, got true")
+        message = "cannot tell roles of a shared base apart within one loss, as adversarial objectives need; set it to false"
+        source.problem(("train", "gradient_checkpointing"), f"{message}, got true")

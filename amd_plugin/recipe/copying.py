@@ -9,14 +9,14 @@ from amd_plugin.recipe.loading import find
 
 
 def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
-    """Copies a recipe, and the launch scripts that its header names.
+    """Copies a recipe, and the folder of launch scripts if the recipe mentions it.
 
     Args:
         name_or_path: name of a shipped recipe, or path of a YAML file.
         to: file or folder to write to; by default the recipe's file name in the current directory.
 
     Returns:
-        The files written, the recipe first.
+        Paths of the copies, the recipe first.
 
     Raises:
         InputError: if a file exists already, in which case nothing is written, or cannot be written.

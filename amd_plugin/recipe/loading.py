@@ -23,7 +23,7 @@ from amd_plugin.recipe.checks import check_relations
 from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
 
-# What may name files that lie beside the recipe.
+# Keys with paths, which may be relative to the recipe's folder.
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
 SHIPPED = [Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes"]
 
@@ -33,12 +33,12 @@ class Recipe:
     """A recipe that passed every check.
 
     Attributes:
-        name: its file's stem.
-        config: the resolved values.
+        name: name of the file without its suffix.
+        config: resolved configuration, with all defaults.
         objective_options: options of the chosen objective, defaults included.
-        task: the task of the data section; checks and run use the same object.
-        objective: the objective as it was built for validation; a run takes a copy with `new_objective`.
-        unused_options: options of other objectives, kept for them and not used here.
+        task: task of the section ``data``; checks and run use the same object.
+        objective: objective built for validation; a run uses a copy, see `new_objective`.
+        unused_options: names of options of other objectives, which the chosen one does not take.
     """
 
     name: str
@@ -49,35 +49,39 @@ class Recipe:
     unused_options: list[str] = field(default_factory=list)
 
     def new_objective(self) -> Objective:
-        """The objective that validation built, without any state."""
+        """A fresh copy of the objective that validation built."""
         return copy.deepcopy(self.objective)
 
     def as_dict(self) -> dict[str, Any]:
-        """The resolved values, plain."""
+        """The resolved configuration in plain Python values."""
         return self.config.model_dump(mode="json")
 
     def as_yaml(self) -> str:
-        """The resolved values as a recipe that reproduces them."""
+        """The resolved configuration as a recipe."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Files of the recipes that come with the package, by name."""
     return {path.stem: path for folder in SHIPPED if folder.is_dir() for path in sorted(folder.glob("*.yaml"))}
 
 
 def find(name_or_path: str) -> Path:
-    """The file of a shipped recipe or a path; raises InputError with the nearest names."""
-    known = shipped()
-    if name_or_path in known:
-        return known[name_or_path]
+    """The file of a shipped recipe's name or of a path.
+
+    Raises:
+        InputError: if there is neither, with the nearest name.
+    """
+    recipes = shipped()
+    if name_or_path in recipes:
+        return recipes[name_or_path]
     path = Path(name_or_path)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         raise InputError(f"recipe {name_or_path}: no such file")
-    hint = did_you_mean(name_or_path, known)
-    raise InputError(f"recipe '{name_or_path}': neither a file nor one of {', '.join(known)}.{hint}")
+    hint = did_you_mean(name_or_path, recipes)
+    raise InputError(f"recipe '{name_or_path}': neither a file nor one of {', '.join(recipes)}.{hint}")
 
 
 def load(
@@ -89,13 +93,13 @@ def load(
     """Reads, overrides and checks a recipe.
 
     Args:
-        name_or_path: a shipped recipe's name or a YAML file.
-        plugins: where objectives and rewards are looked up.
-        overrides: ``a.b=value`` each, the value read as YAML; applied in order.
-        objective: replaces ``objective.name``. Options that only other objectives know are then set aside.
+        name_or_path: name of a shipped recipe, or path of a YAML file.
+        plugins: manager in which objectives and rewards are looked up.
+        overrides: overrides ``a.b=value`` with values in YAML, applied in order.
+        objective: name of the objective in place of ``objective.name``; options that only others take are set aside.
 
     Raises:
-        InputError: with one line per problem, ``file:line:col: path: what, got what``.
+        InputError: with one line per problem, ``file:line:col: path: message, got value``.
     """
     path = find(name_or_path)
     source = Source(path)
@@ -107,48 +111,48 @@ def load(
     _find_files(data, path.parent)
     config = source.validate(RecipeConfig, data, ())
     if config is None:
-        _check_apart(data, plugins, source)
+        _check_sections(data, plugins, source)
         raise source.error()
     config, options, unused = _resolve(config, plugins, source)
     built = check_relations(config, plugins, options, source)
     source.stop_on_problems()
-    assert built is not None  # noqa: S101 (it is only missing where there are problems)
+    assert built is not None  # noqa: S101 (None comes with problems only)
     return Recipe(path.stem, config, options, *built, unused)
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:
-    """Relative paths are those of the current directory or, where nothing is there, beside this recipe or the shipped ones."""
+    """Makes relative paths absolute that do not exist in the current directory, but beside this recipe or the shipped ones."""
     for section, key in FILES:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
         if part is not None and isinstance(value, str) and not Path(value).exists():
-            beside = next((f / value for f in (folder, *SHIPPED) if (f / value).is_file() or (f / value).is_dir()), None)
-            part[key] = value if beside is None else str(beside.absolute())
+            path = next((f / value for f in (folder, *SHIPPED) if (f / value).is_file() or (f / value).is_dir()), None)
+            part[key] = value if path is None else str(path.absolute())
 
 
 def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tuple[RecipeConfig, dict[str, Any], list[str]]:
-    """Checks data, rewards and objective against the signatures of what they name, and fills in their defaults.
+    """Checks data, rewards and objective against the signatures of their factories, and fills in their defaults.
 
     Returns:
-        The config with all options in it, what the objective is built with, and the options only other objectives know.
+        Configuration with all options, options of the objective, and names of options that only other objectives take.
     """
     data = _data_options(config.data, source)
     held_out = TASKS[config.data.task].metrics if config.data.task in TASKS else config.evaluate.held_out
     for index, metric in enumerate(config.evaluate.held_out):
         if metric not in held_out:
-            what = f"not a metric of {config.data.task}, got '{metric}'.{did_you_mean(metric, held_out)}"
-            source.problem(("evaluate", "held_out", index), f"{what} There are: {', '.join(held_out)}")
+            message = f"not a metric of {config.data.task}, got '{metric}'.{did_you_mean(metric, held_out)}"
+            source.problem(("evaluate", "held_out", index), f"{message} There are: {', '.join(held_out)}")
     rewards = _rewards(config.rewards, ("rewards",), plugins, source)
-    judges = _rewards(config.evaluate.rewards, ("evaluate", "rewards"), plugins, source)
+    held_out_rewards = _rewards(config.evaluate.rewards, ("evaluate", "rewards"), plugins, source)
     options, unused = _objective_options(config.objective, plugins, source)
-    evaluate = config.evaluate.model_copy(update={"rewards": judges})
+    evaluate = config.evaluate.model_copy(update={"rewards": held_out_rewards})
     resolved = {"data": config.data.resolved(data), "rewards": rewards, "objective": config.objective.resolved(options)}
     resolved["evaluate"] = evaluate
     return config.model_copy(update=resolved), dict(options or ()), unused
 
 
-def _check_apart(data: dict[str, Any], plugins: PluginManager, source: Source) -> None:
-    """Checks the sections that can be read of a recipe that cannot be read as a whole: all problems at once."""
+def _check_sections(data: dict[str, Any], plugins: PluginManager, source: Source) -> None:
+    """Checks the valid sections of an invalid recipe, so that all its problems are reported at once."""
     if task := source.quietly(DataConfig, data.get("data")):
         _data_options(task, source)
     if objective := source.quietly(ObjectiveConfig, data.get("objective")):
@@ -184,22 +188,22 @@ def _reward_options(section: RewardConfig, place: Place, plugins: PluginManager,
 
 
 def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source: Source) -> tuple[BaseModel | None, list[str]]:
-    """The objective's own options, and the names of those given that only other objectives know."""
+    """The objective's own options, and names of the given options that only other objectives take."""
     try:
         factory = plugins.objective_factory(section.name)
         model = options_model(factory)
     except InputError as error:
         source.problem(("objective", "name"), str(error))
         return None, []
-    mine = accepted(factory)
-    known = {option for other in plugins.objectives().values() for option in (*(accepted(other) or ()), *_removed(other))}
-    unused = sorted(o for o in section.options if mine is not None and o not in mine and o in known)
+    own = accepted(factory)
+    others = {option for other in plugins.objectives().values() for option in (*(accepted(other) or ()), *_removed(other))}
+    unused = sorted(o for o in section.options if own is not None and o not in own and o in others)
     unused = [option for option in unused if option not in _removed(factory)]
     given = {o: v for o, v in section.options.items() if o not in unused}
-    return source.validate(model, given, ("objective",), also_known=known), unused
+    return source.validate(model, given, ("objective",), also_known=others), unused
 
 
 def _removed(factory: Callable[..., Any]) -> Collection[str]:
-    """Names of options that `factory` took once."""
+    """Names of the removed options of `factory`."""
     model = declared(factory)
     return () if model is None else model.REMOVED.keys()

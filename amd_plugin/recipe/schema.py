@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes, for editors: every section with the options of whatever it can name."""
+"""The JSON Schema of recipes, for editors: every section, with the options of all installed tasks, objectives and rewards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Factories = Mapping[str, Callable[..., Any]]
 
 
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
-    """The schema of `RecipeConfig`, with the options of every task, objective and reward that is installed."""
+    """The schema of `RecipeConfig`, with the options of every installed task, objective and reward."""
     schema = RecipeConfig.model_json_schema()
     sections = schema["$defs"]
     _name_options(schema, sections[DataConfig.__name__], "task", TASKS)
@@ -29,17 +29,26 @@ def _name_options(
     schema: dict[str, Any], section: dict[str, Any], key: str, factories: Factories, *, ignore: tuple[str, ...] = (),
     shared: bool = False,
 ) -> None:  # fmt: skip
-    """Adds to `section` what each of `factories` takes, where `key` has its name."""
+    """Adds to `section` the options of each factory, for a `key` with the factory's name.
+
+    Args:
+        schema: schema of the recipe, which gets the factories' definitions.
+        section: schema of the section.
+        key: key of the section whose value is the name of a factory.
+        factories: factories by name.
+        ignore: names of parameters that the host fills in.
+        shared: whether the section may hold options of other factories too.
+    """
     own = dict(section["properties"])
     options: dict[str, tuple[dict[str, Any], bool]] = {}
     for name, factory in factories.items():
         try:
             model = options_model(factory, ignore=ignore)
-        except InputError:  # a plugin whose signature cannot be read has no options to name
+        except InputError:  # the options of a plugin with an unreadable signature are unknown
             continue
-        described = model.model_json_schema()
-        schema["$defs"] |= described.get("$defs", {})
-        options[name] = described.get("properties", {}), model.model_config.get("extra") == "allow"
+        factory_schema = model.model_json_schema()
+        schema["$defs"] |= factory_schema.get("$defs", {})
+        options[name] = factory_schema.get("properties", {}), model.model_config.get("extra") == "allow"
     every: dict[str, Any] = {option: {} for properties, _ in options.values() for option in properties} if shared else {}
     section["properties"][key] = own[key] | {"enum": sorted(factories)}
     section["allOf"] = [

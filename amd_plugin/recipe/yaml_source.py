@@ -1,4 +1,4 @@
-"""A YAML file that knows where each of its keys stands, so that whatever is wrong can be said with file, line and column.
+"""A YAML file with the position of each of its keys, so that problems are reported with file, line and column.
 
 YAML is read by its 1.2 rules (`1e-5` is a number, `no` is text, `012` is twelve); duplicate keys, aliases and tags are refused.
 """
@@ -22,10 +22,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Source:
-    """One file: where each key stands, and what is wrong so far.
+    """A YAML file with the positions of its keys, and the problems so far.
 
     Attributes:
-        problems: one line each, ``file:line:col: path: what``; or ``--set a.b=c: path: what``.
+        path: path of the file.
+        marks: position of each key, ``file:line:col`` or ``--set a.b=c``.
+        problems: messages, ``file:line:col: path: message`` or ``--set a.b=c: path: message``.
     """
 
     def __init__(self, path: Path):
@@ -34,7 +36,14 @@ class Source:
         self.problems: list[str] = []
 
     def read(self, expected: Iterable[str]) -> dict[str, Any]:
-        """The file's mapping, plain; raises InputError where it is none. `expected` are the keys to name then."""
+        """The file's content in plain Python values.
+
+        Args:
+            expected: top-level keys to list in the message if the file holds no mapping.
+
+        Raises:
+            InputError: if the file cannot be read, is not YAML or no mapping, or has duplicate keys.
+        """
         try:
             text = self.path.read_text(encoding="utf-8")
             node = yaml.compose(text, Loader=_CoreLoader)
@@ -50,7 +59,11 @@ class Source:
         return data
 
     def override(self, data: dict[str, Any], text: str) -> None:
-        """Applies ``a.b=value``; keys that do not exist are left to validation, which names the nearest."""
+        """Applies ``a.b=value`` to `data`; unknown keys are added, and left to validation, which suggests the nearest.
+
+        Raises:
+            InputError: if `text` has another form, or an index in it is out of range.
+        """
         path, equals, value = text.partition("=")
         keys: list[str | int] = [int(k) if k.isdecimal() and k.isascii() else k for k in path.strip().split(".")]
         if not equals or "" in keys:
@@ -75,7 +88,14 @@ class Source:
     def validate(
         self, model: type[Model], data: Mapping[str, Any], prefix: Place, also_known: Iterable[str] = ()
     ) -> Model | None:
-        """The model of `data`, or None after noting what is wrong with it."""
+        """An instance of `model` from `data`; None if `data` is invalid, with its problems added.
+
+        Args:
+            model: model of a section.
+            data: values of the section.
+            prefix: place of the section in the file.
+            also_known: further names to suggest for an unknown key.
+        """
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
             return model.model_validate_json(json.dumps(without_removed(model, data)), strict=True)
@@ -85,18 +105,18 @@ class Source:
             return None
 
     def quietly(self, model: type[Model], data: Any) -> Model | None:
-        """The model of `data`, or None without a word."""
+        """An instance of `model` from `data`; None if `data` is invalid, without adding problems."""
         try:
             return model.model_validate_json(json.dumps(data), strict=True)
         except ValidationError:
             return None
 
-    def problem(self, place: Place, what: str) -> None:
-        """Notes a problem at `place`, or at the nearest key above it that stands in the file."""
-        at = place
-        while at and at not in self.marks:
-            at = at[:-1]
-        self.problems.append(f"{self.marks.get(at, f'{self.path}:1:1')}: {'.'.join(map(str, place))}: {what}")
+    def problem(self, place: Place, message: str) -> None:
+        """Adds a problem at `place`, with the position of the nearest key above it that the file has."""
+        marked = place
+        while marked and marked not in self.marks:
+            marked = marked[:-1]
+        self.problems.append(f"{self.marks.get(marked, f'{self.path}:1:1')}: {'.'.join(map(str, place))}: {message}")
 
     def stop_on_problems(self) -> None:
         """Raises InputError with all problems so far, if there are any."""
@@ -104,13 +124,12 @@ class Source:
             raise self.error()
 
     def error(self) -> InputError:
-        """All problems so far, a line each."""
+        """An error with all problems so far, one per line."""
         return InputError("\n".join(self.problems))
 
     def _plain(self, node: yaml.Node, place: Place, origin: str = "") -> Any:
-        """Python values of a node, noting where each key stands and which keys stand twice."""
-        here = origin or f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-        self.marks.setdefault(place, here)
+        """Python values of a node; records the position of each key, and adds a problem for each duplicate key."""
+        self.marks.setdefault(place, origin or f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}")
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(child, (*place, index), origin) for index, child in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):

@@ -1,6 +1,6 @@
 """The argparse shim and examples/custom_trainer.py for the conformance tests: a host that parses its arguments.
 
-`Offset` is the same host with guidance written ``cond + w (cond - uncond)``, as some older trainers have it: 1 is added for us.
+`Offset` is the same host with guidance written ``cond + w (cond - uncond)``, as in some older trainers: 1 is added to it for the objective.
 """
 
 import argparse
@@ -88,7 +88,7 @@ class Stock:
     needs = Needs()
 
     def __init__(self, scale):
-        self.scale, self.theirs = scale, objective("dmd", {}, 1.0)
+        self.scale, self.dmd = scale, objective("dmd", {}, 1.0)
 
     def student_loss(self, signals):
         guided = signals.real_cond + self.scale * (signals.real_cond - signals.real_uncond)
@@ -97,7 +97,7 @@ class Stock:
         return LossOutput(each.mean(), each.detach(), {})
 
     def fake_score_loss(self, prediction, target, weight=None):
-        return self.theirs.fake_score_loss(prediction, target)
+        return self.dmd.fake_score_loss(prediction, target)
 
 
 class Offset(Shim):
@@ -105,6 +105,6 @@ class Offset(Shim):
         return Run(Stock(GUIDANCE - 1), None)
 
     def amd(self, options, reward, order=None):
-        made = objective("amd", options, GUIDANCE - 1 + 1)
-        # Where there is nothing to steer by, the host's own code.
-        return Run(made if made.needs.reward else Stock(GUIDANCE - 1), reward, order)
+        amd = objective("amd", options, GUIDANCE - 1 + 1)
+        # Without a reward the host's own code runs.
+        return Run(amd if amd.needs.reward else Stock(GUIDANCE - 1), reward, order)

@@ -28,9 +28,9 @@ def reward(media, prompts):
     if fails and rank == 0:
         raise ConnectionError("no answer")
     return media[:, 0]
-mine = slice(2 * rank, 2 * rank + 2)
-x0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)[mine]
-prompts = ["cat", "dog", "cat", "dog"][mine]
+own = slice(2 * rank, 2 * rank + 2)
+x0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)[own]
+prompts = ["cat", "dog", "cat", "dog"][own]
 class Flips:
     @hookimpl
     def distill_sigma_sampler(self, options):
@@ -51,11 +51,11 @@ dist.destroy_process_group()
 """
 
 
-def two_ranks(tmp_path, how):
+def two_ranks(tmp_path, reward):
     command = [sys.executable, "-c", RANK]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / how), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(tmp_path / reward), reward], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for rank in (0, 1)
     ]
@@ -178,8 +178,8 @@ def test_every_option_that_the_host_can_follow_passes_through():
     needs = {name: options.metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
     followed = [n for n, need in needs.items() if n != "guidance_scale" and (need is None or need in OFFERS)]
     defaults = {name: AMDOptions.model_fields[name].default for name in followed}
-    made = adaptive_objective(2.0, defaults)
-    assert made.state_dict() == AMDObjective(2.0).state_dict() and made.guidance_scale == 2.0
+    objective = adaptive_objective(2.0, defaults)
+    assert objective.state_dict() == AMDObjective(2.0).state_dict() and objective.guidance_scale == 2.0
     for name in ("strength", "sharpening"):
         assert getattr(adaptive_objective(2.0, {**defaults, name: 0.25}), name) == 0.25
     assert adaptive_objective(2.0, {"guidance_window": [0.0, 0.5]}, {*OFFERS, "noise_level"}).guidance_window == (0.0, 0.5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amd_plugin import AMDObjective, DMDObjective, Signals, options
+from amd_plugin.adapters.bridge import OFFERS
 from amd_plugin.errors import OptionError
 from amd_plugin.hookspecs import EVERYTHING
 from amd_plugin.maths.coherence import Coherence, cosines
@@ -117,9 +118,9 @@ def test_coherence_tells_agreement_from_noise():
     match = torch.where(zone[:, None], torch.randn(64, 5, generator=draws), agreed)
     measured = Coherence()
     measured.update(match, sigma, groups, zone)
-    found = measured.metrics()
-    assert found["coherence_zone/middle"] < 0.2 and found["coherence_outside/middle"] == pytest.approx(1.0, abs=1e-5)
-    assert torch.isnan(found["coherence_zone/low"])
+    metrics = measured.metrics()
+    assert metrics["coherence_zone/middle"] < 0.2 and metrics["coherence_outside/middle"] == pytest.approx(1.0, abs=1e-5)
+    assert torch.isnan(metrics["coherence_zone/low"])
     again = Coherence()
     again.load_state_dict(measured.state_dict())
     assert torch.equal(again.sums, measured.sums)
@@ -310,6 +311,42 @@ def test_every_option_is_declared_for_people():
         about = options.metadata(field)
         assert field.description and field.description[0].isupper() and field.description.endswith("."), name
         assert about["group"] in options.GROUPS and about.get("needs", "reward") in EVERYTHING, name
+
+
+# For each option with a need: a value other than its default, and the further options without which it has no effect.
+NEEDY = {
+    "guidance_window": ((0.0, 0.5), {}), "reward_gradient": (0.1, {}), "gan_weight": (0.1, {}),
+    "gan_r1": (0.1, {"gan_weight": 0.1}), "gan_r1_sigma": (0.1, {"gan_weight": 0.1}), "guidance_sigma": ((0.1, 0.9), {}),
+    "match_sigma": ((0.1, 0.9), {}), "sharpening_sigma": ((0.0, 0.3), {}), "memory_share": (0.1, {}),
+}  # fmt: skip
+NEEDLESS = {
+    "guidance_scale": 1.0, "strength": 0.25, "sharpening": 0.5, "side": "both", "unit": 1.0, "tolerance": 0.25,
+    "sharpening_kind": "linear", "std_floor": 0.0, "static": True, "normalizer": "global",
+}  # fmt: skip
+
+
+def needs_of(**options):
+    """Fields of `Needs` that differ from their defaults."""
+    return set(AMDObjective(**{"guidance_scale": 3.0, **options}).needs.missing(()))
+
+
+def test_an_option_with_a_need_changes_exactly_that_need():
+    declared = {name: options.metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
+    assert NEEDY.keys() == {name for name, need in declared.items() if need is not None}
+    for name, (value, others) in NEEDY.items():
+        assert needs_of(**others, **{name: value}) ^ needs_of() == {declared[name]}, name
+
+
+def test_an_option_without_a_need_asks_for_what_every_adapter_offers():
+    assert NEEDLESS.keys() == AMDOptions.model_fields.keys() - NEEDY.keys()
+    for name, value in NEEDLESS.items():
+        assert value != AMDOptions.model_fields[name].default or name == "guidance_scale", name
+        assert needs_of(**{name: value}) <= OFFERS, name
+
+
+def test_every_need_is_offered_by_every_adapter_or_declared_by_an_option():
+    declared = {options.metadata(field).get("needs") for field in AMDOptions.model_fields.values()} - {None}
+    assert declared | OFFERS == EVERYTHING and not declared & OFFERS
 
 
 def test_the_unit_of_rewards_is_followed_where_it_helps():

@@ -6,6 +6,7 @@ import torch
 from modelopt.torch.fastgen import DMDPipeline
 from test_modelopt import batch, pipeline, train
 
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.modelopt import AMDPipeline
 from amd_plugin.testing.adapter import ReorderedDraws, Trace
 
@@ -29,10 +30,10 @@ class Run:
         return roles, self.pipe.state_dict(), self.step, self.random
 
     def restore(self, state):
-        roles, ours, self.step, self.random = state
+        roles, amd_state, self.step, self.random = state
         self.pipe.student.load_state_dict(roles[0])
         self.pipe.fake_score.load_state_dict(roles[1])
-        self.pipe.load_state_dict(ours)
+        self.pipe.load_state_dict(amd_state)
 
 
 class ModelOpt:
@@ -46,7 +47,7 @@ class ModelOpt:
 
 
 class Broken(ModelOpt):
-    """An adapter that loses its state and draws once too often; written before there was an order to ask for."""
+    """An adapter that loses its state and draws once too often, and whose `amd` takes no order."""
 
     def amd(self, options, reward):
         run = super().amd(options, reward)
@@ -59,7 +60,7 @@ class Broken(ModelOpt):
 
 
 class WrongGuidance(ModelOpt):
-    """An adapter that takes the host's guidance for the offset form ``cond + w (cond - uncond)``, which it is not."""
+    """An adapter that wrongly reads the host's guidance scale in the offset form ``cond + w (cond - uncond)``."""
 
     def amd(self, options, reward, order=None):
         run = super().amd(options, reward, order)
@@ -80,11 +81,15 @@ class WrongNormaliser(ModelOpt):
         return super().amd({"normalizer": "global", **options}, reward, order)
 
 
+class FirstRowBridge(HostBridge):
+    def __call__(self, *args):
+        return tuple(values[:1].expand_as(values) for values in super().__call__(*args))
+
+
 class FirstRow(ModelOpt):
     """An adapter whose samples all get the advantage of the first, as one trainer does."""
 
     def amd(self, options, reward, order=None):
         run = super().amd(options, reward, order)
-        judge = run.pipe._judge
-        run.pipe._judge = lambda turn: tuple(values[:1].expand_as(values) for values in judge(turn))
+        run.pipe.bridge.__class__ = FirstRowBridge
         return run

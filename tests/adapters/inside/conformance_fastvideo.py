@@ -1,4 +1,4 @@
-"""FastVideo's adapter for the conformance tests: its own trainer in a thread of its own, held between two steps."""
+"""FastVideo's adapter for the conformance tests: FastVideo's trainer in a thread, which waits between two calls of `Run.train`."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 
-import conftest  # noqa: F401  # declares what torchvision lacks, before anything imports it
+import conftest  # noqa: F401  # declares torchvision's operators before anything imports it
 import fastvideo.train.trainer
 import torch
 import yaml
@@ -30,7 +30,7 @@ torch.cuda.get_rng_state, torch.cuda.set_rng_state = torch.get_rng_state, lambda
 
 
 class Method(AMDMethod):
-    """With the reward of the run that is being made."""
+    """AMD with the reward of the newest run."""
 
 
 class Given:
@@ -45,27 +45,27 @@ class Given:
 
 
 class Gate(Callback):
-    """Holds the trainer before its first step and after as many as it was told to make."""
+    """Holds the trainer before its first step and after the number of steps that `Run.train` asks for."""
 
     run = None  # of the thread that is being started
 
     def on_train_start(self, method, iteration=0):
-        self.mine, self.method = Gate.run, method
+        self.run_of_method, self.method = Gate.run, method
 
     def on_training_step_end(self, method, metrics, iteration=0):
-        self.mine.losses.append(torch.tensor(metrics["total_loss"]))
+        self.run_of_method.losses.append(torch.tensor(metrics["total_loss"]))
 
     def on_validation_begin(self, method, iteration=0):
         # After the checkpoint of this step; before the first, and before the random numbers of a resumed run are put back.
-        self.mine.hold(method)
+        self.run_of_method.hold(method)
 
 
 class Run:
     def __init__(self, method, amd=None, reward=None, order=None, resume=None):
         self.folder, self.order, self.losses, self.allowed = tempfile.mkdtemp(), order, [], 0
-        self.made = (method, amd, reward, order)
+        self.arguments = (method, amd, reward, order)
         self.step = 0
-        self.told, self.answers = queue.Queue(), queue.Queue()
+        self.steps_to_make, self.answers = queue.Queue(), queue.Queue()
         written = settings(self.folder, method, amd, steps=10**6, save=1, resume=resume or "")
         written["models"]["student"]["order"] = order
         written["callbacks"] |= {"gate": {"_target_": "conformance_fastvideo.Gate"}} | (STATE if amd is not None else {})
@@ -90,7 +90,7 @@ class Run:
         self.method = method
         if self.allowed == 0:
             self.answers.put(None)
-            self.allowed = self.told.get()
+            self.allowed = self.steps_to_make.get()
         self.allowed -= 1
 
     def wait(self):
@@ -100,7 +100,7 @@ class Run:
 
     def train(self, steps):
         self.losses = []
-        self.told.put(steps)
+        self.steps_to_make.put(steps)
         self.wait()
         self.step += steps
         roles = (self.method.student, self.method.critic)
@@ -111,7 +111,7 @@ class Run:
         return os.path.join(self.folder, f"checkpoint-{self.step}"), self.step
 
     def restore(self, state):
-        self.__init__(*self.made, resume=state[0])
+        self.__init__(*self.arguments, resume=state[0])
         self.step = state[1]
 
 

@@ -6,7 +6,7 @@ from amd_plugin import get_plugin_manager, hookimpl
 
 
 class Levels:
-    """Into [low, high], in the order of the host's draw; notes what it was asked.
+    """A sampler into [low, high] that keeps the order of the host's draw, and records its calls.
 
     Attributes:
         moved: (role, step, number of levels, number of advantages or None) of each call.

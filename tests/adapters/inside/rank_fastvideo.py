@@ -1,4 +1,4 @@
-"""One of two processes of FastVideo's own trainer, each role sharded over both, and what it did, as JSON on stdout.
+"""One of two processes of FastVideo's own trainer, each role sharded over both; prints a record of each step as JSON.
 
     python -c "import rank_fastvideo; rank_fastvideo.main()" RANK PORT FOLDER FAILS
 
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-import conftest  # noqa: F401  # declares what torchvision lacks, before anything imports it
+import conftest  # noqa: F401  # declares torchvision's operators before anything imports it
 import fastvideo.train.trainer
 import torch
 import torch.distributed as dist
@@ -21,16 +21,17 @@ from torch.distributed.fsdp import fully_shard
 from toy_fastvideo import Log, Probe, Toy, settings
 
 from amd_plugin import get_plugin_manager, hookimpl
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.fastvideo import AMDMethod
 
 PROMPTS = (("a cat", "a dog"), ("a dog", "a cat"))
 REWARDS = ((1.0, 5.0), (9.0, 3.0))
 COLLECTIVES = ("all_gather", "all_gather_single", "all_reduce", "broadcast", "reduce_scatter_single")
-seen = {"rungs": [], "judged": [], "forwards": [], "collectives": [], "reward": []}  # an entry for each step
+record = {"rungs": [], "scores": [], "forwards": [], "collectives": [], "reward": []}  # an entry for each step
 
 
 class Half(Toy):
-    """A role in halves: a forward or a gradient too many on one rank would wait for ever."""
+    """A role sharded over both ranks: a forward or a gradient too many on one rank would wait for ever."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -41,7 +42,7 @@ class Half(Toy):
 
 
 class Rewards:
-    """A plugin whose reward says what `REWARDS` says, or fails."""
+    """A plugin whose reward returns `REWARDS`, or fails."""
 
     fails: dict = {}  # noqa: RUF012  # rank -> iterations
     iteration = 0
@@ -60,34 +61,42 @@ class Rewards:
 rewards = Rewards()
 
 
+class RecordingBridge(HostBridge):
+    """Records advantages and weights."""
+
+    def __call__(self, *args):
+        advantage, weight = super().__call__(*args)
+        self.scores.append([advantage.tolist(), weight.tolist()])
+        return advantage, weight
+
+
 class Method(AMDMethod):
-    """Writes down what each step did."""
+    """Records each step."""
 
     plugins = get_plugin_manager()
     plugins.register(rewards, "rewards")
 
+    def on_train_start(self):
+        super().on_train_start()
+        self.bridge.__class__ = RecordingBridge
+
     def single_train_step(self, batch, iteration):
         rewards.iteration = iteration
         Toy.calls.clear()
-        self.rungs, self.judged = [], []
+        self.rungs, self.bridge.scores = [], []
         before = collections.Counter(calls)
         done = super().single_train_step(batch, iteration)
-        seen["rungs"].append(self.rungs)
-        seen["judged"].append(self.judged)
-        seen["forwards"].append(collections.Counter(name for name, *_ in Toy.calls))
-        seen["collectives"].append(dict(calls - before))
-        seen["reward"].append([float(done[2].get(f"amd/{name}", -1)) for name in ("reward", "failed_rewards")])
+        record["rungs"].append(self.rungs)
+        record["scores"].append(self.bridge.scores)
+        record["forwards"].append(collections.Counter(name for name, *_ in Toy.calls))
+        record["collectives"].append(dict(calls - before))
+        record["reward"].append([float(done[2].get(f"amd/{name}", -1)) for name in ("reward", "failed_rewards")])
         return done
 
     def _student_rollout(self, batch, *, with_grad):
         x0 = super()._student_rollout(batch, with_grad=with_grad)
         self.rungs.append(int(batch.dmd_latent_vis_dict["generator_timestep"]))
         return x0
-
-    def _judge(self, batch):
-        advantage, weight = super()._judge(batch)
-        self.judged.append([advantage.tolist(), weight.tolist()])
-        return advantage, weight
 
 
 calls = collections.Counter()
@@ -114,15 +123,15 @@ def main():
 
 
 def trained(path, fast):
-    """Eight iterations of the host's trainer: what is in `seen`, and the student."""
+    """Eight iterations of the host's trainer: the record of each step, and the student's weights."""
     options = {"reward": {"name": "mine"}, "side": "both", "fast_rollout": fast}
     written = settings(os.path.dirname(path), "rank_fastvideo.Method", options, steps=8, processes=2, batch=2)
     for role in written["models"].values():
         role["_target_"] = "rank_fastvideo.Half"
     with open(path, "w") as file:
         yaml.safe_dump(written, file)
-    for steps in seen.values():
+    for steps in record.values():
         steps.clear()
     run_training_from_config(path)
     student = [p.full_tensor().flatten().tolist() for p in Probe.method.student.transformer.parameters()]
-    return json.loads(json.dumps({**seen, "student": student}))
+    return json.loads(json.dumps({**record, "student": student}))

@@ -26,26 +26,26 @@ def model(cls, gan=False, guidance=2.0, **options):
     config.student_update_freq, config.input_shape, config.guidance_scale = 2, [3, 8, 8], guidance
     config.gan_loss_weight_gen = 0.1 if gan else 0.0
     torch.manual_seed(0)
-    made = cls(config, **options)
-    made.on_train_begin()
-    made.init_optimizers()
-    return made
+    amd_model = cls(config, **options)
+    amd_model.on_train_begin()
+    amd_model.init_optimizers()
+    return amd_model
 
 
-def train(made, steps=10):
+def train(amd_model, steps=10):
     """The host's own order of calls: losses, gradients of the last step, weights, state of the generator."""
     torch.manual_seed(1)
     losses = []
     for step in range(steps):
         digits = torch.nn.functional.one_hot(torch.tensor([step % 10] * 2 + [3] * 2), 10).float()
         data = {"real": torch.randn(4, 3, 8, 8), "condition": digits, "neg_condition": torch.zeros(4, 10)}
-        made.optimizers_zero_grad(step)
-        loss, _ = made.single_train_step(data, step)
+        amd_model.optimizers_zero_grad(step)
+        loss, _ = amd_model.single_train_step(data, step)
         loss["total_loss"].backward()
-        made.optimizers_schedulers_step(step)
+        amd_model.optimizers_schedulers_step(step)
         losses.append(loss["total_loss"].detach())
-    gradients = [p.grad.clone() for p in made.net.parameters() if p.grad is not None]
-    return losses, gradients, [*made.net.parameters(), *made.fake_score.parameters()], torch.get_rng_state()
+    gradients = [p.grad.clone() for p in amd_model.net.parameters() if p.grad is not None]
+    return losses, gradients, [*amd_model.net.parameters(), *amd_model.fake_score.parameters()], torch.get_rng_state()
 
 
 def same(a, b):
@@ -62,7 +62,7 @@ def test_nothing_to_steer_by_is_the_host_to_the_bit(gan, amd):
 @pytest.mark.parametrize("gan", [False, True])
 @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
 @pytest.mark.parametrize("reward", [lambda m, p: torch.ones(len(m)), lambda m, p: 1 / 0])
-def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, guidance, reward):
+def test_equal_and_failed_rewards_are_the_host_through_amds_code(gan, guidance, reward):
     stock, ours = (
         train(model(c, gan, guidance, **o), 2) for c, o in ((DMD2Model, {}), (AMDModel, {"amd": {"reward": reward}}))
     )
@@ -80,10 +80,10 @@ def test_rewards_steer_both_turns():
 
 
 def test_without_an_adversary_the_teachers_graph_is_not_built():
-    made, seen = model(AMDModel), []
-    made.teacher.register_forward_hook(lambda module, args, output: seen.append(torch.is_grad_enabled()))
-    train(copy.copy(made), 1)
-    assert seen == [False, False]
+    amd_model, grad_modes = model(AMDModel), []
+    amd_model.teacher.register_forward_hook(lambda module, args, output: grad_modes.append(torch.is_grad_enabled()))
+    train(copy.copy(amd_model), 1)
+    assert grad_modes == [False, False]
 
 
 def test_bad_options():
@@ -99,29 +99,33 @@ def test_plugins_move_levels_and_set_the_strength():
     class Own(AMDModel):
         plugins = plugin.plugins
 
-    made = model(Own, amd={"side": "both", "reward": lambda media, prompts: media.mean((1, 2, 3))})
-    seen, end = [], made.net.noise_scheduler.max_t
-    made.teacher.register_forward_pre_hook(lambda module, args: seen.append(args[1] / end))
-    train(made, 4)
+    amd_model = model(Own, amd={"side": "both", "reward": lambda media, prompts: media.mean((1, 2, 3))})
+    levels, end = [], amd_model.net.noise_scheduler.max_t
+    amd_model.teacher.register_forward_pre_hook(lambda module, args: levels.append(args[1] / end))
+    train(amd_model, 4)
     turns = [("student", 0), ("fake_score", 0), ("student", 0), ("fake_score", 1)]
     assert plugin.moved == [(role, step, 4, 4) for role, step in turns]
-    levels = torch.cat(seen)
+    levels = torch.cat(levels)
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(set(plugin.random)) == 4
-    assert made.objective.schedule_factor == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
+    assert amd_model.objective.schedule_factor == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
 
 
 def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():
-    heard = []
-    made = model(AMDModel, amd={"reward": lambda media, prompts: heard.append(prompts) or media.mean((1, 2, 3))})
+    prompts_scored = []
+    amd_model = model(AMDModel, amd={"reward": lambda media, prompts: prompts_scored.append(prompts) or media.mean((1, 2, 3))})
     texts = ["a fox", "a fox", "a boat", "a boat"]
     data = {"real": torch.randn(4, 3, 8, 8), "condition": torch.eye(10)[[3, 3, 7, 7]], "neg_condition": torch.zeros(4, 10)}
     for step in (1, 2):
-        made.single_train_step({**data, "condition_raw": texts}, step)
-    assert heard == [texts, texts]
-    before = made.objective.state_dict()
+        amd_model.single_train_step({**data, "condition_raw": texts}, step)
+    assert prompts_scored == [texts, texts]
+    before = amd_model.objective.state_dict()
     with torch.no_grad():
-        loss, _ = made.single_train_step({**data, "condition_raw": texts}, 2)
-    assert len(heard) == 2 and made.objective.state_dict() == before and not any(name.startswith("amd_") for name in loss)
+        loss, _ = amd_model.single_train_step({**data, "condition_raw": texts}, 2)
+    assert (
+        len(prompts_scored) == 2
+        and amd_model.objective.state_dict() == before
+        and not any(name.startswith("amd_") for name in loss)
+    )
 
 
 CONFIG = """

@@ -23,14 +23,14 @@ OWN = {"method": "test_fastvideo_plugins.Own"}
 @pytest.fixture
 def levels(monkeypatch):
     """Timesteps that critic and teacher are called with, from the next run on."""
-    seen, predict = [], Toy.predict_noise
+    timesteps, predict = [], Toy.predict_noise
 
-    def noted(self, x, timestep, *args, **kwargs):
-        seen.extend([] if self.name == "student" else timestep.flatten().tolist())
+    def recorded(self, x, timestep, *args, **kwargs):
+        timesteps.extend([] if self.name == "student" else timestep.flatten().tolist())
         return predict(self, x, timestep, *args, **kwargs)
 
-    monkeypatch.setattr(Toy, "predict_noise", noted)
-    return seen
+    monkeypatch.setattr(Toy, "predict_noise", recorded)
+    return timesteps
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -39,9 +39,9 @@ def test_levels_and_strength(tmp_path, levels, reward, fast):
     plugin = Levels()
     Own.plugins = plugin.plugins
     run(tmp_path, reward=reward, amd={"side": "both", "fast_rollout": fast}, steps=4, **OWN)
-    told = None if reward is None else 1
+    advantages = None if reward is None else 1
     roles = [("fake_score", 0), ("student", 0), ("fake_score", 0), ("fake_score", 1), ("student", 1), ("fake_score", 1)]
-    assert plugin.moved == [(role, step, 1, told) for role, step in roles], "the host has one level for a batch"
+    assert plugin.moved == [(role, step, 1, advantages) for role, step in roles], "the host has one level for a batch"
     assert len(set(plugin.random)) == 6 and levels and all(400 <= level <= 500 for level in levels)
     assert plugin.steps == [(0, 2, False), (0, 2, False), *[(1, 2, reward is not None)] * 2]
     assert Probe.method.objective.schedule_factor == 0.5 and plugin.options["objective"] == {

@@ -18,7 +18,7 @@ FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What each rank said, without and with `fast_rollout`."""
+    """The record of each rank, without and with `fast_rollout`."""
     return two_ranks("rank_fastvideo", tmp_path_factory.mktemp("run"), json.dumps(FAILS))
 
 
@@ -51,11 +51,11 @@ def test_groups_span_ranks_and_failed_rewards_are_advantage_0(ranks):
     groups = group_ids([prompt for prompts in PROMPTS for prompt in prompts], 4)
     expected = AMDObjective().advantage(torch.tensor([*REWARDS[0], *REWARDS[1]]), groups).view(2, 2)
     assert expected[0, 0] < 0 < expected[1, 1], "a group's members are on different ranks"
-    for rank, seen in enumerate(both):
-        for iteration, judged in enumerate(seen["judged"], start=1):
+    for rank, record in enumerate(both):
+        for iteration, scores in enumerate(record["scores"], start=1):
             failed = any(iteration in iterations for iterations in FAILS.values())
-            assert judged
-            for advantage, weight in judged:
+            assert scores
+            for advantage, weight in scores:
                 torch.testing.assert_close(torch.tensor(advantage), torch.zeros(2) if failed else expected[rank])
                 assert (weight == [1, 1]) is failed
 

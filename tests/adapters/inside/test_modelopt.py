@@ -135,7 +135,7 @@ def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward
 
 
 @pytest.mark.parametrize(
-    ("objective", "said"),
+    ("objective", "message"),
     [
         (DMDObjective(1.5), "guidance scale"), (decoupled_dmd(3.0), "guidance_range"),
         (DMDObjective(3.0, match_sigma=(0.1, 0.5)), "match_range"), (dmd2(3.0), "discriminator"),
@@ -143,8 +143,8 @@ def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward
         (AMDObjective(3.0, sharpening_sigma=(0.0, 0.5)), "fake_score_noise_level"),
     ],
 )  # fmt: skip
-def test_an_objective_that_asks_for_more_is_refused(objective, said):
-    with pytest.raises(InputError, match=f"objective.*{said}"):
+def test_an_objective_that_asks_for_more_is_refused(objective, message):
+    with pytest.raises(InputError, match=f"objective.*{message}"):
         pipeline(AMDPipeline, objective=objective)
 
 
@@ -247,7 +247,8 @@ def test_a_deepspeed_engine_as_teacher():
     [
         ({"strength": 1.0}, "strength"),
         ({"amd": {"strenght": 1}}, "amd.strenght"),
-        ({"amd": {"gan_weight": 1.0}}, "host's own configuration"),
+        ({"amd": {"gan_weight": 1.0}}, "a discriminator on the fake score's features, which this host does not offer"),
+        ({"amd": {"guidance_scale": 1.0}}, "host's own configuration"),
         ({"reward": 3}, "reward"),
         ({"reward": {"name": "no_such"}}, "no_such"),
         ({"reward": {"weight": 1.0}}, "reward"),

@@ -11,24 +11,24 @@ from amd_plugin.adapters.modelopt import AMDPipeline
 from amd_plugin.errors import InputError, RunError
 
 
-def levels_seen(pipe):
-    """Timesteps that teacher and fake score are called with from now on, of 1000."""
-    seen = []
+def record_timesteps(pipe):
+    """A list to which every later call of teacher and fake score adds its timesteps, of 1000."""
+    timesteps = []
     for role in (pipe.teacher, pipe.fake_score):
-        role.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
-    return seen
+        role.register_forward_pre_hook(lambda module, args, kwargs: timesteps.append(kwargs["timestep"]), with_kwargs=True)
+    return timesteps
 
 
 @pytest.mark.parametrize("reward", [brightness, None], ids=["reward", "none"])
 def test_levels_and_strength(reward):
     plugin = Levels()
     pipe = pipeline(AMDPipeline, reward=reward, plugins=plugin.plugins, max_steps=2, amd={"side": "both"})
-    seen = levels_seen(pipe)
+    timesteps = record_timesteps(pipe)
     train(pipe, 4)
     advantages = None if reward is None else 4
     assert plugin.moved == [(role, step, 4, advantages) for role, step in
                             (("student", 0), ("fake_score", 1), ("student", 1), ("fake_score", 2))]  # fmt: skip
-    levels = torch.cat(seen) / 1000
+    levels = torch.cat(timesteps) / 1000
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(levels.unique()) == 16, "teacher, critic: one draw for a turn"
     assert plugin.steps == [(0, 2, False), *[(step, 2, reward is not None) for step in (1, 1, 2)]]
     assert pipe.objective.schedule_factor == 0.5 and len(set(plugin.random)) == 4
@@ -45,14 +45,14 @@ def test_a_sampler_that_moves_nothing_is_the_host_to_the_bit():
 def test_resumed_samplers_draw_on():
     straight, first, second = Levels(), Levels(), Levels()
     train(pipeline(AMDPipeline, reward=brightness, plugins=straight.plugins), 6)
-    made = pipeline(AMDPipeline, reward=brightness, plugins=first.plugins)
-    train(made, 3)
+    first_run = pipeline(AMDPipeline, reward=brightness, plugins=first.plugins)
+    train(first_run, 3)
     again = pipeline(AMDPipeline, reward=brightness, plugins=second.plugins)
-    again.load_state_dict(made.state_dict())
+    again.load_state_dict(first_run.state_dict())
     train(again, 3, start=3)
     assert first.random + second.random == straight.random and first.moved + second.moved == straight.moved
     with pytest.raises(InputError, match="objective and turns"):
-        again.load_state_dict(made.objective.state_dict())
+        again.load_state_dict(first_run.objective.state_dict())
 
 
 @pytest.mark.parametrize("wrong", [lambda s: s[:1], lambda s: s + 1, lambda s: s * float("nan")], ids="short large nan".split())
@@ -64,14 +64,14 @@ def test_wrong_levels_end_the_run(wrong):
 
 
 def test_prompts_reach_the_reward_in_both_turns():
-    heard = []
-    pipe = pipeline(AMDPipeline, reward=lambda media, prompts: heard.append(prompts) or media.mean((1, 2, 3, 4)))
+    prompts_scored = []
+    pipe = pipeline(AMDPipeline, reward=lambda media, prompts: prompts_scored.append(prompts) or media.mean((1, 2, 3, 4)))
     latents, noise, condition, negative = batch(0)
     prompts = ["a fox", "a fox", "a boat", "a boat"]
     pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative, prompts=prompts)
     pipe.compute_fake_score_loss(latents, noise, condition, prompts=prompts)
     pipe.compute_fake_score_loss(latents, noise, condition)
-    assert heard == [prompts, prompts, [""] * 4]
+    assert prompts_scored == [prompts, prompts, [""] * 4]
 
 
 def test_an_accelerator_places_the_teacher_by_hook():
@@ -80,13 +80,13 @@ def test_an_accelerator_places_the_teacher_by_hook():
     class Places:
         @hookimpl
         def distill_prepare_frozen(self, role, module, accelerator, options, read):
-            self.asked = (role, module, accelerator, options, read)
+            self.call = (role, module, accelerator, options, read)
             return torch.nn.Identity().to(accelerator.device)
 
     places, plugins, accelerator = Places(), get_plugin_manager(), Accelerator(cpu=True)
     plugins.register(places, "places")
     pipe = pipeline(AMDPipeline, accelerator=accelerator, plugins=plugins)
-    role, module, given, options, read = places.asked
+    role, module, given, options, read = places.call
     assert (role, given, options, read) == ("teacher", accelerator, {"distributed": {"teacher": "none"}}, None)
     assert type(pipe.teacher) is torch.nn.Identity and type(module).__name__ == "WanTransformer3DModel"
     whole = pipeline(AMDPipeline, reward=brightness, accelerator=accelerator)

@@ -34,9 +34,9 @@ def on_cpu():
         init_device_mesh: lambda kind, **shape: init_device_mesh("cpu", **shape),
     }
     for name, module in list(sys.modules.items()):
-        for asked, answer in answers.items():
-            if name.startswith("fastvideo") and vars(module).get(asked.__name__) is asked:
-                setattr(module, asked.__name__, answer)
+        for function, answer in answers.items():
+            if name.startswith("fastvideo") and vars(module).get(function.__name__) is function:
+                setattr(module, function.__name__, answer)
     autocast = torch.autocast
     torch.autocast = lambda device_type, **options: autocast("cpu", **options)
     torch.cuda.get_rng_state, torch.cuda.set_rng_state = torch.get_rng_state, lambda state: None
@@ -63,10 +63,10 @@ def write_model(folder):
     pipeline.register_modules(transformer=transformer, vae=vae)
     pipeline.save_pretrained(folder)
     # The host's scheduler is an older one than diffusers', and knows fewer settings.
-    known = inspect.signature(UniPCMultistepScheduler).parameters
+    parameters = inspect.signature(UniPCMultistepScheduler).parameters
     path = folder / "scheduler" / "scheduler_config.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in settings.items() if key in known or key[0] == "_"}))
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key in parameters or key[0] == "_"}))
     return pipeline.text_encoder.config.d_model
 
 

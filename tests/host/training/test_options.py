@@ -11,6 +11,7 @@ from amd_plugin.config import TrainConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
+from amd_plugin.host.training import failure_memory
 from amd_plugin.host.training.batch import Batch, BatchSource
 from amd_plugin.host.training.failure_memory import FailureMemory
 from amd_plugin.host.training.trainer import Trainer
@@ -41,7 +42,7 @@ def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, option):
         assert one == two, name
 
 
-@pytest.mark.parametrize("option", ["memory", "reuse", "prompt"])
+@pytest.mark.parametrize("option", ["memory", "reuse", "sharpening window"])
 def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, option):
     whole = trained(tiny, plugins, *OPTIONS[option], cycles=2)
     parts = trained(tiny, plugins, "train.accumulation=8", *OPTIONS[option], cycles=2)
@@ -53,8 +54,9 @@ def batch_of(turn, step=0, size=16):
     return Batch(BatchSource(train, TASKS["modes2d"](), (2,), 1, torch.device("cpu")), step, turn, 0)
 
 
-def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them():
-    memory, rows = FailureMemory(share=0.5, size=3), slice(0, 16)
+def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them(monkeypatch):
+    monkeypatch.setattr(failure_memory, "SIZE", 3)
+    memory, rows = FailureMemory(share=0.5), slice(0, 16)
     x0 = torch.arange(32.0).reshape(16, 2)
     first = batch_of("a")
     assert memory.recall(first, rows, x0, first.labels)[0] is x0, "there is nothing to remember yet"

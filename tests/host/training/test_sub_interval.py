@@ -55,13 +55,13 @@ def test_levels_lie_between_the_next_rung_and_the_end(schedule, steps, piped, pl
 def test_a_window_of_ones_own_stays_where_it_is_higher_and_guidance_keeps_its(tiny, plugins):
     how = ("model.student_steps=2", "train.sigma=[0.6, 0.9]", "objective.match_sigma=[0.1, 0.7]")
     guide = ("objective.guidance_sigma=[0.05, 0.2]", "objective.guidance_scale=2.0", "train.batch_size=64")
-    trainer = trainer_of(plugins, tiny(*how, *guide, ON, objective="dmd"))
+    trainer = trainer_of(plugins, tiny(*how, *guide, ON, objective="decoupled_dmd"))
     for rung, batch in batches(trainer).items():
         fake = trainer.forward.noise_levels(batch, "fake_score")
         assert fake.min() >= 0.6 and fake.max() <= 0.9
-        student = trainer.forward.noise_levels(batch, "student", trainer.objective.match_sigma)
+        student = trainer.forward.noise_levels(batch, "student", trainer.objective.needs.match_range)
         assert student.min() >= (0.5 if rung == 0 else 0.1) and student.max() <= 0.7
-        guidance = trainer.forward.noise_levels(batch, "guide", trainer.objective.guidance_sigma)
+        guidance = trainer.forward.noise_levels(batch, "guide", trainer.objective.needs.guidance_range)
         assert guidance.min() >= 0.05 and guidance.max() <= 0.2
     metrics = trainer.cycle()
     assert all(metrics[name].isfinite() for name in ("loss/student", "loss/fake_score", "grad_norm/student"))
@@ -74,13 +74,13 @@ def test_off_draws_what_it_always_drew(tiny, plugins):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("override", "said"),
     [
-        (("train.sigma=[0.02, 0.7]",), "the first of 4 steps above 0.75 of the schedule, and train.sigma ends at 0.7"),
-        (("objective.match_sigma=[0.1, 0.75]",), "and objective.match_sigma ends at 0.75"),
+        ("train.sigma=[0.02, 0.7]", "the first of 4 steps above 0.75 of the schedule, and train.sigma ends at 0.7"),
+        ("objective.match_sigma=[0.1, 0.75]", "and objective.match_sigma ends at 0.75"),
     ],
 )
-def test_a_window_that_leaves_the_first_rung_nothing_is_refused(tiny, plugins, overrides, said):
+def test_a_window_that_leaves_the_first_rung_nothing_is_refused(tiny, plugins, override, said):
     with pytest.raises(InputError, match=said):
-        trainer_of(plugins, tiny("model.student_steps=4", ON, *overrides, objective="dmd"))
-    trainer_of(plugins, tiny("model.student_steps=4", *overrides, objective="dmd"))
+        trainer_of(plugins, tiny("model.student_steps=4", ON, override, objective="decoupled_dmd"))
+    trainer_of(plugins, tiny("model.student_steps=4", override, objective="decoupled_dmd"))
