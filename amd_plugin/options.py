@@ -197,13 +197,13 @@ def _keywords(signature: inspect.Signature) -> tuple[set[str], bool]:
     return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def checked(model: type[Model], given: Mapping[str, Any], where: Callable[[str], str]) -> Model:
+def checked(model: type[Model], given: Mapping[str, Any], display_name: Callable[[str], str]) -> Model:
     """An instance of `model` from a user's values: lists count as tuples; numbers, text and booleans are not converted.
 
     Args:
         model: model with the declarations.
         given: values by option.
-        where: function of an option's path to its name in messages, e.g. ``"--amd.strength"``.
+        display_name: function of an option's path to its name in messages, e.g. ``"--amd.strength"``.
 
     Raises:
         InputError: with a line for every option that is missing, unknown or wrong.
@@ -212,7 +212,7 @@ def checked(model: type[Model], given: Mapping[str, Any], where: Callable[[str],
         return model.model_validate_json(json.dumps(without_removed(model, given), default=repr), strict=True)
     except ValidationError as error:
         problems = problems_of(error, model, given)
-        lines = [f"{where('.'.join(map(str, place)))}: {message}" for place, message in problems.items()]
+        lines = [f"{display_name('.'.join(map(str, place)))}: {message}" for place, message in problems.items()]
         raise InputError("\n".join(lines)) from error
 
 

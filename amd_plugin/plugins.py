@@ -196,15 +196,15 @@ class PluginManager(pluggy.PluginManager):
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                self._fail(name, error, where=f"in {hook}: ")
+                self._fail(name, error, context=f"in {hook}: ")
                 return None
 
         return guarded
 
-    def _fail(self, name: str, error: BaseException, where: str = "") -> None:
+    def _fail(self, name: str, error: BaseException, context: str = "") -> None:
         status = self.statuses[name]
         status.status, status.error = "failed", error
-        status.cause = f"{where}{type(error).__name__}: {error}"
+        status.cause = f"{context}{type(error).__name__}: {error}"
         log.warning("plugin %s is set aside: %s", name, status.cause)
 
     def _catalogue(self) -> dict[str, dict[str, Callable[..., Any]]]:

@@ -76,12 +76,12 @@ def test_wrong_hook_arguments_are_isolated(plugins):
 
 
 def test_an_exception_in_a_hook_is_isolated(plugins):
-    seen = []
-    plugins.register(plugin(distill_on_step=lambda step: seen.append(step)), "watcher")
+    steps = []
+    plugins.register(plugin(distill_on_step=lambda step: steps.append(step)), "watcher")
     plugins.register(plugin(distill_on_step=lambda step: 1 / 0), "breaks")
     for step in (1, 2):
         plugins.hook.distill_on_step(step=step, metrics={})
-    assert seen == [1, 2]
+    assert steps == [1, 2]
     assert plugins.statuses["breaks"].status == "failed"
     assert "distill_on_step: ZeroDivisionError" in plugins.statuses["breaks"].cause
 
@@ -142,15 +142,15 @@ def test_allow_and_deny_lists(monkeypatch):
 
 
 def test_registering_twice_is_the_callers_mistake(plugins):
-    mine = plugin()
-    plugins.register(mine, "mine")
+    registered = plugin()
+    plugins.register(registered, "mine")
     with pytest.raises(ValueError, match="already"):
-        plugins.register(mine, "mine")
+        plugins.register(registered, "mine")
     assert plugins.statuses["mine"].status == "active"
 
 
 @pytest.mark.parametrize(
-    ("hooks", "said"),
+    ("hooks", "message"),
     [
         ({"distill_objectives": lambda: {"x": 3}}, "must map names to callables"),
         ({"distill_objectives": lambda: {1: DMDObjective}}, "must map names to callables"),
@@ -158,10 +158,10 @@ def test_registering_twice_is_the_callers_mistake(plugins):
         ({"distill_objectives": lambda: exit(0)}, "SystemExit"),
     ],
 )
-def test_answers_that_make_no_sense_are_the_plugins_failure(plugins, hooks, said):
+def test_answers_that_make_no_sense_are_the_plugins_failure(plugins, hooks, message):
     plugins.register(plugin(**hooks), "odd")
     assert "amd" in plugins.objectives() and "classifier" in plugins.rewards()
-    assert plugins.statuses["odd"].status == "failed" and said in plugins.statuses["odd"].cause
+    assert plugins.statuses["odd"].status == "failed" and message in plugins.statuses["odd"].cause
     assert plugins.make_objective("dmd").guidance_scale == 1.0
 
 

@@ -159,7 +159,7 @@ def test_weights_are_logged_as_they_were_applied():
             assert sum(part[name] for part in parts).item() / 4 == pytest.approx(whole[name].item(), abs=1e-6)
 
 
-def heard(objective, reward, groups=None):
+def student_metrics(objective, reward, groups=None):
     """The metrics of a student turn after `reward`."""
     a = objective.advantage(reward, torch.arange(8) // 4 if groups is None else groups)
     return objective.student_loss(signals(a)).metrics
@@ -169,22 +169,22 @@ def test_equal_rewards_and_small_differences_are_told_apart():
     objective = AMDObjective()
     objective.reward_unit = 2.0
     small = torch.tensor([0.0, 0.1, 0.2, 0.3, 1.0, 1.0, 1.0, 1.0])
-    metrics = heard(objective, small)
+    metrics = student_metrics(objective, small)
     assert metrics["zero_spread_share"] == 0.5 and metrics["quiet_share"] == 1
-    metrics = heard(objective, small + torch.tensor([-9.0, 0, 0, 0, 0, 0, 0, 0]))
+    metrics = student_metrics(objective, small + torch.tensor([-9.0, 0, 0, 0, 0, 0, 0, 0]))
     assert metrics["zero_spread_share"] == 0.5 and metrics["quiet_share"] == 0.5
 
 
 @pytest.mark.parametrize(
-    ("options", "unit", "said"), [({"tolerance": 2.0}, 0.0, "2 spreads"), ({}, 100.0, "objective.unit (100)")]
+    ("options", "unit", "message"), [({"tolerance": 2.0}, 0.0, "2 spreads"), ({}, 100.0, "objective.unit (100)")]
 )
-def test_a_tolerance_that_hears_nothing_is_told_once(options, unit, said, caplog):
+def test_a_tolerance_above_all_differences_is_warned_about_once(options, unit, message, caplog):
     objective, draws = AMDObjective(**options), torch.Generator().manual_seed(0)
     objective.reward_unit = unit
     with caplog.at_level(logging.WARNING):
         for _ in range(120):
             objective.advantage(torch.randn(8, generator=draws), torch.arange(8) // 4)
-    assert len(caplog.records) == 1 and said in caplog.text
+    assert len(caplog.records) == 1 and message in caplog.text
     caplog.clear()
     some_equal = AMDObjective(**options)
     some_equal.reward_unit = unit
@@ -351,7 +351,7 @@ def test_every_need_is_offered_by_every_adapter_or_declared_by_an_option():
 
 def test_the_unit_of_rewards_is_followed_where_it_helps():
     auto = AMDObjective(1.25)
-    assert auto.unit == 0 and auto.sharpening_sigma == (0.0, 0.5), "nobody said anything"
+    assert auto.unit == 0 and auto.sharpening_sigma == (0.0, 0.5), "nothing was set"
     auto.reward_unit = 2.0
     assert auto.unit == 2.0 and auto.sharpening_sigma is None
     assert torch.equal(auto.sharpening_weights(A, torch.linspace(0, 1, 8)), auto.sharpening_weights(A))

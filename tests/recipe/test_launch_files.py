@@ -21,9 +21,9 @@ def test_scripts_are_shell_and_their_flags_exist(script, cli):
     subprocess.run(["bash", "-n", script], check=True)
     text = "\n".join(line for line in script.read_text().splitlines() if not line.lstrip().startswith("#"))
     command = text[text.index("-m amd_plugin.cli train") :]
-    _, known = cli("train", "--help")
+    _, help_text = cli("train", "--help")
     for flag in re.findall(r"--[a-z-]+", command):
-        assert flag in known
+        assert flag in help_text
     if "torchrun" in text:
         from torch.distributed.run import get_args_parser
 
@@ -36,12 +36,12 @@ def test_accelerate_takes_its_config():
     from accelerate.commands.launch import launch_command_parser
 
     file = LAUNCH / "accelerate.yaml"
-    found = load_config_from_file(str(file))
-    assert found.num_processes == 64 and found.num_machines == 8 and str(found.distributed_type).endswith("MULTI_GPU")
-    assert not getattr(found, "deepspeed_config", None)
+    loaded = load_config_from_file(str(file))
+    assert loaded.num_processes == 64 and loaded.num_machines == 8 and str(loaded.distributed_type).endswith("MULTI_GPU")
+    assert not getattr(loaded, "deepspeed_config", None)
     settings = yaml.safe_load(file.read_text())
-    known = {action.dest for action in launch_command_parser()._actions} | set(vars(found))
-    assert set(settings) <= known | {"compute_environment", "distributed_type"}
+    keys = {action.dest for action in launch_command_parser()._actions} | set(vars(loaded))
+    assert set(settings) <= keys | {"compute_environment", "distributed_type"}
 
 
 @pytest.mark.parametrize("name", ["teacher", "trained"])

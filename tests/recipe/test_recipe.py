@@ -1,4 +1,4 @@
-"""Recipes: what is right passes, what is wrong is said with its place, all at once."""
+"""Recipes: valid ones pass, and problems are reported with their places, all at once."""
 
 import functools
 import re
@@ -45,29 +45,29 @@ def test_shipped_recipes_are_valid_and_reproduce_themselves(name, plugins, tmp_p
 
 
 def test_all_problems_at_once_with_their_lines(problems):
-    found = problems(
+    messages = problems(
         ("  group_size: 8", "  gruop_size: 8"), ("  network: mlp", "  network: cnn"), ("  fake_updates: 3", "  fake_updates: three"),
     )  # fmt: skip
-    assert len(found) == 3
+    assert len(messages) == 3
     lines = GOOD.splitlines()
     at = lines.index("  group_size: 8") + 1
-    assert f"my.yaml:{at}:3: train.gruop_size: unknown key. Did you mean 'group_size'?" in found
-    assert any(re.match(r"my.yaml:\d+:3: model.network: .*'mlp', 'dit', 'sdxl' or 'wan', got 'cnn'", line) for line in found)
-    assert any("train.fake_updates" in line and "got 'three'" in line for line in found)
+    assert f"my.yaml:{at}:3: train.gruop_size: unknown key. Did you mean 'group_size'?" in messages
+    assert any(re.match(r"my.yaml:\d+:3: model.network: .*'mlp', 'dit', 'sdxl' or 'wan', got 'cnn'", line) for line in messages)
+    assert any("train.fake_updates" in line and "got 'three'" in line for line in messages)
 
 
 def test_structure_options_and_names_are_checked_together(problems):
-    found = problems(
+    messages = problems(
         ("  fake_updates: 3", "  foo: 1\n  fake_updates: 3"), ("  name: amd", "  name: amd\n  strenght: 0.5"),
         ("  label_noise: 0.2", "  lable_noise: 0.2"), ("  - name: classifier", "  - name: clasifier"),
     )  # fmt: skip
     for part in ("train.foo", "objective.strenght", "data.lable_noise", "rewards.0.name"):
-        assert any(part in line for line in found), part
-    assert len(found) == 4
+        assert any(part in line for line in messages), part
+    assert len(messages) == 4
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("  max_steps: 400", "  max_steps: 400\n  max_steps: 500", "stands twice"),
         ("  group_size: 8", "  group_size: 7", "must divide train.batch_size 192, got 7"),
@@ -104,15 +104,15 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  name: amd", "  name: amd\n  strength: 1.5", "objective.strength: must be less than 1"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(problems, old, new, said):
-    found = problems((old, new))
-    assert len(found) == 1, found
-    assert said in found[0]
-    assert re.match(r"my\.yaml:\d+:\d+: ", found[0]), found[0]
+def test_what_is_wrong_is_said(problems, old, new, message):
+    messages = problems((old, new))
+    assert len(messages) == 1, messages
+    assert message in messages[0]
+    assert re.match(r"my\.yaml:\d+:\d+: ", messages[0]), messages[0]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "an empty file"),
         ("# only a comment\n", "an empty file"),
@@ -121,8 +121,8 @@ def test_what_is_wrong_is_said(problems, old, new, said):
         (b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_files_that_are_no_recipes(problems, text, said):
-    assert said in problems(text=text)[0]
+def test_files_that_are_no_recipes(problems, text, message):
+    assert message in problems(text=text)[0]
 
 
 def test_yaml_12_scalars(plugins, tmp_path):
