@@ -164,8 +164,8 @@ class AMDObjective(DMDObjective):
         if signals.advantage is None:
             return {}
         a = signals.advantage.detach().float()
-        sharpening, sharpening_kind: sharpening lambda, and the form of its weights.
-        static: whether every sample gets the batch's mean weights.
+        batch_advantage = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
+        ratio, divergence = implied_tilt(batch_advantage, self.schedule_factor * self.sharpening, self.sharpening_kind)
         metrics = {
             "clip_share": clip_share(batch_advantage),
             "advantage_std": batch_advantage.std(correction=0),
