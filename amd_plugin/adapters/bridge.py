@@ -51,8 +51,8 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers
     for option in refused & options.keys():
         if option == "guidance_scale":
             raise InputError("amd.guidance_scale: is set in the host's own configuration. Leave it out here")
-        what = f"amd.{option}: needs {IN_WORDS[needs[option] or '']}, which this host does not offer"
-        raise InputError(f"{what}. Leave it out; the host's own configuration may have the like")
+        message = f"amd.{option}: needs {IN_WORDS[needs[option] or '']}, which this host does not offer"
+        raise InputError(f"{message}. Leave it out; the host's own configuration may have an equivalent")
     model = preset("AMDOptions", AMDOptions, without=refused)
     given = checked(model, options, lambda option: f"amd.{option}")
     try:
