@@ -41,6 +41,10 @@ class ObjectiveConfig(Choice):
     name: str = Field(description="name of an objective of any installed plugin: dmd, decoupled_dmd, amd, ...")
 
 
+# Parameters of a reward's factory that the host fills in.
+REWARD_CONTEXT = ("task", "plugins")
+
+
 class RewardConfig(Choice):
     """One reward, with its options.
 

@@ -40,7 +40,7 @@ class Renamed:
 
 
 def objective_problem(objective: Any) -> str:
-    """Why `objective` is no `Objective`, as the end of a sentence about it; empty if it is one."""
+    """Why `objective` is not an `Objective`, as the end of a sentence about it; empty if it is one."""
     classes = [kind for kind in type(objective).__mro__ if not kind.__module__.startswith(("amd_plugin.", "builtins"))]
     names = {*getattr(objective, "__dict__", {}), *(name for kind in classes for name in vars(kind))}
     if old := [f"{name}, which is now {new}" for name, new in BEFORE_0_1.items() if name in names]:
@@ -49,14 +49,14 @@ def objective_problem(objective: Any) -> str:
     if absent:
         return f"without {', '.join(absent)}"
     if not isinstance(objective.needs, Needs):
-        return f"whose needs are a {type(objective.needs).__name__} and no amd_plugin.hookspecs.Needs"
+        return f"whose needs is a {type(objective.needs).__name__} and not an amd_plugin.hookspecs.Needs"
     for name, need in _NEEDS_BEFORE_0_1.items():
         if name in names and getattr(objective, name) and need not in objective.needs.missing(()):
-            return f"with {name}, of which a host reads needs.{need} only"
+            return f"with {name}, instead of which a host reads needs.{need}"
     for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
         try:
             inspect.signature(getattr(objective, method)).bind(*arguments)
-        except TypeError:
+        except (TypeError, ValueError):
             return f"whose {method} does not take ({', '.join(arguments)})"
     return ""
 

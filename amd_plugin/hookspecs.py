@@ -164,12 +164,12 @@ class SigmaSampler(Protocol):
     """A change of the noise levels at which a turn compares or trains its networks."""
 
     def __call__(self, sigma: Tensor, *, role: str, advantage: Tensor | None, step: int, generator: Generator) -> Tensor:
-        """New noise levels [B], as fractions in (0, 1) of the schedule.
+        """New noise levels [B], as fractions in [0, 1] of the schedule.
 
         Args:
             sigma: noise levels [B] of the batch of all ranks: the host's draw, or the result of an earlier sampler.
             role: ``student`` (matching), ``guide`` (guidance at its own level), ``fake_score``, or ``discriminator``.
-            advantage: advantages [B] of the batch of all ranks; None if the objective uses no reward.
+            advantage: advantages [B] of the batch of all ranks; None for role ``discriminator`` and without rewards.
             step: number of student updates so far.
             generator: the only source of randomness to use; the same on every rank.
         """

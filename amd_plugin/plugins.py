@@ -154,11 +154,12 @@ class PluginManager(pluggy.PluginManager):
         factory = self.objective_factory(name)
         try:
             objective: Objective = self.hook.distill_make_objective(name=name, factory=factory, options=dict(options or {}))
+            problem = objective_problem(objective)
         except AmdPluginError:
             raise
         except Exception as error:
             raise InputError(f"objective '{name}' could not be built: {type(error).__name__}: {error}") from error
-        if problem := objective_problem(objective):
+        if problem:
             kind = type(objective).__name__
             raise InputError(f"objective '{name}' is a {kind} {problem}: not an Objective (amd_plugin.hookspecs)")
         return objective

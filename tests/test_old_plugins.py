@@ -112,7 +112,7 @@ def test_an_objective_of_the_docs(plugins):
 
     register(plugins, distill_objectives=lambda: {"half_guidance": HalfGuidance})
     overrides = ["objective.guidance_scale=3.0", "objective.guide_weight=1.0"]
-    objective = recipe.load("modes2d", plugins, overrides, objective="half_guidance").new_objective()
+    objective = recipe.load("modes2d", plugins, overrides, objective="half_guidance").objective
     signals = Signals(*torch.randn(4, 4, 3).unbind())
     assert torch.equal(objective.student_loss(signals).loss, DMDObjective(3.0).student_loss(signals).loss)
 
@@ -127,7 +127,7 @@ def test_an_objective_of_the_docs(plugins):
         ({"memory_share": 0.25, "memory_size": 8}, "memory_share, which is now needs.replay"),
         ({"per_rung": True}, "per_rung, which is now the argument rung of advantage"),
         ({"strength_scale": 0.5}, "strength_scale, which is now schedule_factor"),
-        ({"sharpening_sigma": (0.0, 0.5)}, "sharpening_sigma, of which a host reads needs.fake_score_noise_level only"),
+        ({"sharpening_sigma": (0.0, 0.5)}, "sharpening_sigma, instead of which a host reads needs.fake_score_noise_level"),
         ({"advantage": lambda self, reward, groups: reward}, r"whose advantage does not take \(reward, groups, rung\)"),
         ({"sharpening_weights": lambda self, advantage: advantage}, "whose sharpening_weights does not take"),
     ],
@@ -160,7 +160,7 @@ def test_a_range_that_is_no_need_is_refused(plugins):
         "advantage": lambda self, reward, groups, rung=0: reward,
         "sharpening_weights": lambda self, advantage, sigma=None: advantage,
     }
-    for given, problem in (((0.1, 0.9), "needs.guidance_range only"), (None, None)):
+    for given, problem in (((0.1, 0.9), "instead of which a host reads needs.guidance_range"), (None, None)):
         factory = old_contract(**attributes, **methods, needs=amd_plugin.hookspecs.Needs(), guidance_sigma=given)
         manager = register(amd_plugin.get_plugin_manager(), distill_objectives=lambda factory=factory: {"mine": factory})
         if problem is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from amd_plugin.config import RewardConfig
 from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError, OptionError, RunError
-from amd_plugin.hookspecs import IN_WORDS, Objective
+from amd_plugin.hookspecs import Objective
 from amd_plugin.objectives.amd import AMDObjective
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import checked, metadata, preset
@@ -46,19 +46,19 @@ def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers
     Raises:
         InputError: for an option that is unknown, out of range, set by the host, or in need of what the host does not offer.
     """
-    needs = {name: metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
-    refused = {"guidance_scale", *(name for name, need in needs.items() if need is not None and need not in offers)}
-    for option in refused & options.keys():
-        if option == "guidance_scale":
-            raise InputError("amd.guidance_scale: is set in the host's own configuration. Leave it out here")
-        message = f"amd.{option}: needs {IN_WORDS[needs[option] or '']}, which this host does not offer"
-        raise InputError(f"{message}. Leave it out; the host's own configuration may have an equivalent")
-    model = preset("AMDOptions", AMDOptions, without=refused)
+    if "guidance_scale" in options:
+        raise InputError("amd.guidance_scale: is set in the host's own configuration. Leave it out here")
+    model = preset("AMDOptions", AMDOptions, without=("guidance_scale",))
     given = checked(model, options, lambda option: f"amd.{option}")
     try:
-        return AMDObjective(guidance_scale, **{option: getattr(given, option) for option in given.model_fields_set})
+        objective = AMDObjective(guidance_scale, **{option: getattr(given, option) for option in given.model_fields_set})
     except OptionError as error:
         raise InputError(f"amd.{error}") from error
+    for need, meaning in objective.needs.missing(offers).items():
+        asking = [option for option in options if metadata(AMDOptions.model_fields[option]).get("needs") == need]
+        message = f"amd.{asking[0] if asking else need}: needs {meaning}, which this host does not offer"
+        raise InputError(f"{message}. Leave it out; the host's own configuration may have an equivalent")
+    return objective
 
 
 def require_fit(objective: Objective, guidance_scale: float, offers: Collection[str] = OFFERS) -> None:

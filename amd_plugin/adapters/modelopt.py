@@ -125,6 +125,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         **host: Any,
     ):
         scale = 1.0 if config.guidance_scale is None else config.guidance_scale
+        for name in {"strength", "sharpening"} & (amd or {}).keys():
+            raise InputError(f"amd.{name}: is an argument of AMDPipeline. Pass {name}=... instead")
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
         in_place = objective is not None
         if objective is None:

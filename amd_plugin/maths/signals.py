@@ -55,6 +55,11 @@ class Signals(NamedTuple):
     groups: Tensor | None = None
     batch_advantage: Tensor | None = None
 
+    @property
+    def joined(self) -> Tensor | None:
+        """The name of `batch_advantage` before version 0.1.0."""
+        return self.batch_advantage
+
     def augmentation(self) -> Tensor:
         """The CFG augmentation d_ca = cond - uncond [B, ...], 0 where no unconditional prediction is given."""
         cond, uncond = self.real_cond, self.real_uncond

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from amd_plugin.errors import OptionError
-from amd_plugin.options import Strict, option, preset
+from amd_plugin.options import Removed, Strict, option, preset
 
 NonNegative = Annotated[float, Field(ge=0)]
 Window = Annotated[tuple[float, float], Field(strict=False)]
@@ -55,6 +55,10 @@ class DMDOptions(Strict):
 
 
 PlainDMDOptions = preset("PlainDMDOptions", DMDOptions, without=_DECOUPLED)
+PlainDMDOptions.REMOVED = {
+    "guidance_sigma": Removed(None, "use objective decoupled_dmd"),
+    "match_sigma": Removed(None, "use objective decoupled_dmd, or train.sigma"),
+}
 DMD2Options = preset("DMD2Options", PlainDMDOptions, gan_weight=5e-3)
 DecoupledDMDOptions = preset(
     "DecoupledDMDOptions", DMDOptions, without=("guidance_window", "gan_weight", "gan_r1", "gan_r1_sigma"),

@@ -52,7 +52,7 @@ def check_relations(
     objective = _make_objective(config, plugins, options, source)
     if objective is None:
         return None
-    _check_noise_levels(options, source)
+    _check_noise_levels(options, objective.needs, source)
     _check_rewards(config, objective, source)
     _check_discriminator(config, objective.needs, task, source)
     return task, objective
@@ -167,13 +167,14 @@ def _make_objective(
     return None
 
 
-def _check_noise_levels(options: dict[str, Any], source: Source) -> None:
+def _check_noise_levels(options: dict[str, Any], needs: Needs, source: Source) -> None:
     """Checks that windows of noise levels are fractions of the schedule, as in the reference host."""
-    for option in ("match_sigma", "guidance_sigma", "guidance_window", "sharpening_sigma"):
-        window = options.get(option)
+    windows = {option: options.get(option) for option in ("guidance_window", "sharpening_sigma")}
+    windows |= {"match_sigma": needs.match_range, "guidance_sigma": needs.guidance_range}
+    for option, window in windows.items():
         if isinstance(window, tuple | list) and not 0 <= window[0] < window[1] <= 1:
             message = f"must be fractions of the schedule, [low, high] with 0 <= low < high <= 1, got {list(window)}"
-            source.problem(("objective", option), message)
+            source.problem(("objective", option) if option in options else ("objective", "name"), message)
 
 
 def _check_rewards(config: RecipeConfig, objective: Objective, source: Source) -> None:
@@ -191,8 +192,9 @@ def _check_discriminator(config: RecipeConfig, needs: Needs, task: Task, source:
     """Checks the recipe against the needs of an adversarial branch, and of a rollout from real samples."""
     name, train, adversarial = config.objective.name, config.train, needs.discriminator is not None
     if adversarial and config.distributed.trained != "none":
-        message = f"objective '{name}' looks into the fake score, which no engine lets it; set distributed.trained to none"
-        source.problem(("distributed", "trained"), f"{message}, got '{config.distributed.trained}'")
+        message = f"objective '{name}' reads the fake score's features, which a DeepSpeed engine does not expose"
+        got = f"got '{config.distributed.trained}'"
+        source.problem(("distributed", "trained"), f"{message}; set distributed.trained to none, {got}")
     if (adversarial or train.rollout == "data") and train.real == "data" and not task.has_samples:
         owner = f"objective '{name}'" if adversarial else "rollout 'data'"
         message = f"{owner} needs real samples; name data.image_column, or take the teacher's own with 'teacher'"

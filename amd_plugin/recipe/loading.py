@@ -5,8 +5,7 @@ Recipes hold names, never import paths. `amd_plugin.recipe.yaml_source` reads th
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
+from amd_plugin.config import REWARD_CONTEXT, DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.hookspecs import Objective
-from amd_plugin.options import Place, accepted, declared, options_model
+from amd_plugin.options import Place, Removed, accepted, declared, options_model
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.checks import check_relations
 from amd_plugin.recipe.yaml_source import Source
@@ -37,8 +36,9 @@ class Recipe:
         config: resolved configuration, with all defaults.
         objective_options: options of the chosen objective, defaults included.
         task: task of the section ``data``; checks and run use the same object.
-        objective: objective built for validation; a run uses a copy, see `new_objective`.
+        objective: objective that validation built, see `take_objective`.
         unused_options: names of options of other objectives, which the chosen one does not take.
+        removed_options: options that the chosen objective took once.
     """
 
     name: str
@@ -47,10 +47,25 @@ class Recipe:
     task: Task
     objective: Objective
     unused_options: list[str] = field(default_factory=list)
+    removed_options: Mapping[str, Removed] = field(default_factory=dict)
+    _in_use: bool = field(default=False, repr=False, compare=False)
 
-    def new_objective(self) -> Objective:
-        """A fresh copy of the objective that validation built."""
-        return copy.deepcopy(self.objective)
+    def take_objective(self, plugins: PluginManager) -> Objective:
+        """The objective of a run: the one that validation built, and a new one for every further run of this recipe."""
+        if not self._in_use:
+            self._in_use = True
+            return self.objective
+        return plugins.make_objective(self.config.objective.name, self.objective_options)
+
+    def differs(self, saved: Any, differences: Callable[[Any, Any], list[str]]) -> list[str]:
+        """`differences` of a saved recipe to this one. Removed options with the value that is always used now make none."""
+        plain = [dict(values) if isinstance(values, Mapping) else values for values in (saved, self.as_dict())]
+        for values in plain:
+            if isinstance(values, dict) and isinstance(section := values.get("objective"), Mapping):
+                gone = {key for key, value in section.items() if key in self.removed_options
+                        and value == self.removed_options[key].always}  # fmt: skip
+                values["objective"] = {key: value for key, value in section.items() if key not in gone}
+        return differences(*plain)
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved configuration in plain Python values."""
@@ -117,7 +132,8 @@ def load(
     built = check_relations(config, plugins, options, source)
     source.stop_on_problems()
     assert built is not None  # noqa: S101 (None comes with problems only)
-    return Recipe(path.stem, config, options, *built, unused)
+    removed = _removed(plugins.objective_factory(config.objective.name))
+    return Recipe(path.stem, config, options, *built, unused, removed)
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:
@@ -179,7 +195,7 @@ def _rewards(sections: Sequence[RewardConfig], place: Place, plugins: PluginMana
 
 def _reward_options(section: RewardConfig, place: Place, plugins: PluginManager, source: Source) -> BaseModel | None:
     try:
-        model = options_model(plugins.reward_factory(section.name), ignore=("task", "plugins"))
+        model = options_model(plugins.reward_factory(section.name), ignore=REWARD_CONTEXT)
     except InputError as error:
         source.problem((*place, "name"), str(error))
         return None
@@ -203,7 +219,7 @@ def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source:
     return source.validate(model, given, ("objective",), also_known=others), unused
 
 
-def _removed(factory: Callable[..., Any]) -> Collection[str]:
-    """Names of the removed options of `factory`."""
+def _removed(factory: Callable[..., Any]) -> Mapping[str, Removed]:
+    """The removed options of `factory`, by name."""
     model = declared(factory)
-    return () if model is None else model.REMOVED.keys()
+    return {} if model is None else model.REMOVED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from amd_plugin.config import DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
+from amd_plugin.config import REWARD_CONTEXT, DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager
@@ -19,7 +19,7 @@ def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
     schema = RecipeConfig.model_json_schema()
     sections = schema["$defs"]
     _name_options(schema, sections[DataConfig.__name__], "task", TASKS)
-    _name_options(schema, sections[RewardConfig.__name__], "name", plugins.rewards(), ignore=("task",))
+    _name_options(schema, sections[RewardConfig.__name__], "name", plugins.rewards(), ignore=REWARD_CONTEXT)
     # An objective's section may hold options of other objectives, for `--objective NAME`.
     _name_options(schema, sections[ObjectiveConfig.__name__], "name", plugins.objectives(), shared=True)
     return schema

@@ -204,3 +204,7 @@ def test_the_bridge_keeps_its_old_names():
     old = Steering(AMDObjective(), lambda media, prompts: media[:, 0])
     old.begin(0, 1)
     assert old.active and not old.moves and old.sensed == {}
+
+
+def test_the_papers_form_needs_nothing_that_adapters_lack():
+    assert adaptive_objective(2.0, AMDOptions.paper()).side == "both"

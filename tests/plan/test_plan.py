@@ -26,7 +26,7 @@ PARAMETERS = {
     "wan21_1_3b": (1_418_996_800, {"text_encoder": 5_680_910_336}, 126_892_531),
     "wan21_14b": (14_288_491_584, {"text_encoder": 5_680_910_336}, 126_892_531),
 }
-# By hand no tables of the fake score are counted; `tests/models/test_rungs.py` counts those.
+# By hand no tables of the fake score are counted; `tests/models/test_step_conditioning.py` counts those.
 UNTOLD = "model.rung_conditioning=false"
 FULL = ("model.roles=separate", "distributed.trained=zero3", UNTOLD)
 SMALL = ("train.trackers=[]", "train.batch_size=16", "train.group_size=4")

@@ -1,7 +1,9 @@
 """Recipes: valid ones pass, and problems are reported with their places, all at once."""
 
+import dataclasses
 import functools
 import re
+import threading
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from accelerate import Accelerator
 from amd_plugin import recipe
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
+from amd_plugin.host.running.run_folder import differences
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.objectives.dmd import DMDObjective
 from amd_plugin.tasks.modes2d import Modes2D
@@ -193,3 +196,69 @@ def test_the_task_that_was_checked_is_the_task_that_trains(tiny, plugins, monkey
     loaded = tiny("data.classes=4", objective="dmd")
     trainer = Trainer(loaded, plugins, Accelerator(cpu=True))
     assert built == [loaded.task] and trainer.task is loaded.task
+
+
+def test_the_objective_that_validation_built_is_the_one_that_trains(plugins):
+    """A plugin may keep what it made, and wrap in ways that no copy survives."""
+    built = []
+
+    class Wrapper:
+        def __init__(self, inner):
+            self.inner, self.lock = inner, threading.Lock()
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    class Plugin:
+        @hookimpl
+        def distill_make_objective(self, name, factory, options):
+            built.append(Wrapper(factory(**options)))
+            return built[-1]
+
+    plugins.register(Plugin())
+    loaded = recipe.load("modes2d", plugins)
+    assert [loaded.objective] == built and loaded.take_objective(plugins) is built[0]
+    assert loaded.take_objective(plugins) is built[1], "a further run of the same recipe shares no state with the first"
+
+
+def test_needs_with_a_typo_are_a_message_and_no_traceback(plugins):
+    class Mine(DMDObjective):
+        @property
+        def needs(self):
+            return dataclasses.replace(super().needs, rewards=True)
+
+    class Plugin:
+        @hookimpl
+        def distill_objectives(self):
+            return {"mine": Mine}
+
+    plugins.register(Plugin())
+    with pytest.raises(InputError, match="rewards"):
+        recipe.load("modes2d", plugins, objective="mine")
+
+
+@pytest.mark.parametrize("objective", ["dmd", "dmd2"])
+def test_decoupled_noise_levels_of_plain_objectives_say_what_to_use(plugins, objective):
+    with pytest.raises(InputError, match=r"objective\.guidance_sigma: was removed: use objective decoupled_dmd"):
+        recipe.load("modes2d", plugins, ["objective.guidance_sigma=[0.1, 0.9]"], objective)
+    recipe.load("modes2d", plugins, ["objective.guidance_sigma=null"], objective)
+
+
+def test_ranges_of_a_third_partys_needs_are_fractions(plugins):
+    class Plugin:
+        @hookimpl
+        def distill_objectives(self):
+            return {"far": lambda: DMDObjective(match_sigma=(0.5, 1.5))}
+
+    plugins.register(Plugin())
+    with pytest.raises(InputError, match="must be fractions of the schedule"):
+        recipe.load("modes2d", plugins, ["objective={name: far}"])
+
+
+def test_a_saved_recipe_with_removed_options_is_the_same_recipe(plugins):
+    loaded = recipe.load("modes2d", plugins)
+    saved = loaded.as_dict()
+    saved["objective"] |= {"baseline": "group", "limit": 1.0, "zone": -0.5, "squash": "clip", "coherence_gate": False}
+    assert not loaded.differs(saved, differences)
+    saved["objective"]["limit"] = 0.5
+    assert loaded.differs(saved, differences) == ["objective.limit: 0.5 -> None"]

@@ -41,6 +41,11 @@ def test_typos_in_options_are_found_by_an_editor(plugins, old, new, word):
     assert any(word in message for message in problems(recipe_schema(plugins), text.replace(old, new, 1)))
 
 
+def test_every_reward_has_its_options_in_the_schema(plugins):
+    rewards = recipe_schema(plugins)["$defs"]["RewardConfig"]
+    assert [case["if"]["properties"]["name"]["const"] for case in rewards["allOf"]] == list(plugins.rewards())
+
+
 def test_every_option_is_described_in_the_schema_and_the_help(plugins):
     objective = recipe_schema(plugins)["$defs"]["ObjectiveConfig"]
     amd = next(case["then"]["properties"] for case in objective["allOf"] if case["if"]["properties"]["name"]["const"] == "amd")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.directions import Direction, badness
 
@@ -80,7 +81,8 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Writes `compare.json` to `folder`."""
-        (folder / FILE).write_text(self.as_json())
+        with replaced_file(folder / FILE) as draft:
+            draft.write_text(self.as_json())
 
     def as_json(self) -> str:
         """The text of `compare.json`."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 import amd_plugin
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.plugins import PluginManager
@@ -83,7 +85,7 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
     config = output / "config.yaml"
     if config.is_file():
-        changed = differences(_saved(config), recipe.as_dict())
+        changed = recipe.differs(_saved(config), differences)
         if changed:
             raise InputError(
                 f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
@@ -143,7 +145,8 @@ def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content`, indented, for people and programs to read."""
-    path.write_text(json.dumps(content, indent=1))
+    with replaced_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=1))
 
 
 def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
@@ -155,7 +158,7 @@ def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
     evaluation = output / "evaluation.json"
     if not evaluation.is_file():
         return None
-    changed = differences(_saved(output / "config.yaml"), recipe.as_dict(), NO_RESULT_DEPENDS_ON)
+    changed = recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
     if changed:
         message = "holds a run with other settings. Choose another folder, or undo:"
         raise InputError(f"{output}: {message}\n  " + "\n  ".join(changed))

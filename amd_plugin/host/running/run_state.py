@@ -76,7 +76,7 @@ def restore(trainer: Trainer, path: Path) -> tuple[dict[str, float], Evaluations
         InputError: for a checkpoint that cannot be read or does not fit the recipe.
     """
     tensors, state = checkpoint.load(path, lazy=trainer.has_shares)
-    changed = differences(state["recipe"], trainer.recipe.as_dict())
+    changed = trainer.recipe.differs(state["recipe"], differences)
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
     if state["step"] > trainer.train.max_steps:

@@ -67,7 +67,7 @@ class FailurePolicy:
         kind = (name, cause.partition(":")[0])
         if kind not in self._warned:
             self._warned.add(kind)
-            log.warning("reward '%s': %s: %s; said once", name, cause, affected)
+            log.warning("reward '%s': %s: %s; logged once", name, cause, affected)
 
     def state_dict(self) -> dict[str, list[float]]:
         """JSON-able: the shares of failed samples in the last batches, by reward."""

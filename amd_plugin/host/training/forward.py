@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amd_plugin.hookspecs import Needs
+from amd_plugin.hookspecs import Objective
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.roles import Roles
@@ -28,7 +28,7 @@ class Forward:
         roles: the student, fake score and teacher.
         backbone: the model that provides conditions.
         task: the task that provides prompts.
-        needs: the objective's needs, which select the predictions of `signals`.
+        objective: the objective whose needs select the predictions of `signals`.
         caller: the network calls in each network's precision.
         schedule: the noise schedule at which networks are compared.
         ladder: the denoising steps that are trained and exported.
@@ -39,7 +39,7 @@ class Forward:
     roles: Roles
     backbone: Backbone
     task: Task
-    needs: Needs
+    objective: Objective
     caller: Caller
     schedule: NoiseSchedule
     ladder: Ladder
@@ -83,7 +83,7 @@ class Forward:
             sigma: the noise levels [B], as fractions of the schedule.
             advantage: the advantages [B]; None for an objective without rewards.
         """
-        labels, needs = batch.labels[rows], self.needs
+        labels, needs = batch.labels[rows], self.objective.needs
         condition = self.condition(labels)
         with torch.no_grad():
             x_t, timestep = self.renoise(x0, batch.normal("noise")[rows], sigma[rows])

@@ -28,7 +28,7 @@ from amd_plugin.tasks import Task
 
 log = logging.getLogger(__name__)
 
-OFFERS = EVERYTHING  # the reference host gives an objective all that the contract knows of
+OFFERS = EVERYTHING  # the reference host offers every field of the contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     config, train = recipe.config, recipe.config.train
     _check_batch_size(recipe, accelerator)
     task = recipe.task
-    objective = recipe.new_objective()
+    objective = recipe.take_objective(plugins)
     refuse_what_is_missing(objective, OFFERS)
     needs = objective.needs
     if train.group_size < needs.recommended_group_size:
@@ -90,7 +90,7 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     noise_levels = _noise_levels(recipe, plugins, needs, schedule, ladder)
     roles = build_roles(recipe, backbone, plugins, accelerator)
     forward = Forward(
-        roles=roles, backbone=backbone, task=task, needs=needs, caller=Caller(backbone.family, accelerator.autocast),
+        roles=roles, backbone=backbone, task=task, objective=objective, caller=Caller(backbone.family, accelerator.autocast),
         schedule=schedule, ladder=ladder, noise_levels=noise_levels, from_data=train.rollout == "data",
     )  # fmt: skip
     real: RealSamples | None = None

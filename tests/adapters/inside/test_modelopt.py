@@ -249,6 +249,7 @@ def test_a_deepspeed_engine_as_teacher():
         ({"amd": {"strenght": 1}}, "amd.strenght"),
         ({"amd": {"gan_weight": 1.0}}, "a discriminator on the fake score's features, which this host does not offer"),
         ({"amd": {"guidance_scale": 1.0}}, "host's own configuration"),
+        ({"amd": {"strength": 0.3}}, "argument of AMDPipeline"),
         ({"reward": 3}, "reward"),
         ({"reward": {"name": "no_such"}}, "no_such"),
         ({"reward": {"weight": 1.0}}, "reward"),
