@@ -1,4 +1,4 @@
-"""Checks of the hook contract: results of hooks, attributes of objectives, and an objective's needs of a host."""
+"""Checks of the hook contract: results of hooks, attributes of objectives, and what an objective needs from a host."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """An objective's needs of a host beside samples, teacher and fake score. A field at its default is no need.
+    """Everything an objective needs from a host beside samples, teacher and fake score. A field at its default is no need.
 
     A host states the names of the fields that it offers, and refuses an objective with `missing` ones before it trains.
 
@@ -103,7 +103,7 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """The objective's needs of a host."""
+        """Everything the objective needs from a host."""
         ...
 
     @property

@@ -1,6 +1,6 @@
 """Declarations of options, and validation of the values that a user gives them.
 
-An option is a field of a model, with its type, default, bounds, one sentence, the paper's value and its need of a host:
+An option is a field of a model, with its type, default, bounds, one sentence, the paper's value and what it needs from a host:
 
     class Options(Strict):
         strength: float = option(0.5, "Adaptation strength s.", group="main", paper=0.5, ge=0, lt=1)

@@ -78,7 +78,7 @@ class AMDObjective(DMDObjective):
 
     @property
     def needs(self) -> Needs:
-        """The objective's needs of a host."""
+        """Everything the objective needs from a host."""
         share = self._options.memory_share
         compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0, super().needs
         return replace(

@@ -72,7 +72,7 @@ class DMDObjective:
 
     @property
     def needs(self) -> Needs:
-        """The objective's needs of a host."""
+        """Everything the objective needs from a host."""
         uses_gradient = self.reward_gradient > 0
         group_size = 2 if uses_gradient else 1  # the gradient is divided by the spread within prompts
         return Needs(
