@@ -1,6 +1,7 @@
 """The package as it is installed: imports, layers, the wheel."""
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def test_imports_point_down():
         for other in imports(path):
             if other and place(other) != place(module):
                 assert floor[place(other)] < floor[place(module)], f"{module} imports {other}, which does not lie below it"
+
+
+def test_no_file_imports_itself_through_others():
+    graph = {
+        module: {other for other in imports(path) if other in MODULES and other != module} for module, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the files
 
 
 def test_every_folder_says_what_lives_there():
