@@ -133,7 +133,7 @@ def test_samples_without_a_number_are_counted_and_told_once(tiny, with_rewards, 
     assert torch.isfinite(torch.tensor(last["reward/failing"]))
     assert [record.message for record in caplog.records if "failing" in record.message] == [
         "reward 'failing': NaN, infinite or None: on 25% of a batch's samples, which get advantage 0; counted as "
-        "reward_failed/failing; said once"
+        "reward_failed/failing; logged once"
     ]
 
 
