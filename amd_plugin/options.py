@@ -128,7 +128,7 @@ def made(model: type[Model], given: Mapping[str, Any]) -> Model:
         OptionError: for the first argument that is unknown or out of range, by name.
     """
     try:
-        return model(**without_removed(model, given))
+        return model(**without_removed(getattr(model, "REMOVED", {}), given))
     except ValidationError as error:
         place, message = next(iter(problems_of(error, model, given).items()))
         raise OptionError(str(place[0]), message) from error
@@ -209,16 +209,17 @@ def checked(model: type[Model], given: Mapping[str, Any], display_name: Callable
         InputError: with a line for every option that is missing, unknown or wrong.
     """
     try:
-        return model.model_validate_json(json.dumps(without_removed(model, given), default=repr), strict=True)
+        return model.model_validate_json(
+            json.dumps(without_removed(getattr(model, "REMOVED", {}), given), default=repr), strict=True
+        )
     except ValidationError as error:
         problems = problems_of(error, model, given)
         lines = [f"{display_name('.'.join(map(str, place)))}: {message}" for place, message in problems.items()]
         raise InputError("\n".join(lines)) from error
 
 
-def without_removed(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+def without_removed(removed: Mapping[str, Removed], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` without removed options at the value that is still accepted; `problems_of` describes the others."""
-    removed = getattr(model, "REMOVED", {})
     return {key: value for key, value in given.items() if key not in removed or value != removed[key].always}
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from amd_plugin.config import REWARD_CONTEXT, DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.hookspecs import Objective
-from amd_plugin.options import Place, Removed, accepted, declared, options_model
+from amd_plugin.options import Place, Removed, accepted, declared, options_model, without_removed
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.checks import check_relations
 from amd_plugin.recipe.yaml_source import Source
@@ -62,9 +62,7 @@ class Recipe:
         plain = [dict(values) if isinstance(values, Mapping) else values for values in (saved, self.as_dict())]
         for values in plain:
             if isinstance(values, dict) and isinstance(section := values.get("objective"), Mapping):
-                gone = {key for key, value in section.items() if key in self.removed_options
-                        and value == self.removed_options[key].always}  # fmt: skip
-                values["objective"] = {key: value for key, value in section.items() if key not in gone}
+                values["objective"] = without_removed(self.removed_options, section)
         return differences(*plain)
 
     def as_dict(self) -> dict[str, Any]:

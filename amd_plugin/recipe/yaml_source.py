@@ -98,7 +98,7 @@ class Source:
         """
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
-            return model.model_validate_json(json.dumps(without_removed(model, data)), strict=True)
+            return model.model_validate_json(json.dumps(without_removed(getattr(model, "REMOVED", {}), data)), strict=True)
         except ValidationError as error:
             for place, message in problems_of(error, model, data, also_known).items():
                 self.problem((*prefix, *place), message)

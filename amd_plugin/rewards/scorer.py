@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.config import RewardConfig
+from amd_plugin.config import REWARD_CONTEXT, RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.protocol import present, traits
-
-CONTEXT = ("task", "plugins")  # parameters of a factory that the host fills in
 
 
 class Scorer:
@@ -120,9 +118,9 @@ class Scorer:
 
 
 def context_of(factory: Callable[..., Any], task: Any, plugins: PluginManager | None) -> dict[str, Any]:
-    """The arguments of `factory` that come from the host: those of `CONTEXT` that its signature names."""
+    """The arguments of `factory` that come from the host: those of `REWARD_CONTEXT` that its signature names."""
     takes = accepted(factory) or ()
-    return {name: value for name, value in zip(CONTEXT, (task, plugins), strict=True) if name in takes}
+    return {name: value for name, value in zip(REWARD_CONTEXT, (task, plugins), strict=True) if name in takes}
 
 
 def as_scores(values: Any, count: int) -> Tensor:

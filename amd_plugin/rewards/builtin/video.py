@@ -17,11 +17,12 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from amd_plugin.config import REWARD_CONTEXT
 from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.rewards.protocol import present, score_frames, traits
-from amd_plugin.rewards.scorer import CONTEXT, as_scores, context_of
+from amd_plugin.rewards.scorer import as_scores, context_of
 
 FIELDS = 16
 
@@ -93,7 +94,7 @@ def _build(entry: dict[str, Any], task: Any, plugins: PluginManager) -> Any:
         raise InputError(f"reward video: its reward needs a name, got {entry}. Write `reward: {{name: clip, path: ...}}`")
     factory = plugins.reward_factory(name)
     try:
-        checked = options_model(factory, ignore=CONTEXT).model_validate(options)
+        checked = options_model(factory, ignore=REWARD_CONTEXT).model_validate(options)
         return factory(**{key: getattr(checked, key) for key in options}, **context_of(factory, task, plugins))
     except AmdPluginError:
         raise
