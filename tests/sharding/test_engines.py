@@ -214,7 +214,7 @@ def test_a_text_encoder_loaded_meanwhile_is_whole(ranks):
     (["model.roles=shared_base"], "distributed.trained: an engine needs a network of its own"),
     (["distributed.mixed_precision=fp16"], "distributed.mixed_precision: engines would skip updates"),
     (["train.compile=true"], "train.compile: .*set distributed.trained to none"),
-    (["objective.name=dmd2"], "distributed.trained: objective 'dmd2' looks into the fake score"),
+    (["objective.name=dmd2"], "distributed.trained: objective 'dmd2' reads the fake score's features"),
 ])  # fmt: skip
 def test_what_engines_cannot_do_is_said(settings, said, tiny):
     with pytest.raises(InputError, match=said):
