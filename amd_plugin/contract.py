@@ -53,6 +53,8 @@ def objective_problem(objective: Any) -> str:
     for name, need in _NEEDS_BEFORE_0_1.items():
         if name in names and getattr(objective, name) and need not in objective.needs.missing(()):
             return f"with {name}, instead of which a host reads needs.{need}"
+    if objective.needs.fake_score_outcome and not hasattr(objective, "outcomes"):
+        return "with needs.fake_score_outcome and without outcomes"
     for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
         try:
             inspect.signature(getattr(objective, method)).bind(*arguments)

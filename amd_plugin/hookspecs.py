@@ -45,6 +45,8 @@ class Needs:
         match_range: (low, high) noise levels of the matching term, in place of the host's.
         fake_score_weight: whether the fake score's loss takes a weight per sample.
         fake_score_noise_level: whether `sharpening_weights` needs the noise levels [B] of the fake score's turn.
+        fake_score_outcome: whether the fake score is conditioned on the outcome of each sample. It is trained with
+            `Objective.outcomes`, and called without one for `Signals.fake`, with each for `fake_bad` and `fake_good`.
         reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`.
         discriminator: loss weights of an adversarial branch, whose discriminator the host trains.
         replay: share in [0, 1) of the fake score's samples that come from a memory of failures.
@@ -59,6 +61,7 @@ class Needs:
     match_range: Window | None = None
     fake_score_weight: bool = False
     fake_score_noise_level: bool = False
+    fake_score_outcome: bool = False
     reward_gradient: bool = False
     discriminator: Adversarial | None = None
     replay: float = 0.0
@@ -80,6 +83,7 @@ IN_WORDS = {
     "match_range": "noise levels of its own for matching",
     "fake_score_weight": "a weight per sample in the fake score's loss",
     "fake_score_noise_level": "the noise levels of the fake score's turn",
+    "fake_score_outcome": "a fake score that is conditioned on the outcome of each sample",
     "reward_gradient": "a differentiable reward",
     "discriminator": "a discriminator on the fake score's features",
     "replay": "a memory of failures",
@@ -132,6 +136,18 @@ class Objective(Protocol):
         Args:
             advantage: advantages [B] of the batch of all ranks.
             sigma: noise levels [B] of the fake score's turn, as fractions of the schedule; None if unknown.
+        """
+        ...
+
+    def outcomes(self, advantage: Tensor, draws: Tensor) -> Tensor:
+        """Outcomes [B] int64 with which the fake score is trained; called only if `Needs.fake_score_outcome`.
+
+        Args:
+            advantage: advantages [B] of the batch of all ranks.
+            draws: uniform random numbers [B] in [0, 1).
+
+        Returns:
+            ``NONE``, ``BAD`` or ``GOOD`` of `amd_plugin.maths.advantage_guidance` for each sample.
         """
         ...
 

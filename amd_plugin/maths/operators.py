@@ -273,6 +273,7 @@ def normalize(kind: Literal["per_sample", "global"] = "per_sample", eps: float =
         guided = widen(signals.real_cond.detach()) + (w - 1) * signals.augmentation()
         distance = (widen(signals.x0.detach()) - guided).abs()
         scale = distance.mean() if kind == "global" else signals.per_sample(distance.reshape(len(distance), -1).mean(1))
-        return direction._replace(match=direction.match / (scale + eps), guide=direction.guide / (scale + eps))
+        advance = None if direction.advance is None else direction.advance / (scale + eps)
+        return direction._replace(match=direction.match / (scale + eps), guide=direction.guide / (scale + eps), advance=advance)
 
     return transform

@@ -32,6 +32,9 @@ class Signals(NamedTuple):
         reward: differentiable reward of x0 [B], with its graph; NaN where it failed. Read only by objectives that follow
             its gradient (`DMDObjective.reward_gradient`).
         groups: prompt of each sample [B], as equal numbers for equal prompts; read by the coherence diagnostic only.
+        fake_bad: fake score's prediction for a failed sample, from the same x_t [B, ...]; see
+            `amd_plugin.maths.advantage_guidance`.
+        fake_good: fake score's prediction for a sample that succeeded [B, ...]. Give both or neither.
         batch_advantage: advantages [N] of the whole batch, over all micro-batches and processes; None where these B samples
             are the whole batch. Statistics of the batch (the static control, the implied tilt) use it.
 
@@ -54,6 +57,8 @@ class Signals(NamedTuple):
     reward: Tensor | None = None
     groups: Tensor | None = None
     batch_advantage: Tensor | None = None
+    fake_bad: Tensor | None = None
+    fake_good: Tensor | None = None
 
     @property
     def joined(self) -> Tensor | None:
@@ -69,6 +74,12 @@ class Signals(NamedTuple):
             return torch.zeros_like(widen(self.real_cond))
         return widen(cond.detach()) - widen(uncond.detach())
 
+    def contrast(self) -> Tensor | None:
+        """The contrast F_good - F_bad [B, ...], fp32 or wider, no grad; None without these predictions."""
+        if self.fake_bad is None or self.fake_good is None:
+            return None
+        return widen(self.fake_good.detach()) - widen(self.fake_bad.detach())
+
     def per_sample(self, values: Tensor) -> Tensor:
         """`values` [B], shaped to multiply a prediction [B, ...], in its (widened) dtype."""
         dtype = torch.promote_types(self.real_cond.dtype, torch.float32)
@@ -80,7 +91,7 @@ class Signals(NamedTuple):
         Raises:
             ValueError: for the first member that does not match, by name.
         """
-        for name in ("real_cond", "real_uncond", "fake", "guide_cond", "guide_uncond"):
+        for name in ("real_cond", "real_uncond", "fake", "guide_cond", "guide_uncond", "fake_bad", "fake_good"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape:
                 raise ValueError(f"Signals.{name}: must have x0's shape {tuple(self.x0.shape)}, got {tuple(value.shape)}")
@@ -90,10 +101,12 @@ class Signals(NamedTuple):
                 raise ValueError(f"Signals.{name}: must have shape {tuple(self.x0.shape[:1])}, got {tuple(value.shape)}")
         if (self.guide_cond is None) != (self.guide_uncond is None):
             raise ValueError("Signals.guide_cond and guide_uncond: give both or neither")
+        if (self.fake_bad is None) != (self.fake_good is None):
+            raise ValueError("Signals.fake_bad and fake_good: give both or neither")
 
 
 class Direction(NamedTuple):
-    """Where the student should move, in the two terms that AMD weighs separately. Tensors [B, ...], fp32 or wider, no grad.
+    """Where the student should move, in terms that AMD weighs separately. Tensors [B, ...], fp32 or wider, no grad.
 
     Attributes:
         match: distribution-matching term, d_real_cond - d_fake.
@@ -102,6 +115,7 @@ class Direction(NamedTuple):
         guidance_scale: the w of `guide`, before any per-sample weight.
         alpha: factor of `guide` per sample [B], set by `amd_plugin.maths.operators.adapt`; None without one.
         beta: factor of `match` per sample [B], likewise.
+        advance: advantage guidance, gamma (F_good - F_bad), set by `amd_plugin.maths.advantage_guidance`; None without it.
     """
 
     match: Tensor
@@ -110,7 +124,9 @@ class Direction(NamedTuple):
     guidance_scale: float
     alpha: Tensor | None = None
     beta: Tensor | None = None
+    advance: Tensor | None = None
 
     def total(self) -> Tensor:
-        """Match + guide [B, ...]."""
-        return self.match + self.guide
+        """The sum of all terms [B, ...]."""
+        total = self.match + self.guide
+        return total if self.advance is None else total + self.advance

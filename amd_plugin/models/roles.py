@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
 from amd_plugin.models.lazy_weights import LazyTensor, TensorReader, materialize, materialize_meta
-from amd_plugin.models.step_conditioning import EmbeddingFinder, add_rungs, remove_rungs, rungs_of
+from amd_plugin.models.step_conditioning import OUTCOME, RUNGS, Conditions, add_tables, remove_tables, tables_of
 from amd_plugin.randomness import generator
 
 NamedTensors = dict[str, Tensor | LazyTensor]
@@ -62,7 +62,8 @@ class Role:
         network: the network.
         adapter, frozen, shared: as above.
         wrapped: the module that calls with gradient go through, which averages gradients over processes; set by the host.
-        rung: the exit rung of the samples in the next calls; networks without step conditioning ignore it.
+        rung: the exit rung of the samples in the next calls; networks without a table of rungs ignore it.
+        outcome: the outcomes [B] of the samples in the next calls, or one for all; networks without a table of them ignore it.
         dtype: the precision of the network's inputs.
         autocast: whether mixed precision applies to the network.
         shares: the shares of the trained weights if each process holds one, else None; set by the host.
@@ -72,7 +73,8 @@ class Role:
         self.network, self.adapter, self.shared, self.frozen = network, adapter, shared, frozen
         self.wrapped: nn.Module = network
         self.rung: int | None = None
-        self._rungs = rungs_of(network)
+        self.outcome: Tensor | int | None = None
+        self._rungs, self._outcomes = tables_of(network, RUNGS), tables_of(network, OUTCOME)
         self.autocast = True
         self.shares: WeightShares | None = None
         self._layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
@@ -92,6 +94,8 @@ class Role:
         """Switches a shared base to this role, for a forward pass or for a backward pass that recomputes activations."""
         if self._rungs is not None:
             self._rungs.choose(self.rung)
+        if self._outcomes is not None:
+            self._outcomes.choose(self.outcome)
         active = getattr(self.network, "_role", None)
         if not self._layers or active == (self.adapter,):
             return
@@ -188,7 +192,7 @@ class Role:
         """A copy of the network with the adapter's weights merged into its own, and all adapters removed."""
         self.activate()
         network = copy.deepcopy(self.network)
-        remove_rungs(network)
+        remove_tables(network)
         for parent in list(network.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, BaseTunerLayer):
@@ -207,13 +211,13 @@ class StartNetworks(NamedTuple):
         teacher: the teacher, frozen; the base where roles share one.
         student: the network from which the student starts; None for the teacher's.
         read: the reader of the teacher's parameters on the meta device; copies of the teacher need their values.
-        time_embeddings: the finder of the modules where the fake score is conditioned on the exit rung; None to leave it out.
+        conditions: the tables that condition the fake score; None for none.
     """
 
     teacher: nn.Module
     student: nn.Module | None = None
     read: TensorReader | None = None
-    time_embeddings: EmbeddingFinder | None = None
+    conditions: Conditions | None = None
 
 
 def make_roles(config: ModelConfig, start: StartNetworks, seed: int, *, whole: bool = True) -> dict[str, Role]:
@@ -232,8 +236,8 @@ def make_roles(config: ModelConfig, start: StartNetworks, seed: int, *, whole: b
         base = start.teacher
         for role in ("student", "fake_score"):
             _add_adapter(base, role, config.lora, seed)
-        if start.time_embeddings is not None:
-            add_rungs(base, "fake_score", start.time_embeddings(base), config.student_steps)
+        if start.conditions is not None:
+            add_tables(base, "fake_score", start.conditions)
         shared = {role: Role(base, role, shared=True) for role in ("student", "fake_score")}
         return {**shared, "teacher": Role(base, frozen=True, shared=True)}
     roles = {"teacher": Role(start.teacher, frozen=True)}
@@ -246,8 +250,8 @@ def make_roles(config: ModelConfig, start: StartNetworks, seed: int, *, whole: b
             _add_adapter(network, name, config.lora, seed)
         else:
             network.float().requires_grad_(True)
-        if name == "fake_score" and start.time_embeddings is not None:
-            add_rungs(network, name, start.time_embeddings(network), config.student_steps)
+        if name == "fake_score" and start.conditions is not None:
+            add_tables(network, name, start.conditions)
         roles[name] = Role(network, name if weights == "lora" else None)
     return roles
 

@@ -1,56 +1,77 @@
-"""Step conditioning of a fake score whose network class has no input for the exit rung: a learned row per rung.
+"""Conditions of a fake score whose network class has no input for them: a learned row per exit rung, and one per outcome.
 
-    embedding <- embedding + table[k]        one table [n, D] of zeros for every module that embeds the time
+    embedding <- embedding + rungs[k] + outcomes[o]     tables [n, D] and [3, D] of zeros for every module that embeds the time
 
-The network's own code stays as it is: a forward hook adds the row. Tables are submodules of the network, trained and saved with
-it and named like a role's adapter. `amd_plugin.models.roles.Role` selects the row, and no row for calls of other roles.
+The network's own code stays as it is: a forward hook adds the rows. Tables are submodules of the network, trained and saved
+with it and named like a role's adapter. `amd_plugin.models.roles.Role` selects the rows, and no row for calls of other roles.
+The first outcome, `NONE` of `amd_plugin.maths.advantage_guidance`, has a row that stays zero.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import OptionError
+from amd_plugin.maths.advantage_guidance import NONE, OUTCOMES
 from amd_plugin.models.family import Features
 
 log = logging.getLogger(__name__)
 
-PART = "rungs"
+RUNGS, OUTCOME = "rungs", "outcomes"
+PARTS = (RUNGS, OUTCOME)  # names of the tables' submodules in a network
 EmbeddingFinder = Callable[[nn.Module], Sequence[Features]]
 
 
+class Conditions(NamedTuple):
+    """The conditions of the fake score beside time and prompt, and the place of their tables.
+
+    Attributes:
+        places: the finder of the modules that embed the time.
+        rungs: the number of rungs of the table of rungs; 0 for no such table.
+        outcomes: whether there is a table of outcomes.
+    """
+
+    places: EmbeddingFinder
+    rungs: int = 0
+    outcomes: bool = False
+
+
 class Table(nn.Module):
-    """One row per rung, added to the output of a module while a row is selected.
+    """Rows that are added to the output of a module while they are selected.
 
     Args:
         place: the module whose output embeds the time.
-        rungs: the number of rungs n.
+        rows: the number of rows n.
+        fixed: the index of a row that stays zero; None for none.
 
     Attributes:
         table: the rows [n, D].
-        row: the index of the selected row, a tensor without dimensions so that a compiled network is one graph for all rungs;
-            None for no row.
+        row: the index of the selected row, a tensor [B], or without dimensions for all samples, so that a compiled network is
+            one graph for all rows; None for no row.
         hook: the handle of the forward hook.
     """
 
-    def __init__(self, place: Features, rungs: int):
+    def __init__(self, place: Features, rows: int, fixed: int | None = None):
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(rungs, place.channels))
+        self.table = nn.Parameter(torch.zeros(rows, place.channels))
         self.row: Tensor | None = None
-        self._dim = place.dim
+        self._dim, self._fixed = place.dim, fixed
         self.hook = place.module.register_forward_hook(self._add)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """`embedding` with the selected row added along its channels; same shape and dtype."""
+        """`embedding` [B, ...] with the selected rows added along its channels; same shape and dtype."""
         assert self.row is not None  # noqa: S101 (the hook checks it)
-        row = nn.functional.embedding(self.row, self.table).to(embedding.dtype)
-        return (embedding.movedim(self._dim, -1) + row).movedim(-1, self._dim)
+        row = nn.functional.embedding(self.row, self.table, padding_idx=self._fixed).to(embedding.dtype)
+        channels_last = embedding.movedim(self._dim, -1)
+        if row.dim() > 1:
+            row = row.reshape(len(row), *[1] * (channels_last.dim() - 2), -1)
+        return (channels_last + row).movedim(-1, self._dim)
 
     def _add(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.row is None:
@@ -59,87 +80,115 @@ class Table(nn.Module):
         return conditioned
 
 
-class Rungs(nn.Module):
-    """All tables of a network.
+class Tables(nn.Module):
+    """The tables of one condition in a network.
 
     Args:
         role: the name of the role whose calls use the tables.
         places: the modules whose output, or the part of it that is added to, embeds the time.
-        rungs: the number of the student's steps n.
+        rows: the number of rows n.
+        fixed: the index of a row that stays zero; None for none.
     """
 
-    def __init__(self, role: str, places: Sequence[Features], rungs: int):
+    def __init__(self, role: str, places: Sequence[Features], rows: int, fixed: int | None = None):
         super().__init__()
-        self._chosen: int | None = None
+        self._chosen: int | Tensor | None = None
         # The parameters of a role on a shared base have `.role.` in their names.
-        self.add_module(role, nn.ModuleList(Table(place, rungs) for place in places))
+        self.add_module(role, nn.ModuleList(Table(place, rows, fixed) for place in places))
 
     @property
     def tables(self) -> list[Table]:
         """The tables, in the order of the places."""
         return [module for module in self.modules() if isinstance(module, Table)]
 
-    def choose(self, rung: int | None) -> None:
-        """Selects the row of `rung` in all tables from now on, for recomputed activations too; None selects no row."""
-        if rung != self._chosen:
-            self._chosen, tables = rung, self.tables
-            row = None if rung is None else torch.tensor(rung, device=tables[0].table.device)
-            for table in tables:
-                table.row = row
+    def choose(self, row: int | Tensor | None) -> None:
+        """Selects `row`, one for all samples or one for each [B], from now on, for recomputed activations too.
+
+        None selects no row.
+        """
+        if isinstance(row, int) and isinstance(self._chosen, int) and row == self._chosen:
+            return
+        self._chosen, tables = row, self.tables
+        chosen = torch.tensor(row, device=tables[0].table.device) if isinstance(row, int) else row
+        for table in tables:
+            table.row = chosen
 
 
-def time_embeddings(config: ModelConfig, family: Any, *, warn: bool = False) -> EmbeddingFinder | None:
-    """The finder of time embeddings in networks of `family`; None where the fake score is not conditioned on the rung.
+def conditions(config: ModelConfig, family: Any, *, outcomes: bool = False, warn: bool = False) -> Conditions | None:
+    """The tables that condition the fake score of a run on networks of `family`; None for none.
 
     Args:
         config: the recipe's model section.
         family: the pipeline family, see `amd_plugin.models.family.Family`.
-        warn: whether to log a warning if the family has no such finder.
+        outcomes: whether the objective needs a fake score that is conditioned on the outcome.
+        warn: whether to log a warning if rungs are left out because the family has no finder of time embeddings.
 
     Raises:
         OptionError: if the recipe requires conditioning and the family has no such finder.
     """
-    if config.rung_conditioning is False or config.student_steps == 1:
+    rungs = 0 if config.rung_conditioning is False or config.student_steps == 1 else config.student_steps
+    if not rungs and not outcomes:
         return None
     finder: EmbeddingFinder | None = getattr(family, "time_embeddings", None)
-    if finder is None:
-        name = getattr(family, "pipeline", type(family).__name__)
-        message = f"the family of {name} does not say where its networks embed the time (time_embeddings)"
-        if config.rung_conditioning:
-            raise OptionError("rung_conditioning", f"{message}, got true. Set model.rung_conditioning: false")
-        if warn:
-            effect = "the fake score is not conditioned on the exit rung and learns a mixture of all rungs"
-            log.warning("%s: %s. Set model.rung_conditioning: false to accept that silently", message, effect)
-    return finder
+    if finder is not None:
+        return Conditions(finder, rungs, outcomes)
+    name = getattr(family, "pipeline", type(family).__name__)
+    message = f"the family of {name} does not say where its networks embed the time (time_embeddings)"
+    if outcomes:
+        raise OptionError("advantage_guidance", f"{message}. Set objective.advantage_guidance: 0")
+    if config.rung_conditioning:
+        raise OptionError("rung_conditioning", f"{message}, got true. Set model.rung_conditioning: false")
+    if warn:
+        effect = "the fake score is not conditioned on the exit rung and learns a mixture of all rungs"
+        log.warning("%s: %s. Set model.rung_conditioning: false to accept that silently", message, effect)
+    return None
 
 
-def add_rungs(network: nn.Module, role: str, places: Sequence[Features], rungs: int) -> None:
-    """Adds tables of `rungs` rows to `network`, for calls of `role`."""
-    network.add_module(PART, Rungs(role, places, rungs))
+def add_tables(network: nn.Module, role: str, conditions: Conditions) -> None:
+    """Adds the tables of `conditions` to `network`, for calls of `role`."""
+    if not (conditions.rungs or conditions.outcomes):
+        return
+    places = conditions.places(network)
+    if conditions.rungs:
+        network.add_module(RUNGS, Tables(role, places, conditions.rungs))
+    if conditions.outcomes:
+        network.add_module(OUTCOME, Tables(role, places, len(OUTCOMES), fixed=NONE))
 
 
-def rungs_of(network: nn.Module) -> Rungs | None:
-    """The tables of `network`; None if it has none."""
-    part = network._modules.get(PART)
-    return part if isinstance(part, Rungs) else None
+def tables_of(network: nn.Module, part: str) -> Tables | None:
+    """The tables of `part`, `RUNGS` or `OUTCOME`, in `network`; None if it has none."""
+    tables = network._modules.get(part)
+    return tables if isinstance(tables, Tables) else None
 
 
-def check_rungs(names: Iterable[str], network: nn.Module) -> None:
-    """Checks that a saved network with the parameters `names` has tables if and only if `network` has.
+def in_table(name: str) -> bool:
+    """Whether the parameter `name` of a network is a table."""
+    return name.startswith(tuple(f"{part}." for part in PARTS))
+
+
+def check_tables(names: Iterable[str], network: nn.Module) -> None:
+    """Checks that a saved network with the parameters `names` has the tables that `network` has.
 
     Raises:
-        OptionError: if only one of them has.
+        OptionError: if only one of them has a table.
     """
-    saved = any(name.startswith(f"{PART}.") for name in names)
-    if saved != (rungs_of(network) is not None):
-        was, now = ("", "not ") if saved else ("not ", "")
-        message = f"the fake score there was {was}conditioned on the rung, and here it is {now}conditioned on it"
-        raise OptionError("rung_conditioning", f"{message}. Set model.rung_conditioning: {str(saved).lower()}")
+    saved = list(names)
+    for part, option, condition, setting in (
+        (RUNGS, "model.rung_conditioning", "rung", "model.rung_conditioning: {}"),
+        (OUTCOME, "objective.advantage_guidance", "outcome", "objective.advantage_guidance: {}"),
+    ):
+        before = any(name.startswith(f"{part}.") for name in saved)
+        if before != (tables_of(network, part) is not None):
+            was, now = ("", "not ") if before else ("not ", "")
+            message = f"the fake score there was {was}conditioned on the {condition}, and here it is {now}conditioned on it"
+            value = str(before).lower() if part == RUNGS else ("its value there" if before else "0")
+            raise OptionError(option, f"{message}. Set {setting.format(value)}")
 
 
-def remove_rungs(network: nn.Module) -> None:
+def remove_tables(network: nn.Module) -> None:
     """Removes all tables and their hooks from `network`."""
-    if (rungs := rungs_of(network)) is not None:
-        for table in rungs.tables:
-            table.hook.remove()
-        del network._modules[PART]
+    for part in PARTS:
+        if (tables := tables_of(network, part)) is not None:
+            for table in tables.tables:
+                table.hook.remove()
+            del network._modules[part]

@@ -16,7 +16,8 @@ from torch import Tensor
 from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share
-from amd_plugin.maths.coherence import Coherence
+from amd_plugin.maths.advantage_guidance import guide_by_advantage, outcomes
+from amd_plugin.maths.coherence import BANDS, Coherence
 from amd_plugin.maths.diagnostics import clip_share, weight_metrics, zone_metrics
 from amd_plugin.maths.operators import Maker, Window, inside
 from amd_plugin.maths.sharpening import implied_tilt, sharpening_weights
@@ -30,6 +31,7 @@ from amd_plugin.objectives.amd_options import (
     resolved_tolerance,
     resolved_unit,
 )
+from amd_plugin.objectives.contrast_statistics import ContrastStatistics, confidence, ratio, reliability, tilt
 from amd_plugin.objectives.dmd import DMDObjective, expect_keys
 from amd_plugin.objectives.reward_monitor import RewardMonitor
 from amd_plugin.options import made, takes
@@ -66,6 +68,7 @@ class AMDObjective(DMDObjective):
         self.strength, self.side = resolved_strength(self._options), resolved_side(self._options)
         self.sharpening, self.sharpening_kind = self._options.sharpening, self._options.sharpening_kind
         self.static = self._options.static
+        self._contrast = ContrastStatistics()
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
             log.warning(
@@ -80,18 +83,26 @@ class AMDObjective(DMDObjective):
     def needs(self) -> Needs:
         """Everything the objective needs from a host."""
         share = self._options.memory_share
-        compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0, super().needs
+        guides = self._options.advantage_guidance != 0
+        compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0 or guides, super().needs
         return replace(
             dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self.sharpening > 0,
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
-            fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
+            fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple), fake_score_outcome=guides,
+            noise_level=dmd_needs.noise_level or (guides and self._options.advantage_guidance_sigma is not None),
         )  # fmt: skip
 
     @property
     def reward_levers(self) -> Mapping[str, float]:
         """Options that set the influence of the reward, with their values."""
-        return {"sharpening": self.sharpening, "strength": self.strength, **super().reward_levers}
+        gamma = self._options.advantage_guidance
+        return {
+            "advantage_guidance": 1.0 if gamma == "auto" else gamma,
+            "sharpening": self.sharpening,
+            "strength": self.strength,
+            **super().reward_levers,
+        }
 
     @property
     def unit(self) -> float:
@@ -116,6 +127,7 @@ class AMDObjective(DMDObjective):
             groups: prompt ids [B], the same number for samples of the same prompt.
             rung: index of the student's exit rung, from 0; each rung has its own statistics.
         """
+        self._contrast.finish_turn()
         reward = reward.detach().float()
         finite = torch.isfinite(reward)
         self._failed = self._failed.to(reward.device) + (~finite).sum()
@@ -152,10 +164,30 @@ class AMDObjective(DMDObjective):
             return weights
         return torch.where(inside(sigma, window), weights, 1.0)
 
+    def outcomes(self, advantage: Tensor, draws: Tensor) -> Tensor:
+        """The outcome of each sample [B] that the fake score is trained with, see `amd_plugin.maths.advantage_guidance`."""
+        return outcomes(advantage, draws)
+
+    @property
+    def gamma(self) -> float:
+        """Scale of advantage guidance in the next student turn, before `schedule_factor`."""
+        gamma = self._options.advantage_guidance
+        return float(gamma) if gamma != "auto" else 0.0
+
+    def _contrast_metrics(self) -> dict[str, Tensor]:
+        measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}
+        whole, bands = self._contrast.running.sum(0), dict(zip(BANDS, self._contrast.running, strict=True))
+        metrics = {f"contrast_{name}": measure(whole) for name, measure in measures.items()}
+        return metrics | {
+            f"contrast_{name}/{level}": measure(sums) for name, measure in measures.items() for level, sums in bands.items()
+        }
+
     def operator(self) -> Maker:
         """The operator H of Eq. 10, before normalisation."""
         adapt = operators.adapt(self.schedule_factor * self.strength, self.side, static=self.static)
-        maker: Maker = operators.chain(super().operator(), self._measure_coherence, adapt)
+        window = self._options.advantage_guidance_sigma or operators.EVERYWHERE
+        guide = guide_by_advantage(self.schedule_factor * self.gamma, window)
+        maker: Maker = operators.chain(super().operator(), self._measure, adapt, guide)
         return maker
 
     def direction_metrics(self, direction: Direction) -> dict[str, Tensor]:
@@ -179,16 +211,22 @@ class AMDObjective(DMDObjective):
         }
         if signals.sigma is not None and signals.groups is not None:
             metrics |= self._coherence.metrics()
+        if direction.advance is not None:
+            metrics |= {"advantage_guidance": torch.tensor(self.gamma), **self._contrast_metrics()}
         return metrics
 
     @property
     def shared_sums(self) -> Sequence[Tensor]:
         """Running sums over this process's samples; a host averages each over processes, in place, after a student turn."""
-        return [self._coherence.sums] if self._coherence.measured else []
+        sums = [self._coherence.sums] if self._coherence.measured else []
+        return [*sums, self._contrast.turn] if self.needs.fake_score_outcome else sums
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""
+        self._contrast.finish_turn()
         amd_state = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
+        if self.needs.fake_score_outcome:
+            amd_state["contrast"] = self._contrast.state_dict()
         return super().state_dict() | amd_state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -198,10 +236,13 @@ class AMDObjective(DMDObjective):
             self.statistics.load_state_dict(state["rewards"])
         self._coherence.load_state_dict(state["coherence"])
         self._failed = torch.tensor(int(state["failed"]))
+        if "contrast" in state:
+            self._contrast.load_state_dict(state["contrast"])
 
-    def _measure_coherence(self, direction: Direction) -> Direction:
-        """The unchanged direction; updates the running sums of its coherence, if noise levels and groups are known."""
+    def _measure(self, direction: Direction) -> Direction:
+        """The unchanged direction; updates the running sums of its contrast and coherence, as far as signals are known."""
         signals = direction.signals
+        self._contrast.update(direction)
         if signals.advantage is not None and signals.sigma is not None and signals.groups is not None:
             self._coherence.update(direction.match, signals.sigma, signals.groups, signals.advantage <= ZONE)
         return direction

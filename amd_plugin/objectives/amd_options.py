@@ -32,6 +32,14 @@ class AMDOptions(DMDOptions):
     sharpening: Annotated[float, Field(ge=0, le=LARGEST)] = option(
         1.0, "Sharpening lambda, at most 1 for the linear kind; 0 turns sharpening off.", paper=1.0
     )
+    # Advantage guidance, our own
+    advantage_guidance: NonNegative | Auto = option(
+        0.0, "Advantage guidance gamma, the scale of the fake score's contrast between success and failure; 0 turns it off.",
+        paper=0.0, needs="fake_score_outcome",
+    )  # fmt: skip
+    advantage_guidance_sigma: Window | None = option(
+        None, "Noise levels [low, high] of advantage guidance; null for all.", group="expert", needs="noise_level",
+    )  # fmt: skip
     side: Side | Auto = option(
         "auto", "Samples that adaptation weighs; negative: failing ones; guidance_only: failing ones, in the guidance term "
         "only; both: all; auto: negative above guidance scale 1, else both.", group="regime", paper="both",
@@ -83,7 +91,7 @@ class AMDOptions(DMDOptions):
 def check_amd(options: AMDOptions) -> None:
     """Raises OptionError for options that exclude each other, or values out of range."""
     check_dmd(options)
-    check_windows(options, "sharpening_sigma")
+    check_windows(options, "sharpening_sigma", "advantage_guidance_sigma")
     if options.sharpening_kind == "linear" and options.sharpening > 1:
         message = "must be in [0, 1] for the linear kind, whose weights would turn negative"
         raise OptionError("sharpening", f"{message}, got {options.sharpening}")

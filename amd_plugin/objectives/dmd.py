@@ -20,6 +20,7 @@ from amd_plugin.contract import Renamed
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
+from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.adversarial import Adversarial
 from amd_plugin.maths.diagnostics import term_metrics
 from amd_plugin.maths.losses import LossOutput, fake_score_loss_per_sample, matching_loss_per_sample
@@ -111,6 +112,10 @@ class DMDObjective:
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Ones [B], as plain DMD weighs all samples alike."""
         return torch.ones_like(advantage)
+
+    def outcomes(self, advantage: Tensor, draws: Tensor) -> Tensor:
+        """No outcome for any sample [B], as plain DMD conditions the fake score on none."""
+        return torch.full_like(advantage, NONE, dtype=torch.long)
 
     def student_loss(self, signals: Signals) -> LossOutput:
         """The surrogate loss on `signals.x0`, in fp32 or wider.

@@ -17,7 +17,7 @@ from amd_plugin.models.embedded.networks import ClassConditional
 from amd_plugin.models.family import Caller
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.models.roles import Role, StartNetworks, make_roles
-from amd_plugin.models.step_conditioning import PART, time_embeddings
+from amd_plugin.models.step_conditioning import PARTS, conditions
 from amd_plugin.plan.model_spec import ModelSpec, build_autoencoder, fake_mode, fill_with_fakes
 from amd_plugin.plan.trace import Trace, along, trace
 
@@ -40,9 +40,15 @@ class Tensors:
     largest: int
 
 
-def sizes(spec: ModelSpec, config: RecipeConfig) -> dict[str, Tensors]:
-    """Each role's own tensors, by role; with a shared base, the teacher's are the base."""
-    return {name: _tensors(role) for name, role in _roles(spec, config, None).items()}
+def sizes(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool = False) -> dict[str, Tensors]:
+    """Each role's own tensors, by role; with a shared base, the teacher's are the base.
+
+    Args:
+        spec: model of the recipe.
+        config: the recipe.
+        outcomes: whether the fake score is conditioned on the outcome of each sample.
+    """
+    return {name: _tensors(role) for name, role in _roles(spec, config, None, outcomes=outcomes).items()}
 
 
 def traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bool) -> dict[str, Trace]:
@@ -119,11 +125,11 @@ def _decode(spec: ModelSpec, batch: int) -> dict[str, Trace]:
         return along(measure, rest[0]) if family.video else measure(1)
 
 
-def _roles(spec: ModelSpec, config: RecipeConfig, depth: int | None) -> dict[str, Role]:
-    embeddings = time_embeddings(config.model, spec.family)
+def _roles(spec: ModelSpec, config: RecipeConfig, depth: int | None, *, outcomes: bool = False) -> dict[str, Role]:
+    conditioned = conditions(config.model, spec.family, outcomes=outcomes)
     with torch.device("meta"):
         base = spec.build(DTYPES[config.model.dtype], depth)
-        roles = make_roles(config.model, StartNetworks(base, time_embeddings=embeddings), config.train.seed)
+        roles = make_roles(config.model, StartNetworks(base, conditions=conditioned), config.train.seed)
     if config.distributed.trained != "none":
         # An engine keeps weights in the precision of its computations, and fp32 master weights with its optimizer.
         for role in (roles["student"], roles["fake_score"]):
@@ -136,7 +142,7 @@ def _roles(spec: ModelSpec, config: RecipeConfig, depth: int | None) -> dict[str
 def _tensors(role: Role) -> Tensors:
     own = {id(p) for p in role.parameters()}
     if role.frozen:  # a shared base without the adapters on it
-        added = (".lora_", f"{PART}.")
+        added = (".lora_", *(f"{part}." for part in PARTS))
         parameters = [p for name, p in role.network.named_parameters() if not any(part in name for part in added)]
     elif role.shared:
         parameters = role.parameters()

@@ -50,13 +50,14 @@ class Calls:
     decode: int
 
 
-def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool) -> Calls:
+def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool, *, outcomes: bool = False) -> Calls:
     """Number of calls per cycle.
 
     Args:
         config: the recipe.
         rewarded: whether samples are decoded and scored.
         guided_apart: whether the guidance term has a teacher call of its own.
+        outcomes: whether the student's turn calls the fake score for both outcomes too.
     """
     train, parts = config.train, config.train.accumulation
     before = (config.model.student_steps - 1) / 2 if train.rollout == "simulate" else 0.0
@@ -65,7 +66,7 @@ def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool) -> Calls:
         rollout=parts * (train.fake_updates * (before + 1) + before + again),
         student=parts,
         fake_score=parts * train.fake_updates,
-        score=parts,
+        score=parts * (3 if outcomes else 1),
         teacher=parts * (2 if guided_apart else 1),
         decode=parts * (train.fake_updates + 1) if rewarded else 0,
     )

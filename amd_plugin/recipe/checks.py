@@ -11,7 +11,7 @@ from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Needs, Objective
 from amd_plugin.models import check_network
 from amd_plugin.models.backbone import check_backbone
-from amd_plugin.models.step_conditioning import time_embeddings
+from amd_plugin.models.step_conditioning import conditions
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
@@ -144,7 +144,7 @@ def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source
     model = config.model
     if model.path is not None:
         if Path(model.path).expanduser().is_dir():
-            time_embeddings(model, check_backbone(model, plugins.families())[0])
+            conditions(model, check_backbone(model, plugins.families())[0])
     elif not task.num_classes:
         message = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"
         source.problem(("data", "task"), message)

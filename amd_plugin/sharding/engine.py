@@ -42,13 +42,13 @@ class EngineSettings(NamedTuple):
 
 
 def engine_for(
-    role: Role, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], settings: EngineSettings
+    role: Role, optimizer: Callable[[], torch.optim.Optimizer], settings: EngineSettings
 ) -> tuple[Any, torch.optim.Optimizer, Shares]:
     """(DeepSpeed engine, torch optimizer that it drives, shares of the weights) for `role`, which uses the engine from now on.
 
     Args:
         role: the role, with a network of its own, whole or with parameters on the meta device.
-        optimizer: the factory of the torch optimizer, parameters -> optimizer.
+        optimizer: the factory of the torch optimizer of the role's parameters, called when these are placed.
         settings: the settings of all engines.
 
     Raises:
@@ -65,7 +65,7 @@ def engine_for(
         partition(network, accelerator, config, settings.read)
     else:
         network.to(accelerator.device)
-    torch_optimizer = optimizer(role.parameters())
+    torch_optimizer = optimizer()
     engine, *_ = deepspeed.initialize(model=network, optimizer=torch_optimizer, config=config, dist_init_required=False)
     network.eval()
     role.dtype, role.autocast, role.wrapped = dtype, False, engine

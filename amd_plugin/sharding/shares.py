@@ -6,7 +6,7 @@ the same layout. One description, the place of each parameter's elements, theref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -113,25 +113,35 @@ class Moments:
     Args:
         optimizer: the torch optimizer that DeepSpeed drives, over flat tensors instead of parameters.
         shares: these flat tensors, and the place of each parameter in them.
+        group_sizes: the number of whole parameters in each of the optimizer's groups, in the order of the shares' names.
 
     Attributes:
         optimizer: the torch optimizer.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, shares: Shares):
+    def __init__(self, optimizer: torch.optim.Optimizer, shares: Shares, group_sizes: Sequence[int]):
+        self._group_sizes = group_sizes
         self.optimizer, self._shares, self._flat, self._names = optimizer, shares, shares.flat, shares.names
 
     def state_dict(self) -> dict[str, Any]:
         """The state in the layout of a torch optimizer's, with lazy tensors."""
         states = [self.optimizer.state.get(flat, {}) for flat in self._flat]
-        group = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
-        groups = [{**group, "params": list(range(len(self._names)))}]
+        groups = self._groups()
         if not all(states):
             return {"state": {}, "param_groups": groups}
         sharded = {key: self._shares.named([s[key] for s in states]) for key, v in states[0].items() if v.dim()}
         scalars = {key: value for key, value in states[0].items() if not value.dim()}
         state = {i: {**scalars, **{k: sharded[k][name] for k in sharded}} for i, name in enumerate(self._names)}
         return {"state": state, "param_groups": groups}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameter groups with indices of whole parameters, which are numbered group by group."""
+        groups, first = list[dict[str, Any]](), 0
+        for group, size in zip(self.optimizer.param_groups, self._group_sizes, strict=True):
+            options = {key: value for key, value in group.items() if key != "params"}
+            groups.append({**options, "params": list(range(first, first + size))})
+            first += size
+        return groups
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

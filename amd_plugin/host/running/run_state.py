@@ -16,7 +16,7 @@ from amd_plugin.host import checkpoint
 from amd_plugin.host.running.rank_probe import RankProbe
 from amd_plugin.host.running.run_folder import differences
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.models.step_conditioning import check_rungs
+from amd_plugin.models.step_conditioning import check_tables
 
 Evaluations = Sequence[Mapping[str, float]]
 
@@ -82,9 +82,9 @@ def restore(trainer: Trainer, path: Path) -> tuple[dict[str, float], Evaluations
     if state["step"] > trainer.train.max_steps:
         raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
     try:
-        check_rungs(tensors["fake_score"], trainer.fake_score.network)
+        check_tables(tensors["fake_score"], trainer.fake_score.network)
     except OptionError as error:
-        raise InputError(f"checkpoint {path}: model.{error}") from error
+        raise InputError(f"checkpoint {path}: {error}") from error
     for name, part in trainer.state().items():
         stored = tensors[name]
         part.load_state_dict(stored if trainer.has_shares else checkpoint.tensors_on(stored, trainer.accelerator.device))

@@ -11,6 +11,7 @@ from amd_plugin.hookspecs import Objective
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.roles import Roles
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.conditions import prompts_of
@@ -97,16 +98,26 @@ class Forward:
                 real_cond, real_uncond = self._teacher_pair(x_t, timestep, condition, labels)
             else:
                 real_cond = self._x0(self.roles.teacher, x_t, timestep, condition)
-            fake = self._x0(self.roles.fake_score, x_t, timestep, condition)
+            fake = self._fake_x0(x_t, timestep, condition, NONE)
+            fake_bad = fake_good = None
+            if needs.fake_score_outcome:
+                fake_bad, fake_good = (self._fake_x0(x_t, timestep, condition, outcome) for outcome in (BAD, GOOD))
         return Signals(
             x0, real_cond, real_uncond, fake, sigma[rows], None if advantage is None else advantage[rows], guide_cond,
-            guide_uncond, groups=labels, batch_advantage=advantage,
+            guide_uncond, groups=labels, batch_advantage=advantage, fake_bad=fake_bad, fake_good=fake_good,
         )  # fmt: skip
 
     def renoise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t [b, ...], timestep [b]): detached samples with `noise` at the levels `sigma` [b]."""
         timestep = self.schedule.timestep(sigma)
         return self.schedule.level(timestep).add_noise(x0.detach(), noise), timestep
+
+    def _fake_x0(self, x_t: Tensor, timestep: Tensor, condition: Condition, outcome: int) -> Tensor:
+        self.roles.fake_score.outcome = outcome
+        try:
+            return self._x0(self.roles.fake_score, x_t, timestep, condition)
+        finally:
+            self.roles.fake_score.outcome = NONE
 
     def _x0(self, role: Role, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         output = self.caller.call(role, x_t, timestep, condition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from amd_plugin.config import TrainConfig
 from amd_plugin.errors import RunError
 from amd_plugin.models.roles import Role
+from amd_plugin.models.step_conditioning import in_table
 from amd_plugin.sharding.engine import EngineSettings, engine_for
 from amd_plugin.sharding.shares import Moments
 
@@ -59,8 +60,9 @@ class Learner:
     """
 
     def __init__(self, role: Role, name: str, learning_rate: float, train: TrainConfig, accelerator: Accelerator):
-        self.role, self._name, self._peak, self._train, self._accelerator = role, name, learning_rate, train, accelerator
-        optimizer = torch.optim.Adam(role.parameters(), lr=learning_rate, betas=train.betas, fused=True)
+        self.role, self._name, self._train, self._accelerator = role, name, train, accelerator
+        groups, self._peaks = parameter_groups(role, learning_rate, train)
+        optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=train.betas, fused=True)
         if role.shared:
             self.optimizer: Any = accelerator.prepare(optimizer)
         else:
@@ -82,8 +84,7 @@ class Learner:
         # The norm is that of gradients averaged over all processes, so that all of them decide alike.
         if not torch.isfinite(norm):
             raise _not_finite(step, self._name, suspects)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._peak * _learning_rate_factor(step, self._train)
+        _set_learning_rates(self.optimizer, self._peaks, step, self._train)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -100,10 +101,11 @@ class EngineLearner:
     """
 
     def __init__(self, role: Role, name: str, learning_rate: float, settings: EngineSettings):
-        self.role, self._name, self._peak, self._train = role, name, learning_rate, settings.train
-        adam = partial(torch.optim.Adam, lr=learning_rate, betas=settings.train.betas, fused=True)
+        self.role, self._name, self._train = role, name, settings.train
+        groups, self._peaks = parameter_groups(role, learning_rate, settings.train)
+        adam = partial(torch.optim.Adam, groups, lr=learning_rate, betas=settings.train.betas, fused=True)
         self._engine, optimizer, shares = engine_for(role, adam, settings)
-        self.optimizer = Moments(optimizer, shares)
+        self.optimizer = Moments(optimizer, shares, [len(group["params"]) for group in groups])
 
     def backward(self, loss: Tensor) -> None:
         """See `RoleOptimizer.backward`."""
@@ -113,12 +115,29 @@ class EngineLearner:
 
     def update(self, step: int, suspects: Mapping[str, Any]) -> Tensor:
         """See `RoleOptimizer.update`."""
-        for group in self.optimizer.optimizer.param_groups:
-            group["lr"] = self._peak * _learning_rate_factor(step, self._train)
+        _set_learning_rates(self.optimizer.optimizer, self._peaks, step, self._train)
         self._engine.step()
         if not self._engine.was_step_applied():
             raise _not_finite(step, self._name, suspects)
         return torch.as_tensor(self._engine.get_global_grad_norm()).float()
+
+
+def parameter_groups(role: Role, learning_rate: float, train: TrainConfig) -> tuple[list[dict[str, Any]], list[float]]:
+    """The optimizer's parameter groups for `role`, and the peak learning rate of each: its weights, then its tables if any.
+
+    A table of zeros has to learn a difference between rows from the start, with a gradient that is small beside the network's.
+    """
+    tables = [parameter for name, parameter in role.named_parameters().items() if in_table(name)]
+    known = {id(parameter) for parameter in tables}
+    groups = [{"params": [parameter for parameter in role.parameters() if id(parameter) not in known]}]
+    if not tables:
+        return groups, [learning_rate]
+    return [*groups, {"params": tables}], [learning_rate, train.conditioning_lr]
+
+
+def _set_learning_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], step: int, train: TrainConfig) -> None:
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak * _learning_rate_factor(step, train)
 
 
 def _learning_rate_factor(step: int, train: TrainConfig) -> float:

@@ -12,7 +12,7 @@ from amd_plugin.host.training.learner import EngineLearner, Learner, RoleOptimiz
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.ema import EMA
 from amd_plugin.models.roles import Role, StartNetworks, make_roles
-from amd_plugin.models.step_conditioning import time_embeddings
+from amd_plugin.models.step_conditioning import conditions
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.sharding.engine import EngineSettings
@@ -38,8 +38,17 @@ class Roles(NamedTuple):
     student_is_sharded: bool
 
 
-def build_roles(recipe: Recipe, backbone: Backbone, plugins: PluginManager, accelerator: Accelerator) -> Roles:
+def build_roles(
+    recipe: Recipe, backbone: Backbone, plugins: PluginManager, accelerator: Accelerator, *, outcomes: bool = False
+) -> Roles:
     """Places the networks on their devices and gives the trained ones their optimizers.
+
+    Args:
+        recipe: the recipe.
+        backbone: the model from which all roles start.
+        plugins: the registry of families and hooks.
+        accelerator: the run's processes and precision.
+        outcomes: whether the fake score is conditioned on the outcome of each sample.
 
     Raises:
         InputError: for gradient checkpointing of a network that does not support it.
@@ -52,8 +61,8 @@ def build_roles(recipe: Recipe, backbone: Backbone, plugins: PluginManager, acce
     )
     # Adapters are added to a base that is on its device. Networks of their own are copied from one that is not yet.
     base = placed(module=base) if shared else base
-    embeddings = time_embeddings(model, backbone.family, warn=accelerator.is_main_process)
-    start = StartNetworks(base, backbone.student, read, embeddings)
+    conditioned = conditions(model, backbone.family, outcomes=outcomes, warn=accelerator.is_main_process)
+    start = StartNetworks(base, backbone.student, read, conditioned)
     roles = make_roles(model, start, train.seed, whole=stage != "zero3")
     if not shared:
         roles["teacher"] = Role(placed(module=base), frozen=True)

@@ -88,7 +88,7 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     schedule = NoiseSchedule(backbone.scheduler, backbone.shift)
     ladder = Ladder(backbone.scheduler, config.model.student_steps, accelerator.device)
     noise_levels = _noise_levels(recipe, plugins, needs, schedule, ladder)
-    roles = build_roles(recipe, backbone, plugins, accelerator)
+    roles = build_roles(recipe, backbone, plugins, accelerator, outcomes=needs.fake_score_outcome)
     forward = Forward(
         roles=roles, backbone=backbone, task=task, objective=objective, caller=Caller(backbone.family, accelerator.autocast),
         schedule=schedule, ladder=ladder, noise_levels=noise_levels, from_data=train.rollout == "data",

@@ -27,6 +27,7 @@ from amd_plugin.host.training.learner import RoleOptimizer
 from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.scoring import Scoring
 from amd_plugin.host.training.setup import set_up
+from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import Backbone
@@ -125,19 +126,24 @@ class Trainer:
         self.fake_score.rung = batch.exit_rung
         sigma = self.forward.noise_levels(batch, "fake_score", None, advantage)
         weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
+        outcome = self._outcomes(batch, advantage)
         timestep, noise = schedule.timestep(sigma), batch.normal("noise")
         losses, by_level, suspects = [], [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
             t, labels = timestep[rows], batch.labels[rows]
             part_weight = None if weight is None else weight[rows]
+            part_outcome = None if outcome is None else outcome[rows]
             if self.memory is not None and part_weight is not None:
                 x0, labels, remembered = self.memory.recall(batch, rows, x0, labels)
                 part_weight = torch.where(remembered, 1.0, part_weight)
+                part_outcome = None if part_outcome is None else part_outcome.where(~remembered, NONE)
             x_t = schedule.level(t).add_noise(x0, noise[rows])
+            self.fake_score.outcome = part_outcome
             prediction = self.forward.caller.call(self.fake_score, x_t, t, self.forward.condition(labels))
             target = schedule.target(x0, noise[rows], t)
             output = self.objective.fake_score_loss(prediction, target, part_weight)
             learner.backward(output.loss / len(parts))
+            self.fake_score.outcome = NONE
             losses.append(output.loss.detach())
             by_level.append(by_band(output.per_sample, sigma[rows]))
             suspects = {"x0": x0, "prediction": prediction}
@@ -209,6 +215,12 @@ class Trainer:
         if self.memory is not None:
             roles["memory"] = self.memory
         return roles | {f"optimizer_{name}": learner.optimizer for name, learner in self.learners.items()}
+
+    def _outcomes(self, batch: Batch, advantage: Tensor | None) -> Tensor | None:
+        """The outcome [B] that the fake score is trained with for each sample; None for an objective that needs none."""
+        if advantage is None or not self.objective.needs.fake_score_outcome:
+            return None
+        return self.objective.outcomes(advantage, batch.uniform("outcome", (0.0, 1.0)))
 
     def _with_reward(self, signals: Signals, batch: Batch, rows: slice) -> Signals:
         """`signals` with a differentiable reward, if the objective follows its gradient."""
