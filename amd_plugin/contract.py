@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
@@ -77,6 +78,11 @@ def _check_factor(result: Any) -> None:
         raise ValueError(f"must return a factor in [0, 1] or None, got {result!r}")
 
 
+def _check_factors(result: Any) -> None:
+    if getattr(result, "ndim", None) != 1 or not ((result >= 0) & (result < math.inf)).all():
+        raise ValueError(f"must return finite factors [B] of at least 0 or None, got {result!r}")
+
+
 def _check_sampler(result: Any) -> None:
     if not callable(result):
         raise TypeError(f"must return a callable or None, got {result!r}")
@@ -93,6 +99,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "distill_rewards": _check_factories,
     "distill_families": _check_factories,
     "distill_strength_schedule": _check_factor,
+    "distill_advantage_schedule": _check_factors,
     "distill_sigma_sampler": _check_sampler,
     "distill_state_dict": _check_state,
 }

@@ -226,6 +226,18 @@ def distill_strength_schedule(step: int, max_steps: int, metrics: Mapping[str, f
     """`Objective.schedule_factor` at `step`, in [0, 1], from the last logged `metrics`. Several multiply; None is 1."""
 
 
+@hookspec
+def distill_advantage_schedule(sigma: Tensor, step: int, max_steps: int, metrics: Mapping[str, float]) -> Tensor | None:
+    """Factors [B], at least 0, on the scale of advantage guidance in a student turn. Several multiply; None is 1.
+
+    Args:
+        sigma: noise levels [B] of the turn, as fractions in [0, 1] of the schedule, the same on every rank.
+        step: number of student updates so far.
+        max_steps: number of student updates of the run.
+        metrics: last logged metrics.
+    """
+
+
 @hookspec(firstresult=True)
 def distill_prepare_frozen(
     role: str, module: nn.Module, accelerator: Any, options: Mapping[str, Any], read: Callable[[str], Tensor] | None

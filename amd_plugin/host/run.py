@@ -102,7 +102,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
         try:
             while trainer.step < train.max_steps:
                 factors = hook.distill_strength_schedule(step=trainer.step, max_steps=train.max_steps, metrics=run_log.last)
-                run_log.add(trainer.cycle(math.prod(factors)))
+                run_log.add(trainer.cycle(math.prod(factors), run_log.last))
                 step, last = trainer.step, trainer.step == train.max_steps
                 if step % train.log_every == 0 or last:
                     metrics = run_log.write(step)

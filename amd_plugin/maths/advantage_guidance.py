@@ -64,7 +64,8 @@ def guide_by_advantage(gamma: float | Tensor, window: Window = EVERYWHERE) -> Tr
     """Adds the third term ``gamma (F_good - F_bad)`` to a direction whose signals have these predictions.
 
     Args:
-        gamma: scale, at least 0: one for all samples or one for each [B]; 0 changes nothing.
+        gamma: scale, at least 0: one for all samples or one for each [B]; 0 changes nothing. `Signals.advantage_factor`
+            multiplies it.
         window: noise levels (low, high) outside which the term is 0, inclusive, fractions of the schedule as `Signals.sigma`.
 
     Raises:
@@ -85,6 +86,8 @@ def guide_by_advantage(gamma: float | Tensor, window: Window = EVERYWHERE) -> Tr
         if contrast is None or (isinstance(gamma, float | int) and gamma == 0):
             return direction
         scaled = (signals.per_sample(gamma) if isinstance(gamma, Tensor) and gamma.dim() else gamma) * contrast
+        if signals.advantage_factor is not None:
+            scaled = signals.per_sample(signals.advantage_factor) * scaled
         if window != EVERYWHERE:
             if signals.sigma is None:
                 raise ValueError("Signals.sigma: needed by a window over noise levels, got None")

@@ -35,6 +35,7 @@ class Signals(NamedTuple):
         fake_bad: fake score's prediction for a failed sample, from the same x_t [B, ...]; see
             `amd_plugin.maths.advantage_guidance`.
         fake_good: fake score's prediction for a sample that succeeded [B, ...]. Give both or neither.
+        advantage_factor: factor of advantage guidance [B], at least 0, from a host's schedule; None means 1 everywhere.
         batch_advantage: advantages [N] of the whole batch, over all micro-batches and processes; None where these B samples
             are the whole batch. Statistics of the batch (the static control, the implied tilt) use it.
 
@@ -59,6 +60,7 @@ class Signals(NamedTuple):
     batch_advantage: Tensor | None = None
     fake_bad: Tensor | None = None
     fake_good: Tensor | None = None
+    advantage_factor: Tensor | None = None
 
     @property
     def joined(self) -> Tensor | None:
@@ -95,7 +97,7 @@ class Signals(NamedTuple):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape:
                 raise ValueError(f"Signals.{name}: must have x0's shape {tuple(self.x0.shape)}, got {tuple(value.shape)}")
-        for name in ("sigma", "advantage", "reward", "groups"):
+        for name in ("sigma", "advantage", "reward", "groups", "advantage_factor"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape[:1]:
                 raise ValueError(f"Signals.{name}: must have shape {tuple(self.x0.shape[:1])}, got {tuple(value.shape)}")

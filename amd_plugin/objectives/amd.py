@@ -31,7 +31,15 @@ from amd_plugin.objectives.amd_options import (
     resolved_tolerance,
     resolved_unit,
 )
-from amd_plugin.objectives.contrast_statistics import ContrastStatistics, confidence, ratio, reliability, tilt
+from amd_plugin.objectives.contrast_statistics import (
+    ContrastStatistics,
+    automatic_scale,
+    confidence,
+    ratio,
+    reliability,
+    scale_for,
+    tilt,
+)  # fmt: skip
 from amd_plugin.objectives.dmd import DMDObjective, expect_keys
 from amd_plugin.objectives.reward_monitor import RewardMonitor
 from amd_plugin.options import made, takes
@@ -68,7 +76,7 @@ class AMDObjective(DMDObjective):
         self.strength, self.side = resolved_strength(self._options), resolved_side(self._options)
         self.sharpening, self.sharpening_kind = self._options.sharpening, self._options.sharpening_kind
         self.static = self._options.static
-        self._contrast = ContrastStatistics()
+        self._contrast, self._budget = ContrastStatistics(), torch.zeros(())
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
             log.warning(
@@ -137,6 +145,9 @@ class AMDObjective(DMDObjective):
             a = group_advantage(reward / unit, groups, "none", tolerance=tolerance)
         else:
             a = group_advantage(reward, groups, std_floor=self._options.std_floor * self._spread, tolerance=tolerance)
+        if self._options.advantage_guidance == "auto":
+            momentum = 0.98 if self._budget else 0.0
+            self._budget = momentum * self._budget + (1 - momentum) * scale_for(a, groups)
         equal, quiet = (group_std(reward, groups) == 0).float().mean(), quiet_share(a, groups)
         self._reward_metrics = {
             "failed_rewards": 1 - finite.float().mean(), "quiet_share": quiet, "zero_spread_share": equal,
@@ -172,7 +183,7 @@ class AMDObjective(DMDObjective):
     def gamma(self) -> float:
         """Scale of advantage guidance in the next student turn, before `schedule_factor`."""
         gamma = self._options.advantage_guidance
-        return float(gamma) if gamma != "auto" else 0.0
+        return float(gamma) if gamma != "auto" else float(automatic_scale(self._contrast.running.sum(0), self._budget))
 
     def _contrast_metrics(self) -> dict[str, Tensor]:
         measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}
@@ -211,7 +222,7 @@ class AMDObjective(DMDObjective):
         }
         if signals.sigma is not None and signals.groups is not None:
             metrics |= self._coherence.metrics()
-        if direction.advance is not None:
+        if self.needs.fake_score_outcome:
             metrics |= {"advantage_guidance": torch.tensor(self.gamma), **self._contrast_metrics()}
         return metrics
 
@@ -226,7 +237,7 @@ class AMDObjective(DMDObjective):
         self._contrast.finish_turn()
         amd_state = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
         if self.needs.fake_score_outcome:
-            amd_state["contrast"] = self._contrast.state_dict()
+            amd_state["contrast"] = {"running": self._contrast.state_dict(), "budget": float(self._budget)}
         return super().state_dict() | amd_state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -237,7 +248,8 @@ class AMDObjective(DMDObjective):
         self._coherence.load_state_dict(state["coherence"])
         self._failed = torch.tensor(int(state["failed"]))
         if "contrast" in state:
-            self._contrast.load_state_dict(state["contrast"])
+            self._contrast.load_state_dict(state["contrast"]["running"])
+            self._budget = torch.tensor(state["contrast"]["budget"], dtype=torch.float64)
 
     def _measure(self, direction: Direction) -> Direction:
         """The unchanged direction; updates the running sums of its contrast and coherence, as far as signals are known."""

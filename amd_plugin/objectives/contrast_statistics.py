@@ -2,35 +2,40 @@
 
 With c = F_good - F_bad, the middle m = (F_good + F_bad) / 2 and an outcome y of -1 or 1, a calibrated fake score has
 ``E[2 y <c, x0 - m>] = E[|c|^2]``: samples that succeeded lie on the side that the contrast points to, as far as it is long. A
-contrast that is noise has 0 on the left. The quotient is the *reliability* of the contrast, the factor that makes it the best
-predictor of samples that the fake score has not seen.
+contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, so that samples and noise levels count alike.
+With weights by the inverse square, as in a regression, a few samples at low noise would be all of the sum.
 """
 
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.advantage_guidance import KAPPA
+from amd_plugin.maths.advantage_guidance import KAPPA, log_odds
 from amd_plugin.maths.coherence import BANDS, band
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction
+
+RATIO = 0.3  # of the scaled contrast to the matching term: .3 helped everything, .7 did harm (docs/evidence.md)
+NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
+LARGEST = 20.0
 
 MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
 
 
 class ContrastStatistics:
-    """Running means over student turns of quadratic forms of match and contrast, by third of the noise schedule.
-
-    Each sample counts by the inverse of its squared distance to the teacher's prediction, as in the normaliser.
+    """Running means over student turns of the lengths of match and contrast, by third of the noise schedule.
 
     Attributes:
-        turn: sums [3, 5] over this process's samples of the student turn under way; a host averages them over processes.
+        turn: sums [3, 6] over this process's samples of the student turn under way, the last column their number. A host averages
+            them over processes.
+        running: running means [3, 5] over samples and turns; those of the thirds add up to that of the whole schedule.
     """
 
     MOMENTUM = 0.99
 
     def __init__(self) -> None:
-        self.turn = torch.zeros(len(BANDS), 5, dtype=torch.float64)
+        self.turn = torch.zeros(len(BANDS), 6, dtype=torch.float64)
         self.running = torch.zeros(len(BANDS), 5, dtype=torch.float64)
+        self._batch_size = 1
 
     def update(self, direction: Direction) -> None:
         """Adds the samples of a direction that is not normalised; without a contrast or advantages it changes nothing."""
@@ -39,19 +44,25 @@ class ContrastStatistics:
         if contrast is None or signals.advantage is None or signals.fake_good is None:
             return
         c, match = contrast.flatten(1), direction.match.flatten(1)
-        x0, good = widen(signals.x0.detach()).flatten(1), widen(signals.fake_good.detach()).flatten(1)
-        weight = 1 / (x0 - widen(signals.real_cond.detach()).flatten(1)).square().mean(1).clamp(min=1e-8)
-        outcome = KAPPA * widen(signals.advantage.detach()).to(c)
-        forms = (match.square(), c.square(), match * c, 2 * outcome[:, None] * c * (x0 - good + c / 2))
-        values = torch.stack([weight * form.mean(1) for form in forms], 1).double()
-        values = torch.cat((values, values[:, AGREEMENT:].square()), 1)
+        residual = widen(signals.x0.detach()).flatten(1) - widen(signals.fake_good.detach()).flatten(1) + c / 2
+        distance, length = (x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny) for x in (residual, c))
+        agreement = 2 * KAPPA * widen(signals.advantage.detach()).to(c) * (c * residual).sum(1) / length / distance
+        along = (match * c).sum(1) / length / distance
+        columns = (match.norm(dim=1) / distance, length / distance, along, agreement, agreement.square())
+        values = torch.stack((*columns, torch.ones_like(distance)), 1).double()
         sigma = torch.zeros(len(c), device=c.device) if signals.sigma is None else signals.sigma
         self.turn = self.turn.to(c.device).index_add(0, band(sigma), values)
+        self._batch_size = len(c if signals.batch_advantage is None else signals.batch_advantage)
 
     def finish_turn(self) -> None:
-        """Adds the sums of the turn, averaged over processes by now, to the running means."""
-        if self.turn.any():
-            self.running = self.MOMENTUM * self.running.to(self.turn) + self.turn
+        """Adds the means of the turn, over all processes by now, to the running means."""
+        count = self.turn[:, -1].sum()
+        if count > 0:
+            means, decay = self.turn[:, :-1] / count, torch.full_like(self.turn[0, :-1], self.MOMENTUM)
+            # The variance of a mean: of one over the batch, and of a sum of independent turns.
+            means[:, NOISE] /= self._batch_size
+            decay[NOISE] = self.MOMENTUM**2
+            self.running = decay * self.running.to(means) + means
             self.turn = torch.zeros_like(self.turn)
 
     def state_dict(self) -> list[list[float]]:
@@ -66,7 +77,7 @@ class ContrastStatistics:
 
 def ratio(sums: Tensor) -> Tensor:
     """Length of the contrast over that of the matching term, from `sums` [..., 5]; 0 where nothing was measured."""
-    return _quotient(sums[..., CONTRAST], sums[..., MATCH]).sqrt()
+    return _quotient(sums[..., CONTRAST], sums[..., MATCH])
 
 
 def reliability(sums: Tensor) -> Tensor:
@@ -80,10 +91,47 @@ def tilt(sums: Tensor) -> Tensor:
 
 
 def confidence(sums: Tensor) -> Tensor:
-    """Share in [0, 1] of the measured agreement that is not chance, ``1 - 4 / z^2``; 0 below two standard errors."""
+    """Confidence in [0, 1] in the sign of the measured agreement, ``1 - 16 / z^2``; 0 below four standard errors."""
     agreement = sums[..., AGREEMENT]
-    chance = _quotient(4 * sums[..., NOISE], agreement.square())
+    chance = _quotient(16 * sums[..., NOISE], agreement.square())
     return torch.where(agreement > 0, (1 - chance).clamp(min=0), 0.0)
+
+
+def automatic_scale(sums: Tensor, budget: Tensor) -> Tensor:
+    """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
+
+    While the student is not yet tilted, the scaled contrast is `RATIO` as long as the matching term. As its tilt approaches
+    `budget`, the scale falls to it, and there the student is at rest. All of it counts by the confidence in the contrast.
+
+    Args:
+        sums: sums [5] of `ContrastStatistics`.
+        budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar.
+    """
+    push = RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums)).clamp(max=LARGEST)
+    room = 1 - _quotient(tilt(sums), budget.to(sums)).clamp(0, 1)
+    return confidence(sums) * torch.maximum(torch.minimum(push, budget.to(sums)), room * push)
+
+
+def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
+    """Largest scale gamma whose fixed point is at most `nats` from the teacher, if the batch were the teacher's samples.
+
+    The fixed point is ``p exp(gamma L)`` with the log-odds L of success; its divergence is estimated within each group, and
+    averaged over samples. A batch without any difference has no limit but `LARGEST`.
+
+    Args:
+        advantage: advantages [B].
+        groups: prompt ids [B], the same number for samples of one prompt.
+        nats: largest Kullback-Leibler divergence, in nats.
+    """
+    odds = log_odds(advantage).double()
+    same = (groups[:, None] == groups).double()
+    low, high = odds.new_zeros(()), odds.new_tensor(LARGEST)
+    for _ in range(20):
+        gamma = (low + high) / 2
+        tilted = torch.where(same > 0, gamma * odds, -torch.inf).softmax(1)  # each row: the tilted group of one sample
+        divergence = (torch.special.xlogy(tilted, tilted) + tilted * same.sum(1, keepdim=True).log()).sum(1).mean()
+        low, high = torch.where(divergence < nats, gamma, low), torch.where(divergence < nats, high, gamma)
+    return low
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.families.sd3 import SD3
-from amd_plugin.models.step_conditioning import rungs_of
+from amd_plugin.models.step_conditioning import RUNGS, tables_of
 from tests.helpers.pipelines import BUILD
 
 MADE_HERE = {"mlp": ("modes2d", "model.depth=2"), "dit made here": ("digits", "model.depth=2", "model.network=dit")}
@@ -34,15 +34,16 @@ def trainer_of(tiny, piped, plugins):
     return make
 
 
-def tables_of(trainer):
-    return [table.table for table in rungs_of(trainer.fake_score.network).tables]
+def rows_of(trainer):
+    tables = tables_of(trainer.fake_score.network, RUNGS)
+    return [table.table for table in tables.tables]
 
 
 def fill(trainer, rung, value=None):
     """A row that is not zero, in every table."""
     draws = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for table in tables_of(trainer):
+        for table in rows_of(trainer):
             table[rung] = torch.randn(table.shape[1], generator=draws) if value is None else value
 
 
@@ -75,7 +76,7 @@ def test_a_row_changes_its_rung_and_nothing_else(family, how, trainer_of):
     ask = asker(told)
     with torch.no_grad():
         plain = asker(untold)(untold.fake_score)
-        assert rungs_of(untold.fake_score.network) is None
+        assert tables_of(untold.fake_score.network, RUNGS) is None
         assert all(torch.equal(ask(told.fake_score, rung), plain) for rung in range(4)), "zeros change no bit"
         fill(told, 2)
         moved = [not torch.equal(ask(told.fake_score, rung), plain) for rung in range(4)]
@@ -85,7 +86,7 @@ def test_a_row_changes_its_rung_and_nothing_else(family, how, trainer_of):
         assert all(torch.equal(other, plain) for other in others), "nobody else hears of it, whoever was asked before"
     told.fake_score.rung = 1
     ask(told.fake_score, 1).square().sum().backward()
-    for table in tables_of(told):
+    for table in rows_of(told):
         assert table.requires_grad and table.dtype == torch.float32
         assert [bool(row.any()) for row in table.grad] == [False, True, False, False]
 
@@ -109,7 +110,7 @@ def test_a_first_cycle_without_and_with_zero_tables_is_the_same_to_the_bit(tiny,
 def test_only_the_rung_of_a_turn_is_trained_and_the_student_asks_about_its_own(tiny, plugins, objective):
     recipe = tiny("model.student_steps=4", "objective.gan_weight=0.1", objective=objective)
     trainer = Trainer(recipe, plugins, Accelerator(cpu=True))
-    (table,) = tables_of(trainer)
+    (table,) = rows_of(trainer)
     trained = set()
     for _ in range(6):
         rungs = {
@@ -157,7 +158,7 @@ def test_recomputed_activations_have_the_row_too(family, how, trainer_of):
         fill(trainer, slice(None), 0.3)
         trained = one_turn(trainer)
         rows.append([p.detach().clone() for p in trainer.fake_score.parameters()])
-        assert all((table[trained] != 0.3).any() for table in tables_of(trainer))
+        assert all((table[trained] != 0.3).any() for table in rows_of(trainer))
         trainer.student_turn()
     for kept, recomputed in zip(*rows, strict=True):
         torch.testing.assert_close(kept, recomputed, rtol=1e-4, atol=1e-4)
@@ -191,7 +192,7 @@ def test_half_precision_weights(family, how, trainer_of):
         fill(trainer, 1)
         after = ask(trainer.fake_score, 1)
     assert after.dtype == before.dtype and not torch.equal(before, after)
-    assert {table.dtype for table in tables_of(trainer)} == {torch.float32}
+    assert {table.dtype for table in rows_of(trainer)} == {torch.float32}
     assert all(value.isfinite() for value in trainer.cycle().values())
 
 
@@ -235,16 +236,16 @@ def test_a_merged_copy_is_free_of_hooks_and_the_base_keeps_its_own(trainer_of):
         fill(trainer, 1)
         told = ask(trainer.fake_score, 1)
         merged = trainer.student.merged()
-        assert rungs_of(merged) is None and not any(module._forward_hooks for module in merged.modules())
+        assert tables_of(merged, RUNGS) is None and not any(module._forward_hooks for module in merged.modules())
         assert torch.equal(ask(trainer.fake_score, 1), told)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_by_default_when_there_are_several_steps(tiny, plugins, steps):
     trainer = Trainer(tiny(f"model.student_steps={steps}"), plugins, Accelerator(cpu=True))
-    found = rungs_of(trainer.fake_score.network)
+    found = tables_of(trainer.fake_score.network, RUNGS)
     assert (found is not None) == (steps > 1)
-    assert all(rungs_of(role.network) is None for role in (trainer.student, trainer.teacher))
+    assert all(tables_of(role.network, RUNGS) is None for role in (trainer.student, trainer.teacher))
 
 
 def test_what_does_not_fit_is_said(tiny):
@@ -261,7 +262,7 @@ def test_a_family_that_does_not_say_where(piped, plugins, monkeypatch, caplog):
     with pytest.raises(InputError, match=r"model.rung_conditioning: the family of StableDiffusion3Pipeline does not say where"):
         piped("sd3", ON)
     trainer = Trainer(piped("sd3", objective="dmd"), plugins, Accelerator(cpu=True))
-    assert rungs_of(trainer.fake_score.network) is None
+    assert tables_of(trainer.fake_score.network, RUNGS) is None
     said = [record.message for record in caplog.records if "time_embeddings" in record.message]
     assert len(said) == 1 and "model.rung_conditioning: false" in said[0]
     caplog.clear()

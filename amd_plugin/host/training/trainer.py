@@ -10,7 +10,9 @@ The objective decides what signals, rewards and weights do. Nothing here depends
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -99,11 +101,12 @@ class Trainer:
         """The training rewards; None for an objective without rewards."""
         return None if self.scoring is None else self.scoring.rewards
 
-    def cycle(self, schedule_factor: float = 1.0) -> Metrics:
+    def cycle(self, schedule_factor: float = 1.0, last_metrics: Mapping[str, float] = MappingProxyType({})) -> Metrics:
         """Runs `fake_updates` turns of the fake score and one of the student, and advances `step`.
 
         Args:
             schedule_factor: the factor on all that follows the reward, from `distill_strength_schedule`.
+            last_metrics: the last logged metrics, for `distill_advantage_schedule`.
 
         Raises:
             RunError: for a gradient that is not finite, before it is applied, or for a failed reward.
@@ -114,7 +117,7 @@ class Trainer:
         for update in range(self.train.fake_updates):
             metrics = self.fake_score_turn(update)
         self.rollouts.release()
-        metrics |= self.student_turn()
+        metrics |= self.student_turn(last_metrics)
         self.step += 1
         self.ema.update()
         return metrics
@@ -155,8 +158,8 @@ class Trainer:
             metrics |= self.adversary.turn(batch, parts, rollouts)
         return metrics
 
-    def student_turn(self) -> Metrics:
-        """Updates the student."""
+    def student_turn(self, last_metrics: Mapping[str, float] = MappingProxyType({})) -> Metrics:
+        """Updates the student; `last_metrics` are for `distill_advantage_schedule`."""
         parts, learner = self.rollouts.micro_batches, self.learners["student"]
         # The graphs of several micro-batches would not fit in memory: score first, then roll out again with a graph.
         batch, rollouts, job = self.rollouts.start(self.step, "student", self.train.fake_updates, grad=len(parts) == 1)
@@ -164,10 +167,12 @@ class Trainer:
         advantage = self.rollouts.advantage(batch, job)
         metrics = {} if self.scoring is None else self.scoring.metrics()
         sigma = self.forward.noise_levels(batch, "student", self.objective.needs.match_range, advantage)
+        factors = self._advantage_factors(sigma, last_metrics)
         outputs, suspects = [], {}
         for rows, x0 in zip(parts, rollouts, strict=True):
             x0 = x0 if x0.requires_grad else self.forward.rollout(batch, rows, grad=True)
             signals = self._with_reward(self.forward.signals(x0, batch, rows, sigma, advantage), batch, rows)
+            signals = signals if factors is None else signals._replace(advantage_factor=factors[rows])
             output = self.objective.student_loss(signals)
             loss = output.loss
             if self.adversary is not None:
@@ -221,6 +226,15 @@ class Trainer:
         if advantage is None or not self.objective.needs.fake_score_outcome:
             return None
         return self.objective.outcomes(advantage, batch.uniform("outcome", (0.0, 1.0)))
+
+    def _advantage_factors(self, sigma: Tensor, last_metrics: Mapping[str, float]) -> Tensor | None:
+        """The factors [B] of the plugins' schedules on advantage guidance; None for 1 everywhere."""
+        if not self.objective.needs.fake_score_outcome:
+            return None
+        factors = self.plugins.hook.distill_advantage_schedule(
+            sigma=sigma, step=self.step, max_steps=self.train.max_steps, metrics=last_metrics
+        )
+        return math.prod(factors[1:], start=factors[0].to(sigma)) if factors else None
 
     def _with_reward(self, signals: Signals, batch: Batch, rows: slice) -> Signals:
         """`signals` with a differentiable reward, if the objective follows its gradient."""
