@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig
-from amd_plugin.errors import OptionError
+from amd_plugin.errors import InputError, OptionError
 from amd_plugin.maths.advantage_guidance import NONE, OUTCOMES
 from amd_plugin.models.family import Features
 
@@ -124,7 +124,8 @@ def conditions(config: ModelConfig, family: Any, *, outcomes: bool = False, warn
         warn: whether to log a warning if rungs are left out because the family has no finder of time embeddings.
 
     Raises:
-        OptionError: if the recipe requires conditioning and the family has no such finder.
+        InputError: if the objective needs outcomes, and the family has no such finder.
+        OptionError: if the recipe requires conditioning on rungs, and the family has no such finder.
     """
     rungs = 0 if config.rung_conditioning is False or config.student_steps == 1 else config.student_steps
     if not rungs and not outcomes:
@@ -135,7 +136,7 @@ def conditions(config: ModelConfig, family: Any, *, outcomes: bool = False, warn
     name = getattr(family, "pipeline", type(family).__name__)
     message = f"the family of {name} does not say where its networks embed the time (time_embeddings)"
     if outcomes:
-        raise OptionError("advantage_guidance", f"{message}. Set objective.advantage_guidance: 0")
+        raise InputError(f"objective.advantage_guidance: {message}. Set it to 0")
     if config.rung_conditioning:
         raise OptionError("rung_conditioning", f"{message}, got true. Set model.rung_conditioning: false")
     if warn:

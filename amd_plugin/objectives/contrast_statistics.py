@@ -25,8 +25,8 @@ class ContrastStatistics:
     """Running means over student turns of the lengths of match and contrast, by third of the noise schedule.
 
     Attributes:
-        turn: sums [3, 6] over this process's samples of the student turn under way, the last column their number. A host averages
-            them over processes.
+        turn: sums [3, 6] over this process's samples of the student turn under way, the last column their number. A host
+            averages them over processes.
         running: running means [3, 5] over samples and turns; those of the thirds add up to that of the whole schedule.
     """
 

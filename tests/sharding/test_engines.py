@@ -34,6 +34,7 @@ KINDS = {
     "lora": ("adam", ["model.student=lora", "model.fake_score=lora", "train.clip_norm=0.01"]),
     "mixed": ("sgd", ["train.student_lr=0.1", "train.fake_lr=0.1", "train.clip_norm=0.1", "model.dtype=bf16",
                       "distributed.mixed_precision=bf16"]),
+    "guided": ("adam", ["objective.advantage_guidance=auto", "rewards=[{name: hackable}]"]),
 }  # fmt: skip
 
 
@@ -53,6 +54,7 @@ def runs(wan, tmp_path_factory):
     """Folders of runs in two processes, and in one by the same names with ``-alone``."""
     folder = tmp_path_factory.mktemp("engines")
     kinds = {kind: (how, [*wan, *(f"--set={setting}" for setting in more)]) for kind, (how, more) in KINDS.items()}
+    kinds["guided"][1][3] = "amd"  # the objective's name
     shared = [(how, [*arguments, *STAGES[stage]], str(folder / f"{kind}-{stage}"), None)
               for kind, (how, arguments) in kinds.items() for stage in STAGES]  # fmt: skip
     kinds["twin"] = ("adam", twin(wan))
@@ -92,6 +94,16 @@ def test_adapters_of_networks_that_are_shared_out(stage, runs):
     )
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tables_of_rungs_and_outcomes_have_their_own_learning_rate(stage, runs):
+    """Two parameter groups: each process holds a share of both, and of Adam's moments."""
+    assert_same(runs / "guided-alone", runs / f"guided-{stage}", ALL, 1e-5)
+    tables = {name: value for name, value in tensors(runs / f"guided-{stage}", "fake_score").items() if ".table" in name}
+    assert {name.strip(".").partition(".")[0] for name in tables} == {"rungs", "outcomes"} and all(
+        value.any() for value in tables.values()
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

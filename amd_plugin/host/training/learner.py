@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -103,7 +102,11 @@ class EngineLearner:
     def __init__(self, role: Role, name: str, learning_rate: float, settings: EngineSettings):
         self.role, self._name, self._train = role, name, settings.train
         groups, self._peaks = parameter_groups(role, learning_rate, settings.train)
-        adam = partial(torch.optim.Adam, groups, lr=learning_rate, betas=settings.train.betas, fused=True)
+
+        def adam() -> torch.optim.Adam:
+            groups, _ = parameter_groups(role, learning_rate, settings.train)  # stage 3 has replaced the parameters by now
+            return torch.optim.Adam(groups, lr=learning_rate, betas=settings.train.betas, fused=True)
+
         self._engine, optimizer, shares = engine_for(role, adam, settings)
         self.optimizer = Moments(optimizer, shares, [len(group["params"]) for group in groups])
 

@@ -1,0 +1,197 @@
+"""Advantage guidance in numbers and one picture: its bias, the learning rate of its table, its sensor, the plane.
+
+    python benchmarks/advantage_guidance.py bias      # fixed point against p exp(lambda a), in closed form; a minute
+    python benchmarks/advantage_guidance.py curve     # length and reliability of the contrast by learning rate of the table
+    python benchmarks/advantage_guidance.py sensor    # failures found among samples that were never scored
+    python benchmarks/advantage_guidance.py figure    # docs/images/advantage_guidance.svg
+
+All but `figure` print a Markdown table; docs/how-it-works.md and docs/evidence.md have them.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.distributions import Normal
+
+from amd_plugin import Signals, get_plugin_manager
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage, log_odds
+from amd_plugin.maths.coherence import BANDS
+from amd_plugin.maths.operators import chain, dmd
+from amd_plugin.randomness import generator
+from amd_plugin.recipe.loading import load
+
+MEANS, MASSES, STD = torch.tensor([-2.0, 0.0, 2.0]).double(), torch.tensor([0.30, 0.45, 0.25]).double(), 0.3
+LEVELS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.9)
+GAMMAS = (0.5, 1.0, 2.0, 4.0, 10.0)
+
+
+def advantage(x: Tensor) -> Tensor:
+    """Advantage [N] of samples [N]: the right mode is good and the left one bad, the middle neither."""
+    return 0.5 * torch.tanh(2 * (x - 1)) + 0.5 * torch.tanh(2 * (x + 1))
+
+
+def denoise(x_t: Tensor, t: float, particles: Tensor, weights: Tensor) -> Tensor:
+    """E[x | x_t] [N] under weighted `particles` [P], for x_t [N] at flow time t."""
+    logits = weights.log() - (x_t[:, None] - (1 - t) * particles).square() / (2 * t**2)
+    return logits.softmax(1) @ particles
+
+
+def teacher(x_t: Tensor, t: float) -> Tensor:
+    """E[x | x_t] [N] under the teacher's mixture."""
+    variance = ((1 - t) * STD) ** 2 + t**2
+    residual = x_t[:, None] - (1 - t) * MEANS
+    responsibility = (MASSES.log() - residual.square() / (2 * variance)).softmax(1)
+    return (responsibility * (MEANS + (1 - t) * STD**2 / variance * residual)).sum(1)
+
+
+def fixed_point(gamma: float, count: int = 240, steps: int = 240) -> Tensor:
+    """Particles [count] at rest: a student of particles, moved by exact predictions of teacher and fake score."""
+    x, draws = 1.5 * Normal(0.0, 1.0).icdf((torch.arange(count) + 0.5) / count).double(), torch.Generator().manual_seed(0)
+    operator = chain(dmd(), guide_by_advantage(gamma))
+    for step in range(steps):
+        quantiles = ((torch.arange(8) + torch.rand(8, generator=draws)) / 8).clamp(1e-3, 1 - 1e-3)
+        noise, a = Normal(0.0, 1.0).icdf(quantiles).double(), advantage(x)
+        good, bad, move = (1 + KAPPA * a) / 2, (1 - KAPPA * a) / 2, torch.zeros_like(x)
+        for t in LEVELS:
+            x_t = ((1 - t) * x[:, None] + t * noise).reshape(-1)
+            fake, fake_good, fake_bad = (denoise(x_t, t, x, w)[:, None] for w in (torch.ones_like(x), good, bad))
+            signals = Signals(x_t[:, None], teacher(x_t, t)[:, None], None, fake, fake_good=fake_good, fake_bad=fake_bad)
+            move += operator(signals).total().reshape(count, -1).mean(1)
+        x = x + (1.0 if step < steps * 0.7 else 0.3) * move / len(LEVELS) / (1 + 0.25 * gamma)
+    return x
+
+
+def masses(x: Tensor) -> Tensor:
+    """Masses [3] of particles [N] in the three modes."""
+    return torch.bincount((x[:, None] - MEANS).abs().argmin(1), minlength=3) / len(x)
+
+
+def tilted(tilt: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+    """Masses [3] of ``p exp(tilt)`` and its divergence from p in nats, by quadrature."""
+    grid = torch.linspace(-4, 4, 8001).double()
+    p = (MASSES * torch.exp(-((grid[:, None] - MEANS) ** 2) / (2 * STD**2))).sum(1)
+    p /= p.sum()
+    q = p * torch.exp(tilt(grid))
+    q /= q.sum()
+    mode = (grid[:, None] - MEANS).abs().argmin(1)
+    return torch.bincount(mode, q, minlength=3), float((torch.special.xlogy(q, q / p)).sum())
+
+
+def bias() -> None:
+    """Prints the fixed point by gamma, beside the law of low noise and the exponential tilt of the same divergence."""
+    print(
+        "| gamma | masses at rest | law at low noise | its KL | lambda of that KL | p exp(lambda a) | largest error of mass |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for gamma in GAMMAS:
+        at_rest = masses(fixed_point(gamma))
+        law, divergence = tilted(lambda x, g=gamma: g * log_odds(advantage(x)))
+        low, high = 0.0, 60.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if tilted(lambda x, m=middle: m * advantage(x))[1] < divergence else (low, middle)
+        exponential, _ = tilted(lambda x, m=low: m * advantage(x))
+        text = [" / ".join(f"{value:.2f}" for value in m) for m in (at_rest, law, exponential)]
+        error = (at_rest - exponential).abs().max()
+        print(f"| {gamma:g} | {text[0]} | {text[1]} | {divergence:.2f} | {low:.2f} | {text[2]} | {error:.2f} |")
+
+
+def trainer_of(recipe: str, seed: int, *overrides: str, objective: str = "amd") -> Trainer:
+    """A trainer of a shipped recipe with one thread."""
+    plugins = get_plugin_manager()
+    settings = (f"train.seed={seed}", "train.trackers=[]", *overrides)
+    return Trainer(load(recipe, plugins, settings, objective), plugins, Accelerator(cpu=True))
+
+
+def curve() -> None:
+    """Prints ratio and reliability of the contrast by learning rate of the table and student updates, mean of two seeds."""
+    steps, rates = (25, 50, 100, 200), (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 1e-2, 2e-2)
+    print("| recipe | learning rate | " + " | ".join(f"{step} updates" for step in steps) + " |")
+    print("|---" * (2 + len(steps)) + "|")
+    for recipe in ("modes2d", "digits"):
+        for rate in rates:
+            cells: dict[int, list[tuple[float, float]]] = {step: [] for step in steps}
+            for seed in (100, 101):
+                settings = ("objective.advantage_guidance=1", "objective.sharpening=0", f"train.conditioning_lr={rate}")
+                trainer = trainer_of(recipe, seed, *settings)
+                for step in range(1, max(steps) + 1):
+                    metrics = trainer.cycle()
+                    if step in cells:
+                        measured = (metrics[f"objective/contrast_{name}"] for name in ("ratio", "reliability"))
+                        cells[step].append(tuple(float(value) for value in measured))
+            texts = (
+                f"{statistics.fmean(r for r, _ in values):.3f}, {statistics.fmean(q for _, q in values):.2f}"
+                for values in cells.values()
+            )
+            print(f"| {recipe} | {rate:g} | " + " | ".join(texts) + " |", flush=True)
+
+
+@torch.no_grad()
+def evidence_of_success(trainer: Trainer, x0: Tensor, labels: Tensor, levels: Sequence[float], draws: int = 4) -> Tensor:
+    """Mean cosine [N] between the contrast at noised samples and the samples, over noise `levels`: high for success."""
+    total, forward = torch.zeros(len(x0)), trainer.forward
+    for level in levels:
+        for draw in range(draws):
+            noise = torch.randn(x0.shape, generator=generator(0, "sensor", level, draw))
+            x_t, timestep = forward.renoise(x0, noise, torch.full((len(x0),), level))
+            good, bad = predictions(trainer, x_t, timestep, labels)
+            c, residual = (good - bad).flatten(1), (x0 - (good + bad) / 2).flatten(1)
+            total += torch.nn.functional.cosine_similarity(c, residual) / draws / len(levels)
+    return total
+
+
+@torch.no_grad()
+def predictions(trainer: Trainer, x_t: Tensor, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The fake score's predictions of x0 [N, ...] for success and for failure."""
+    forward, fake_score, predicted = trainer.forward, trainer.fake_score, []
+    for outcome in (GOOD, BAD):
+        fake_score.outcome = outcome
+        output = forward.caller.call(fake_score, x_t, timestep, forward.condition(labels))
+        predicted.append(forward.schedule.to_x0(output, x_t, forward.schedule.level(timestep)))
+    fake_score.outcome = NONE
+    return predicted[0], predicted[1]
+
+
+def sensor() -> None:
+    """Prints how well the contrast alone finds failures among samples that no reward has seen, by third of the schedule."""
+    print("| recipe | reward | failures | " + " | ".join(f"AUROC, {band} noise" for band in (*BANDS, "all")) + " |")
+    print("|---" * (4 + len(BANDS)) + "|")
+    thirds = {"low": (0.1, 0.2, 0.3), "middle": (0.4, 0.5, 0.6), "high": (0.7, 0.8, 0.9)}
+    for recipe, updates in (("modes2d", 200), ("digits", 200)):
+        for reward in ("classifier", "random"):
+            rows, shares = [], []
+            for seed in (100, 101, 102, 103):
+                settings = ["objective.advantage_guidance=1", "objective.sharpening=0"]
+                trainer = trainer_of(recipe, seed, *settings, *(["rewards=[{name: random}]"] if reward == "random" else []))
+                for _ in range(updates):
+                    trainer.cycle()
+                labels = torch.arange(trainer.task.num_classes).repeat(100)
+                x0 = trainer.sample(labels, "sensor")
+                judge = trainer_of(recipe, seed).rewards
+                media = trainer.backbone.decode(x0)
+                scores = judge(media, trainer.task.prompts(labels), **trainer.task.columns(labels)).total
+                failed = scores < scores.median() - 1.0
+                shares.append(float(failed.float().mean()))
+                levels = [*thirds.values(), sum(thirds.values(), ())]
+                evidence = (evidence_of_success(trainer, x0, labels, level) for level in levels)
+                rows.append([float(roc_auc_score(failed, -e)) for e in evidence])
+            cells = " | ".join(f"{statistics.fmean(v):.3f} +- {statistics.pstdev(v):.3f}" for v in zip(*rows, strict=True))
+            print(f"| {recipe} | {reward} | {statistics.fmean(shares):.3f} | {cells} |", flush=True)
+
+
+def main() -> None:
+    """Runs one part."""
+    parts = {"bias": bias, "curve": curve, "sensor": sensor}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    parts[parser.parse_args().part]()
+
+
+if __name__ == "__main__":
+    main()
