@@ -35,6 +35,7 @@ from amd_plugin.objectives.contrast_statistics import (
     ContrastStatistics,
     automatic_scale,
     confidence,
+    evidence_by_zone,
     ratio,
     reliability,
     scale_for,
@@ -224,6 +225,7 @@ class AMDObjective(DMDObjective):
             metrics |= self._coherence.metrics()
         if self.needs.fake_score_outcome:
             metrics |= {"advantage_guidance": torch.tensor(self.gamma), **self._contrast_metrics()}
+            metrics |= evidence_by_zone(signals, a <= ZONE)
         return metrics
 
     @property

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from amd_plugin.maths.advantage_guidance import KAPPA, log_odds
-from amd_plugin.maths.coherence import BANDS, band
+from amd_plugin.maths.coherence import BANDS, band, by_band
 from amd_plugin.maths.prediction import widen
-from amd_plugin.maths.signals import Direction
+from amd_plugin.maths.signals import Direction, Signals
 
 RATIO = 0.3  # of the scaled contrast to the matching term: .3 helped everything, .7 did harm (docs/evidence.md)
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
@@ -40,13 +40,12 @@ class ContrastStatistics:
     def update(self, direction: Direction) -> None:
         """Adds the samples of a direction that is not normalised; without a contrast or advantages it changes nothing."""
         signals = direction.signals
-        contrast = signals.contrast()
-        if contrast is None or signals.advantage is None or signals.fake_good is None:
+        if (parts := _contrast_and_residual(signals)) is None or signals.advantage is None:
             return
-        c, match = contrast.flatten(1), direction.match.flatten(1)
-        residual = widen(signals.x0.detach()).flatten(1) - widen(signals.fake_good.detach()).flatten(1) + c / 2
-        distance, length = (x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny) for x in (residual, c))
-        agreement = 2 * KAPPA * widen(signals.advantage.detach()).to(c) * (c * residual).sum(1) / length / distance
+        c, residual = parts
+        match, tiny = direction.match.flatten(1), torch.finfo(c.dtype).tiny
+        distance, length = residual.norm(dim=1).clamp(min=tiny), c.norm(dim=1).clamp(min=tiny)
+        agreement = 2 * KAPPA * widen(signals.advantage.detach()).to(c) * _cosine(c, residual)
         along = (match * c).sum(1) / length / distance
         columns = (match.norm(dim=1) / distance, length / distance, along, agreement, agreement.square())
         values = torch.stack((*columns, torch.ones_like(distance)), 1).double()
@@ -73,6 +72,22 @@ class ContrastStatistics:
     def load_state_dict(self, state: list[list[float]]) -> None:
         """Restores what `state_dict` gave."""
         self.running = torch.tensor(state, dtype=torch.float64)
+
+
+def evidence_by_zone(signals: Signals, zone: Tensor) -> dict[str, Tensor]:
+    """Mean cosine of the contrast with x0 - m, for samples in the `zone` [B] bool and for the others, by third of the schedule.
+
+    The cosine is high for samples that the contrast takes for successes. It reads no reward, so it marks failures among samples
+    that were never scored, too. Empty without a contrast or noise levels.
+    """
+    if (parts := _contrast_and_residual(signals)) is None or signals.sigma is None:
+        return {}
+    cosine, metrics = _cosine(*parts), dict[str, Tensor]()
+    for name, place in (("zone", zone), ("outside", ~zone)):
+        mask = place.to(cosine)
+        total, share = by_band(cosine * mask, signals.sigma), by_band(mask, signals.sigma)
+        metrics |= {f"contrast_evidence_{name}/{level}": total[level] / share[level] for level in total}
+    return metrics
 
 
 def ratio(sums: Tensor) -> Tensor:
@@ -132,6 +147,19 @@ def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
         divergence = (torch.special.xlogy(tilted, tilted) + tilted * same.sum(1, keepdim=True).log()).sum(1).mean()
         low, high = torch.where(divergence < nats, gamma, low), torch.where(divergence < nats, high, gamma)
     return low
+
+
+def _contrast_and_residual(signals: Signals) -> tuple[Tensor, Tensor] | None:
+    """(c, x0 - m), both [B, D]; None without a contrast."""
+    contrast = signals.contrast()
+    if contrast is None or signals.fake_good is None:
+        return None
+    c = contrast.flatten(1)
+    return c, widen(signals.x0.detach()).flatten(1) - widen(signals.fake_good.detach()).flatten(1) + c / 2
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(a, b, dim=1, eps=torch.finfo(a.dtype).tiny)
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
