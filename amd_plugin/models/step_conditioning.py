@@ -67,12 +67,7 @@ class Table(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """`embedding` [B, ...] with the selected rows added along its channels; same shape and dtype."""
         assert self.row is not None  # noqa: S101 (the hook checks it)
-        if self.row.is_floating_point():  # variants of outcomes: the advantage itself, or beyond 10 a probability of success
-            p = (self.row - 10)[:, None]
-            soft = p * self.table[2] + (1 - p) * self.table[1]
-            row = torch.where(self.row[:, None] > 5, soft, self.row[:, None] * self.table[2]).to(embedding.dtype)
-        else:
-            row = nn.functional.embedding(self.row, self.table, padding_idx=self._fixed).to(embedding.dtype)
+        row = nn.functional.embedding(self.row, self.table, padding_idx=self._fixed).to(embedding.dtype)
         channels_last = embedding.movedim(self._dim, -1)
         if row.dim() > 1:
             row = row.reshape(len(row), *[1] * (channels_last.dim() - 2), -1)

@@ -178,15 +178,7 @@ class AMDObjective(DMDObjective):
 
     def outcomes(self, advantage: Tensor, draws: Tensor) -> Tensor:
         """The outcome of each sample [B] that the fake score is trained with, see `amd_plugin.maths.advantage_guidance`."""
-        form = self._options.advantage_guidance_form
-        hard = outcomes(advantage, draws)
-        if form == "buckets":  # a third for each; the middle one is told nothing
-            return torch.where(hard == 0, 0, torch.where(advantage > 1 / 3, 2, torch.where(advantage < -1 / 3, 1, 0)))
-        if form == "continuous":  # the advantage itself scales one row
-            return torch.where(hard == 0, 0.0, advantage.float())
-        if form == "soft":  # the mean of the two rows by their probability, encoded beyond 10
-            return torch.where(hard == 0, 0.0, 10 + (1 + 0.95 * advantage.float()) / 2)
-        return hard
+        return outcomes(advantage, draws)
 
     @property
     def gamma(self) -> float:
@@ -206,18 +198,8 @@ class AMDObjective(DMDObjective):
         """The operator H of Eq. 10, before normalisation."""
         adapt = operators.adapt(self.schedule_factor * self.strength, self.side, static=self.static)
         window = self._options.advantage_guidance_sigma or operators.EVERYWHERE
-        form = self._options.advantage_guidance_form
-
-        def reform(direction: Direction) -> Direction:
-            signals = direction.signals
-            if form == "bad_none" and signals.fake_bad is not None:
-                return direction._replace(signals=signals._replace(fake_good=2 * signals.fake - signals.fake_bad))
-            if form == "failures" and signals.advantage is not None:
-                return direction._replace(signals=signals._replace(advantage_factor=(signals.advantage < 0).float()))
-            return direction
-
         guide = guide_by_advantage(self.schedule_factor * self.gamma, window)
-        maker: Maker = operators.chain(super().operator(), reform, self._measure, adapt, guide)
+        maker: Maker = operators.chain(super().operator(), self._measure, adapt, guide)
         return maker
 
     def direction_metrics(self, direction: Direction) -> dict[str, Tensor]:

@@ -40,9 +40,6 @@ class AMDOptions(DMDOptions):
     advantage_guidance_sigma: Window | None = option(
         None, "Noise levels [low, high] of advantage guidance; null for all.", group="expert", needs="noise_level",
     )  # fmt: skip
-    advantage_guidance_form: Literal["contrast", "bad_none", "failures", "buckets", "continuous", "soft"] = option(
-        "contrast", "Form of advantage guidance, for the study that decides among them.", group="expert", paper="contrast",
-    )  # fmt: skip
     side: Side | Auto = option(
         "auto", "Samples that adaptation weighs; negative: failing ones; guidance_only: failing ones, in the guidance term "
         "only; both: all; auto: negative above guidance scale 1, else both.", group="regime", paper="both",

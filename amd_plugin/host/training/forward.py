@@ -113,9 +113,6 @@ class Forward:
         return self.schedule.level(timestep).add_noise(x0.detach(), noise), timestep
 
     def _fake_x0(self, x_t: Tensor, timestep: Tensor, condition: Condition, outcome: int) -> Tensor:
-        form = getattr(getattr(self.objective, "_options", None), "advantage_guidance_form", "contrast")
-        if form == "continuous" and outcome:
-            outcome = torch.full((len(x_t),), 1.0 if outcome == GOOD else -1.0)
         self.roles.fake_score.outcome = outcome
         try:
             return self._x0(self.roles.fake_score, x_t, timestep, condition)
