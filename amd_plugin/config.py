@@ -177,8 +177,10 @@ class TrainConfig(Strict):
     )  # fmt: skip
     student_lr: float = Field(gt=0, description="peak learning rate of the student's Adam")
     fake_lr: float = Field(gt=0, description="peak learning rate of the fake score's Adam")
-    conditioning_lr: float = Field(
-        2e-3, gt=0, description="peak learning rate of the tables that condition the fake score on exit step and outcome"
+    outcome_lr: float = Field(
+        2e-3,
+        gt=0,
+        description="peak learning rate of the tables of outcomes, which advantage guidance adds to the fake score",
     )
     rollout: Literal["simulate", "data"] = Field(
         "simulate",

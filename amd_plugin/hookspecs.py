@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -27,13 +27,15 @@ hookspec = pluggy.HookspecMarker(NAME)
 hookimpl = pluggy.HookimplMarker(NAME)
 
 Window = tuple[float, float]
+IF_OFFERED: Literal["if offered"] = "if offered"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """Everything an objective needs from a host beside samples, teacher and fake score. A field at its default is no need.
 
-    A host states the names of the fields that it offers, and refuses an objective with `missing` ones before it trains.
+    A host states the names of the fields that it offers, and refuses an objective with `missing` ones before it trains. A need
+    that is `IF_OFFERED` is never missing: the objective does without where a host does not offer it.
 
     Attributes:
         reward: whether rewards of decoded samples are needed, as advantages; if not, a host decodes and scores nothing.
@@ -45,8 +47,8 @@ class Needs:
         match_range: (low, high) noise levels of the matching term, in place of the host's.
         fake_score_weight: whether the fake score's loss takes a weight per sample.
         fake_score_noise_level: whether `sharpening_weights` needs the noise levels [B] of the fake score's turn.
-        fake_score_outcome: whether the fake score is conditioned on the outcome of each sample. It is trained with
-            `Objective.outcomes`, and called without one for `Signals.fake`, with each for `fake_bad` and `fake_good`.
+        fake_score_outcome: whether the fake score is conditioned on the outcome of each sample; may be `IF_OFFERED`. It is
+            trained with `Objective.outcomes`. It predicts `Signals.fake` without one, and `fake_bad` and `fake_good` with each.
         reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`.
         discriminator: loss weights of an adversarial branch, whose discriminator the host trains.
         replay: share in [0, 1) of the fake score's samples that come from a memory of failures.
@@ -61,14 +63,14 @@ class Needs:
     match_range: Window | None = None
     fake_score_weight: bool = False
     fake_score_noise_level: bool = False
-    fake_score_outcome: bool = False
+    fake_score_outcome: bool | Literal["if offered"] = False
     reward_gradient: bool = False
     discriminator: Adversarial | None = None
     replay: float = 0.0
 
     def missing(self, offers: Collection[str]) -> dict[str, str]:
         """Names of needs that are not in `offers`, each with a description for people."""
-        needed = [need.name for need in fields(self) if getattr(self, need.name) != need.default]
+        needed = [need.name for need in fields(self) if getattr(self, need.name) not in (need.default, IF_OFFERED)]
         return {name: IN_WORDS[name] for name in needed if name not in offers}
 
 

@@ -11,9 +11,12 @@ All but `figure` print a Markdown table; docs/how-it-works.md and docs/evidence.
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import matplotlib
 import torch
 from accelerate import Accelerator
+from matplotlib import pyplot
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.distributions import Normal
@@ -118,7 +121,7 @@ def curve() -> None:
         for rate in rates:
             cells: dict[int, list[tuple[float, float]]] = {step: [] for step in steps}
             for seed in (100, 101):
-                settings = ("objective.advantage_guidance=1", "objective.sharpening=0", f"train.conditioning_lr={rate}")
+                settings = ("objective.advantage_guidance=1", "objective.sharpening=0", f"train.outcome_lr={rate}")
                 trainer = trainer_of(recipe, seed, *settings)
                 for step in range(1, max(steps) + 1):
                     metrics = trainer.cycle()
@@ -185,9 +188,55 @@ def sensor() -> None:
             print(f"| {recipe} | {reward} | {statistics.fmean(shares):.3f} | {cells} |", flush=True)
 
 
+def figure() -> None:
+    """Draws one class of the plane: samples, the matching field, the contrast, and the paths of samples over training."""
+    matplotlib.rcParams |= {"svg.hashsalt": "advantage guidance", "svg.fonttype": "none", "font.size": 8}
+
+    label, level, updates = 0, 0.4, 400
+    arms = {"DMD": ("0.55", "objective.sharpening=0", "objective.advantage_guidance=0"),
+            "with advantage guidance": ("tab:blue", "objective.sharpening=0", "objective.advantage_guidance=auto")}  # fmt: skip
+    samples, paths = dict[str, Tensor](), dict[str, Tensor]()
+    for name, (_, *settings) in arms.items():
+        trainer = trainer_of("modes2d", 0, *settings)
+        labels, followed, path = torch.full((300,), label), torch.full((30,), label), list[Tensor]()
+        for step in range(updates + 1):
+            if step % 20 == 0:
+                path.append(trainer.sample(followed, "paths"))
+            if step < updates:
+                trainer.cycle()
+        samples[name], paths[name] = trainer.sample(labels, "figure"), torch.stack(path)
+    task, (x, y) = trainer.task, torch.meshgrid(torch.linspace(-3.2, 3.2, 22), torch.linspace(-3.2, 3.2, 22), indexing="xy")
+    at = torch.stack((x.flatten(), y.flatten()), 1)
+    of_class, timestep = torch.full((len(at),), label), trainer.forward.schedule.timestep(torch.full((len(at),), level))
+    good, bad = predictions(trainer, at, timestep, of_class)
+    with torch.no_grad():
+        condition, noise_level = trainer.forward.condition(of_class), trainer.forward.schedule.level(timestep)
+        real, fake = (
+            trainer.forward.schedule.to_x0(trainer.forward.caller.call(role, at, timestep, condition), at, noise_level)
+            for role in (trainer.teacher, trainer.fake_score)
+        )
+    canvas, panels = pyplot.subplots(1, 4, figsize=(11, 3), layout="constrained")
+    titles = ("samples of one prompt", "matching: real - fake", "contrast: good - bad", "paths of samples in training")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xticks=[], yticks=[], aspect="equal")
+        for mean in task.means[label].tolist():  # type: ignore[attr-defined]  # of this task only
+            axes.add_patch(pyplot.Circle(mean, 0.22, fill=False, edgecolor="tab:green", linewidth=1))
+    for name, (colour, *_) in arms.items():
+        panels[0].scatter(*samples[name].T, s=4, color=colour, linewidths=0, label=name)
+        for track in paths[name].transpose(0, 1):
+            panels[3].plot(*track.T, color=colour, linewidth=0.7, alpha=0.8)
+            panels[3].scatter(*track[-1], s=6, color=colour)
+    for axes, field, colour in ((panels[1], real - fake, "0.3"), (panels[2], good - bad, "tab:red")):
+        axes.quiver(*at.T, *field.T, color=colour, width=0.006)
+    panels[0].legend(loc="lower left", fontsize=6)
+    path_of_figure = Path(__file__).parents[1] / "docs" / "images" / "advantage_guidance.svg"
+    canvas.savefig(path_of_figure, metadata={"Date": None, "Creator": None})
+    print(path_of_figure)
+
+
 def main() -> None:
     """Runs one part."""
-    parts = {"bias": bias, "curve": curve, "sensor": sensor}
+    parts = {"bias": bias, "curve": curve, "sensor": sensor, "figure": figure}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parts[parser.parse_args().part]()

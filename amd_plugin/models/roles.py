@@ -85,6 +85,11 @@ class Role:
         first = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = model_dtype if isinstance(model_dtype, torch.dtype) else first
 
+    @property
+    def takes_outcome(self) -> bool:
+        """Whether the network has a table of outcomes, and the role selects its rows."""
+        return self._outcomes is not None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output with this role's adapter."""
         self.activate()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,14 +114,16 @@ class Tables(nn.Module):
             table.row = chosen
 
 
-def conditions(config: ModelConfig, family: Any, *, outcomes: bool = False, warn: bool = False) -> Conditions | None:
+def conditions(
+    config: ModelConfig, family: Any, *, outcomes: bool | Literal["if offered"] = False, warn: bool = False
+) -> Conditions | None:
     """The tables that condition the fake score of a run on networks of `family`; None for none.
 
     Args:
         config: the recipe's model section.
         family: the pipeline family, see `amd_plugin.models.family.Family`.
-        outcomes: whether the objective needs a fake score that is conditioned on the outcome.
-        warn: whether to log a warning if rungs are left out because the family has no finder of time embeddings.
+        outcomes: whether the objective needs a fake score that is conditioned on the outcome, see `amd_plugin.hookspecs.Needs`.
+        warn: whether to log a warning if conditions are left out because the family has no finder of time embeddings.
 
     Raises:
         InputError: if the objective needs outcomes, and the family has no such finder.
@@ -132,14 +134,16 @@ def conditions(config: ModelConfig, family: Any, *, outcomes: bool = False, warn
         return None
     finder: EmbeddingFinder | None = getattr(family, "time_embeddings", None)
     if finder is not None:
-        return Conditions(finder, rungs, outcomes)
+        return Conditions(finder, rungs, bool(outcomes))
     name = getattr(family, "pipeline", type(family).__name__)
     message = f"the family of {name} does not say where its networks embed the time (time_embeddings)"
-    if outcomes:
+    if outcomes is True:
         raise InputError(f"objective.advantage_guidance: {message}. Set it to 0")
     if config.rung_conditioning:
         raise OptionError("rung_conditioning", f"{message}, got true. Set model.rung_conditioning: false")
-    if warn:
+    if warn and outcomes:
+        log.warning("%s: advantage guidance is off. Set objective.advantage_guidance: 0 to accept that silently", message)
+    if warn and rungs:
         effect = "the fake score is not conditioned on the exit rung and learns a mixture of all rungs"
         log.warning("%s: %s. Set model.rung_conditioning: false to accept that silently", message, effect)
     return None
@@ -162,9 +166,9 @@ def tables_of(network: nn.Module, part: str) -> Tables | None:
     return tables if isinstance(tables, Tables) else None
 
 
-def in_table(name: str) -> bool:
-    """Whether the parameter `name` of a network is a table."""
-    return name.startswith(tuple(f"{part}." for part in PARTS))
+def in_outcomes(name: str) -> bool:
+    """Whether the parameter `name` of a network is a table of outcomes."""
+    return name.startswith(f"{OUTCOME}.")
 
 
 def check_tables(names: Iterable[str], network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.hookspecs import Needs
+from amd_plugin.hookspecs import IF_OFFERED, Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share
 from amd_plugin.maths.advantage_guidance import guide_by_advantage, outcomes
@@ -91,15 +91,15 @@ class AMDObjective(DMDObjective):
     @property
     def needs(self) -> Needs:
         """Everything the objective needs from a host."""
-        share = self._options.memory_share
-        guides = self._options.advantage_guidance != 0
-        compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0 or guides, super().needs
+        share, gamma = self._options.memory_share, self._options.advantage_guidance
+        compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0 or gamma != 0, super().needs
+        windowed = gamma != 0 and self._options.advantage_guidance_sigma is not None
         return replace(
             dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self.sharpening > 0,
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
-            fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple), fake_score_outcome=guides,
-            noise_level=dmd_needs.noise_level or (guides and self._options.advantage_guidance_sigma is not None),
+            fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
+            fake_score_outcome=IF_OFFERED if gamma == "auto" else gamma != 0, noise_level=dmd_needs.noise_level or windowed,
         )  # fmt: skip
 
     @property
@@ -169,7 +169,7 @@ class AMDObjective(DMDObjective):
         Raises:
             ValueError: without `sigma`, if option `sharpening_sigma` was given.
         """
-        weights = sharpening_weights(advantage, self.schedule_factor * self.sharpening, self.sharpening_kind)
+        weights = sharpening_weights(advantage, self._trust * self.sharpening, self.sharpening_kind)
         if sigma is None and self.needs.fake_score_noise_level:
             raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
         if (window := self.sharpening_sigma) is None or sigma is None:
@@ -186,6 +186,16 @@ class AMDObjective(DMDObjective):
         gamma = self._options.advantage_guidance
         return float(gamma) if gamma != "auto" else float(automatic_scale(self._contrast.running.sum(0), self._budget))
 
+    @property
+    def _trust(self) -> float:
+        """Factor on sharpening and adaptation: the schedule's, and with ``auto`` the confidence that rewards can be learned.
+
+        A host that offers no outcomes measures no contrast, and has the schedule's alone.
+        """
+        if self._options.advantage_guidance != "auto" or not self._contrast.measured:
+            return self.schedule_factor
+        return self.schedule_factor * float(confidence(self._contrast.running.sum(0)))
+
     def _contrast_metrics(self) -> dict[str, Tensor]:
         measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}
         whole, bands = self._contrast.running.sum(0), dict(zip(BANDS, self._contrast.running, strict=True))
@@ -196,7 +206,7 @@ class AMDObjective(DMDObjective):
 
     def operator(self) -> Maker:
         """The operator H of Eq. 10, before normalisation."""
-        adapt = operators.adapt(self.schedule_factor * self.strength, self.side, static=self.static)
+        adapt = operators.adapt(self._trust * self.strength, self.side, static=self.static)
         window = self._options.advantage_guidance_sigma or operators.EVERYWHERE
         guide = guide_by_advantage(self.schedule_factor * self.gamma, window)
         maker: Maker = operators.chain(super().operator(), self._measure, adapt, guide)
@@ -209,7 +219,7 @@ class AMDObjective(DMDObjective):
             return {}
         a = signals.advantage.detach().float()
         batch_advantage = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
-        ratio, divergence = implied_tilt(batch_advantage, self.schedule_factor * self.sharpening, self.sharpening_kind)
+        ratio, divergence = implied_tilt(batch_advantage, self._trust * self.sharpening, self.sharpening_kind)
         metrics = {
             "clip_share": clip_share(batch_advantage),
             "advantage_std": batch_advantage.std(correction=0),
@@ -223,7 +233,7 @@ class AMDObjective(DMDObjective):
         }
         if signals.sigma is not None and signals.groups is not None:
             metrics |= self._coherence.metrics()
-        if self.needs.fake_score_outcome:
+        if signals.contrast() is not None:
             metrics |= {"advantage_guidance": torch.tensor(self.gamma), **self._contrast_metrics()}
             metrics |= evidence_by_zone(signals, a <= ZONE)
         return metrics
@@ -232,7 +242,7 @@ class AMDObjective(DMDObjective):
     def shared_sums(self) -> Sequence[Tensor]:
         """Running sums over this process's samples; a host averages each over processes, in place, after a student turn."""
         sums = [self._coherence.sums] if self._coherence.measured else []
-        return [*sums, self._contrast.turn] if self.needs.fake_score_outcome else sums
+        return [*sums, self._contrast.turn] if self._contrast.turn.any() else sums
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""

@@ -38,7 +38,8 @@ class AMDOptions(DMDOptions):
         paper=0.0, needs="fake_score_outcome",
     )  # fmt: skip
     advantage_guidance_sigma: Window | None = option(
-        None, "Noise levels [low, high] of advantage guidance; null for all.", group="expert", needs="noise_level",
+        None, "Noise levels [low, high] of advantage guidance; null for all.", group="expert", paper=None,
+        needs="noise_level",
     )  # fmt: skip
     side: Side | Auto = option(
         "auto", "Samples that adaptation weighs; negative: failing ones; guidance_only: failing ones, in the guidance term "

@@ -37,6 +37,11 @@ class ContrastStatistics:
         self.running = torch.zeros(len(BANDS), 5, dtype=torch.float64)
         self._batch_size = 1
 
+    @property
+    def measured(self) -> bool:
+        """Whether any turn had a contrast."""
+        return bool(self.running.any())
+
     def update(self, direction: Direction) -> None:
         """Adds the samples of a direction that is not normalised; without a contrast or advantages it changes nothing."""
         signals = direction.signals

@@ -87,7 +87,7 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     spec = model_spec(config.model, recipe.task, train.seed, plugins.families())
     needs = recipe.objective.needs
     guided_apart = needs.uncond and needs.guidance_range is not None
-    roles = sizes(spec, config, outcomes=needs.fake_score_outcome)
+    roles = sizes(spec, config, outcomes=bool(needs.fake_score_outcome))
     calls = traces(spec, config, train.batch_size // shares, needs.uncond)
     workload = _Workload(config, spec, gpus, needs.reward)
     rows, notes = _rows(workload, roles)
@@ -98,7 +98,7 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     rows["batch"] = Row(buffers=memory.whole_batch(config, sample_bytes(spec), guided_apart))
     if needs.discriminator is not None:
         notes.append("the discriminator, a small head on the fake score's features")
-    counts = traffic.calls_of(config, needs.reward, guided_apart, outcomes=needs.fake_score_outcome)
+    counts = traffic.calls_of(config, needs.reward, guided_apart, outcomes=bool(needs.fake_score_outcome))
     operations, received = traffic.flops(counts, calls), traffic.received(counts, roles, config, gpus)
     moved = traffic.from_memory(counts, calls, roles)
     seconds = traffic.seconds(sum(operations.values()), sum(received.values()), moved, machine or Machine())

@@ -119,13 +119,13 @@ def test_the_fake_score_is_trained_with_outcomes_and_the_student_gets_the_contra
 def test_tables_have_a_learning_rate_of_their_own(tiny, plugins):
     """Adam's first update has the length of the learning rate in every element with a gradient."""
     for rate in (1e-3, 5e-2):
-        how = (GUIDED, "model.student_steps=2", f"train.conditioning_lr={rate}", "train.warmup_steps=0", "train.clip_norm=1e9")
+        how = (GUIDED, "model.student_steps=2", f"train.outcome_lr={rate}", "train.warmup_steps=0", "train.clip_norm=1e9")
         trainer = Trainer(tiny(*how, "objective.tolerance=0"), plugins, Accelerator(cpu=True))
         network = {n: p.clone() for n, p in trainer.fake_score.named_parameters().items()}
         trainer.fake_score_turn(0)
-        for part in (RUNGS, OUTCOME):
+        for part, expected in ((OUTCOME, rate), (RUNGS, trainer.train.fake_lr)):
             (table,) = tables_of(trainer.fake_score.network, part).tables
-            assert table.table.abs().max().item() == pytest.approx(rate, rel=1e-2)
+            assert table.table.abs().max().item() == pytest.approx(expected, rel=1e-2)
         moved = max(
             (p - network[n]).abs().max().item() for n, p in trainer.fake_score.named_parameters().items() if ".table" not in n
         )

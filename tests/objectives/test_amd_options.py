@@ -8,7 +8,7 @@ import torch
 from amd_plugin import AMDObjective, DMDObjective, Signals, options
 from amd_plugin.adapters.bridge import OFFERS
 from amd_plugin.errors import OptionError
-from amd_plugin.hookspecs import EVERYTHING
+from amd_plugin.hookspecs import EVERYTHING, IF_OFFERED
 from amd_plugin.maths.coherence import Coherence, cosines
 from amd_plugin.maths.operators import adaptation_weights
 from amd_plugin.objectives.amd_options import AMDOptions
@@ -318,6 +318,7 @@ NEEDY = {
     "guidance_window": ((0.0, 0.5), {}), "reward_gradient": (0.1, {}), "gan_weight": (0.1, {}),
     "gan_r1": (0.1, {"gan_weight": 0.1}), "gan_r1_sigma": (0.1, {"gan_weight": 0.1}), "guidance_sigma": ((0.1, 0.9), {}),
     "match_sigma": ((0.1, 0.9), {}), "sharpening_sigma": ((0.0, 0.3), {}), "memory_share": (0.1, {}),
+    "advantage_guidance": (2.0, {}), "advantage_guidance_sigma": ((0.0, 0.5), {"advantage_guidance": 2.0}),
 }  # fmt: skip
 NEEDLESS = {
     "guidance_scale": 1.0, "strength": 0.25, "sharpening": 0.5, "side": "both", "unit": 1.0, "tolerance": 0.25,
@@ -334,7 +335,7 @@ def test_an_option_with_a_need_changes_exactly_that_need():
     declared = {name: options.metadata(field).get("needs") for name, field in AMDOptions.model_fields.items()}
     assert NEEDY.keys() == {name for name, need in declared.items() if need is not None}
     for name, (value, others) in NEEDY.items():
-        assert needs_of(**others, **{name: value}) ^ needs_of() == {declared[name]}, name
+        assert needs_of(**others, **{name: value}) ^ needs_of() == {declared[name]} | (needs_of(**others) ^ needs_of()), name
 
 
 def test_an_option_without_a_need_asks_for_what_every_adapter_offers():
@@ -384,3 +385,11 @@ def test_without_a_unit_small_differences_count_unless_asked():
     plain, tolerant = (AMDObjective(unit=0.0, tolerance=t).advantage(reward, GROUPS) for t in (0.0, 0.5))
     assert plain[2] == 0 and (plain[:2] < 0).all()
     assert tolerant[1] == 0 and tolerant[0] == pytest.approx(float(plain[0]) + 0.5)
+
+
+def test_automatic_advantage_guidance_is_a_need_of_hosts_that_offer_it_only():
+    objective = AMDObjective(3.0, advantage_guidance="auto")
+    assert objective.needs.fake_score_outcome == IF_OFFERED
+    assert needs_of(advantage_guidance="auto") == needs_of()
+    weights = objective.sharpening_weights(torch.tensor([-1.0, 1.0]))
+    assert weights[0] > weights[1], "without a contrast, sharpening is as the schedule has it"

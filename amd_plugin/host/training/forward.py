@@ -100,7 +100,7 @@ class Forward:
                 real_cond = self._x0(self.roles.teacher, x_t, timestep, condition)
             fake = self._fake_x0(x_t, timestep, condition, NONE)
             fake_bad = fake_good = None
-            if needs.fake_score_outcome:
+            if self.roles.fake_score.takes_outcome:
                 fake_bad, fake_good = (self._fake_x0(x_t, timestep, condition, outcome) for outcome in (BAD, GOOD))
         return Signals(
             x0, real_cond, real_uncond, fake, sigma[rows], None if advantage is None else advantage[rows], guide_cond,

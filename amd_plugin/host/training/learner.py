@@ -12,7 +12,7 @@ from torch import Tensor
 from amd_plugin.config import TrainConfig
 from amd_plugin.errors import RunError
 from amd_plugin.models.roles import Role
-from amd_plugin.models.step_conditioning import in_table
+from amd_plugin.models.step_conditioning import in_outcomes
 from amd_plugin.sharding.engine import EngineSettings, engine_for
 from amd_plugin.sharding.shares import Moments
 
@@ -126,16 +126,16 @@ class EngineLearner:
 
 
 def parameter_groups(role: Role, learning_rate: float, train: TrainConfig) -> tuple[list[dict[str, Any]], list[float]]:
-    """The optimizer's parameter groups for `role`, and the peak learning rate of each: its weights, then its tables if any.
+    """The optimizer's parameter groups for `role`, its weights and then any tables of outcomes, and the peak rate of each.
 
-    A table of zeros has to learn a difference between rows from the start, with a gradient that is small beside the network's.
+    The contrast grows from zero by what these tables learn, so their rate must not depend on how large the network is.
     """
-    tables = [parameter for name, parameter in role.named_parameters().items() if in_table(name)]
+    tables = [parameter for name, parameter in role.named_parameters().items() if in_outcomes(name)]
     known = {id(parameter) for parameter in tables}
     groups = [{"params": [parameter for parameter in role.parameters() if id(parameter) not in known]}]
     if not tables:
         return groups, [learning_rate]
-    return [*groups, {"params": tables}], [learning_rate, train.conditioning_lr]
+    return [*groups, {"params": tables}], [learning_rate, train.outcome_lr]
 
 
 def _set_learning_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], step: int, train: TrainConfig) -> None:

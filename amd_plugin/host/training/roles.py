@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from accelerate import Accelerator
 
@@ -39,7 +39,12 @@ class Roles(NamedTuple):
 
 
 def build_roles(
-    recipe: Recipe, backbone: Backbone, plugins: PluginManager, accelerator: Accelerator, *, outcomes: bool = False
+    recipe: Recipe,
+    backbone: Backbone,
+    plugins: PluginManager,
+    accelerator: Accelerator,
+    *,
+    outcomes: bool | Literal["if offered"] = False,
 ) -> Roles:
     """Places the networks on their devices and gives the trained ones their optimizers.
 
@@ -48,7 +53,7 @@ def build_roles(
         backbone: the model from which all roles start.
         plugins: the registry of families and hooks.
         accelerator: the run's processes and precision.
-        outcomes: whether the fake score is conditioned on the outcome of each sample.
+        outcomes: whether the fake score is conditioned on the outcome of each sample, see `amd_plugin.hookspecs.Needs`.
 
     Raises:
         InputError: for gradient checkpointing of a network that does not support it.

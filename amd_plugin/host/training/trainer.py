@@ -223,13 +223,13 @@ class Trainer:
 
     def _outcomes(self, batch: Batch, advantage: Tensor | None) -> Tensor | None:
         """The outcome [B] that the fake score is trained with for each sample; None for an objective that needs none."""
-        if advantage is None or not self.objective.needs.fake_score_outcome:
+        if advantage is None or not self.fake_score.takes_outcome:
             return None
         return self.objective.outcomes(advantage, batch.uniform("outcome", (0.0, 1.0)))
 
     def _advantage_factors(self, sigma: Tensor, last_metrics: Mapping[str, float]) -> Tensor | None:
         """The factors [B] of the plugins' schedules on advantage guidance; None for 1 everywhere."""
-        if not self.objective.needs.fake_score_outcome:
+        if not self.fake_score.takes_outcome:
             return None
         factors = self.plugins.hook.distill_advantage_schedule(
             sigma=sigma, step=self.step, max_steps=self.train.max_steps, metrics=last_metrics
