@@ -31,6 +31,7 @@ from amd_plugin.objectives.amd_options import (
     resolved_tolerance,
     resolved_unit,
 )
+from amd_plugin.objectives.contrast_monitor import ContrastMonitor
 from amd_plugin.objectives.contrast_statistics import (
     ContrastStatistics,
     automatic_scale,
@@ -84,7 +85,7 @@ class AMDObjective(DMDObjective):
                 "objective.side 'both' at guidance scale %g multiplies guidance by up to %g for the best samples, which loses "
                 "modes. Choose 'negative' or 'auto'", guidance_scale, most,
             )  # fmt: skip
-        self._coherence, self._monitor = Coherence(), RewardMonitor()
+        self._coherence, self._monitor, self._contrast_monitor = Coherence(), RewardMonitor(), ContrastMonitor()
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
         self._reward_metrics: dict[str, Tensor] = {}
 
@@ -136,7 +137,7 @@ class AMDObjective(DMDObjective):
             groups: prompt ids [B], the same number for samples of the same prompt.
             rung: index of the student's exit rung, from 0; each rung has its own statistics.
         """
-        self._contrast.finish_turn()
+        self._finish_turn()
         reward = reward.detach().float()
         finite = torch.isfinite(reward)
         self._failed = self._failed.to(reward.device) + (~finite).sum()
@@ -195,6 +196,12 @@ class AMDObjective(DMDObjective):
         if self._options.advantage_guidance != "auto" or not self._contrast.measured:
             return self.schedule_factor
         return self.schedule_factor * float(confidence(self._contrast.running.sum(0)))
+
+    def _finish_turn(self) -> None:
+        """Adds the student turn before, if it had a contrast, to the running measurements."""
+        if self._contrast.finish_turn():
+            automatic = self._options.advantage_guidance == "auto"
+            self._contrast_monitor.update(self._contrast.running.sum(0), self.gamma, automatic=automatic)
 
     def _contrast_metrics(self) -> dict[str, Tensor]:
         measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}

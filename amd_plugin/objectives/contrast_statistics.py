@@ -16,6 +16,7 @@ from amd_plugin.maths.signals import Direction, Signals
 
 RATIO = 0.3  # of the scaled contrast to the matching term: .3 helped everything, .7 did harm (docs/evidence.md)
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
+REST = 1.0  # largest scale at which a converged student rests: the odds of success as they are
 LARGEST = 20.0
 
 MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
@@ -58,16 +59,17 @@ class ContrastStatistics:
         self.turn = self.turn.to(c.device).index_add(0, band(sigma), values)
         self._batch_size = len(c if signals.batch_advantage is None else signals.batch_advantage)
 
-    def finish_turn(self) -> None:
-        """Adds the means of the turn, over all processes by now, to the running means."""
+    def finish_turn(self) -> bool:
+        """Adds the means of the turn, over all processes by now, to the running means; False if there was none."""
         count = self.turn[:, -1].sum()
-        if count > 0:
+        if counted := bool(count > 0):
             means, decay = self.turn[:, :-1] / count, torch.full_like(self.turn[0, :-1], self.MOMENTUM)
             # The variance of a mean: of one over the batch, and of a sum of independent turns.
             means[:, NOISE] /= self._batch_size
             decay[NOISE] = self.MOMENTUM**2
             self.running = decay * self.running.to(means) + means
             self.turn = torch.zeros_like(self.turn)
+        return counted
 
     def state_dict(self) -> list[list[float]]:
         """JSON-able running means."""
@@ -121,15 +123,18 @@ def automatic_scale(sums: Tensor, budget: Tensor) -> Tensor:
     """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
 
     While the student is not yet tilted, the scaled contrast is `RATIO` as long as the matching term. As its tilt approaches
-    `budget`, the scale falls to it, and there the student is at rest. All of it counts by the confidence in the contrast.
+    the scale of rest, the scale falls to that one, and there the student is at rest. All of it counts by the confidence in the
+    contrast.
 
     Args:
         sums: sums [5] of `ContrastStatistics`.
-        budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar.
+        budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar. The scale of rest is at most that,
+            and at most `REST`.
     """
+    rest = budget.to(sums).clamp(max=REST)
     push = RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums)).clamp(max=LARGEST)
-    room = 1 - _quotient(tilt(sums), budget.to(sums)).clamp(0, 1)
-    return confidence(sums) * torch.maximum(torch.minimum(push, budget.to(sums)), room * push)
+    room = 1 - _quotient(tilt(sums), rest).clamp(0, 1)
+    return confidence(sums) * torch.maximum(torch.minimum(push, rest), room * push)
 
 
 def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
