@@ -20,8 +20,8 @@ WARN_WEAK = (
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_SILENT = (
-    "after %d student updates the fake score cannot tell samples that succeeded from samples that failed. The reward may be noise, "
-    "or it differs too rarely within prompts (objective/quiet_share): look at it, lower objective.tolerance, or raise "
+    "after %d student updates the fake score cannot tell samples that succeeded from samples that failed. The reward may be "
+    "noise, or it differs too rarely within prompts (objective/quiet_share): look at it, lower objective.tolerance, or raise "
     "train.group_size. Until then advantage guidance is %s"
 )
 

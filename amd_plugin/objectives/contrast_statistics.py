@@ -128,8 +128,8 @@ def automatic_scale(sums: Tensor, budget: Tensor) -> Tensor:
 
     Args:
         sums: sums [5] of `ContrastStatistics`.
-        budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar. The scale of rest is at most that,
-            and at most `REST`.
+        budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar. The scale of rest is at most
+            that, and at most `REST`.
     """
     rest = budget.to(sums).clamp(max=REST)
     push = RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums)).clamp(max=LARGEST)
