@@ -123,7 +123,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
                     save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
                 if signum := preemption.requested(trainer.accelerator):
                     checkpoint = save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
-                    advice = "run the same command with --resume auto to go on"
+                    advice = f"go on with: amd-plugin train --resume {output}"
                     raise Preempted(f"stopped after step {step}; saved {checkpoint}; {advice}", signum)
         except Preempted:
             raise

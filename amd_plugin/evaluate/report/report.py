@@ -111,7 +111,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     about = json.loads((folder / "run.json").read_text())
     curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
     if not (folder / "evaluation.json").is_file():
-        raise InputError(f"{folder}: the run is not finished. Go on with --resume auto first")
+        raise InputError(f"{folder}: the run is not finished. Go on with amd-plugin train --resume {folder}")
     evaluation = json.loads((folder / "evaluation.json").read_text())
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
