@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from amd_plugin.atomic import replaced_folder
 from amd_plugin.errors import InputError
+from amd_plugin.threads import one_thread
 
 
 def root() -> Path:
@@ -28,6 +29,8 @@ def root() -> Path:
 
 def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder that `make` filled, now or in an earlier run; of several processes one makes it and the others wait.
+
+    It is made with one thread, so that it is the same to the bit whichever command makes it first.
 
     Args:
         kind: first part of the folder's name.
@@ -51,7 +54,7 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
         raise InputError(f"cache folder {folder.parent}: cannot be made: {error}. Set AMD_PLUGIN_CACHE") from error
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            with replaced_folder(folder) as draft:
+            with replaced_folder(folder) as draft, one_thread():
                 make(draft)
                 (draft / "made_of.json").write_text(description)
     return folder
@@ -61,6 +64,6 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
 def _code() -> str:
     """The source of everything that makes or measures what is kept."""
     package = Path(__file__).parent
-    files = [package / name for name in ("metrics.py", "randomness.py", "maths/prediction.py")]
+    files = [package / name for name in ("cache.py", "metrics.py", "randomness.py", "threads.py", "maths/prediction.py")]
     files += sorted(path for folder in ("data", "models", "schedule", "tasks") for path in (package / folder).rglob("*.py"))
     return "".join(path.read_text() for path in files)

@@ -50,29 +50,42 @@ def say(text: RenderableType) -> None:
 
 @app.command()
 def train(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str | None, typer.Argument(help="name of a shipped recipe, or path of a YAML file; with --resume RUN, the run's own")
+    ] = None,
     objective: Objective = None,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="folder of the run", show_default="runs/RECIPE-OBJECTIVE")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="checkpoint to continue from, or auto")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|auto|CHECKPOINT",
+            help="run to go on with, from its newest checkpoint; or auto, for the run in --output; or a checkpoint's folder",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check of everything that the run needs, without the run")] = False,
 ) -> None:
     """Distil a student as described by a recipe."""
-    from amd_plugin import recipe as recipes
     from amd_plugin.host import run
     from amd_plugin.host.running.dry_run import dry_run as describe_run
+    from amd_plugin.host.running.run_folder import changes_of_result, results
+    from amd_plugin.host.running.start import start_of
     from amd_plugin.plugins import get_plugin_manager
 
     plugins = get_plugin_manager()
-    loaded = recipes.load(recipe, plugins, overrides or (), objective)
-    name = loaded.config.objective.name
-    folder = output or Path("runs") / f"{loaded.name}-{name}"
+    loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
     is_main = int(os.environ.get("RANK", 0)) == 0
     if loaded.unused_options and is_main:
-        say(f"objective {name} does not take {', '.join(loaded.unused_options)}; not used")
+        say(f"objective {loaded.config.objective.name} does not take {', '.join(loaded.unused_options)}; not used")
     if dry_run:
         for key, value in describe_run(loaded, plugins, folder, resume).items():
             say(f"{key}: {value}")
+        return
+    if resume == "auto" and results(folder) is not None and not changes_of_result(folder, loaded):
+        if is_main:
+            longer = "train longer with --set train.max_steps=N"
+            say(f"{folder}: this run is finished, after {loaded.config.train.max_steps} steps; {longer}")
+            say(f"student: {folder / 'student'}")
         return
     evaluation = run.train(loaded, plugins, folder, resume, out if is_main else None)
     if is_main:

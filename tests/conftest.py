@@ -21,7 +21,7 @@ SLOW = (
     "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py",
     "evaluate/comparison/test_compare_command.py", "host/running/test_failures.py", "sharding/test_launchers.py",
     "host/running/test_launchers.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
-    "rewards/builtin/test_hps.py", "test_third_party.py",
+    "rewards/builtin/test_hps.py", "test_third_party.py", "test_same_result.py",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def test_train_and_its_report(cli, tmp_path):
     assert html.count("data:image/png;base64,") == 3 and "deliberately unreliable" in html and "<script" not in html
 
     code, printed = cli("train", "modes2d", *TINY, "--output", folder)
-    assert code == 2 and "Pass --resume auto" in printed and "Traceback" not in printed
+    assert code == 2 and f"amd-plugin train --resume {folder}" in printed and "Traceback" not in printed
     assert cli("train", "modes2d", *TINY, "--output", folder, "--resume", "auto")[0] == 0
 
 

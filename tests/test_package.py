@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
     {"atomic", "choices", "errors", "evaluate.directions", "hookspecs", "maths", "moved", "parent_watch", "randomness"},
+    {"threads"},
     {"cache", "contract", "metrics", "options"},
     {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},

@@ -39,6 +39,7 @@ class Prompts:
     in_pixels: ClassVar[bool] = True
     media_channels: ClassVar[int] = 3
     num_classes = 0
+    seed = 0
     KEPT: ClassVar[int] = 4096
 
     def __init__(

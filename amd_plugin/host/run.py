@@ -25,6 +25,7 @@ from amd_plugin.host.student.export import export, export_run
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
+from amd_plugin.threads import one_thread
 
 
 def train(
@@ -47,6 +48,14 @@ def train(
         RunError: when training had to stop; a checkpoint was written first.
         Preempted: after Ctrl-C or SIGTERM; a checkpoint was written first.
     """
+    # Networks made here are too small to share out, and a run must not depend on the cores that happen to be free.
+    with one_thread(recipe.config.model.network is not None):
+        return _train(recipe, plugins, output, resume, console)
+
+
+def _train(
+    recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None, console: Console | None
+) -> dict[str, float]:
     accelerator = make_accelerator(recipe, output)
     start = on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
@@ -114,7 +123,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
                     save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
                 if signum := preemption.requested(trainer.accelerator):
                     checkpoint = save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
-                    advice = "run the same command with --resume auto to go on"
+                    advice = f"go on with: amd-plugin train --resume {output}"
                     raise Preempted(f"stopped after step {step}; saved {checkpoint}; {advice}", signum)
         except Preempted:
             raise

@@ -183,7 +183,13 @@ class PromptConditions:
 
     @torch.no_grad()
     def _encoded(self, prompts: Sequence[str], negative: bool = False) -> Condition:
-        return self._encode(self._encoders(), [""] if negative else prompts, self._negative if negative else None)
+        pipeline = self._encoders()
+        if negative:
+            return self._encode(pipeline, [""], self._negative)
+        # The last bit of an embedding depends on the batch. On a CPU, where batches save no time, each prompt is its own.
+        size = 1 if self._device.type == "cpu" else len(prompts)
+        parts = [self._encode(pipeline, prompts[i : i + size], None) for i in range(0, len(prompts), size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _encoders(self) -> Any:
         self._pipeline = self._pipeline or self._text_parts()

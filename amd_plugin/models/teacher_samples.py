@@ -62,6 +62,7 @@ def teacher_samples(
         save_file({"samples": torch.cat(parts).contiguous()}, folder / "samples.safetensors")
 
     sampling: dict[str, Any] = {"count": count, "scale": scale, "batch": batch_size, "shape": backbone.sample_shape}
+    sampling["device"] = next(backbone.network.parameters()).device.type
     if config.path is not None:
         sampling |= {"path": config.path, "revision": config.revision, "dtype": config.dtype}
     folder = cached(f"teacher-samples-{task.name}", {**teacher_made_of(config, task, seed), **sampling}, make)

@@ -14,7 +14,7 @@ from amd_plugin.models.backbone import check_backbone
 from amd_plugin.models.step_conditioning import conditions
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
-from amd_plugin.tasks import TASKS, Task
+from amd_plugin.tasks import TASKS, Task, task_of
 
 
 def check_relations(
@@ -40,7 +40,7 @@ def check_relations(
     if source.problems:
         return None
     try:
-        task = TASKS[config.data.task](**config.data.options)
+        task = task_of(config.data, config.train.seed)
         _check_task(config, task, plugins, source)
     except OptionError as error:
         section = "model" if error.option in type(config.model).model_fields else "data"

@@ -39,6 +39,7 @@ class Recipe:
         objective: objective that validation built, see `take_objective`.
         unused_options: names of options of other objectives, which the chosen one does not take.
         removed_options: options that the chosen objective took once.
+        overrides: overrides ``a.b=value`` that were applied to the file, the objective's name among them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Recipe:
     objective: Objective
     unused_options: list[str] = field(default_factory=list)
     removed_options: Mapping[str, Removed] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
     _in_use: bool = field(default=False, repr=False, compare=False)
 
     def take_objective(self, plugins: PluginManager) -> Objective:
@@ -117,10 +119,9 @@ def load(
     path = find(name_or_path)
     source = Source(path)
     data = source.read(RecipeConfig.model_fields)
-    for override in overrides:
+    applied = (*overrides, *([] if objective is None else [f"objective.name={objective}"]))
+    for override in applied:
         source.override(data, override)
-    if objective is not None:
-        source.override(data, f"objective.name={objective}")
     _find_files(data, path.parent)
     config = source.validate(RecipeConfig, data, ())
     if config is None:
@@ -131,16 +132,20 @@ def load(
     source.stop_on_problems()
     assert built is not None  # noqa: S101 (None comes with problems only)
     removed = _removed(plugins.objective_factory(config.objective.name))
-    return Recipe(path.stem, config, options, *built, unused, removed)
+    return Recipe(path.stem, config, options, *built, unused, removed, applied)
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:
-    """Makes relative paths absolute that do not exist in the current directory, but beside this recipe or the shipped ones."""
+    """Makes relative paths absolute, of the current directory, beside this recipe or beside the shipped ones, in that order.
+
+    So a run can be continued from any directory.
+    """
     for section, key in FILES:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
-        if part is not None and isinstance(value, str) and not Path(value).exists():
-            path = next((f / value for f in (folder, *SHIPPED) if (f / value).is_file() or (f / value).is_dir()), None)
+        if part is not None and isinstance(value, str):
+            places = (Path(), folder, *SHIPPED)
+            path = next((f / value for f in places if (f / value).is_file() or (f / value).is_dir()), None)
             part[key] = value if path is None else str(path.absolute())
 
 

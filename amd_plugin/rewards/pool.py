@@ -47,6 +47,7 @@ class WorkerSpec(NamedTuple):
         data: data section of the recipe, for a factory that takes the task.
         device: device of the student.
         threads: number of threads of the training process; the last bit of a sum depends on it.
+        seed: seed of the run.
     """
 
     config: RewardConfig
@@ -54,6 +55,7 @@ class WorkerSpec(NamedTuple):
     data: DataConfig | None
     device: str
     threads: int
+    seed: int = 0
 
 
 class WorkerCall(NamedTuple):
@@ -239,9 +241,9 @@ def _begin(spec: WorkerSpec) -> None:
             plugins = get_plugin_manager()
             factory = factory or plugins.reward_factory(spec.config.name)
         if spec.data is not None and "task" in (accepted(factory) or ()):
-            from amd_plugin.tasks import TASKS
+            from amd_plugin.tasks import task_of
 
-            task = TASKS[spec.data.task](**spec.data.options)
+            task = task_of(spec.data, spec.seed)
         _scorer = Scorer(spec.config, factory, task, torch.device(spec.device), plugins)
     except InputError as error:
         _problem = str(error)

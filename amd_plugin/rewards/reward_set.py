@@ -88,7 +88,8 @@ class RewardSet:
             own = config.host_keys & (accepted(factory) or set())
             self.configs[name] = config.model_copy(update={"timeout": None}) if "timeout" in own else config
             if config.pool and "pool" not in own:
-                spec = WorkerSpec(config, importable(factory), data, str(device), torch.get_num_threads())
+                threads, seed = torch.get_num_threads(), getattr(task, "seed", 0)
+                spec = WorkerSpec(config, importable(factory), data, str(device), threads, seed)
                 self.pools[name] = Pool(spec, config.pool)
             else:
                 self.scorers[name] = Scorer(config, factory, task, device, plugins)

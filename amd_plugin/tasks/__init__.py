@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from amd_plugin.config import DataConfig
 from amd_plugin.data.prompts import Prompts
 from amd_plugin.tasks.digits import Digits
 from amd_plugin.tasks.judge import Judge
@@ -21,6 +22,18 @@ from amd_plugin.tasks.moving_digits import MovingDigits
 TASKS: dict[str, type[Task]] = {
     "modes2d": Modes2D, "digits": Digits, "moving_digits": MovingDigits, "prompts": Prompts,
 }  # fmt: skip
+
+
+def task_of(config: DataConfig, seed: int) -> Task:
+    """The task of a recipe's section ``data`` in a run of `seed`.
+
+    Raises:
+        KeyError: for an unknown task.
+        InputError: for data that cannot be read; OptionError, which names the key, for options that do not fit.
+    """
+    task = TASKS[config.task](**config.options)
+    task.seed = seed
+    return task
 
 
 class Task(Protocol):
@@ -35,6 +48,7 @@ class Task(Protocol):
         has_samples: whether `training_data` has any samples.
         sample_shape: shape of one sample; empty where the model decides.
         made_of: JSON-able description of everything its data depends on, for caches.
+        seed: seed of the run, from which the reward's classifier is trained. Held-out metrics are the same for all seeds.
     """
 
     name: ClassVar[str]
@@ -45,6 +59,7 @@ class Task(Protocol):
     num_classes: int
     sample_shape: tuple[int, ...]
     made_of: dict[str, Any]
+    seed: int
 
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None

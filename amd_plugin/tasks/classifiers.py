@@ -22,6 +22,7 @@ def trained_classifier(
     batch: Callable[[torch.Generator], tuple[Tensor, Tensor]],
     steps: int,
     learning_rate: float = 2e-3,
+    seed: int = 0,
 ) -> nn.Module:
     """A network trained with cross-entropy, frozen, in eval mode; trained once, then cached.
 
@@ -32,13 +33,14 @@ def trained_classifier(
         batch: ``generator -> (inputs [B, ...], classes [B])``, one batch.
         steps: number of updates.
         learning_rate: peak of a cosine schedule with warm-up.
+        seed: seed of its first weights and its batches.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(0, kind).initial_seed())
+        torch.manual_seed(generator(seed, kind).initial_seed())
         network = build()
 
     def make(folder: Path) -> None:
-        draws = generator(0, kind, "training")
+        draws = generator(seed, kind, "training")
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
         decay = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
         network.train()
@@ -51,6 +53,6 @@ def trained_classifier(
             decay.step()
         save_file(network.state_dict(), folder / "classifier.safetensors")
 
-    folder = cached(kind, {**made_of, "steps": steps, "learning_rate": learning_rate}, make)
+    folder = cached(kind, {**made_of, "steps": steps, "learning_rate": learning_rate, "seed": seed}, make)
     network.load_state_dict(load_file(folder / "classifier.safetensors"))
     return network.eval().requires_grad_(False)

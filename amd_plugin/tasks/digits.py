@@ -33,6 +33,7 @@ class Digits:
     in_pixels: ClassVar[bool] = False
     media_channels: ClassVar[int] = 1
     has_samples = True
+    seed = 0
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
         raw = load_digits()
@@ -93,7 +94,7 @@ class Digits:
             inputs, junk = _jitter(images[index], draws), _junk(images, labels, 48, draws)
             return torch.cat((inputs, junk)), torch.cat((labels[index], torch.full((48,), 10)))
 
-        return trained_classifier("classifier-digits", self.made_of, lambda: _cnn(11), batch, steps=400)
+        return trained_classifier("classifier-digits", self.made_of, lambda: _cnn(11), batch, steps=400, seed=self.seed)
 
     def judge(self) -> Judge:
         """The CNN that `evaluate` uses."""

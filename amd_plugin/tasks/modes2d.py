@@ -42,6 +42,7 @@ class Modes2D:
     in_pixels: ClassVar[bool] = False
     media_channels: ClassVar[int] = 2
     has_samples = True
+    seed = 0
 
     def __init__(
         self,
@@ -126,7 +127,9 @@ class Modes2D:
             points, labels = self.real_data(384, draws)
             return torch.cat((points, self._anywhere(128, draws))), torch.cat((labels, torch.full((128,), none)))
 
-        return trained_classifier("classifier-modes2d", self.made_of, build, batch, steps=2000, learning_rate=5e-3)
+        return trained_classifier(
+            "classifier-modes2d", self.made_of, build, batch, steps=2000, learning_rate=5e-3, seed=self.seed
+        )
 
     def log_density(self, points: Tensor, labels: Tensor) -> Tensor:
         """Exact log density [B] of `points` [B, 2] under their class."""

@@ -35,6 +35,7 @@ class MovingDigits:
     in_pixels: ClassVar[bool] = False
     media_channels: ClassVar[int] = 1
     has_samples = True
+    seed = 0
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
         self._digits, self._label_noise = Digits(label_noise=0), label_noise
@@ -90,7 +91,7 @@ class MovingDigits:
             none = torch.full((48,), self.num_classes)
             return torch.cat((_noisy(_to_unit(videos), draws), _junk(_to_unit(junk), draws))), torch.cat((labels, none))
 
-        return trained_classifier("classifier-moving-digits", self.made_of, _Reader, batch, steps=600)
+        return trained_classifier("classifier-moving-digits", self.made_of, _Reader, batch, steps=600, seed=self.seed)
 
     def judge(self) -> Judge:
         """The network that `evaluate` uses; a video fits if digit and direction are both right."""

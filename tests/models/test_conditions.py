@@ -158,3 +158,14 @@ def test_processes_share_prompts_whenever_each_looks(other_starts_after, tmp_pat
     one.prepare(slowly(), CPU, 0, 2)
     assert sorted(embedded) == sorted(set(prompts))
     assert all(one.files.path(prompt).is_file() for prompt in prompts)
+
+
+@pytest.mark.parametrize("family", ("sdxl", "wan"))
+def test_an_embedding_does_not_depend_on_the_prompts_that_were_missing_with_it(family, conditioned, tmp_path, monkeypatch):
+    alone, among = [], []
+    for made, batch in ((alone, ["a red fox"]), (among, ["a blue boat", "a red fox", "a fox"])):
+        monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / str(len(batch))))
+        conditions, _, _ = conditioned(family)
+        conditions.prepare(batch, CPU)
+        made.append(conditions.files.read("a red fox"))
+    assert alone[0].keys() == among[0].keys() and all(torch.equal(alone[0][name], among[0][name]) for name in alone[0])

@@ -26,8 +26,9 @@ from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugins import PluginManager, get_plugin_manager
-from amd_plugin.recipe.loading import load
+from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.threads import one_thread
 
 Metrics = dict[str, float]
 
@@ -129,13 +130,18 @@ def train_arm(job: Job) -> Metrics:
 def measure_teacher(job: Job) -> Metrics:
     """In a worker: trains the seed's teacher, or takes it from the cache, and measures its own many-step samples."""
     plugins = _plugins()
-    recipe = load(job.recipe, plugins, job.overrides)
-    config, task = recipe.config, recipe.task
+    recipe = load(job.recipe, plugins, (*job.overrides, f"train.seed={job.seed}"))
+    with one_thread(recipe.config.model.network is not None):
+        return _measured_teacher(recipe, plugins)
+
+
+def _measured_teacher(recipe: Recipe, plugins: PluginManager) -> Metrics:
+    config, task, seed = recipe.config, recipe.task, recipe.config.train.seed
     if task.num_classes:
         task.classifier()
-    backbone = load_backbone(config.model, task, job.seed, plugins.families())
+    backbone = load_backbone(config.model, task, seed, plugins.families())
     count, batch = config.evaluate.samples, config.evaluate.batch_size
-    samples, labels = teacher_samples(backbone, config.model, task, job.seed, count, 1.0, batch)
+    samples, labels = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
     media = backbone.decode_in_parts(samples, batch)
     judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task)
     return task.evaluate(media, labels, samples) | mean_scores(judges, task, media, labels, batch)

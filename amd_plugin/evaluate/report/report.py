@@ -25,7 +25,7 @@ from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
-from amd_plugin.tasks import TASKS
+from amd_plugin.tasks import task_of
 
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=True)
 
@@ -111,7 +111,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     about = json.loads((folder / "run.json").read_text())
     curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
     if not (folder / "evaluation.json").is_file():
-        raise InputError(f"{folder}: the run is not finished. Go on with --resume auto first")
+        raise InputError(f"{folder}: the run is not finished. Go on with amd-plugin train --resume {folder}")
     evaluation = json.loads((folder / "evaluation.json").read_text())
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
@@ -137,7 +137,7 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
         note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
         return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
     count, batch = config.evaluate.samples, config.evaluate.batch_size
-    task = TASKS[config.data.task](**config.data.options)
+    task = task_of(config.data, seed)
     backbone = load_backbone(config.model, task, seed, plugins.families())
     samples = {"data": task.real_data(count, generator(0, "report"))}
     samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)

@@ -102,7 +102,7 @@ def check(path: Path) -> None:
     if not path.is_dir():
         raise InputError(f"checkpoint {path}: there is no such folder")
     if (path / "checkpoints").is_dir():
-        raise InputError(f"checkpoint {path}: is a run's folder. Name one of {path / 'checkpoints'}, or pass --resume auto")
+        raise InputError(f"checkpoint {path}: is a run's folder. Name one of {path / 'checkpoints'}, or leave out --output")
     manifest = path / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. Use an earlier one")

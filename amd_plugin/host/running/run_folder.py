@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +62,7 @@ def open_folder(output: Path, recipe: Recipe) -> None:
             {
                 "recipe": recipe.name,
                 "objective": recipe.config.objective.name,
+                "overrides": list(recipe.overrides),
                 "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": {name: version(name) for name in PACKAGES},
@@ -91,7 +92,8 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
                 f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
             )
         if resume is None:
-            raise InputError(f"--output {output}: holds a run already. Pass --resume auto to go on, or choose another folder")
+            message = f"holds a run already. Go on with amd-plugin train --resume {output}, or choose another folder"
+            raise InputError(f"--output {output}: {message}")
     elif output.is_dir() and any(output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
     if resume is None:
@@ -107,17 +109,23 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     return usable[-1] if usable else None
 
 
-def find_run(output: Path, plugins: PluginManager) -> Recipe:
-    """The recipe of the run in the folder `output`.
+def is_run(output: Path) -> bool:
+    """Whether the folder `output` holds a run."""
+    return (output / "config.yaml").is_file()
+
+
+def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = (), objective: str | None = None) -> Recipe:
+    """The recipe of the run in the folder `output`, with further `overrides` and another `objective` as in `load`.
 
     Raises:
         InputError: where there is no run, or it cannot be read.
     """
-    if not (output / "config.yaml").is_file():
+    if not is_run(output):
         raise InputError(f"{output}: holds no run (no config.yaml)")
-    recipe = load(str(output / "config.yaml"), plugins)
+    recipe = load(str(output / "config.yaml"), plugins, overrides, objective)
     try:
-        recipe.name = json.loads((output / "run.json").read_text())["recipe"]
+        about = json.loads((output / "run.json").read_text())
+        recipe.name, recipe.overrides = about["recipe"], (*about.get("overrides", ()), *recipe.overrides)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{output / 'run.json'}: cannot be read: {error}") from error
     return recipe
@@ -149,20 +157,30 @@ def write_json(path: Path, content: Any) -> None:
         draft.write_text(json.dumps(content, indent=1))
 
 
+def results(output: Path) -> dict[str, float] | None:
+    """The held-out metrics of the run in `output`; None where it is not complete."""
+    evaluation = output / "evaluation.json"
+    return json.loads(evaluation.read_text()) if evaluation.is_file() else None
+
+
+def changes_of_result(output: Path, recipe: Recipe) -> list[str]:
+    """Lines ``key: old -> new`` for the keys in which `recipe` would give the run in `output` another result."""
+    return recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
+
+
 def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
     """The held-out metrics of the complete run in `output`; None if there is none yet.
 
     Raises:
         InputError: if the folder holds a run with other settings, its length included.
     """
-    evaluation = output / "evaluation.json"
-    if not evaluation.is_file():
+    values = results(output)
+    if values is None:
         return None
-    changed = recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
+    changed = changes_of_result(output, recipe)
     if changed:
         message = "holds a run with other settings. Choose another folder, or undo:"
         raise InputError(f"{output}: {message}\n  " + "\n  ".join(changed))
-    values: dict[str, float] = json.loads(evaluation.read_text())
     return values
 
 

@@ -57,7 +57,7 @@ def test_folders_that_do_not_fit(tiny, plugins, tmp_path):
     folder = tmp_path / "run"
     run.train(tiny(), plugins, folder)
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(InputError, match="Pass --resume auto"):
+    with pytest.raises(InputError, match="holds a run already"):
         run.train(tiny(), plugins, folder)
     with pytest.raises(InputError, match=r"another recipe(.|\n)*train.student_lr: 0.001 -> 0.5"):
         run.train(tiny("train.student_lr=0.5"), plugins, folder, resume="auto")
@@ -99,7 +99,7 @@ def test_signals_stop_at_a_step_boundary_with_a_checkpoint(tiny, plugins, tmp_pa
     interrupt = Interrupt()
     plugins.register(interrupt)
     folder = tmp_path / "run"
-    with pytest.raises(Preempted, match="--resume auto") as caught:
+    with pytest.raises(Preempted, match="go on with: amd-plugin train --resume") as caught:
         run.train(tiny(), plugins, folder)
     assert caught.value.exit_code == code
     assert [p.name for p in checkpoint.available(folder / "checkpoints")] == ["step-000002"]

@@ -1,0 +1,75 @@
+"""What a command line asks for: a new run of a recipe, or the continuation of a run from its own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from amd_plugin.errors import InputError
+from amd_plugin.host.running.run_folder import find_run, is_run
+from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe.loading import Recipe, load
+
+
+class Start(NamedTuple):
+    """A run to be started.
+
+    Attributes:
+        recipe: its checked recipe.
+        folder: its folder.
+        resume: ``auto``, a checkpoint's folder, or None for a new run.
+    """
+
+    recipe: Recipe
+    folder: Path
+    resume: str | None
+
+
+def start_of(
+    recipe: str | None, overrides: Sequence[str], objective: str | None, output: Path | None, resume: str | None,
+    plugins: PluginManager,
+) -> Start:  # fmt: skip
+    """The run that these arguments of ``amd-plugin train`` ask for. Reads only.
+
+    Without a recipe the run's own goes on, and `overrides` change it. With a recipe, the overrides that the run was started
+    with are applied first, so that they need not be repeated.
+
+    Args:
+        recipe: name or file of the recipe; None for that of the run which is continued.
+        overrides: overrides ``a.b=value``.
+        objective: name of the objective in place of the recipe's.
+        output: folder of the run; by default the folder of the run that `resume` names, or runs/RECIPE-OBJECTIVE.
+        resume: ``auto``, a run's folder, a checkpoint's folder, or None.
+        plugins: registry of objectives and rewards.
+
+    Raises:
+        InputError: where there is no run to go on with, or the recipe has problems.
+    """
+    if resume not in (None, "auto") and is_run(Path(resume)) and (output is None or output.resolve() == Path(resume).resolve()):
+        output, resume = Path(resume), "auto"
+    if recipe is None:
+        return _own_recipe(overrides, objective, output, resume, plugins)
+    loaded = load(recipe, plugins, overrides, objective)
+    folder = output or Path("runs") / f"{loaded.name}-{loaded.config.objective.name}"
+    if resume is not None and is_run(folder):
+        earlier = json.loads((folder / "run.json").read_text()).get("overrides", [])
+        loaded = load(recipe, plugins, (*earlier, *overrides), objective)
+    return Start(loaded, folder, resume)
+
+
+def _own_recipe(
+    overrides: Sequence[str], objective: str | None, output: Path | None, resume: str | None, plugins: PluginManager
+) -> Start:
+    """The start of a run that goes on with the recipe in its folder."""
+    if resume is None:
+        raise InputError("RECIPE: name a recipe (amd-plugin recipes list), or go on with a run: amd-plugin train --resume RUN")
+    if resume == "auto":
+        folder = output or Path()
+    else:  # RUN/checkpoints/step-N
+        folder = output or Path(resume).absolute().parents[1]
+    if not is_run(folder):
+        place = f"--resume {resume}" if resume != "auto" or output is None else f"--output {output}"
+        raise InputError(f"{place}: {folder} holds no run (no config.yaml). Name a run's folder, or a recipe as well")
+    return Start(find_run(folder, plugins, overrides, objective), folder, resume)
