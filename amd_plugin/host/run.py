@@ -16,6 +16,7 @@ from rich.console import Console
 from amd_plugin.errors import AmdPluginError, RunError
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
+from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
 from amd_plugin.host.running.rank_probe import RankProbe
 from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
@@ -47,6 +48,13 @@ def train(
         RunError: when training had to stop; a checkpoint was written first.
         Preempted: after Ctrl-C or SIGTERM; a checkpoint was written first.
     """
+    with once_per_run():
+        return _train(recipe, plugins, output, resume, console)
+
+
+def _train(
+    recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None, console: Console | None
+) -> dict[str, float]:  # fmt: skip
     accelerator = make_accelerator(recipe, output)
     start = on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
     if console is not None:
