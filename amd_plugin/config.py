@@ -105,6 +105,9 @@ class LoraConfig(Strict):
     )  # fmt: skip
 
 
+Edge = Annotated[int, Field(ge=1)]
+
+
 class ModelConfig(Strict):
     """Teacher, student and fake score: loaded from a diffusers pipeline (`path`), or built for an embedded task (`network`)."""
 
@@ -114,11 +117,11 @@ class ModelConfig(Strict):
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="dtype of frozen weights; trained ones are always fp32")
     pipeline: str | None = Field(None, description="class name of the pipeline; a pipeline of another class is refused")
     pixels: Annotated[
-        tuple[int, int] | None, Field(description="size of samples, [height, width]; by default the pipeline's training size")
+        tuple[Edge, Edge] | None, Field(description="size of samples, [height, width]; by default the pipeline's training size")
     ] = None
     frames: int | None = Field(None, ge=1, description="number of frames of a video")
     reward_pixels: Annotated[
-        tuple[int, int] | None,
+        tuple[Edge, Edge] | None,
         Field(description="decoded size for training rewards, [height, width]; latents are shrunk first, which loses detail"),
     ] = None
     negative_prompt: str = Field("", description="negative prompt of the teacher's unconditional branch")

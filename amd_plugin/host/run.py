@@ -16,6 +16,7 @@ from rich.console import Console
 from amd_plugin.errors import AmdPluginError, RunError
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
+from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
 from amd_plugin.host.running.rank_probe import RankProbe
 from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
@@ -49,7 +50,7 @@ def train(
         Preempted: after Ctrl-C or SIGTERM; a checkpoint was written first.
     """
     # Networks made here are too small to share out, and a run must not depend on the cores that happen to be free.
-    with one_thread(recipe.config.model.network is not None):
+    with one_thread(recipe.config.model.network is not None), once_per_run():
         return _train(recipe, plugins, output, resume, console)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from amd_plugin.config import ModelConfig, RecipeConfig
 from amd_plugin.errors import InputError, OptionError
+from amd_plugin.models import prompt_lengths
 from amd_plugin.models.conditions import Conditions, LabelConditions, PromptConditions
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import pipeline_folder, set_text_length, size_of, untrained
@@ -76,7 +79,9 @@ class Backbone:
             return
         prompts = task.asked_for(rows, config.evaluate.samples)
         self.conditions.prepare(prompts, accelerator.device, accelerator.process_index, accelerator.num_processes)
-        accelerator.wait_for_everyone()
+        longer = gather_object([self.conditions.longer])
+        if accelerator.is_main_process and config.model.keep_embeddings:
+            prompt_lengths.warn(prompt_lengths.total(longer))
 
 
 def load_backbone(
@@ -141,6 +146,8 @@ def check_backbone(config: ModelConfig, families: Mapping[str, type[Family]]) ->
     family = source.family(families)
     if config.pipeline not in (None, family.pipeline):
         raise OptionError("path", f"the recipe is for a {config.pipeline}, and {config.path} is a {family.pipeline}")
+    vae = source.outlined_autoencoder(family)
+    _check_channels(source, vae, family.sample_shape(vae, family.size(vae, config.pixels, config.frames))[0])
     return family, _few_step(config, source.scheduler(), family.scales_input)
 
 
@@ -167,7 +174,7 @@ def _of_pipeline(
         config.negative_prompt,
         {"encoders": source.fingerprint(), "dtype": config.dtype, "size": size, "length": config.text_length,
          "diffusers": diffusers.__version__, "transformers": transformers.__version__},
-        config.keep_embeddings,
+        config.keep_embeddings, partial(prompt_lengths.token_limits, family),
     )  # fmt: skip
     network, read = source.outlined_network(family, dtype) if sharded else (source.network(family, dtype), None)
     student = None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from amd_plugin.atomic import replaced_file
 from amd_plugin.cache import root
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Condition
+from amd_plugin.models.pretrained import quiet
+from amd_plugin.models.prompt_lengths import Beyond, beyond, total, warn
 from amd_plugin.tasks import Task
 
 CPU = torch.device("cpu")
@@ -90,12 +93,37 @@ class EmbeddingFiles:
         """
         for index, prompt in enumerate(prompts):
             path = self.path(prompt, negative)
-            try:
-                with replaced_file(path) as draft:
-                    save_file({name: value[index].cpu().contiguous() for name, value in embedded.items()}, draft)
-            except (OSError, SafetensorError) as error:
-                hint = "Free some space, set AMD_PLUGIN_CACHE, or set model.keep_embeddings to false"
-                raise InputError(f"prompt embeddings {path}: cannot be written: {error}. {hint}") from error
+            with self._writing(path), replaced_file(path) as draft:
+                save_file({name: value[index].cpu().contiguous() for name, value in embedded.items()}, draft)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            hint = "Free some space, set AMD_PLUGIN_CACHE, or set model.keep_embeddings to false"
+            raise InputError(f"prompt embeddings {path}: cannot be written: {error}. {hint}") from error
+
+    def note_longer(self, found: Mapping[str, Mapping[str, Beyond]], negative: bool = False) -> None:
+        """Notes which prompts are longer than encoders read, for runs that find their embeddings here.
+
+        Raises:
+            InputError: where a file cannot be written.
+        """
+        for prompt, parts in found.items():
+            with self._writing(path := self._note(prompt, negative)), replaced_file(path) as draft:
+                draft.write_text(json.dumps(parts))
+
+    def noted_longer(self, prompt: str, negative: bool = False) -> dict[str, Beyond]:
+        """What `note_longer` noted; empty for a prompt that fits."""
+        try:
+            noted = json.loads(self._note(prompt, negative).read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return {}
+        return {name: Beyond(*values) for name, values in noted.items()}
+
+    def _note(self, prompt: str, negative: bool) -> Path:
+        return self.path(prompt, negative).with_suffix(".longer.json")
 
 
 class PromptConditions:
@@ -106,11 +134,13 @@ class PromptConditions:
         encode: ``(pipeline, prompts, negative)`` -> condition [B, ...], see `Family.encode_prompts`.
         negative: prompt of the unconditional branch.
         made_of: see `EmbeddingFiles`.
+        limits: ``pipeline`` -> number of tokens that each of its encoders reads, by the name of its tokenizer.
         keep: whether embeddings are kept on disk. False keeps the encoders in memory instead, for prompt sets too large for
             the disk.
 
     Attributes:
         files: embeddings on disk.
+        longer: what encoders do not see of the prompts prepared by this process.
     """
 
     BATCH = 32
@@ -122,9 +152,12 @@ class PromptConditions:
         negative: str,
         made_of: dict[str, Any],
         keep: bool = True,
+        limits: Callable[[Any], Mapping[str, int]] = lambda pipeline: {},
     ):
         self.files = EmbeddingFiles(made_of)
         self._text_parts, self._encode, self._negative, self._keep = text_parts, encode, negative, keep
+        self._limits = limits
+        self.longer: dict[str, Beyond] = {}
         self._pipeline: Any = None
         self._uncond: Condition = {}
         self._device = CPU
@@ -143,16 +176,22 @@ class PromptConditions:
         if not self._keep:
             self._encoders()
             return
+        found = {"": self.files.noted_longer(self._negative, negative=True)} if rank == 0 else {}
         missing: dict[str, None] = {}
         for prompt in prompts:
-            if int(_digest(prompt), 16) % world == rank and not self.files.path(prompt).is_file():
+            if int(_digest(prompt), 16) % world != rank:
+                continue
+            if not self.files.path(prompt).is_file():
                 missing[prompt] = None
+            elif noted := self.files.noted_longer(prompt):
+                found[_digest(prompt)] = noted
             if len(missing) == self.BATCH:
-                self._embed_to_disk(list(missing))
+                found |= self._embed_to_disk(list(missing))
                 missing.clear()
         if missing:
-            self._embed_to_disk(list(missing))
+            found |= self._embed_to_disk(list(missing))
         self._pipeline = None
+        self.longer = total(list(found.values()))
 
     def __call__(self, labels: Tensor, prompts: Callable[[], Sequence[str]]) -> Condition:
         """The condition of ``prompts()``."""
@@ -178,18 +217,34 @@ class PromptConditions:
         each = [condition for condition in conditions.values() if condition is not None]
         return {name: torch.stack([condition[name] for condition in each]) for name in each[0]}
 
-    def _embed_to_disk(self, prompts: Sequence[str], negative: bool = False) -> None:
-        self.files.write(prompts, self._encoded(prompts, negative), negative)
+    def _embed_to_disk(self, prompts: Sequence[str], negative: bool = False) -> dict[str, dict[str, Beyond]]:
+        """Writes embeddings, and returns what encoders did not see of the prompts that are too long, by digest."""
+        embedded = self._encoded(prompts, negative)
+        found = {prompt: parts for prompt, parts in zip(prompts, self._beyond(prompts), strict=True) if parts}
+        # A note without an embedding is written again, an embedding without its note never.
+        self.files.note_longer(found, negative)
+        self.files.write(prompts, embedded, negative)
+        return {_digest(prompt): parts for prompt, parts in found.items()}
 
     @torch.no_grad()
     def _encoded(self, prompts: Sequence[str], negative: bool = False) -> Condition:
         pipeline = self._encoders()
-        if negative:
-            return self._encode(pipeline, [""], self._negative)
-        # The last bit of an embedding depends on the batch. On a CPU, where batches save no time, each prompt is its own.
-        size = 1 if self._device.type == "cpu" else len(prompts)
-        parts = [self._encode(pipeline, prompts[i : i + size], None) for i in range(0, len(prompts), size)]
+        if not (self._keep or self.longer) and (longer := total(self._beyond([self._negative] if negative else prompts))):
+            # Prompts are not read before the run: it is said of the first batch with one.
+            self.longer = longer
+            warn(longer)
+        with quiet():
+            if negative:
+                return self._encode(pipeline, [""], self._negative)
+            # The last bit of an embedding depends on the batch. On a CPU, where batches save no time, each prompt is its own.
+            size = 1 if self._device.type == "cpu" else len(prompts)
+            parts = [self._encode(pipeline, prompts[i : i + size], None) for i in range(0, len(prompts), size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _beyond(self, prompts: Sequence[str]) -> list[dict[str, Beyond]]:
+        pipeline = self._encoders()
+        with quiet():
+            return beyond(pipeline, prompts, self._limits(pipeline))
 
     def _encoders(self) -> Any:
         self._pipeline = self._pipeline or self._text_parts()

@@ -39,6 +39,20 @@ class Features(NamedTuple):
     dim: int
 
 
+class Elsewhere(NamedTuple):
+    """An adapter for the programs that keep the names of a model's original code: ComfyUI, the webuis and their relatives.
+
+    Attributes:
+        architecture: the model's name in the ModelSpec metadata that those programs read.
+        base: its name in kohya's metadata (``ss_base_model_version``).
+        layers: the tensors under the names that those programs read; None where they read the names of diffusers.
+    """
+
+    architecture: str
+    base: str
+    layers: dict[str, Tensor] | None
+
+
 class Family(Protocol):
     """One class of diffusers pipelines. B samples of latents [B, C, ...].
 
@@ -53,6 +67,10 @@ class Family(Protocol):
         autoencoder: class name of the part ``vae``.
         video: whether samples have frames.
         scales_input: whether the pipeline calls its scheduler's ``scale_model_input``.
+        rounds_frames_up: whether the pipeline makes more frames than it is asked for, unless it is given latents; a family
+            without the attribute does not.
+        token_limits: number of tokens that encoders read, by the name of the tokenizer, where that is neither `text_length` nor
+            the tokenizer's own limit; a family without the attribute has none.
         text_length: number of tokens that prompts are padded to, set before anything is encoded; None leaves it to the
             tokenizer.
     """
@@ -121,6 +139,13 @@ class Family(Protocol):
         """Arguments, beside the number of steps, with which the exported pipeline samples as in training."""
         ...
 
+    def adapter_elsewhere(self, layers: Mapping[str, Tensor]) -> Elsewhere:
+        """The adapter `layers` (``NAME.lora_A.weight``, ``NAME.lora_B.weight``; alpha equals the rank) for other programs.
+
+        A family without it exports its adapters for diffusers only.
+        """
+        ...
+
 
 class SupportsCall(Protocol):
     """Anything that calls a network for latents: a family or a `Caller`."""
@@ -177,3 +202,10 @@ class Caller:
         with self._autocast() if getattr(network, "autocast", True) else nullcontext():
             output: Tensor = self._family.call(network, x_t.to(network.dtype), timestep, inputs)
         return output
+
+
+def down_up_alpha(name: str, layer: str, weight: Tensor) -> dict[str, Tensor]:
+    """Kohya's tensors of the LoRA matrix `weight`, ``lora_A`` or ``lora_B`` by `layer`, of the layer called `name`."""
+    if layer == "lora_A":
+        return {f"{name}.lora_down.weight": weight, f"{name}.alpha": torch.tensor(float(len(weight)), dtype=weight.dtype)}
+    return {f"{name}.lora_up.weight": weight}

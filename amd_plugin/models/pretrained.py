@@ -132,6 +132,13 @@ class Pretrained:
         """The part ``vae`` in fp32: several of the released ones overflow in half precision."""
         return self.part(family.autoencoder, torch.float32, "vae")
 
+    def outlined_autoencoder(self, family: Family) -> nn.Module:
+        """The part ``vae`` on the meta device, from its config alone."""
+        with self.reading("vae/config.json"), torch.device("meta"):
+            kind = _class(family.autoencoder)
+            autoencoder: nn.Module = kind.from_config(kind.load_config(self.path, subfolder="vae", revision=self.revision))
+        return autoencoder
+
     def part(self, kind: str, dtype: torch.dtype, subfolder: str | None = None) -> nn.Module:
         """A model of diffusers' class `kind`, frozen, on the CPU, in eval mode.
 

@@ -100,7 +100,7 @@ def test_an_adapter_in_the_stock_pipeline_equals_the_exported_one(family, piped,
         full = DiffusionPipeline.from_pretrained({str(tmp_path / "run" / "student")!r})
         base = DiffusionPipeline.from_pretrained({str(pipeline_folder(family))!r})
         plain = DiffusionPipeline.from_pretrained({str(pipeline_folder(family))!r}, scheduler=full.scheduler)
-        base.load_lora_weights({str(tmp_path / "run" / "student")!r}, weight_name="pytorch_lora_weights.safetensors")
+        base.load_lora_weights({str(tmp_path / "run" / "student" / "lora")!r}, weight_name="pytorch_lora_weights.safetensors")
         base.scheduler = full.scheduler
         def sample(pipeline):
             torch.manual_seed(0)

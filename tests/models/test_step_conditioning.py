@@ -225,7 +225,7 @@ def test_an_exported_student_has_no_trace_of_it(family, trainer_of, plugins, tmp
         for folder in (tmp_path / "run" / "student", pipeline_folder(family))
     )
     assert exported == original
-    adapter = load_file(tmp_path / "run" / "student" / "pytorch_lora_weights.safetensors")
+    adapter = load_file(tmp_path / "run" / "student" / "lora" / "pytorch_lora_weights.safetensors")
     assert adapter and not [name for name in adapter if "rungs" in name]
 
 

@@ -90,7 +90,8 @@ def test_two_processes_are_one_on_the_joined_batch(stage, runs):
 def test_adapters_of_networks_that_are_shared_out(stage, runs):
     assert_same(runs / "lora-alone", runs / f"lora-{stage}", ALL, 1e-5)
     one, two = (
-        load_file(runs / run / "student" / "pytorch_lora_weights.safetensors") for run in ("lora-alone", f"lora-{stage}")
+        load_file(runs / run / "student" / "lora" / "pytorch_lora_weights.safetensors")
+        for run in ("lora-alone", f"lora-{stage}")
     )
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)

@@ -36,7 +36,7 @@ def test_a_shared_base_is_sharded_and_its_adapters_are_whole(wan, tmp_path):
     train_here(shared, tmp_path / "alone")
     trained(LAUNCHERS["torchrun"], [*shared, "--set=distributed.teacher=zero3", "--output", "run"], tmp_path)
     assert_same(tmp_path / "alone", tmp_path / "run")
-    one, two = (load_file(tmp_path / run / "student" / "pytorch_lora_weights.safetensors") for run in ("alone", "run"))
+    one, two = (load_file(tmp_path / run / "student" / "lora" / "pytorch_lora_weights.safetensors") for run in ("alone", "run"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-4)
     one, two = (load_file(next((tmp_path / run / "student" / "transformer").glob("*.safetensors"))) for run in ("alone", "run"))

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 from huggingface_hub import HfApi
 
 from amd_plugin.atomic import replaced_folder
 from amd_plugin.choices import StudentFormat, Weights
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.host.student.adapter_files import LORA_FILE, adapter_saver, write_adapter
 from amd_plugin.host.student.load import load_student
 from amd_plugin.host.student.model_card import write_card
 from amd_plugin.models.backbone import Backbone
@@ -24,7 +25,11 @@ from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+# Folder of the adapter beside a pipeline. The pipeline's network has it merged, and no loader that is pointed at the pipeline
+# finds it there and applies it a second time.
+ADAPTER_FOLDER = "lora"
+
+__all__ = ["ADAPTER_FOLDER", "LORA_FILE", "export", "export_run", "push"]
 
 
 def export(
@@ -41,21 +46,26 @@ def export(
         run: folder of the run, for the model card's numbers, curves and samples.
         step: number of student updates.
         how: ``full``, the pipeline with the student as its network; ``lora``, its adapter alone; ``auto``, the pipeline, and
-            the adapter beside it where there is one.
+            the adapter alone in its folder ``lora`` where there is one.
         weights: kind of the current weights, for the card.
 
     Raises:
         InputError: for ``lora`` where the student has no adapter, or its pipeline loads none.
     """
     _check_format(how, recipe.config.model, backbone)
+    adapter = student.adapter is not None and adapter_saver(backbone) is not None and how != "full"
     with replaced_folder(path) as draft:
+        card = partial(write_card, backbone=backbone, recipe=recipe, run=run, step=step, weights=weights)
         if how != "lora":
             _save_network(draft, student, backbone, recipe.config.model)
-        backbone.scheduler.save_pretrained(draft / "scheduler")
-        family: Any = backbone.family
-        if backbone.pretrained is not None and student.adapter is not None and (save := _lora_saver(backbone)):
-            save(draft, **{f"{family.component}_lora_layers": student.adapter_state_dict()}, weight_name=LORA_FILE)
-        write_card(draft, backbone, recipe, run=run, step=step, weights=weights, adapter_alone=how == "lora")
+            backbone.scheduler.save_pretrained(draft / "scheduler")
+            card(draft, merged=adapter)
+        if adapter:
+            folder = draft if how == "lora" else draft / ADAPTER_FOLDER
+            folder.mkdir(exist_ok=True)
+            comfyui = write_adapter(folder, student, backbone, recipe, step)
+            backbone.scheduler.save_pretrained(folder / "scheduler")
+            card(folder, comfyui=comfyui)
 
 
 def _save_network(folder: Path, student: Role, backbone: Backbone, config: ModelConfig) -> None:
@@ -102,13 +112,19 @@ def export_run(
 def push(folder: Path, repository: str, *, private: bool = True) -> str:
     """Uploads the exported student in `folder` to the hub, and returns its address.
 
+    Of a pipeline, the adapter in its folder ``lora`` stays here: on the hub, loaders look for adapters in all folders, and
+    would apply it to a network that has it already.
+
     Raises:
         RunError: where the upload fails.
     """
     api = HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Student distilled with amd-plugin")
+        api.upload_folder(
+            repo_id=repository, folder_path=str(folder), commit_message="Student distilled with amd-plugin",
+            ignore_patterns=[f"{ADAPTER_FOLDER}/*"],
+        )  # fmt: skip
     except Exception as error:  # network, access and naming errors alike, of several libraries
         cause = " ".join(str(error).split())[:300]
         raise RunError(
@@ -122,10 +138,5 @@ def _check_format(how: StudentFormat, config: ModelConfig, backbone: Backbone) -
         return
     if config.roles != "shared_base" and config.student != "lora":
         raise InputError("--format lora: the student was trained in full and has no adapter. Use full")
-    if backbone.pretrained is None or _lora_saver(backbone) is None:
+    if adapter_saver(backbone) is None:
         raise InputError(f"--format lora: a {type(backbone.network).__name__} is in no pipeline that loads adapters. Use full")
-
-
-def _lora_saver(backbone: Backbone) -> Any:
-    """The pipeline class's function that writes an adapter; None where it has none."""
-    return getattr(getattr(diffusers, cast("Family", backbone.family).pipeline), "save_lora_weights", None)

@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from amd_plugin.host.running import run_log
+from amd_plugin.host.student.adapter_files import LORA_FILE
+from amd_plugin.host.student.sampler_settings import SamplerSettings
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Family
 from amd_plugin.recipe.loading import Recipe
@@ -22,8 +24,9 @@ _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoes
 
 
 def write_card(
-    folder: Path, backbone: Backbone, recipe: Recipe, *, run: Path, step: int, weights: str, adapter_alone: bool
-) -> None:
+    folder: Path, backbone: Backbone, recipe: Recipe, *, run: Path, step: int, weights: str,
+    comfyui: str | None = None, merged: bool = False,
+) -> None:  # fmt: skip
     """Writes ``README.md``, and the pictures it shows, beside the student in `folder`.
 
     Args:
@@ -33,7 +36,8 @@ def write_card(
         run: folder of the run: its metrics, samples and ``run.json``.
         step: number of student updates.
         weights: ``ema`` or ``raw``. Held-out metrics are shown only where exactly this student was evaluated.
-        adapter_alone: whether the folder holds only the adapter for a base pipeline.
+        comfyui: the file for other programs, where the folder holds only the adapter for a base pipeline; None for a pipeline.
+        merged: whether an adapter is merged into the pipeline's network.
     """
     config, family = recipe.config, cast("Family", backbone.family)
     lines = run_log.read(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
@@ -52,6 +56,10 @@ def write_card(
         if backbone.size is None
         else family.sampling(first, backbone.size) | {"num_inference_steps": config.model.student_steps}
     )
+    noise = ""
+    if getattr(family, "rounds_frames_up", False):
+        # The exact shape: the pipeline would round the number of frames up.
+        noise = f", latents=torch.randn({', '.join(map(str, (1, *backbone.sample_shape)))})"
     card = _TEMPLATES.get_template("model_card.md.j2").render(
         recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
         samples=picture and f"samples{picture.suffix}",
@@ -60,10 +68,11 @@ def write_card(
         network=type(backbone.network).__name__,
         shape=", ".join(map(str, backbone.sample_shape)),
         scheduler=type(backbone.scheduler).__name__,
-        call=", ".join(f"{name}={value!r}" for name, value in call.items()),
+        call=", ".join(f"{name}={value!r}" for name, value in call.items()) + noise,
         dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.model.dtype],
         video=backbone.pretrained is not None and family.video,
-        adapter_alone=adapter_alone,
+        adapter_alone=comfyui is not None, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
+        sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
         base=_base(config.model.student_from or config.model.path, config.model.revision),
         torch=torch.__version__,
     )  # fmt: skip

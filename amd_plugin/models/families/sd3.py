@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amd_plugin.errors import OptionError
 from amd_plugin.models import autoencoders
-from amd_plugin.models.family import Condition, Features, Network, Size, middle_block, time_embedding
+from amd_plugin.models.family import Condition, Elsewhere, Features, Network, Size, middle_block, time_embedding
 
 
 class SD3:
@@ -21,6 +21,8 @@ class SD3:
     autoencoder: ClassVar[str] = "AutoencoderKL"
     video: ClassVar[bool] = False
     scales_input: ClassVar[bool] = False
+    # The pipeline's default for T5; the CLIP encoders read what their tokenizers do.
+    token_limits: ClassVar[dict[str, int]] = {"tokenizer_3": 256}
 
     encode_media = staticmethod(autoencoders.encode)
     decode = staticmethod(autoencoders.decode)
@@ -44,6 +46,9 @@ class SD3:
         height, width = pixels or (trained, trained)
         if height % patch or width % patch:
             raise OptionError("pixels", f"must be multiples of the {patch} of a patch, got {[height, width]}")
+        longest = self._config["pos_embed_max_size"] * patch
+        if max(height, width) > longest:
+            raise OptionError("pixels", f"this transformer makes images of up to {[longest, longest]}, got {[height, width]}")
         return Size(height, width, 1)
 
     def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
@@ -74,3 +79,7 @@ class SD3:
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """No guidance: the student has learnt the guided distribution."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}
+
+    def adapter_elsewhere(self, layers: Mapping[str, Tensor]) -> Elsewhere:
+        """ComfyUI reads diffusers' names: its own network has queries, keys and values in one matrix."""
+        return Elsewhere("stable-diffusion-3/lora", "sd3", None)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers.utils import convert_state_dict_to_kohya
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import autoencoders
-from amd_plugin.models.family import Condition, Features, Network, Size, time_embedding
+from amd_plugin.models.family import Condition, Elsewhere, Features, Network, Size, time_embedding
 
 
 class SDXL:
@@ -92,3 +93,10 @@ class SDXL:
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """No guidance: the student has learnt the guided distribution."""
         return {"prompt": prompt, "height": size.height, "width": size.width, "guidance_scale": 1.0}
+
+    def adapter_elsewhere(self, layers: Mapping[str, Tensor]) -> Elsewhere:
+        """Kohya's names, which keep diffusers' names of the UNet's parts."""
+        kohya: dict[str, Tensor] = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in layers.items()})
+        # diffusers writes alphas as integers, which some loaders would multiply weights with.
+        named = {name: value if value.is_floating_point() else value.float() for name, value in kohya.items()}
+        return Elsewhere("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError, OptionError
-from amd_plugin.models.family import Condition, Features, Network, Size, middle_block, time_embedding
+from amd_plugin.models.family import Condition, Elsewhere, Features, Network, Size, down_up_alpha, middle_block, time_embedding
+
+# diffusers' names of parts, as patterns, and those of the original code (github.com/Wan-Video/Wan2.1, wan/modules/model.py).
+ORIGINAL_NAMES = {
+    r"\battn1\b": "self_attn", r"\battn2\b": "cross_attn", r"\bto_([qkv])\b": r"\1", r"\bto_out\.0\b": "o",
+    r"\badd_([kv])_proj\b": r"\1_img", r"\bffn\.net\.0\.proj\b": "ffn.0", r"\bffn\.net\.2\b": "ffn.2",
+    r"^condition_embedder\.(time|text)_embedder\.linear_1\b": r"\1_embedding.0",
+    r"^condition_embedder\.(time|text)_embedder\.linear_2\b": r"\1_embedding.2",
+    r"^condition_embedder\.time_proj\b": "time_projection.1", r"^proj_out\b": "head.head",
+}  # fmt: skip
 
 
 class Wan:
@@ -38,6 +48,7 @@ class Wan:
         self.text_length: int | None = 512
         # Wan2.2-5B gives every token a timestep of its own, all the same in text-to-video.
         self._timestep_per_token = bool(index.get("expand_timesteps"))
+        self.rounds_frames_up = False
 
     def call(self, network: Network, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Output [B, C, T, h, w]."""
@@ -52,7 +63,8 @@ class Wan:
         height, width = pixels or (480, 832)
         size = Size(height, width, frames or 81)
         spatial, temporal = _factors(vae)
-        self._temporal = temporal
+        # For an autoencoder that keeps all frames the pipeline takes any number of frames for one too few.
+        self.rounds_frames_up = temporal == 1
         _, *patch = self._config["patch_size"]
         # The pipeline itself refuses anything but multiples of 16, and rounds to whole patches.
         edges = [math.lcm(16, spatial * edge) for edge in patch]
@@ -60,6 +72,15 @@ class Wan:
             raise OptionError("pixels", f"must be multiples of {edges}, got {list(size[:2])}")
         if (size.frames - 1) % temporal:
             raise OptionError("frames", f"must be 1 more than a multiple of {temporal}, got {size.frames}")
+        # A table of positions ends at this number of patches along each axis.
+        longest = self._config["rope_max_seq_len"]
+        frames = longest * self._config["patch_size"][0]
+        if (size.frames - 1) // temporal + 1 > frames:
+            most = (frames - 1) * temporal + 1
+            raise OptionError("frames", f"this transformer makes videos of up to {most} frames, got {size.frames}")
+        most_pixels = [longest * spatial * edge for edge in patch]
+        if size.height > most_pixels[0] or size.width > most_pixels[1]:
+            raise OptionError("pixels", f"this transformer makes videos of up to {most_pixels}, got {list(size[:2])}")
         return size
 
     def sample_shape(self, vae: nn.Module, size: Size) -> tuple[int, ...]:
@@ -103,10 +124,18 @@ class Wan:
 
     def sampling(self, prompt: str, size: Size) -> dict[str, Any]:
         """No guidance: the student has learnt the guided distribution."""
-        # For an autoencoder that keeps all frames (factor 1) the pipeline rounds their number up by one.
-        rounded = self._temporal == 1
-        arguments = {"prompt": prompt, "height": size.height, "width": size.width, "num_frames": size.frames - rounded}
+        arguments = {"prompt": prompt, "height": size.height, "width": size.width, "num_frames": size.frames}
         return {**arguments, "guidance_scale": 1.0, "max_sequence_length": self.text_length}
+
+    def adapter_elsewhere(self, layers: Mapping[str, Tensor]) -> Elsewhere:
+        """The names of the original code, under ``diffusion_model.``."""
+        named: dict[str, Tensor] = {}
+        for key, value in layers.items():
+            part, layer, _ = key.rsplit(".", 2)
+            for pattern, original in ORIGINAL_NAMES.items():
+                part = re.sub(pattern, original, part)
+            named |= down_up_alpha(f"diffusion_model.{part}", layer, value)
+        return Elsewhere("wan2.1/lora", "wan2.1", named)
 
 
 def _factors(vae: nn.Module) -> tuple[int, int]:

@@ -1,0 +1,68 @@
+"""Sizes that a model cannot make are refused by recipe check and dry run, with the line and what it can make."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from amd_plugin.errors import InputError
+from amd_plugin.models.backbone import load_backbone, meta_backbone
+from tests.helpers.pipelines import wan
+
+
+@pytest.mark.parametrize(
+    ("family", "override", "said"),
+    [
+        ("wan", "model.frames=65", "model.frames: this transformer makes videos of up to 64 frames, got 65"),
+        ("wan", "model.pixels=[16, 528]", "model.pixels: this transformer makes videos of up to [512, 512], got [16, 528]"),
+        ("wan", "model.pixels=[24, 16]", "model.pixels: must be multiples of [16, 16], got [24, 16]"),
+        ("wan", "model.frames=0", "model.frames: must be"),
+        ("sd3", "model.pixels=[80, 16]", "model.pixels: this transformer makes images of up to [64, 64], got [80, 16]"),
+        ("sd3", "model.pixels=[18, 16]", "model.pixels: must be multiples of the 4 of a patch, got [18, 16]"),
+        ("sd3", "model.frames=5", "model.frames: a StableDiffusion3Pipeline makes images, got 5"),
+        ("sdxl", "model.pixels=[20, 16]", "model.pixels: must be multiples of 8 for this UNet, got [20, 16]"),
+        ("sdxl", "model.pixels=[0, 16]", "model.pixels.0: must be"),
+        ("sdxl", "model.pixels=[-8, 16]", "model.pixels.0: must be"),
+        ("dit", "model.pixels=[16, 16]", "model.pixels: this transformer makes images of [8, 8] only, got [16, 16]"),
+    ],
+)
+def test_refused_by_the_recipe_check(family, override, said, piped):
+    with pytest.raises(InputError) as caught:
+        piped(family, override)
+    assert said in str(caught.value) and "--set " + override in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("wan", ("model.frames=64",)),
+        ("wan", ("model.pixels=[16, 512]", "model.frames=1")),
+        ("sd3", ("model.pixels=[64, 16]",)),
+        ("sdxl", ("model.pixels=[8, 40]",)),
+    ],
+)
+def test_the_largest_and_oddest_sizes_are_made(family, sizes, piped, plugins):
+    recipe = piped(family, *sizes)
+    meta_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    made = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    made.conditions.prepare(["a red fox"], torch.device("cpu"))
+    x = torch.randn(1, *made.sample_shape)
+    with torch.no_grad():
+        output = made.family.call(made.network, x, torch.tensor([500]), made.conditions(torch.zeros(1), lambda: ["a red fox"]))
+        media = made.decode(x)
+    assert output.shape == x.shape
+    assert media.shape[-2:] == made.size[:2] and (family != "wan" or media.shape[2] == made.size.frames)
+
+
+def test_a_card_asks_for_the_frames_that_were_trained(piped, plugins, tmp_path):
+    """Stock diffusers rounds up for an autoencoder that keeps all frames, as the one of moving_digits does."""
+    from amd_plugin.host import run
+
+    run.train(piped("wan", "model.roles=shared_base", "train.max_steps=1", "train.fake_updates=1"), plugins, tmp_path / "run")
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    call = next(line for line in card.splitlines() if "pipeline(" in line)
+    assert "num_frames=5" in call and "latents=torch.randn(1, 1, 5, 16, 16)" in call
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
+    scope = {"pipeline": pipeline, "torch": torch}
+    exec(call, scope)
+    assert len(scope["video"]) == 5
+    assert wan().vae.config.scale_factor_temporal == 1
