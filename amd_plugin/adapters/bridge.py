@@ -205,6 +205,18 @@ class HostBridge:
         }
         return advantage[own], self.objective.sharpening_weights(advantage)[own]
 
+    @torch.no_grad()
+    def outcomes(self, *key: object) -> Tensor:
+        """Outcomes [B] of this rank's samples for the fake score's turn; call it after the samples were scored.
+
+        Args:
+            key: keys of the random generator, the same on every rank.
+        """
+        advantage, own = self.signal_fields["batch_advantage"], len(self.signal_fields["groups"])
+        random = generator(self._seed, "outcome", *key, device=advantage.device)
+        drawn = self.objective.outcomes(advantage, torch.rand(len(advantage), generator=random, device=advantage.device))
+        return drawn[self._rank() * own : (self._rank() + 1) * own]
+
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
         """Sets the objective's schedule factor to the product of the plugins' factors. Call it before every turn.
 

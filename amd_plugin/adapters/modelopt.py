@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from amd_plugin.adapters.bridge import OFFERS as SHARED_OFFERS
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.outcomes import condition_on_outcomes
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
+from amd_plugin.maths.advantage_guidance import BAD, GOOD
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
-OFFERS = SHARED_OFFERS | {"noise_level"}
+OFFERS = SHARED_OFFERS | {"noise_level", "fake_score_outcome"}
 
 fastgen = HOST.load("modelopt.torch.fastgen")
 dmd = HOST.load("modelopt.torch.fastgen.methods.dmd")
@@ -64,6 +66,7 @@ class _Turn:
         prompts: prompts [B] for the reward.
         predictions: network, predicted x0 and timesteps of every prediction so far.
         scores: advantages and sharpening weights of the student's samples; None before they are scored.
+        fake_call: arguments of the last prediction of the fake score.
     """
 
     role: str
@@ -71,6 +74,7 @@ class _Turn:
     prompts: Sequence[str] | None
     predictions: list[tuple[nn.Module, Tensor, Tensor]]
     scores: tuple[Tensor, Tensor] | None = None
+    fake_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
 
 # To a type checker a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
@@ -99,6 +103,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         objective: objective that computes the losses.
         metrics: metrics of the last student turn, 0-dim tensors.
         turns: number of turns so far, by role.
+        outcome: tables of outcomes that advantage guidance added to the fake score; None without it. Build the fake score's
+            optimizer after the pipeline, so that it trains them too.
 
     Raises:
         InputError: for an option out of range, or an objective with a need that the host does not offer.
@@ -146,6 +152,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
         self.bridge = HostBridge(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
+        # Without a reward there is no outcome, and the host's networks stay as they are.
+        self.outcome = condition_on_outcomes(fake_score, objective.needs, plugins) if self.bridge.uses_reward else None
         self._max_steps = max_steps
         self._turn: _Turn | None = None
 
@@ -177,6 +185,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """The host's prediction, recorded during a turn."""
         x0: Tensor = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
         if self._turn is not None:
+            if model is self.fake_score:
+                self._turn.fake_call = ((hidden_states, timestep, *args), kwargs)
             self._turn.predictions.append((model, x0, timestep))
         return x0
 
@@ -221,11 +231,29 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
             signals = self._signals(turn.predictions, guided=scale is not None)
             advantage, _ = self._score(turn)
+            if self.outcome is not None:
+                fake_bad, fake_good = (self._fake_prediction(turn, outcome) for outcome in (BAD, GOOD))
+                signals = signals._replace(fake_bad=fake_bad, fake_good=fake_good)
         self.objective.guidance_scale = 1.0 if scale is None else scale
         output = self.objective.student_loss(signals._replace(advantage=advantage, **self.bridge.signal_fields))
         self.metrics = output.metrics | self.bridge.metrics
         # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
+
+    @torch.no_grad()
+    def _fake_prediction(self, turn: _Turn, outcome: int) -> Tensor:
+        """The fake score's x0 for `outcome`, from the inputs of its last prediction."""
+        assert self.outcome is not None  # noqa: S101
+        args, kwargs = turn.fake_call
+        with self.outcome.given(outcome):
+            x0: Tensor = super()._predict_x0(self.fake_score, *args, **kwargs)
+        return x0
+
+    def _drawn_outcomes(self) -> AbstractContextManager[None]:
+        """A context in which the fake score is called for the outcomes of this turn's samples."""
+        if self.outcome is None:
+            return nullcontext()
+        return self.outcome.given(self.bridge.outcomes(self.turns["fake_score"]))
 
     def _signals(self, predictions: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
         """Signals from a turn's last predictions: of student, fake score, teacher, and the teacher without condition."""
@@ -249,7 +277,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """The host's loss with one sharpening weight per sample, larger for failures; arguments as `compute_student_loss`."""
         with self._start_turn("fake_score", encoder_hidden_states, prompts) as turn:
             kwargs["encoder_hidden_states"] = encoder_hidden_states
-            if not (self.bridge.uses_reward and self.objective.needs.fake_score_weight):
+            weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
+            if not (weighted or self.outcome is not None):
                 return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
             x_s, t_s = self._build_student_input(latents, noise, **kwargs)
             with torch.no_grad():
@@ -258,7 +287,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 eps = torch.randn_like(latents)
                 x_t = dmd.add_noise(x0, eps, t)
             _, weight = self._score(turn)
-            raw = self._call_model(self.fake_score, x_t, t, **kwargs)
+            with self._drawn_outcomes():
+                raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
         prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)
         # The host's loss is a mean over its batch; called on one sample it is that sample's loss.

@@ -16,7 +16,7 @@ from amd_plugin.maths.signals import Direction, Signals
 
 RATIO = 0.3  # of the scaled contrast to the matching term: .3 helped everything, .7 did harm (docs/evidence.md)
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
-REST = 1.0  # largest scale at which a converged student rests: the odds of success as they are
+REST = 0.25  # largest scale at which a converged student rests: the tilt of sharpening at about 1
 LARGEST = 20.0
 
 MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)

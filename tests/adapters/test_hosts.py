@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.parametrize(
     ("host", "about", "count"),
     [
-        ("modelopt", "", 41), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 18),
+        ("modelopt", "", 43), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 18),
         ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 8), ("fastvideo", "_wan", 5),
     ],
 )  # fmt: skip

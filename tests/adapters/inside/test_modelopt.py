@@ -273,6 +273,34 @@ def test_a_host_that_changed_is_told_apart():
         modelopt.HOST._replace(minimum="9").load("json")
 
 
+def test_advantage_guidance_through_tables_on_the_hosts_own_network():
+    stock, ours = (pipeline(AMDPipeline, reward=brightness, sharpening=0, amd={"advantage_guidance": g}) for g in (0, 4.0))
+    assert stock.outcome is None and ours.outcome is not None
+    expected, got = train(stock), train(ours)
+    assert torch.equal(expected[2], got[2]), "the stream of random numbers"
+    (table,) = ours.outcome.parameters()
+    assert not table[0].any() and table[1].any() and table[2].any()
+    assert ours.metrics["contrast_ratio"] > 0 and ours.metrics["advantage_guidance"] == 4
+    assert not same(list(stock.student.parameters()), list(ours.student.parameters()))
+    again = pipeline(AMDPipeline, reward=brightness, sharpening=0, amd={"advantage_guidance": 4.0})
+    again.load_state_dict(json.loads(json.dumps(ours.state_dict())))
+    assert again.state_dict() == ours.state_dict()
+    without = pipeline(AMDPipeline, sharpening=0, amd={"advantage_guidance": "auto"})
+    assert without.outcome is None, "without a reward the networks stay as they are"
+
+
+def test_a_fake_score_of_no_family_is_refused_or_left_alone():
+    class Other(torch.nn.Linear): ...
+
+    for value in (2.0, "auto"):
+        objective = modelopt.adaptive_objective(3.0, {"advantage_guidance": value}, modelopt.OFFERS)
+        if value == "auto":
+            assert modelopt.condition_on_outcomes(Other(1, 1), objective.needs, modelopt.get_plugin_manager()) is None
+            continue
+        with pytest.raises(InputError, match=r"amd.advantage_guidance: no family says where a Other embeds the time"):
+            modelopt.condition_on_outcomes(Other(1, 1), objective.needs, modelopt.get_plugin_manager())
+
+
 class Driver:
     """The parts of the host's NeMo AutoModel driver that `AMDDiffusionRecipe` overrides, with the signatures it has there."""
 
