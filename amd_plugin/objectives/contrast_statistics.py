@@ -23,7 +23,9 @@ MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
 
 
 class ContrastStatistics:
-    """Running means over student turns of the lengths of match and contrast, by third of the noise schedule.
+    """Running means over student turns of the lengths of matching and contrast, by third of the noise schedule.
+
+    Matching is towards the guided teacher, as the student is at rest there.
 
     Attributes:
         turn: sums [3, 6] over this process's samples of the student turn under way, the last column their number. A host
@@ -49,7 +51,7 @@ class ContrastStatistics:
         if (parts := _contrast_and_residual(signals)) is None or signals.advantage is None:
             return
         c, residual = parts
-        match, tiny = direction.match.flatten(1), torch.finfo(c.dtype).tiny
+        match, tiny = (direction.match + direction.guide).flatten(1), torch.finfo(c.dtype).tiny
         distance, length = residual.norm(dim=1).clamp(min=tiny), c.norm(dim=1).clamp(min=tiny)
         agreement = 2 * KAPPA * widen(signals.advantage.detach()).to(c) * _cosine(c, residual)
         along = (match * c).sum(1) / length / distance
