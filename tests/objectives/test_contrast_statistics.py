@@ -10,6 +10,7 @@ from amd_plugin.objectives.contrast_statistics import (
     LARGEST,
     NATS,
     RATIO,
+    REST,
     ContrastStatistics,
     automatic_scale,
     confidence,
@@ -96,12 +97,11 @@ def test_nothing_depends_on_the_number_of_processes():
 
 
 def test_the_scale_keeps_the_ratio_until_the_student_is_tilted():
-    straight, tilted = measured(200).sum(0), measured(200, lead=2.0).sum(0)
-    sure = confidence(straight)
-    assert automatic_scale(straight, torch.tensor(1.0)).item() == pytest.approx(
-        (sure * RATIO / ratio(straight)).item(), rel=0.2
-    )
-    assert automatic_scale(tilted, torch.tensor(1.0)).item() == pytest.approx(confidence(tilted).item(), rel=1e-6)
+    behind, tilted = measured(200, lead=-1.0).sum(0), measured(200, lead=2.0).sum(0)
+    push = confidence(behind) * RATIO / ratio(behind)
+    assert automatic_scale(behind, torch.tensor(5.0)).item() == pytest.approx(push.item(), rel=1e-6)
+    assert automatic_scale(tilted, torch.tensor(5.0)).item() == pytest.approx(REST * confidence(tilted).item(), rel=1e-6)
+    assert automatic_scale(tilted, torch.tensor(0.1)).item() == pytest.approx(0.1 * confidence(tilted).item(), rel=1e-6)
 
 
 def test_the_budget_is_met_within_groups():
