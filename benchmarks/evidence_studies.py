@@ -16,6 +16,8 @@ INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
 RELIABLE = ("data.label_noise=0", "data.outliers=0")
 RUNGS = "model.rung_conditioning=true"
 QUICK = ("train.evaluate_every=0",)
+AG, ALONE = "objective.advantage_guidance=", "objective.sharpening=0"
+HACKABLE = 'rewards=[{"name":"hackable"}]'
 
 ELSEWHERE = (
     f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
@@ -147,6 +149,39 @@ STUDIES = {
         question="A latent model with a text encoder, through SDXL's pipeline, at a tiny size.",
         recipe="digits_sdxl", settings=QUICK, seeds="4",
         more=("amd=amd", f"amd_random_reward=amd {RANDOM}"),
+    ),
+    "plane_advantage": Study(
+        title="In the plane, an unreliable teacher: advantage guidance",
+        question="The shipped recipe. `guided_4` is advantage guidance of scale 4 in place of sharpening, `guided_auto` that of the "
+        "scale that sets itself, and `amd_auto` the latter beside sharpening, as whose judge it also serves.",
+        recipe="modes2d", settings=QUICK,
+        more=(
+            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd_paper=amd {PAPER}",
+            f"amd_adaptation_only=amd {ADAPTATION}",
+            *(f"guided_{scale}=amd {AG}{scale} {ALONE}" for scale in (0.5, 1, 2, 4, 8)),
+            f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto", f"amd_auto@1=amd {AG}auto {W}1",
+            f"amd_auto_adaptation=amd {AG}auto objective.strength=0.5",
+            f"amd_random_reward=amd {RANDOM}", f"guided_4_random_reward=amd {AG}4 {ALONE} {RANDOM}",
+            f"amd_auto_random_reward=amd {AG}auto {RANDOM}", f"amd_auto_inverted_reward=amd {AG}auto {INVERTED}",
+            f"amd_hackable_reward=amd {HACKABLE}", f"amd_auto_hackable_reward=amd {AG}auto {HACKABLE}",
+            f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
+        ),
+    ),
+    "plane_advantage_reliable": Study(
+        title="In the plane, a reliable teacher, no guidance: advantage guidance",
+        question="The arms that matter of the same, where there is little to correct.",
+        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"),
+        more=("amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"amd_auto=amd {AG}auto", f"amd_random_reward=amd {RANDOM}",
+              f"amd_auto_random_reward=amd {AG}auto {RANDOM}"),
+    ),
+    "digits_advantage": Study(
+        title="Handwritten digits, an unreliable teacher, one step, 900 updates: advantage guidance",
+        question="`digits_converged` with advantage guidance.",
+        recipe="digits", settings=(*QUICK, "train.max_steps=900"), seeds="4",
+        more=(
+            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", "amd=amd", f"guided_1=amd {AG}1 {ALONE}", f"guided_4=amd {AG}4 {ALONE}",
+            f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto", f"amd_auto_random_reward=amd {AG}auto {RANDOM}",
+        ),
     ),
     "sdxl_class_longer": Study(
         title="Digits through SDXL's classes, two steps, three times as long",
