@@ -152,8 +152,8 @@ STUDIES = {
     ),
     "plane_advantage": Study(
         title="In the plane, an unreliable teacher: advantage guidance",
-        question="The shipped recipe. `guided_4` is advantage guidance of scale 4 in place of sharpening, `guided_auto` that of "
-        "the scale that sets itself, and `amd_auto` the latter beside sharpening, as whose judge it also serves.",
+        question="The shipped recipe. `guided_4` is advantage guidance of scale 4 in place of sharpening, `guided_auto` of "
+        "the scale that sets itself, and `amd_auto` that beside sharpening, as whose judge it also serves.",
         recipe="modes2d", settings=QUICK,
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd_paper=amd {PAPER}",
