@@ -8,10 +8,10 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from filelock import FileLock
 
@@ -42,7 +42,7 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
         InputError: where the cache folder cannot be made.
     """
     description = json.dumps(dict(made_of), sort_keys=True)
-    digest = hashlib.sha256("\0".join((description, _code(), torch.__version__, diffusers.__version__)).encode()).hexdigest()[
+    digest = hashlib.sha256("\0".join((description, _code(), torch.__version__, version("diffusers"))).encode()).hexdigest()[
         :16
     ]
     folder = root() / f"{kind}-{digest}"

@@ -1,7 +1,7 @@
 """The `amd-plugin` command. Errors are printed without a traceback unless AMD_PLUGIN_DEBUG is set; `errors` has exit codes.
 
-Commands import what they need themselves, so that `--help` does not wait for torch. All of them stand in this one file, above
-300 lines, since they are short and share their options.
+Commands import themselves what imports torch, so that help, lists and typos do not wait for it. All of them stand in this one
+file, above 300 lines, since they are short and share their options.
 """
 
 from __future__ import annotations
@@ -10,27 +10,63 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
+from rich.measure import Measurement
+from rich.table import Table
 
+from amd_plugin import __version__, plugin_files
+from amd_plugin import recipe as recipes
+from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean
+from amd_plugin.plugins import get_plugin_manager
 
+HELP = {"help_option_names": ["-h", "--help"]}
+RUNS, RESULTS, HERE = "Before and during a run", "What a run has made", "What is installed here"
 app = typer.Typer(
-    name="amd-plugin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="amd-plugin", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP,
     help="Adaptive Matching Distillation: reward-aware distillation of diffusion models into few-step generators.",
+    epilog="First steps: amd-plugin recipes list, then amd-plugin train modes2d",
 )  # fmt: skip
-recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
-app.add_typer(recipes_app, name="recipes")
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes, which say what is trained and how.")
+app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
 
 out = Console()
 err = Console(stderr=True)
 
-RecipeName = Annotated[str, typer.Argument(help="name of a shipped recipe, or path of a YAML file")]
+
+def _existing(recipe: str | None) -> str | None:
+    """Finds a typo in a recipe's name before anything is imported that takes seconds."""
+    if recipe is not None:
+        recipes.find(recipe)
+    return recipe
+
+
+def _names() -> list[str]:
+    return list(recipes.shipped())
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(help="name of a shipped recipe, or path of a YAML file", callback=_existing, autocompletion=_names),
+]
+
+
+def _loaded(files: list[Path] | None) -> list[Path] | None:
+    plugin_files.add(files or ())
+    return files
+
+
+PluginFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="file with rewards, objectives or samplers of your own", callback=_loaded),
+]
 RunFolder = Annotated[Path, typer.Argument(help="folder of the run")]
 Objective = Annotated[str | None, typer.Option(help="objective to use instead of the recipe's")]
 Overrides = Annotated[
@@ -43,15 +79,51 @@ StudentWeights = Annotated[Weights, typer.Option(help="weights of the student: i
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"amd-plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Adaptive Matching Distillation: reward-aware distillation of diffusion models into few-step generators."""
+
+
 def say(text: RenderableType) -> None:
     """Prints one result as it is, without wrapping it: it may be a path, or piped to another program."""
     out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command()
+def show_whole(table: Table) -> None:
+    """Prints a table without cutting a name: as wide as it is where it is piped, row by row where a terminal is too narrow."""
+    room = out.width if out.is_terminal else 10_000
+    if Measurement.get(out, out.options.update_width(10_000), table).maximum <= room:
+        (out if out.is_terminal else Console(file=out.file, width=room)).print(table)
+        return
+    head, *columns = table.columns
+    say(str(table.title))
+    for row, name in enumerate(head.cells):
+        say(str(name))
+        for column in columns:
+            say(f"  {column.header}: {list(column.cells)[row]}")
+    if table.caption:
+        say(str(table.caption))
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin train digits --set train.max_steps=500 --output runs/mine")
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="name of a shipped recipe, or path of a YAML file; with --resume RUN, the run's own")
+        str | None,
+        typer.Argument(
+            help="name of a shipped recipe, or path of a YAML file; with --resume, the run's own",
+            callback=_existing,
+            autocompletion=_names,
+        ),
     ] = None,
     objective: Objective = None,
     overrides: Overrides = None,
@@ -64,22 +136,29 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check of everything that the run needs, without the run")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: machine-readable output")] = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """Distil a student as described by a recipe."""
-    from amd_plugin.host import run
-    from amd_plugin.host.running.dry_run import dry_run as describe_run
     from amd_plugin.host.running.run_folder import changes_of_result, results
     from amd_plugin.host.running.start import start_of
-    from amd_plugin.plugins import get_plugin_manager
 
+    if as_json and not dry_run:
+        raise InputError("--json: only for --dry-run; a run writes its numbers to metrics.jsonl and evaluation.json")
     plugins = get_plugin_manager()
     loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
     is_main = int(os.environ.get("RANK", 0)) == 0
-    if loaded.unused_options and is_main:
+    if loaded.unused_options and is_main and not as_json:
         say(f"objective {loaded.config.objective.name} does not take {', '.join(loaded.unused_options)}; not used")
     if dry_run:
-        for key, value in describe_run(loaded, plugins, folder, resume).items():
-            say(f"{key}: {value}")
+        from amd_plugin.host.running.dry_run import dry_run as describe_run
+
+        described = describe_run(loaded, plugins, folder, resume)
+        if as_json:
+            typer.echo(json.dumps(described, indent=1))
+        else:
+            for key, value in described.items():
+                say(f"{key}: {value}")
         return
     if resume == "auto" and results(folder) is not None and not changes_of_result(folder, loaded):
         if is_main:
@@ -87,6 +166,8 @@ def train(
             say(f"{folder}: this run is finished, after {loaded.config.train.max_steps} steps; {longer}")
             say(f"student: {folder / 'student'}")
         return
+    from amd_plugin.host import run  # after all that can be wrong with the input: it takes seconds
+
     evaluation = run.train(loaded, plugins, folder, resume, out if is_main else None)
     if is_main:
         from amd_plugin.evaluate.report.report import write_report
@@ -94,10 +175,14 @@ def train(
 
         judges = held_out_names(loaded.config, evaluation)
         say("held out: " + "  ".join(f"{judge} {evaluation[judge]:.4g}" for judge in judges))
-        say(f"report: {write_report([folder], folder / 'report.html', plugins)}")
+        with busy(out, "writing the report"):
+            page = write_report([folder], folder / "report.html", plugins)
+        say(f"report: {page}")
+        say(f"student: {folder / 'student'}, a diffusers folder; its README.md shows how to call it")
+        say(f"next: amd-plugin evaluate {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin compare digits --objectives dmd,amd --seeds 4")
 def compare(
     recipe: RecipeName,
     objectives: Annotated[str, typer.Option(help="objectives or arms, comma-separated; the first is the baseline")] = "dmd,amd",
@@ -116,14 +201,14 @@ def compare(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="folder of the comparison", show_default="runs/compare-RECIPE")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes", show_default="one per core")] = None,
+    as_json: AsJson = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
-    from amd_plugin import recipe as recipes
     from amd_plugin.evaluate.comparison import compare as comparison
     from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
     from amd_plugin.evaluate.comparison.tables import terminal_table
     from amd_plugin.evaluate.report.report import write_report
-    from amd_plugin.plugins import get_plugin_manager
 
     if select_seeds is not None and not tune:
         raise InputError("--select-seeds: there is nothing to choose; name what to tune with --tune")
@@ -132,15 +217,19 @@ def compare(
     chosen = arms(objectives.split(","), plugins, rewards, ablate=ablate, tune=tune or (), more=arm or ())
     folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
     result = comparison.compare(
-        recipe, chosen, parse_seeds(seeds), overrides or (), folder, plugins, workers=workers, console=out,
+        recipe, chosen, parse_seeds(seeds), overrides or (), folder, plugins, workers=workers, console=err if as_json else out,
         select=() if select_seeds is None else parse_seeds(select_seeds, "--select-seeds"),
     )  # fmt: skip
-    out.print(terminal_table(result))
+    page = write_report([folder], folder / "report.html", plugins)
+    if as_json:
+        typer.echo(result.as_json())
+        return
+    show_whole(terminal_table(result))
     say(f"table: {folder / 'compare.md'}")
-    say(f"report: {write_report([folder], folder / 'report.html', plugins)}")
+    say(f"report: {page}")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin evaluate runs/digits-amd --samples 1000")
 def evaluate(
     run: RunFolder,
     checkpoint: Checkpoint = None,
@@ -154,15 +243,19 @@ def evaluate(
     format: Annotated[PromptFormat, typer.Option(help="format of the prompt file")] = "auto",
     teacher: Annotated[bool, typer.Option(help="whether to compare with samples of the teacher too")] = True,
     output: Annotated[Path | None, typer.Option(help="folder to write", show_default="RUN/evaluation")] = None,
+    as_json: AsJson = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """Measure a run's student: rewards, distances, diversity, alignment and motion, with confidence intervals."""
     from amd_plugin.evaluate.students.evaluation import evaluate as measure
-    from amd_plugin.plugins import get_plugin_manager
 
     result = measure(
         run, get_plugin_manager(), output, at=checkpoint, weights=weights, samples=samples, prompts=prompts,
-        form=format, teacher=teacher, console=out,
+        form=format, teacher=teacher, console=err if as_json else out,
     )  # fmt: skip
+    if as_json:
+        typer.echo((result.latents.parent / "evaluation.json").read_text())
+        return
     for row in result.rows:
         interval = "" if row["low"] is None else f"  [{row['low']:.4g}, {row['high']:.4g}]"
         value = "-" if row["value"] is None else f"{row['value']:.4g}"
@@ -170,7 +263,7 @@ def evaluate(
     say(f"evaluation: {result.latents.parent / 'evaluation.md'}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin plan wan21_14b_zero3 --gpus 64")
 def plan(
     recipe: RecipeName,
     gpus: Annotated[int, typer.Option(help="number of GPUs")],
@@ -181,42 +274,46 @@ def plan(
     objective: Objective = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output, in bytes, operations and seconds")] = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """Print what a recipe needs of every GPU, and what to change if it does not fit; exits with 0 either way."""
     from amd_plugin import plan as planning
-    from amd_plugin import recipe as recipes
     from amd_plugin.plan.traffic import Machine
-    from amd_plugin.plugins import get_plugin_manager
 
     for name, value in (("--gpu-memory", gpu_memory), ("--tflops", tflops), ("--bandwidth", bandwidth), ("--hbm", hbm)):
         if not 0 < value < 1e9:
             raise InputError(f"{name}: must be a positive number, got {value:g}")
     plugins, given = get_plugin_manager(), list(overrides or ())
-    needs = planning.plan_with_changes(
-        lambda more: recipes.load(recipe, plugins, [*given, *more], objective),
-        plugins, gpus, int(gpu_memory * 1e9), Machine(tflops, bandwidth, hbm),
-    )  # fmt: skip
+
+    def loaded(more: Sequence[str]) -> recipes.Recipe:
+        if more:
+            err.print(f"trying {' '.join(f'--set {change}' for change in more)}", highlight=False, markup=False)
+        return recipes.load(recipe, plugins, [*given, *more], objective)
+
+    with busy(err, f"tracing the networks of {recipe} at their true size, without weights; a minute or two for large ones"):
+        machine = Machine(tflops, bandwidth, hbm)
+        needs = planning.plan_with_changes(loaded, plugins, gpus, int(gpu_memory * 1e9), machine)
     if as_json:
         typer.echo(json.dumps(needs.as_dict(), indent=1))
     else:
         say(planning.show(needs))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin report runs/digits-amd runs/digits-dmd --output report.html")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
     output: Annotated[
         Path | None, typer.Option(help="HTML file to write", show_default="report.html in the first folder")
     ] = None,
+    plugin: PluginFiles = None,
 ) -> None:
     """Write one self-contained HTML report on runs and comparisons."""
     from amd_plugin.evaluate.report.report import write_report
-    from amd_plugin.plugins import get_plugin_manager
 
     say(f"report: {write_report(runs, output or runs[0] / 'report.html', get_plugin_manager())}")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin export runs/digits-amd --weights raw --output student")
 def export(
     run: RunFolder,
     checkpoint: Checkpoint = None,
@@ -228,10 +325,10 @@ def export(
     output: Annotated[Path | None, typer.Option(help="folder to write", show_default="RUN/student")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="hub repository to upload to")] = None,
     public: Annotated[bool, typer.Option("--public", help="whether a new hub repository is public")] = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """Write the student of a checkpoint as a diffusers folder. Can be repeated for other checkpoints."""
     from amd_plugin.host.student.export import export_run, push
-    from amd_plugin.plugins import get_plugin_manager
 
     folder = export_run(run, get_plugin_manager(), output, at=checkpoint, weights=weights, how=format)
     say(f"student: {folder}")
@@ -239,13 +336,12 @@ def export(
         say(f"hub: {push(folder, push_to_hub, private=not public)}")
 
 
-@app.command()
+@app.command(rich_help_panel=HERE, epilog="Example: amd-plugin plugins --plugin my_reward.py")
 def plugins(
     as_json: AsJson = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """List plugins, what they provide, and the cause of each failure."""
-    from amd_plugin.plugins import get_plugin_manager
-
     manager = get_plugin_manager()
     provided = {
         "objectives": sorted(manager.objectives()),
@@ -268,21 +364,22 @@ def plugins(
         say(f"{kind}: {', '.join(names)}")
 
 
-@app.command()
-def doctor() -> None:
+@app.command(rich_help_panel=HERE, epilog="Example: amd-plugin doctor")
+def doctor(as_json: AsJson = False, plugin: PluginFiles = None) -> None:
     """Check versions, devices, plugins, cache and hub, for a bug report; exits with 1 if something is wrong."""
     from amd_plugin.doctor import examine
-    from amd_plugin.plugins import get_plugin_manager
 
     findings = examine(get_plugin_manager())
-    for finding in findings:
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    for finding in [] if as_json else findings:
         mark = "" if finding.ok else "PROBLEM: "
         say(f"{finding.what}: {mark}{finding.found}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin host fastvideo -- --config run.yaml")
 def host(
     name: Annotated[str, typer.Argument(help="name of the toolkit: fastvideo or fastgen")],
     arguments: Annotated[
@@ -290,7 +387,7 @@ def host(
     ] = None,
     objective: Annotated[str, typer.Option(help="objective to train with")] = "amd",
 ) -> None:
-    """Run another toolkit's trainer with AMD: amd-plugin host fastvideo -- --config run.yaml."""
+    """Run the trainer of another toolkit, FastVideo or FastGen, with AMD as its objective."""
     from importlib import import_module
 
     hosts = ("fastvideo", "fastgen")
@@ -301,45 +398,39 @@ def host(
 
 
 @recipes_app.command("list")
-def list_recipes() -> None:
+def list_recipes(as_json: AsJson = False) -> None:
     """List the shipped recipes and their purposes."""
-    from amd_plugin import recipe as recipes
+    found = [{"name": name, "purpose": recipes.purpose(path), "file": str(path)} for name, path in recipes.shipped().items()]
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for row in found:
+        say(f"{row['name']}: {row['purpose']}")
 
-    for name, path in recipes.shipped().items():
-        purpose = path.read_text().splitlines()[0].lstrip("# ")
-        say(f"{name}: {purpose}")
 
-
-@recipes_app.command()
-def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+@recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")
+def show(recipe: RecipeName, overrides: Overrides = None, plugin: PluginFiles = None) -> None:
     """Print a recipe with all its defaults, as a run would use it."""
-    from amd_plugin import recipe as recipes
-    from amd_plugin.plugins import get_plugin_manager
-
     typer.echo(recipes.load(recipe, get_plugin_manager(), overrides or ()).as_yaml(), nl=False)
 
 
-@recipes_app.command()
+@recipes_app.command(epilog="Example: amd-plugin recipes copy digits mine.yaml")
 def copy(
     recipe: RecipeName,
     to: Annotated[Path | None, typer.Argument(help="file or folder to write to", show_default="RECIPE.yaml here")] = None,
 ) -> None:
     """Copy a shipped recipe for editing, with the launch scripts that it names."""
-    from amd_plugin import recipe as recipes
-
     for path in recipes.copy(recipe, to):
         say(str(path))
 
 
-@recipes_app.command()
+@recipes_app.command(epilog="Example: amd-plugin recipes validate mine.yaml")
 def validate(
     paths: Annotated[list[str], typer.Argument(help="names of shipped recipes, or paths of YAML files")],
     overrides: Overrides = None,
+    plugin: PluginFiles = None,
 ) -> None:
     """Check recipes, and print every problem with its line."""
-    from amd_plugin import recipe as recipes
-    from amd_plugin.plugins import get_plugin_manager
-
     manager = get_plugin_manager()
     problems = []
     for path in paths:
@@ -352,10 +443,9 @@ def validate(
         raise InputError("\n".join(problems))
 
 
-@recipes_app.command()
-def schema() -> None:
+@recipes_app.command(epilog="Example: amd-plugin recipes schema > recipe.schema.json")
+def schema(plugin: PluginFiles = None) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.recipe.schema import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(get_plugin_manager()), indent=1))

@@ -3,7 +3,7 @@
 `get_plugin_manager()` registers the host's default plugins and every entry point of group ``distill_host``. A plugin that
 cannot be imported, has a wrong signature, claims a name in use or raises in a hook is set aside with its cause; the others
 keep working. `AMD_PLUGIN_LOAD` (comma-separated; empty = none) names the only entry points to load, `AMD_PLUGIN_DISABLE`
-those to leave out.
+those to leave out. Files in `AMD_PLUGIN_LOAD`, which end in .py, are loaded beside the entry points.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import importlib
 import importlib.metadata
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pluggy
 
-from amd_plugin import hookspecs
+from amd_plugin import hookspecs, plugin_files
 from amd_plugin.contract import CHECKS, objective_problem
 from amd_plugin.errors import AmdPluginError, InputError, did_you_mean
 from amd_plugin.hookspecs import NAME, Objective
@@ -97,7 +98,10 @@ class PluginManager(pluggy.PluginManager):
 
     def load_entry_points(self) -> None:
         """Loads every entry point of the group that the environment allows, each on its own, in order of distribution."""
-        allowed, denied = _names("AMD_PLUGIN_LOAD"), _names("AMD_PLUGIN_DISABLE") or set()
+        allowed, denied = _names(plugin_files.VARIABLE), _names("AMD_PLUGIN_DISABLE") or set()
+        if allowed:
+            # Where only files are named, entry points are loaded as ever.
+            allowed = {name for name in allowed if not plugin_files.is_file(name)} or None
         points = importlib.metadata.entry_points(group=NAME)
         for name in sorted((allowed or set()) - {point.name for point in points}):
             log.warning("AMD_PLUGIN_LOAD: no plugin is called '%s'.%s", name, did_you_mean(name, (p.name for p in points)))
@@ -120,17 +124,33 @@ class PluginManager(pluggy.PluginManager):
                 self.statuses[point.name] = PluginStatus(point.name, _distribution(point))
                 self._fail(point.name, error)
 
-    def objectives(self) -> dict[str, Callable[..., Objective]]:
+    def load_files(self) -> None:
+        """Loads the plugin files that the user named.
+
+        Raises:
+            InputError: for one that cannot be loaded, or holds no hook: the user asked for this very file.
+        """
+        for name in sorted(filter(plugin_files.is_file, _names(plugin_files.VARIABLE) or ())):
+            file = Path(name)
+            if self.has_plugin(file.name):
+                raise InputError(f"plugin file {file}: another plugin is called '{file.name}'; give it another name")
+            registered = self.register(plugin_files.read(file), file.name)
+            status = self.statuses[file.name]
+            if registered is None or not status.hooks:
+                problem = status.cause or "it has no hook: no function distill_... under @amd_plugin.hookimpl (docs/hooks.md)"
+                raise InputError(f"plugin file {file}: {problem}") from status.error
+
+    def objectives(self) -> Mapping[str, Callable[..., Objective]]:
         """Factories of all plugins' objectives by name."""
         return self._catalogue()["distill_objectives"]
 
-    def rewards(self) -> dict[str, Callable[..., Any]]:
+    def rewards(self) -> Mapping[str, Callable[..., Any]]:
         """Factories of all plugins' rewards by name."""
         return self._catalogue()["distill_rewards"]
 
-    def families(self) -> dict[str, type[Any]]:
+    def families(self) -> Mapping[str, type[Any]]:
         """All plugins' families of pipelines by class name of the pipeline."""
-        families: dict[str, type[Any]] = self._catalogue()["distill_families"]  # type: ignore[assignment]
+        families: Mapping[str, type[Any]] = self._catalogue()["distill_families"]  # type: ignore[assignment]
         return families
 
     def objective_factory(self, name: str) -> Callable[..., Objective]:
@@ -208,9 +228,9 @@ class PluginManager(pluggy.PluginManager):
         status.cause = f"{context}{type(error).__name__}: {error}"
         log.warning("plugin %s is set aside: %s", name, status.cause)
 
-    def _catalogue(self) -> dict[str, dict[str, Callable[..., Any]]]:
+    def _catalogue(self) -> Mapping[str, Mapping[str, Callable[..., Any]]]:
         """Factories by hook and name. A plugin that claims a name in use fails, and provides nothing."""
-        catalogue: dict[str, dict[str, Any]] = {"distill_objectives": {}, "distill_rewards": {}, "distill_families": {}}
+        catalogue = {hook: _Factories() for hook in ("distill_objectives", "distill_rewards", "distill_families")}
         owners: dict[tuple[str, str], str] = {}
         # pluggy would call the plugins in reverse order, but a name belongs to the first registered plugin.
         for plugin, _ in self.list_name_plugin():
@@ -226,14 +246,15 @@ class PluginManager(pluggy.PluginManager):
             if self.statuses[plugin].status != "active":
                 continue
             for hook, names in provided.items():
-                catalogue[hook].update(names)
+                catalogue[hook].sources.update(dict.fromkeys(names, names))
                 owners.update({(hook, name): plugin for name in names})
         return catalogue
 
     def _find(self, kind: str, name: str, factories: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
         if name in factories:
             return factories[name]
-        lines = [f"unknown {kind} '{name}'.{did_you_mean(name, factories)} There are: {', '.join(sorted(factories))}."]
+        known = f"There are: {', '.join(sorted(factories))}; your own: --plugin FILE.py."
+        lines = [f"unknown {kind} '{name}'.{did_you_mean(name, factories)} {known}"]
         lines += [
             f"Plugin {s.name} {s.status}, which may have provided it: {s.cause}"
             for s in self.statuses.values()
@@ -244,12 +265,40 @@ class PluginManager(pluggy.PluginManager):
         raise error
 
 
+class _Factories(Mapping[str, Callable[..., Any]]):
+    """Factories by name, each read from its plugin's own mapping when it is asked for: the mapping may import it then.
+
+    Attributes:
+        sources: mapping that holds the factory, by name.
+    """
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Mapping[str, Callable[..., Any]]] = {}
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.sources[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sources
+
+
 def get_plugin_manager() -> PluginManager:
-    """A new manager with the host's default plugins and all installed ones."""
+    """A new manager with the host's default plugins, all installed ones, and the files in `AMD_PLUGIN_LOAD`.
+
+    Raises:
+        InputError: for a file that cannot be loaded.
+    """
     manager = PluginManager()
     for name, module in DEFAULT_PLUGINS.items():
         manager.register(importlib.import_module(module), name)
     manager.load_entry_points()
+    manager.load_files()
     return manager
 
 

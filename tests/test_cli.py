@@ -1,8 +1,14 @@
 """The command line: what a user types, and what comes back."""
 
+import io
 import json
+import re
+import subprocess
+import sys
 
 import pytest
+import typer
+from rich.console import Console
 
 import amd_plugin
 from amd_plugin import recipe
@@ -17,6 +23,10 @@ def test_train_and_its_report(cli, tmp_path):
     code, printed = cli("train", "modes2d", *TINY, "--output", folder)
     assert code == 0, printed
     assert "held out: precision" in printed and "step 3/3" in printed
+    assert re.search(r"step 3/3 .*classifier -?\d.*zone \d+%.*precision \d.*(s|ms)/update.*GB", printed), printed
+    for waiting in ("preparing teacher and rewards", "evaluating", "writing the student", "writing the report"):
+        assert waiting in printed
+    assert f"student: {folder / 'student'}" in printed and f"amd-plugin evaluate {folder}" in printed
     html = (folder / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 3 and "deliberately unreliable" in html and "<script" not in html
 
@@ -66,6 +76,78 @@ def test_recipes(cli, tmp_path, monkeypatch):
     assert code == 2 and "modes2d.yaml:2:1: trian: unknown key. Did you mean 'train'?" in printed
     assert "model_teacher" not in cli("recipes", "show", "modes2d", "--set=train.seed=5")[1]
     assert json.loads(cli("recipes", "schema")[1])["title"] == "RecipeConfig"
+
+
+def commands():
+    """Every command: (words, its click object)."""
+    from amd_plugin.cli import app
+
+    for name, command in typer.main.get_command(app).commands.items():
+        yield from (
+            [((name, part), own) for part, own in command.commands.items()] if name == "recipes" else [((name,), command)]
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_help_stands_alone_and_loses_no_default(cli, words, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed = cli(*words, "-h")
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
+    assert code == 0 and text == " ".join(re.sub("[│╭╮╰╯─]", " ", cli(*words, "--help")[1]).split())
+    assert "Example: amd-plugin" in text or words in [("recipes", "list")]
+    for option in command.params:
+        if isinstance(option.show_default, str):
+            assert f"[default: ({option.show_default})]" in text, option.name
+        assert option.name == "help" or option.help, option.name
+
+
+def test_version_module_and_completion():
+    run = lambda *arguments: subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True)  # noqa: E731
+    assert run("amd_plugin", "--version").stdout.strip() == f"amd-plugin {amd_plugin.__version__}"
+    assert "--install-completion" in run("amd_plugin", "--help").stdout
+
+
+def test_recipes_are_completed():
+    from amd_plugin.cli import app
+
+    train = typer.main.get_command(app).commands["train"]
+    (recipe_argument,) = (option for option in train.params if option.name == "recipe")
+    found = recipe_argument.shell_complete(train.make_context("train", [], resilient_parsing=True), "mod")
+    assert [item.value for item in found] == ["modes2d"]
+
+
+def test_machine_readable_output_is_nothing_but_json(cli, tmp_path, capfd):
+    code, printed = cli("recipes", "list", "--json")
+    assert code == 0 and {"digits", "sdxl_4step"} <= {row["name"] for row in json.loads(printed)}
+    code, printed = cli("train", "modes2d", "--set=objective.name=dmd", "--dry-run", "--json", "--output", tmp_path / "run")
+    described = json.loads(printed)
+    assert code == 0 and described["recipe"] == "modes2d" and described["objective"] == "dmd"
+    code, printed = cli("train", "modes2d", "--json")
+    assert code == 2 and "only for --dry-run" in printed
+    code, printed = cli("doctor", "--json")
+    assert {"what", "found", "ok"} == set(json.loads(printed)[0])
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, False), (80, True), (40, True)])
+def test_tables_never_cut_a_name(monkeypatch, width, terminal):
+    from rich.table import Table
+
+    from amd_plugin import cli as module
+
+    names = ["amd_adaptation_only@guidance_scale=1.25", "amd_inverted_reward"]
+    metrics = ["sliced_wasserstein", "precision", "coverage", "diversity"]
+    table = Table(title="modes2d: mean over 8 seeds")
+    for column in ("arm", *metrics):
+        table.add_column(column)
+    for name in names:
+        table.add_row(name, *["0.123 (8/8)"] * len(metrics))
+    written = io.StringIO()
+    monkeypatch.setattr(module, "out", Console(file=written, width=width, force_terminal=terminal))
+    module.show_whole(table)
+    text = written.getvalue()
+    assert all(word in text for word in (*names, *metrics)) and text.count("0.123 (8/8)") == 8 and "…" not in text
 
 
 def test_plugins(cli):

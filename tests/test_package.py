@@ -3,9 +3,13 @@
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import yaml
 
 import amd_plugin
 
@@ -14,8 +18,20 @@ ROOT = Path(__file__).parents[1]
 # Floors, from the ground up: a place imports from floors below its own, and from itself. `host` and `evaluate` have wings, which
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
-    {"atomic", "choices", "errors", "evaluate.directions", "hookspecs", "maths", "moved", "parent_watch", "randomness"},
-    {"threads"},
+    {
+        "atomic",
+        "busy",
+        "choices",
+        "errors",
+        "evaluate.directions",
+        "hookspecs",
+        "imported",
+        "maths",
+        "moved",
+        "parent_watch",
+        "randomness",
+    },
+    {"plugin_files", "threads"},
     {"cache", "contract", "metrics", "options"},
     {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},
@@ -29,6 +45,7 @@ FLOORS = [
     {"evaluate.report"},
     {"evaluate.students"},
     {"cli", "testing"},
+    {"__main__"},
 ]
 PACKAGE = ROOT / "amd_plugin"
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
@@ -107,6 +124,54 @@ def test_importing_is_light():
     assert done.stdout.strip() == "[]"
 
 
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "datasets", "sklearn", "scipy", "matplotlib", "pandas", "numpy")
+RUN = """
+import sys
+from amd_plugin import cli
+sys.argv = ["amd-plugin", *sys.argv[1:]]
+try:
+    cli.main()
+except SystemExit as end:
+    code = end.code
+sys.stderr.write(repr((code, sorted({name.partition(".")[0] for name in sys.modules}))))
+"""
+
+
+def modules_of(*arguments):
+    """(exit code, top-level modules that were imported) of a command."""
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True)
+    return ast.literal_eval(done.stderr.splitlines()[-1][done.stderr.splitlines()[-1].index("(") :])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["recipes", "list"], 0),
+        (["plugins"], 0),
+        (["train", "modes3d"], 2),
+        (["train", "modes2d", "--ouput", "x"], 2),
+        (["trian"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_lists_help_and_typos_wait_for_no_library(arguments, code):
+    """Each of these libraries takes half a second to three seconds to import."""
+    ended, modules = modules_of(*arguments)
+    assert (ended or 0) == code and not {*HEAVY} & {*modules}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["recipes", "validate", "modes2d"], 0), (["train", "modes2d", "--set=train.max_stps=4"], 2)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_recipe_of_the_plane_is_checked_with_torch_alone(arguments, code):
+    ended, modules = modules_of(*arguments)
+    assert (ended or 0) == code and {*HEAVY} & {*modules} <= {"torch", "numpy"}
+
+
 def test_sharding_is_not_imported_until_asked_for():
     code = "import sys, amd_plugin.host.training.trainer, amd_plugin.cli; print('deepspeed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -125,6 +190,26 @@ def test_no_pickle_and_no_prints():
         assert text.count("torch.load(") == text.count("weights_only=True)"), path.name
         for word in ("import pickle", "yaml.load(", "trust_remote_code", "\n    print("):
             assert word not in text, f"{path.name}: {word.strip()}"
+
+
+def test_ci_covers_every_declared_python_and_releases_without_a_token():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    declared = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert jobs["supported"]["strategy"]["matrix"]["python"] == declared
+    assert any(step.get("run") == ".ci/run" for step in jobs["pinned"]["steps"]) and (ROOT / ".ci" / "run").is_file()
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    assert release["publish"]["permissions"] == {"id-token": "write"} and "secrets." not in str(release)
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[bi]*.yml"):
+        assert {"name", "description", "body"} <= yaml.safe_load(form.read_text()).keys(), form.name
+
+
+def test_the_source_distribution_has_what_its_tests_and_targets_need():
+    section = (
+        (ROOT / "pyproject.toml").read_text().partition("[tool.hatch.build.targets.sdist]")[2].partition("[tool.pytest")[0]
+    )
+    tracked = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True).stdout.split()
+    left_out = {"pyproject.toml", ".gitignore", ".pre-commit-config.yaml"}  # hatch adds the first two itself
+    assert {path.split("/")[0] for path in tracked} <= {*re.findall(r'"(.*?)"', section)} | left_out
 
 
 def test_the_wheel_runs_somewhere_else(environment, tmp_path):

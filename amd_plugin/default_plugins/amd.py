@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 
 from amd_plugin.hookspecs import Objective, hookimpl
+from amd_plugin.imported import Imported
 
 
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
     """The objective ``amd``."""
-    from amd_plugin.objectives.amd import AMDObjective
-
-    return {"amd": AMDObjective}
+    return Imported({"amd": "amd_plugin.objectives.amd:AMDObjective"})

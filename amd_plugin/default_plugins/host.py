@@ -1,19 +1,21 @@
 """The reference host's defaults as a plugin: DMD objectives, rewards, families, and the placement of the teacher."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from amd_plugin.hookspecs import Objective, hookimpl
+from amd_plugin.imported import Imported
+
+if TYPE_CHECKING:  # a list of names must not wait for torch
+    from torch import Tensor, nn
 
 
 @hookimpl
 def distill_objectives() -> Mapping[str, Callable[..., Objective]]:
     """The objectives ``dmd``, ``decoupled_dmd`` and ``dmd2``."""
-    from amd_plugin.objectives.dmd import decoupled_dmd, dmd, dmd2
-
-    return {"dmd": dmd, "decoupled_dmd": decoupled_dmd, "dmd2": dmd2}
+    return Imported({name: f"amd_plugin.objectives.dmd:{name}" for name in ("dmd", "decoupled_dmd", "dmd2")})
 
 
 @hookimpl(trylast=True)
@@ -25,28 +27,29 @@ def distill_make_objective(name: str, factory: Callable[..., Objective], options
 @hookimpl
 def distill_rewards() -> Mapping[str, Callable[..., Any]]:
     """The rewards of `amd_plugin.rewards`, listed in docs/rewards.md. ``random`` and ``hackable`` are controls."""
-    from amd_plugin.rewards.builtin import aesthetic, classifier, clip, controls, hps, image_reward, video, vlm
-
-    return {
-        "aesthetic": aesthetic.AestheticReward,
-        "classifier": classifier.ClassifierReward,
-        "clip": clip.ClipReward,
-        "hackable": controls.HackableReward,
-        "hpsv2": hps.HPSv2Reward,
-        "image_reward": image_reward.ImageReward,
-        "pickscore": clip.pickscore,
-        "random": controls.RandomReward,
-        "video": video.VideoReward,
-        "vlm": vlm.VLMReward,
+    places = {
+        "aesthetic": ".aesthetic:AestheticReward",
+        "classifier": ".classifier:ClassifierReward",
+        "clip": ".clip:ClipReward",
+        "hackable": ".controls:HackableReward",
+        "hpsv2": ".hps:HPSv2Reward",
+        "image_reward": ".image_reward:ImageReward",
+        "pickscore": ".clip:pickscore",
+        "random": ".controls:RandomReward",
+        "video": ".video:VideoReward",
+        "vlm": ".vlm:VLMReward",
     }
+    return Imported(places, "amd_plugin.rewards.builtin")
 
 
 @hookimpl
 def distill_families() -> Mapping[str, type[Any]]:
-    """The families of SDXL, SD3, Wan and DiT."""
-    from amd_plugin.models.families import dit, sd3, sdxl, wan
-
-    return {family.pipeline: family for family in (sdxl.SDXL, sd3.SD3, wan.Wan, dit.DiT)}
+    """The families of SDXL, SD3, Wan and DiT, by the class of their pipeline."""
+    places = {
+        "StableDiffusionXLPipeline": ".sdxl:SDXL", "StableDiffusion3Pipeline": ".sd3:SD3", "WanPipeline": ".wan:Wan",
+        "DiTPipeline": ".dit:DiT",
+    }  # fmt: skip
+    return Imported(places, "amd_plugin.models.families")
 
 
 @hookimpl(trylast=True)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from amd_plugin.busy import busy
 from amd_plugin.errors import AmdPluginError, RunError
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
+from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
 from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
@@ -59,10 +61,9 @@ def _train(
 ) -> dict[str, float]:
     accelerator = make_accelerator(recipe, output)
     start = on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
-    if console is not None:
-        console.print("preparing teacher and rewards; what has to be trained for them is kept for later runs", highlight=False)
     probe = RankProbe(accelerator, recipe.config.distributed.timeout)
-    with _preparing(probe):
+    waiting = "preparing teacher and rewards; what has to be trained or embedded for them is kept for later runs"
+    with _preparing(probe), busy(console, waiting):
         trainer = Trainer(recipe, plugins, accelerator)
     try:
         return _run(trainer, start, output, console, probe)
@@ -108,6 +109,13 @@ def _preparing(probe: RankProbe) -> Iterator[None]:
 def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output: Path, probe: RankProbe) -> dict[str, float]:
     train, hook = trainer.train, trainer.plugins.hook
     evaluation: dict[str, float] = {}
+
+    def held_out() -> dict[str, float]:
+        with run_log.pausing("evaluating"):
+            values = evaluate(run_log, output)
+        run_log.show_held_out({name: values[name] for name in held_out_names(trainer.recipe.config, values)})
+        return values
+
     with Preemption() as preemption:
         try:
             while trainer.step < train.max_steps:
@@ -119,7 +127,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
                     if trainer.accelerator.is_main_process:
                         hook.distill_on_step(step=step, metrics=metrics)
                 if last or (train.evaluate_every and step % train.evaluate_every == 0):
-                    evaluation = evaluate(run_log, output)
+                    evaluation = held_out()
                 if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
                     save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
                 if signum := preemption.requested(trainer.accelerator):
@@ -133,8 +141,9 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
             message = f"{probe.unresponsive_ranks(error)}{kind}{error}"
             outcome = rescue(trainer, run_log.last, evaluate.alarm.state_dict(), output, probe)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}") from error
-    evaluation = evaluation or evaluate(run_log, output)
-    _finish(trainer, evaluation, output)
+    evaluation = evaluation or held_out()
+    with run_log.pausing("writing the student"):
+        _finish(trainer, evaluation, output)
     return evaluation
 
 

@@ -2,7 +2,3 @@
 
 Training, optimizers and processes are the host's.
 """
-
-from amd_plugin.models.embedded.networks import build_network, check_network
-
-__all__ = ["build_network", "check_network"]

@@ -33,6 +33,7 @@ class Plan:
         received: bytes received per cycle, by role.
         seconds: duration of a cycle, see `traffic.seconds`.
         notes: parts that are not in the numbers.
+        updates: number of cycles of the whole run, one student update each.
         changes: changes to the recipe with the most bytes after each, one on top of the other; the last fits, if any does.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     received: dict[str, float]
     seconds: dict[str, float]
     notes: list[str]
+    updates: int
     changes: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -58,14 +60,22 @@ class Plan:
         """Whether the peak fits the GPU."""
         return self.peak <= self.gpu_memory
 
+    @property
+    def hours(self) -> tuple[float, float]:
+        """Least duration of the whole run in hours, with traffic that overlaps computation, and without."""
+        fastest, slowest = (self.seconds[name] for name in ("overlapped", "one after the other"))
+        return self.updates * fastest / 3600, self.updates * slowest / 3600
+
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values."""
         rows = {name: row.as_dict() for name, row in self.rows.items()}
         numbers = {"rows": rows, "phases": self.phases, "reserved": RESERVED, "peak": self.peak, "fits": self.fits}
         request = {"recipe": self.recipe, "gpus": self.gpus, "gpu_memory": self.gpu_memory, "source": self.source}
         cycle = {"flops": self.flops, "received": self.received, "seconds": self.seconds}
+        hours = dict(zip(("overlapped", "one after the other"), self.hours, strict=True))
+        run = {"updates": self.updates, "hours": hours, "gpu_hours": {name: h * self.gpus for name, h in hours.items()}}
         changes = [{"change": change, "peak": peak} for change, peak in self.changes]
-        return {**request, **numbers, "cycle": cycle, "notes": self.notes, "changes": changes}
+        return {**request, **numbers, "cycle": cycle, "run": run, "notes": self.notes, "changes": changes}
 
 
 def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, machine: Machine | None = None) -> Plan:
@@ -103,7 +113,7 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     moved = traffic.from_memory(counts, calls, roles)
     seconds = traffic.seconds(sum(operations.values()), sum(received.values()), moved, machine or Machine())
     phases = _phases(workload, rows)
-    return Plan(recipe.name, gpus, gpu_memory, spec.source, rows, phases, operations, received, seconds, notes)
+    return Plan(recipe.name, gpus, gpu_memory, spec.source, rows, phases, operations, received, seconds, notes, train.max_steps)
 
 
 def plan_with_changes(

@@ -48,6 +48,13 @@ def _words(plan: Plan) -> list[str]:
     each = ", ".join(f"{name} {plan.seconds[name]:.3g} s" for name in ("compute", "network", "memory"))
     best, worst = plan.seconds["overlapped"], plan.seconds["one after the other"]
     lines = [f"\na cycle takes at least {best:.3g} s, or {worst:.3g} s if traffic does not overlap ({each})"]
+    fastest, slowest = plan.hours
+    least, most = (f"{hours:.3g}" for hours in (fastest, slowest))
+    spent, at_most = (f"{hours * plan.gpus:.3g}" for hours in (fastest, slowest))
+    lines.append(
+        f"the whole run, {plan.updates:,} cycles, takes at least {least} to {most} hours: {spent} to {at_most} GPU-hours, "
+        "beside evaluations and checkpoints"
+    )
     lines += [f"not in these numbers: {'; '.join(plan.notes)}"] if plan.notes else []
     needs = f"needs {plan.peak / 1e9:.1f} GB of {plan.gpu_memory / 1e9:g} GB"
     if plan.fits:

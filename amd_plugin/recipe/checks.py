@@ -9,9 +9,7 @@ from typing import Any
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Needs, Objective
-from amd_plugin.models import check_network
-from amd_plugin.models.backbone import check_backbone
-from amd_plugin.models.step_conditioning import conditions
+from amd_plugin.models.embedded.shapes import check_network
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task, task_of
@@ -144,6 +142,10 @@ def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source
     model = config.model
     if model.path is not None:
         if Path(model.path).expanduser().is_dir():
+            # What reads pipelines takes seconds to import.
+            from amd_plugin.models.backbone import check_backbone
+            from amd_plugin.models.step_conditioning import conditions
+
             conditions(model, check_backbone(model, plugins.families())[0])
     elif not task.num_classes:
         message = f"task {config.data.task} is for a pipeline of your own; name it as model.path, got network {model.network!r}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from amd_plugin.errors import InputError
-from amd_plugin.recipe.loading import find
+from amd_plugin.recipe.files import find
+
+SCHEMA = "recipe.schema.json"
 
 
 def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
-    """Copies a recipe, and the folder of launch scripts if the recipe mentions it.
+    """Copies a recipe with the schema that it names for editors, and the launch scripts if it mentions them.
 
     Args:
         name_or_path: name of a shipped recipe, or path of a YAML file.
@@ -19,14 +21,16 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
         Paths of the copies, the recipe first.
 
     Raises:
-        InputError: if a file exists already, in which case nothing is written, or cannot be written.
+        InputError: if a file exists already, in which case nothing is written, or cannot be written. A schema may be there.
     """
     source = find(name_or_path)
     target = to or Path(source.name)
     if target.is_dir():
         target = target / source.name
-    launch = source.parent / "launch"
+    launch, schema = source.parent / "launch", source.parent / SCHEMA
     copies = {source: target}
+    if SCHEMA in source.read_text() and schema.is_file() and not target.with_name(SCHEMA).exists():
+        copies[schema] = target.with_name(SCHEMA)
     if "launch/" in source.read_text() and launch.is_dir():
         copies |= {file: target.parent / "launch" / file.name for file in sorted(launch.iterdir()) if file.is_file()}
     for path in copies.values():
@@ -35,7 +39,8 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
     for file, path in copies.items():
         try:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(file.read_text())
+            # Launch files name the recipe beside them.
+            path.write_text(file.read_text().replace(source.name, target.name))
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error}") from error
     return list(copies.values())

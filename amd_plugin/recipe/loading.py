@@ -19,12 +19,12 @@ from amd_plugin.hookspecs import Objective
 from amd_plugin.options import Place, Removed, accepted, declared, options_model, without_removed
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.checks import check_relations
+from amd_plugin.recipe.files import SHIPPED, find
 from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
 
 # Keys with paths, which may be relative to the recipe's folder.
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
-SHIPPED = [Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes"]
 
 
 @dataclass
@@ -74,29 +74,6 @@ class Recipe:
     def as_yaml(self) -> str:
         """The resolved configuration as a recipe."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
-
-
-def shipped() -> dict[str, Path]:
-    """Files of the recipes that come with the package, by name."""
-    return {path.stem: path for folder in SHIPPED if folder.is_dir() for path in sorted(folder.glob("*.yaml"))}
-
-
-def find(name_or_path: str) -> Path:
-    """The file of a shipped recipe's name or of a path.
-
-    Raises:
-        InputError: if there is neither, with the nearest name.
-    """
-    recipes = shipped()
-    if name_or_path in recipes:
-        return recipes[name_or_path]
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
-        raise InputError(f"recipe {name_or_path}: no such file")
-    hint = did_you_mean(name_or_path, recipes)
-    raise InputError(f"recipe '{name_or_path}': neither a file nor one of {', '.join(recipes)}.{hint}")
 
 
 def load(

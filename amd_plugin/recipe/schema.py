@@ -16,7 +16,7 @@ Factories = Mapping[str, Callable[..., Any]]
 
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
     """The schema of `RecipeConfig`, with the options of every installed task, objective and reward."""
-    schema = RecipeConfig.model_json_schema()
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **RecipeConfig.model_json_schema()}
     sections = schema["$defs"]
     _name_options(schema, sections[DataConfig.__name__], "task", TASKS)
     _name_options(schema, sections[RewardConfig.__name__], "name", plugins.rewards(), ignore=REWARD_CONTEXT)

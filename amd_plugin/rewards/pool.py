@@ -26,6 +26,7 @@ from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.options import accepted
 from amd_plugin.parent_watch import on_parent_exit
+from amd_plugin.plugin_files import PREFIX
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.rewards.scorer import Scorer
 
@@ -207,6 +208,8 @@ class _Worker:
 
 def importable(factory: Callable[..., Any]) -> Callable[..., Any] | None:
     """`factory`, if another process can import it; None otherwise."""
+    if str(getattr(factory, "__module__", "")).startswith(PREFIX):
+        return None  # of a plugin file, which the other process loads itself
     try:
         ForkingPickler.dumps(factory)
         return factory

@@ -6,22 +6,26 @@ have nothing in common with that classifier. It holds no model and decodes nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from amd_plugin.config import DataConfig
-from amd_plugin.data.prompts import Prompts
-from amd_plugin.tasks.digits import Digits
-from amd_plugin.tasks.judge import Judge
-from amd_plugin.tasks.modes2d import Modes2D
-from amd_plugin.tasks.moving_digits import MovingDigits
+from amd_plugin.imported import Imported
 
-TASKS: dict[str, type[Task]] = {
-    "modes2d": Modes2D, "digits": Digits, "moving_digits": MovingDigits, "prompts": Prompts,
-}  # fmt: skip
+if TYPE_CHECKING:  # the names of tasks must not wait for torch and datasets
+    import torch
+    from torch import Tensor, nn
+
+    from amd_plugin.tasks.judge import Judge
+
+TASKS: Mapping[str, type[Task]] = Imported(
+    {
+        "modes2d": "amd_plugin.tasks.modes2d:Modes2D",
+        "digits": "amd_plugin.tasks.digits:Digits",
+        "moving_digits": "amd_plugin.tasks.moving_digits:MovingDigits",
+        "prompts": "amd_plugin.data.prompts:Prompts",
+    }
+)
 
 
 def task_of(config: DataConfig, seed: int) -> Task:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,6 +39,8 @@ def trained_classifier(
         network = build()
 
     def make(folder: Path) -> None:
+        from diffusers.optimization import get_cosine_schedule_with_warmup  # seconds to import, once per cache
+
         draws = generator(seed, kind, "training")
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
         decay = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from amd_plugin import metrics as measure
@@ -36,6 +35,8 @@ class Digits:
     seed = 0
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
+        from sklearn.datasets import load_digits  # over a second to import
+
         raw = load_digits()
         self.images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
         self.labels = torch.tensor(raw.target, dtype=torch.long)

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Wan2.1-14B on 8 machines of 8 GPUs. Copy it, add the settings of your cluster (partition, account, modules), and `sbatch slurm.sh`.
+# Wan2.1-14B on 8 machines of 8 GPUs. Add the settings of your cluster below (partition, account, modules, environment). Then, in the
+# folder that holds the recipe, which is read from there: `sbatch launch/slurm.sh`. docs/planning.md has what the machines need.
 #
 # Ten minutes before the time limit, SLURM sends SIGTERM to this script, which forwards it. `amd-plugin train` then writes a checkpoint
 # after the current step and ends with exit code 143. The job requeues itself, and `--resume auto` continues from the checkpoint.
@@ -16,8 +17,17 @@
 #SBATCH --output=slurm-%j.log
 set -uo pipefail
 
-export RECIPE=${RECIPE:-wan21_14b_zero3}
+# The environment is on a file system that every machine sees, and so are the weights: compute nodes rarely reach the hub.
+# source /path/to/venv/bin/activate
+# export HF_HOME=/path/to/huggingface HF_HUB_OFFLINE=1
+# export AMD_PLUGIN_CACHE=/path/to/amd-plugin-cache
+
+export RECIPE=${RECIPE:-wan21_14b_zero3.yaml}
 export OUTPUT=${OUTPUT:-runs/wan21_14b_zero3}
+if [ ! -f "$RECIPE" ]; then
+    echo "no $RECIPE in $PWD: submit from the folder of the recipe, or set RECIPE" >&2
+    exit 2
+fi
 # The rendezvous is on the first machine. The port depends on the job, so that two jobs on one machine do not collide.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))

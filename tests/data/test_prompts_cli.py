@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.recipe.loading import find
+from amd_plugin.recipe.files import find
 
 
 @pytest.fixture

@@ -266,7 +266,11 @@ def test_gpus_that_cannot_share_the_batch(manager, gpus):
 
 def test_the_command(cli):
     code, printed = cli("plan", "moving_digits", "--gpus", 4, "--json")
-    answer = json.loads(printed[printed.index("{") :])
+    answer, _ = json.JSONDecoder().raw_decode(printed[printed.index("{") :])
+    cycle, run = answer["cycle"]["seconds"], answer["run"]
+    assert "tracing the networks" in printed
+    assert run["hours"]["overlapped"] == pytest.approx(run["updates"] * cycle["overlapped"] / 3600)
+    assert run["gpu_hours"]["overlapped"] == pytest.approx(4 * run["hours"]["overlapped"])
     assert code == 0 and answer["fits"] and answer["gpus"] == 4
     assert answer["peak"] == max(answer["phases"].values()) + RESERVED
     assert set(answer["rows"]["student"]) == {"weights", "gradients", "optimizer", "average", "buffers", "activations"}

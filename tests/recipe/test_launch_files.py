@@ -74,13 +74,32 @@ def test_the_job_goes_back_into_the_queue_after_a_checkpoint_only(tmp_path, ends
         (tmp_path / name).chmod(0o755)
     script = f'export JOB=$$; exec bash "{LAUNCH / "slurm.sh"}"'
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n"}
-    done = subprocess.run(["bash", "-c", script], env=environment, timeout=60, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, timeout=60, capture_output=True, text=True, cwd=LAUNCH.parent
+    )
     started = (tmp_path / "started").read_text()
-    assert started.startswith("0 1 localhost -m amd_plugin.cli train wan21_14b_zero3") and "--resume auto" in started
+    assert started.startswith("0 1 localhost -m amd_plugin.cli train wan21_14b_zero3.yaml") and "--resume auto" in started
     assert (tmp_path / "requeued").exists() is requeued, done.stderr
     assert done.returncode == (0 if requeued else ends_with)
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_scripts_train_the_edited_copy_beside_them(cli, tmp_path):
+    """Under the copy's own name; with a stand-in for torchrun, which runs what it is told to, checked only."""
+    code, printed = cli("recipes", "copy", "wan21_14b_zero3", tmp_path / "mine.yaml")
+    assert code == 0, printed
+    for file in (tmp_path / "launch").iterdir():
+        assert "wan21_14b_zero3.yaml" not in file.read_text()
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text().replace("max_steps: 600", "max_steps: 0"))
+    tool = tmp_path / "torchrun"
+    tool.write_text(f'#!/bin/bash\nwhile [ "$1" != -m ]; do shift; done\nexec {sys.executable} "$@" --dry-run\n')
+    tool.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HEAD": "localhost"}
+    done = subprocess.run(
+        ["bash", tmp_path / "launch" / "torchrun.sh"], env=environment, capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 2 and "mine.yaml" in done.stderr and "train.max_steps" in done.stderr
 
 
 def test_a_copied_recipe_brings_its_launch_files(cli, tmp_path):
@@ -92,7 +111,7 @@ def test_a_copied_recipe_brings_its_launch_files(cli, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     cli("recipes", "copy", "modes2d", other)
-    assert [file.name for file in other.iterdir()] == ["modes2d.yaml"]
+    assert sorted(file.name for file in other.iterdir()) == ["modes2d.yaml", "recipe.schema.json"]
 
 
 def test_commands_in_scripts_are_those_of_this_package():

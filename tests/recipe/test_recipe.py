@@ -77,11 +77,11 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  group_size: 8", "  group_size: 1", "needs at least 2, got 1"),
         ("  group_size: 8", "  group_size: true", "got True"),
         ("  group_size: 8", '  group_size: "8"', "got '8'"),
-        ("  student_lr: 1e-3", "  student_lr: .nan", "finite"),
-        ("  student_lr: 1e-3", "  student_lr: .inf", "finite"),
-        ("  student_lr: 1e-3", "  student_lr: -1e-3", "greater than 0"),
-        ("  student_lr: 1e-3", "  student_lr: '1e-3'", "got '1e-3'"),
-        ("  student_lr: 1e-3\n", "", "train.student_lr: required, but not given"),
+        ("  student_lr: 1.0e-3", "  student_lr: .nan", "finite"),
+        ("  student_lr: 1.0e-3", "  student_lr: .inf", "finite"),
+        ("  student_lr: 1.0e-3", "  student_lr: -1e-3", "greater than 0"),
+        ("  student_lr: 1.0e-3", "  student_lr: '1e-3'", "got '1e-3'"),
+        ("  student_lr: 1.0e-3\n", "", "train.student_lr: required, but not given"),
         ("  name: amd", "  name: amdd", "Did you mean 'amd'?"),
         ("  name: amd", "  name: amd\n  strenght: 0.5", "Did you mean 'strength'?"),
         ("  name: amd", "  name: amd\n  strength: 1.0", "objective.strength: must be less than 1"),
@@ -130,7 +130,7 @@ def test_files_that_are_no_recipes(problems, text, message):
 
 def test_yaml_12_scalars(plugins, tmp_path):
     path = tmp_path / "my.yaml"
-    path.write_text(GOOD.replace("fake_updates: 3", "fake_updates: 012").replace("student_lr: 1e-3", "student_lr: 1e-5"))
+    path.write_text(GOOD.replace("fake_updates: 3", "fake_updates: 012").replace("student_lr: 1.0e-3", "student_lr: 1e-5"))
     train = recipe.load(str(path), plugins).config.train
     assert train.fake_updates == 12 and train.student_lr == 1e-5
 
@@ -262,3 +262,23 @@ def test_a_saved_recipe_with_removed_options_is_the_same_recipe(plugins):
     assert not loaded.differs(saved, differences)
     saved["objective"]["limit"] = 0.5
     assert loaded.differs(saved, differences) == ["objective.limit: 0.5 -> None"]
+
+
+def test_a_name_and_a_file_cannot_be_mistaken_for_each_other(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli("recipes", "copy", "modes2d")[0] == 0
+    assert cli("recipes", "validate", "modes2d")[0] == 0, "the copy is still the same"
+    copy = tmp_path / "modes2d.yaml"
+    copy.write_text(copy.read_text().replace("max_steps:", "max_steps: 7 #"))
+    code, printed = cli("train", "modes2d", "--dry-run")
+    assert code == 2 and "the file modes2d.yaml here differs from it" in printed
+    assert "max_steps: 7" in cli("recipes", "show", "modes2d.yaml")[1]
+    assert "max_steps: 7" not in cli("recipes", "show", str(recipe.shipped()["modes2d"]))[1]
+    copy.rename("digits")
+    assert cli("recipes", "show", "./digits")[0] == 0
+    copy = tmp_path / "mine"
+    copy.write_text("data: {}\n")
+    code, printed = cli("recipes", "show", "mine")
+    assert code == 2 and "For the file, write ./mine" in printed
+    code, printed = cli("recipes", "show", "digits.yml")
+    assert code == 2 and "no such file. The shipped recipe is called 'digits'" in printed

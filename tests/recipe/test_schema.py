@@ -1,6 +1,7 @@
 """The schema that editors check recipes with, and the tables and help texts that are made from the same declarations."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,12 @@ def problems(schema, text):
 
 @pytest.mark.parametrize("name", sorted(recipe.shipped()))
 def test_shipped_recipes_fit_the_schema(plugins, name):
-    # As it is resolved: YAML 1.1 readers take 1e-3 for text, and the loader does not.
+    """As it is resolved, and as an editor reads it: with YAML 1.1, in which 1e-3 is text and 1.0e-3 a number."""
     assert not problems(recipe_schema(plugins), recipe.load(name, plugins).as_yaml())
+    text = recipe.shipped()[name].read_text()
+    assert not problems(recipe_schema(plugins), text)
+    (line,) = (line for line in text.splitlines() if line.startswith("# yaml-language-server: $schema="))
+    assert json.loads((recipe.shipped()[name].parent / line.partition("=")[2]).read_text())["title"] == "RecipeConfig"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,10 @@ def test_shipped_recipes_fit_the_schema(plugins, name):
 def test_typos_in_options_are_found_by_an_editor(plugins, old, new, word):
     text = recipe.load("modes2d", plugins).as_yaml()
     assert old in text
-    assert any(word in message for message in problems(recipe_schema(plugins), text.replace(old, new, 1)))
+    schema = recipe_schema(plugins)
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+    assert any(word in message for message in problems(schema, text.replace(old, new, 1)))
 
 
 def test_every_reward_has_its_options_in_the_schema(plugins):
@@ -60,3 +68,12 @@ def test_every_option_is_described_in_the_schema_and_the_help(plugins):
 def test_the_tables_in_the_docs_are_those_of_the_declarations():
     done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_copied_recipe_finds_its_schema(cli, tmp_path):
+    code, printed = cli("recipes", "copy", "modes2d", tmp_path / "mine.yaml")
+    assert code == 0 and "recipe.schema.json" in printed
+    schema = json.loads((tmp_path / "recipe.schema.json").read_text())
+    text = (tmp_path / "mine.yaml").read_text()
+    assert not problems(schema, text) and problems(schema, text.replace("sharpening:", "sharpning:"))
+    assert cli("recipes", "copy", "digits", tmp_path)[0] == 0, "the schema is there already"

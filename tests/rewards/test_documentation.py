@@ -18,7 +18,7 @@ MEDIA = torch.rand(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_rewards_and_the_adapters(plugins):
-    own, trl, back = blocks(PAGE, "python")
+    _, own, trl, back = blocks(PAGE, "python")
     for name, code in (("own", own), ("trl", trl)):
         module = types.ModuleType(name)
         exec(code, module.__dict__)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from amd_plugin.busy import busy, duration
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,8 @@ class RunLog:
     def __init__(self, path: Path, step: int, max_steps: int, accelerator: Accelerator, console: Console | None):
         self._accelerator, self._max_steps, self._console = accelerator, max_steps, console
         self._window: list[dict[str, Tensor]] = []
+        self._held_out = ""
+        self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self.last: dict[str, float] = {}
         self._file = self._bar = None
         if accelerator.is_main_process:
@@ -49,6 +56,26 @@ class RunLog:
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, without waiting for the device."""
         self._window.append(dict(metrics))
+        self._updates += 1
+
+    @contextmanager
+    def pausing(self, what: str) -> Iterator[None]:
+        """Around what is no update, e.g. ``evaluating``: says so, and leaves its time out of that of an update."""
+        self._pause()
+        if self._bar is not None:
+            self._bar.update(self._row, description=what)
+        plain = None if self._bar is not None or not self._accelerator.is_main_process else self._console
+        try:
+            with busy(plain, what):
+                yield
+        finally:
+            self._resumed_at = time.monotonic()
+            if self._bar is not None:
+                self._bar.update(self._row, description="distilling")
+
+    def show_held_out(self, values: Mapping[str, float]) -> None:
+        """Takes held-out metrics into the lines that follow."""
+        self._held_out = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:2])
 
     def write(self, step: int) -> dict[str, float]:
         """Writes and shows the means since the last call, over steps and processes; returns them. Call on every process."""
@@ -64,13 +91,33 @@ class RunLog:
         self._window.clear()
         self.last = dict(zip(names, means.tolist(), strict=True))
         self.record(step, self.last)
-        student, fake = (self.last.get(f"loss/{role}", float("nan")) for role in ("student", "fake_score"))
-        note = f"student {student:.4f}  fake {fake:.4f}"
+        self._pause()
+        self._resumed_at = time.monotonic()
+        each, memory = self._seconds / self._updates, _gigabytes()
+        if self._file is not None:
+            # Not in metrics.jsonl, which is equal for equal runs.
+            self._accelerator.log({"time/seconds_per_update": each, "memory/gigabytes": memory}, step=step)
+        note = self._note(each * (self._max_steps - step), each, memory)
         if self._bar is not None:
             self._bar.update(self._row, completed=step, note=note)
         elif self._console is not None and self._accelerator.is_main_process:
             self._console.print(f"step {step}/{self._max_steps}  {note}", highlight=False)
         return self.last
+
+    def _pause(self) -> None:
+        self._seconds += time.monotonic() - self._resumed_at
+
+    def _note(self, left: float, each: float, memory: float) -> str:
+        """What somebody who watches a run wants to see of it."""
+        losses = (self.last.get(f"loss/{role}", float("nan")) for role in ("student", "fake_score"))
+        parts = [f"{name} {value:.4f}" for name, value in zip(("student", "fake"), losses, strict=True)]
+        parts += [f"{name.removeprefix('reward/')} {v:.3g}" for name, v in self.last.items() if name.startswith("reward/")]
+        if "objective/zone_share" in self.last:
+            parts.append(f"zone {self.last['objective/zone_share']:.0%}")
+        parts += [self._held_out] if self._held_out else []
+        rate = f"{each:.3g} s/update" if each >= 0.1 else f"{1000 * each:.0f} ms/update"
+        parts += [rate, f"{duration(left)} left"] if left else [rate]
+        return "  ".join([*parts, f"{memory:.1f} GB"])
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl, and the same to the trackers; values that are NaN are left out."""
@@ -97,6 +144,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             log.warning("%s: a line is not JSON and is left out", path)
     return lines
+
+
+def _gigabytes() -> float:
+    """Most memory that this process has used: of its GPU where it has one, else of the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in kilobytes
 
 
 def _step(line: str) -> float:

@@ -1,0 +1,50 @@
+"""Words for the time in which nothing else is printed, so that a command that works is not taken for one that hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+EVERY = 10.0  # seconds between two lines
+
+
+@contextmanager
+def busy(console: Console | None, what: str) -> Iterator[None]:
+    """Says `what` is going on: a spinner on a terminal; elsewhere a line at once, and one with the time every ten seconds.
+
+    Args:
+        console: console to print on; quiet where None.
+        what: what is being done, e.g. ``training the teacher``.
+    """
+    if console is None:
+        yield
+        return
+    if console.is_terminal:
+        with console.status(what, spinner="line"):
+            yield
+        return
+    console.print(what, highlight=False, markup=False, soft_wrap=True)
+    done, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(EVERY):
+            console.print(f"  ... {time.monotonic() - start:.0f} s", highlight=False, markup=False)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min`` or ``3.5 h``: a time in words, as exactly as anybody needs it."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,62 @@
+"""Plugins in plain Python files, which a user names on the command line or in `AMD_PLUGIN_LOAD`. A recipe cannot name any."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from amd_plugin.errors import InputError
+
+VARIABLE = "AMD_PLUGIN_LOAD"
+PREFIX = "amd_plugin_file_"  # of their modules' names, which no other process can import
+
+
+def add(files: Iterable[Path]) -> None:
+    """Adds `files` to `AMD_PLUGIN_LOAD` of this process and of those that it starts: workers need them too.
+
+    Raises:
+        InputError: where one of them is no Python file.
+    """
+    for file in files:
+        if not file.is_file() or file.suffix != ".py":
+            problem = "is no Python file (name.py)" if file.exists() else "there is no such file"
+            raise InputError(f"--plugin {file}: {problem}")
+        before = os.environ.get(VARIABLE)
+        if str(file.absolute()) not in (before or "").split(","):
+            os.environ[VARIABLE] = f"{before},{file.absolute()}" if before else str(file.absolute())
+
+
+def is_file(entry: str) -> bool:
+    """Whether an entry of `AMD_PLUGIN_LOAD` is a file, and not the name of an entry point."""
+    return entry.endswith(".py")
+
+
+def read(file: Path) -> ModuleType:
+    """The module in `file`, executed.
+
+    Raises:
+        InputError: where it cannot be read or raises, with the line.
+    """
+    name = PREFIX + file.stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise InputError(f"plugin file {file}: there is no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        del sys.modules[name]
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
+        place = f"{file}:{line}" if line else str(file)
+        message = error.msg if isinstance(error, SyntaxError) else error
+        raise InputError(f"plugin file {place}: {type(error).__name__}: {message}") from error
+    return module

@@ -1,0 +1,35 @@
+"""What is said while nothing else is."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from amd_plugin import busy
+
+
+def test_a_line_at_once_and_one_with_the_time_after_a_while(monkeypatch):
+    monkeypatch.setattr(busy, "EVERY", 0.01)
+    written = io.StringIO()
+    with busy.busy(Console(file=written), "training [the] teacher"):
+        assert written.getvalue() == "training [the] teacher\n"
+        while "..." not in written.getvalue():
+            time.sleep(0.01)
+    said = written.getvalue()
+    time.sleep(0.05)
+    assert written.getvalue() == said, "it is quiet again afterwards"
+
+
+def test_it_is_quiet_without_a_console_and_lets_errors_through():
+    with pytest.raises(KeyError), busy.busy(None, "nothing"):
+        raise KeyError
+    written = io.StringIO()
+    with pytest.raises(KeyError), busy.busy(Console(file=written, force_terminal=True), "something"):
+        raise KeyError
+    assert "something" in written.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.234, "0.23 s"), (12.3, "12 s"), (700, "12 min"), (12600, "3.5 h")])
+def test_times_in_words(seconds, words):
+    assert busy.duration(seconds) == words
