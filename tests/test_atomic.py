@@ -1,8 +1,10 @@
 """Files and folders are complete, or as they were before."""
 
+import os
+
 import pytest
 
-from amd_plugin.atomic import replaced_file, replaced_folder
+from amd_plugin.atomic import replaced_file, replaced_folder, write_bytes, write_text
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -47,3 +49,30 @@ def test_what_an_interrupted_process_left_does_not_get_into_the_folder(tmp_path)
     with replaced_folder(path) as draft:
         (draft / "all of it").touch()
     assert [entry.name for entry in path.iterdir()] == ["all of it"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch, durable):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("rename"), replace(old, new)))
+    with replaced_file(tmp_path / "file", durable=durable) as draft:
+        draft.write_text("all of it")
+    assert calls == (["fsync", "rename", "fsync"] if durable else ["rename"])
+
+
+def test_all_files_of_a_folder_are_on_the_disk_before(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("rename"), replace(old, new)))
+    with replaced_folder(tmp_path / "folder") as draft:
+        (draft / "inner").mkdir()
+        (draft / "inner" / "file").touch()
+        (draft / "link").symlink_to("nowhere")
+    assert calls == ["fsync"] * 3 + ["rename", "fsync"]
+
+
+def test_text_and_bytes(tmp_path):
+    write_text(tmp_path / "text", "words")
+    write_bytes(tmp_path / "bytes", b"\x00")
+    assert (tmp_path / "text").read_text() == "words" and (tmp_path / "bytes").read_bytes() == b"\x00"

@@ -93,7 +93,7 @@ class EmbeddingFiles:
         """
         for index, prompt in enumerate(prompts):
             path = self.path(prompt, negative)
-            with self._writing(path), replaced_file(path) as draft:
+            with self._writing(path), replaced_file(path, durable=False) as draft:
                 save_file({name: value[index].cpu().contiguous() for name, value in embedded.items()}, draft)
 
     @contextmanager
@@ -111,7 +111,7 @@ class EmbeddingFiles:
             InputError: where a file cannot be written.
         """
         for prompt, parts in found.items():
-            with self._writing(path := self._note(prompt, negative)), replaced_file(path) as draft:
+            with self._writing(path := self._note(prompt, negative)), replaced_file(path, durable=False) as draft:
                 draft.write_text(json.dumps(parts))
 
     def noted_longer(self, prompt: str, negative: bool = False) -> dict[str, Beyond]:

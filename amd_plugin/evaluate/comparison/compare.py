@@ -17,6 +17,7 @@ from typing import cast
 
 from rich.console import Console
 
+from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
@@ -71,7 +72,7 @@ def compare(
         results = run_jobs(pool, train_arm, [job(seed, arm) for seed, arm in runs], console)
     comparison = _comparison(recipes, arms, seeds, select, results, teachers, output)
     comparison.write(output)
-    (output / "compare.md").write_text(markdown(comparison))
+    write_text(output / "compare.md", markdown(comparison))
     return comparison
 
 

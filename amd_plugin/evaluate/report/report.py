@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file
 
 import amd_plugin
+from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison import result
@@ -19,6 +20,7 @@ from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread
 from amd_plugin.evaluate.directions import ARROWS
 from amd_plugin.evaluate.report import figures
+from amd_plugin.host.checkpoint.files import step_of
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
 from amd_plugin.models.backbone import load_backbone
@@ -70,8 +72,7 @@ def write_report(folders: Sequence[Path], output: Path, plugins: PluginManager) 
     ]
     html = _TEMPLATES.get_template("report.html.j2").render(sections=sections, version=amd_plugin.__version__)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(html)
+        write_text(output, html)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written: {error}") from error
     return output
@@ -133,7 +134,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
 def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
     """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
     if config.model.path is not None:
-        pictures = [max((run / "samples").glob("step-*.*")) for run in runs.values()]
+        pictures = [max((run / "samples").glob("step-*.*"), key=step_of) for run in runs.values()]
         note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
         return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
     count, batch = config.evaluate.samples, config.evaluate.batch_size

@@ -42,7 +42,7 @@ def write(path: Path, sample: Tensor, fps: int) -> Path:
     target = path if path.suffix in (".png", ".jpg", ".mp4") else path.with_name(f"{path.name}.{'gif' if video else 'png'}")
     frames = _frames(sample if video else sample.unsqueeze(1))
     try:
-        with replaced_file(target) as draft:
+        with replaced_file(target, durable=False) as draft:
             if target.suffix == ".mp4":
                 _write_mp4(draft, frames, fps)
             else:

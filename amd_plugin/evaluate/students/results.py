@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from amd_plugin.atomic import write_bytes, write_text
 from amd_plugin.choices import Weights
 from amd_plugin.evaluate.directions import WORDS
 from amd_plugin.evaluate.report.figures import COLOURS
@@ -56,7 +57,7 @@ class Evaluation:
 def write_results(result: Evaluation, folder: Path) -> None:
     """Writes all files of an evaluation to `folder`, evaluation.json last."""
     plots = _plots(result, folder)
-    (folder / "evaluation.md").write_text(_markdown(result, plots))
+    write_text(folder / "evaluation.md", _markdown(result, plots))
     config = result.student.recipe.config
     content = {
         "recipe": result.student.recipe.name, "objective": config.objective.name, "step": result.student.step,
@@ -163,7 +164,7 @@ def _plots(result: Evaluation, folder: Path) -> list[str]:
     names = []
     if result.suite.form == "task":
         content, kind = picture(result.student.task, {role: _shown(result, role) for role in result.measurements})
-        (folder / f"samples.{kind}").write_bytes(content)
+        write_bytes(folder / f"samples.{kind}", content)
         names.append(f"samples.{kind}")
     varied = [n for n, v in result.measurements["student"].each.items() if len(torch.unique(v[~v.isnan()])) > 2]
     if varied:

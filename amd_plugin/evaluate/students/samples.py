@@ -76,7 +76,7 @@ def draw_samples(
             numbers = range(group.repeats)
             size = batch or group.repeats
             parts = [_draw_part(student, group, numbers[i : i + size], sampler, device) for i in range(0, group.repeats, size)]
-            with replaced_file(path) as draft:
+            with replaced_file(path, durable=False) as draft:
                 save_file({"samples": torch.cat(parts).contiguous()}, draft, _metadata(group))
         yield group
 

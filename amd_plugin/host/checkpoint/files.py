@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -124,13 +123,20 @@ def check(path: Path) -> None:
 def available(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     complete = []
-    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+    # By number: a name has more digits after a million steps.
+    for path in sorted(folder.glob("step-*"), key=step_of) if folder.is_dir() else []:
         try:
             check(path)
             complete.append(path)
         except InputError as error:
             log.warning("%s", error)
     return complete
+
+
+def step_of(path: Path) -> int:
+    """The step in a name ``step-NNNNNN``, with or without a suffix; -1 for another name."""
+    number = path.stem.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
 
 
 def find(folder: Path, at: str | None = None) -> Path:
@@ -146,7 +152,7 @@ def find(folder: Path, at: str | None = None) -> Path:
         return usable[-1]
     path = folder / f"step-{int(at):06d}" if at.isdecimal() else Path(at)
     if at.isdecimal() and path not in usable:
-        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in usable) or "none"
+        steps = ", ".join(str(step_of(path)) for path in usable) or "none"
         raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {steps}")
     check(path)
     return path
@@ -185,11 +191,8 @@ def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content`, and waits until it is on the disk."""
-    with path.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes `content`."""
+    path.write_text(json.dumps(content))
 
 
 def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor
 
+from amd_plugin.atomic import replaced_file
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.held_out import mean_scores
@@ -87,7 +88,8 @@ class HeldOutEvaluation:
         save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
         warning = self._hacking_warning(row)
         run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(warning))} if trainer.scoring else row)
-        save_file({"samples": samples.contiguous(), "labels": labels}, output / "samples" / "latest.safetensors")
+        with replaced_file(output / "samples" / "latest.safetensors") as draft:
+            save_file({"samples": samples.contiguous(), "labels": labels}, draft)
         return evaluation, warning
 
     def _hacking_warning(self, row: dict[str, float]) -> str:

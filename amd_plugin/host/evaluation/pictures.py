@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from amd_plugin.atomic import write_bytes
 from amd_plugin.tasks import Task
 
 MILLISECONDS_PER_FRAME = 160
@@ -50,5 +51,4 @@ def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 
 def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> None:
     """Writes one picture of `media` [B, ...] made for `labels` [B] to `path` with the suffix ``.png`` or ``.gif``."""
     content, kind = picture(task, {title: (media, labels)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(f".{kind}").write_bytes(content)
+    write_bytes(path.with_suffix(f".{kind}"), content)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 import amd_plugin
-from amd_plugin.atomic import replaced_file
+from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.plugins import PluginManager
@@ -56,7 +56,7 @@ def open_folder(output: Path, recipe: Recipe) -> None:
         (output / "samples").mkdir(parents=True, exist_ok=True)
         # Results of an earlier end are not the results of this run.
         (output / "evaluation.json").unlink(missing_ok=True)
-        (output / "config.yaml").write_text(recipe.as_yaml())
+        write_text(output / "config.yaml", recipe.as_yaml())
         write_json(
             output / "run.json",
             {
@@ -153,8 +153,7 @@ def differences(old: Any, new: Any, may_change: Mapping[str, tuple[str, ...]] = 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content`, indented, for people and programs to read."""
-    with replaced_file(path) as draft:
-        draft.write_text(json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1))
 
 
 def results(output: Path) -> dict[str, float] | None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from amd_plugin.atomic import write_text
 from amd_plugin.busy import busy, duration
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class RunLog:
         self._file = self._bar = None
         if accelerator.is_main_process:
             lines = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
-            path.write_text("".join(f"{line}\n" for line in lines))
+            write_text(path, "".join(f"{line}\n" for line in lines))
             self._file = path.open("a")
             if console is not None and console.is_terminal:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from amd_plugin.atomic import write_text
 from amd_plugin.host.running import run_log
 from amd_plugin.host.student.adapter_files import LORA_FILE
 from amd_plugin.host.student.sampler_settings import SamplerSettings
@@ -76,7 +77,7 @@ def write_card(
         base=_base(config.model.student_from or config.model.path, config.model.revision),
         torch=torch.__version__,
     )  # fmt: skip
-    (folder / "README.md").write_text(re.sub(r"\n{3,}", "\n\n", card))
+    write_text(folder / "README.md", re.sub(r"\n{3,}", "\n\n", card))
 
 
 def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:

@@ -84,3 +84,12 @@ def test_a_run_that_cannot_save_says_so(tiny, plugins, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="the checkpoint of step 1 cannot be written: OSError: No space left") as caught:
         run.train(tiny("train.checkpoint_every=1", objective="dmd"), plugins, tmp_path / "run")
     assert "it could not be saved" in str(caught.value)
+
+
+def test_the_newest_is_the_one_with_the_largest_number(tmp_path):
+    """Names have six digits, so that step 1 000 000 comes before step 999 999 in the order of letters."""
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        checkpoint.save(tmp_path, step, {"part": {"w": torch.zeros(1)}}, {}, keep=3)
+    assert [files.step_of(path) for path in checkpoint.available(tmp_path)] == [999_999, 1_000_000, 1_000_001]
+    assert files.step_of(checkpoint.find(tmp_path)) == 1_000_001
+    assert files.step_of(checkpoint.find(tmp_path, "1000000")) == 1_000_000
