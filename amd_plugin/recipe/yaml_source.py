@@ -20,6 +20,9 @@ from amd_plugin.options import Place, problems_of, without_removed
 
 Model = TypeVar("Model", bound=BaseModel)
 
+DEEPEST = 40  # levels of nesting, beyond which Python's own stack would be the limit
+_DIGITS = re.compile(r"[-+]?[0-9]{40,}")  # of which Python converts 4300 at most
+
 
 class Source:
     """A YAML file with the positions of its keys, and the problems so far.
@@ -158,14 +161,25 @@ class _CoreLoader(yaml.SafeLoader):
     """YAML 1.2's core schema on PyYAML's safe loader; no aliases, no tags."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if self._depth > DEEPEST:
+            problem = f"nested more than {DEEPEST} levels deep; recipes have a handful"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        if isinstance(event, yaml.ScalarEvent) and not event.style and _DIGITS.fullmatch(event.value):
+            problem = f"a number of {len(event.value)} digits; no option takes one that long"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed in recipes", event.start_mark)
         if getattr(event, "tag", None):
             raise yaml.composer.ComposerError(None, None, "tags are not allowed in recipes", event.start_mark)
-        return super().compose_node(parent, index)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_decimal(self, node: Any) -> int:
         return int(self.construct_scalar(node))

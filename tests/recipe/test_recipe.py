@@ -99,6 +99,8 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  fake_updates: 3", "\tfake_updates: 3", "tab"),
         ("  fake_updates: 3", "  fake_updates: &three 3\n  warmup_steps: *three", "aliases are not allowed"),
         ("  fake_updates: 3", "  fake_updates: !!python/object/apply:os.system [ls]", "tags are not allowed"),
+        ("  max_steps: 400", f"  max_steps: {'9' * 6000}", "a number of 6000 digits"),
+        ("  max_steps: 400", f"  max_steps: {'[' * 3000}1{']' * 3000}", "nested more than 40 levels deep"),
         ("  fake_updates: 3", "  sigma: [0.9, 0.1]", "train.sigma: must be [low, high]"),
         ("  fake_updates: 3", "  betas: [1.0, 0.9]", "train.betas.0"),
         ("  network: mlp", "  network: dit", "model.network: samples of modes2d have shape (2,) and need 'mlp', got 'dit'"),
