@@ -23,7 +23,8 @@ from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
 
 # Keys with paths, which may be relative to the recipe's folder.
-FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
+FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"),
+         ("model", "teacher_lora"), ("model", "student_lora"), ("model", "fake_score_lora"))  # fmt: skip
 SHIPPED = [Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes"]
 
 
@@ -139,6 +140,8 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
     for section, key in FILES:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, dict):  # a file with options beside its path
+            part, key, value = value, "path", value.get("path")
         if part is not None and isinstance(value, str) and not Path(value).exists():
             path = next((f / value for f in (folder, *SHIPPED) if (f / value).is_file() or (f / value).is_dir()), None)
             part[key] = value if path is None else str(path.absolute())

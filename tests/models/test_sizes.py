@@ -34,7 +34,8 @@ def test_refused_by_the_recipe_check(family, override, said, piped):
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [
-        ("wan", ("model.frames=64",)), ("wan", ("model.pixels=[16, 512]", "model.frames=1")),
+        ("wan", ("model.frames=64",)),
+        ("wan", ("model.pixels=[16, 512]", "model.frames=1")),
         ("sd3", ("model.pixels=[64, 16]",)),
         ("sdxl", ("model.pixels=[8, 40]",)),
     ],
@@ -65,3 +66,28 @@ def test_a_card_asks_for_the_frames_that_were_trained(piped, plugins, tmp_path):
     exec(call, scope)
     assert len(scope["video"]) == 5
     assert wan().vae.config.scale_factor_temporal == 1
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_decodes_and_is_exported_in_fp32(
+    piped, plugins, pipeline_folder, tmp_path
+):
+    """As SDXL's does: rewards see finite pictures, and the exported folder has the weights as they were."""
+    from safetensors.torch import load_file
+
+    from amd_plugin.host import run
+
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder("sdxl"))
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_in.weight.mul_(3e4)
+        pipeline.vae.decoder.conv_in.bias.fill_(9e4)
+    pipeline.save_pretrained(tmp_path / "overflows")
+    recipe = piped(
+        "sdxl", f"model.path={tmp_path / 'overflows'}", "model.dtype=fp16", "train.max_steps=1", "model.roles=shared_base"
+    )
+    made = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    latents = torch.randn(2, *made.sample_shape).half()
+    assert made.decode(latents).isfinite().all()
+    run.train(recipe, plugins, tmp_path / "run")
+    exported = load_file(next((tmp_path / "run" / "student" / "vae").glob("*.safetensors")))
+    assert all(torch.equal(exported[name], value) for name, value in pipeline.vae.state_dict().items())
+    assert not pipeline.vae.half().decode(latents).sample.isfinite().all()

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from amd_plugin.config import LoraFile
 from amd_plugin.host.running import run_log
 from amd_plugin.host.student.adapter_files import LORA_FILE
 from amd_plugin.host.student.sampler_settings import SamplerSettings
@@ -72,6 +73,7 @@ def write_card(
         dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.model.dtype],
         video=backbone.pretrained is not None and family.video,
         adapter_alone=comfyui is not None, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
+        teacher_lora=_teacher_lora(config.model.teacher_lora),
         sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
         base=_base(config.model.student_from or config.model.path, config.model.revision),
         torch=torch.__version__,
@@ -97,6 +99,18 @@ def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
     return True
+
+
+def _teacher_lora(file: LoraFile | None) -> dict[str, Any] | None:
+    """Name, weight and ``load_lora_weights``'s arguments of the LoRA that is merged into the teacher."""
+    if file is None:
+        return None
+    path = Path(file.path).expanduser()
+    if path.exists():
+        return {"name": path.name, "weight": file.weight, "load": f'"{path.name}"'}
+    owner, name, *inside = file.path.split("/", 2)
+    more = "".join(f', weight_name="{part}"' for part in inside)
+    return {"name": file.path, "weight": file.weight, "load": f'"{owner}/{name}"{more}'}
 
 
 def _base(path: str | None, revision: str | None) -> dict[str, str] | None:
