@@ -109,7 +109,7 @@ class LoraSource:
     def _diffusers_name(name: str, component: str) -> str:
         """`name` as diffusers reads it, for what PEFT and compiled networks save without the pipeline's name of the part."""
         plain = name.removeprefix("base_model.model.").replace("_orig_mod.", "")
-        known = plain.startswith((f"{component}.", "diffusion_model.", "lora_", *TEXT))
+        known = plain.startswith(("unet.", "transformer.", "diffusion_model.", "lora_", *TEXT))
         return plain if known or not plain.endswith(("lora_A.weight", "lora_B.weight")) else f"{component}.{plain}"
 
     @property
@@ -146,8 +146,7 @@ class LoraSource:
             raise OptionError(self.key, "has layers of text encoders, which all roles share; take a LoRA of the network only")
         with self._loaded(pipeline, component, text=False):
             network = getattr(pipeline, component)
-            found = {name: part for name, part in network.named_modules() if isinstance(part, BaseTunerLayer)}
-            return {name: self._layer(part) for name, part in found.items()}
+            return {name: self._layer(part) for name, part in adapted(network, ADAPTER).items()}
 
     def _layer(self, part: Any) -> Layer:
         scale = float(part.scaling[ADAPTER]) * self.file.weight
@@ -170,13 +169,19 @@ class LoraSource:
             with quiet(), unreadable_is_input_error(f"model.{self.key}: {self.file.path} does not fit"):
                 pipeline.load_lora_weights(folder, weight_name="lora.safetensors", adapter_name=ADAPTER)
         try:
-            modules = [m for part in parts for m in getattr(pipeline, part).modules() if isinstance(m, BaseTunerLayer)]
-            if (found := 2 * sum(ADAPTER in m.lora_A for m in modules)) != wanted:  # type: ignore[operator]
+            found = 2 * sum(len(adapted(getattr(pipeline, part), ADAPTER)) for part in parts)
+            if found != wanted:
                 message = f"{self.file.path} has {wanted} matrices, and {found} belong to a {type(pipeline).__name__}'s layers"
                 raise OptionError(self.key, f"{message}; it is for another model")
             yield parts
         finally:
             pipeline.unload_lora_weights()
+
+
+def adapted(network: nn.Module, adapter: str) -> dict[str, Any]:
+    """The layers of `network` that have the adapter called `adapter`, by name."""
+    layers: dict[str, Any] = {name: part for name, part in network.named_modules() if isinstance(part, BaseTunerLayer)}
+    return {name: layer for name, layer in layers.items() if adapter in layer.lora_A}
 
 
 @torch.no_grad()
@@ -195,7 +200,7 @@ def start_adapter(network: nn.Module, adapter: str, layers: Layers, key: str) ->
     Raises:
         OptionError: for layers that the adapter lacks, or of a larger rank than it has.
     """
-    own = {name: part for name, part in network.named_modules() if isinstance(part, BaseTunerLayer) and adapter in part.lora_A}
+    own = adapted(network, adapter)
     if missing := sorted(set(layers) - set(own)):
         endings = sorted({name.rpartition(".")[2] if not name.endswith((".0", ".2")) else name for name in missing})
         raise OptionError(
@@ -203,7 +208,7 @@ def start_adapter(network: nn.Module, adapter: str, layers: Layers, key: str) ->
             f"{', '.join(endings[:12])}"
         )  # fmt: skip
     for name, layer in layers.items():
-        part: Any = own[name]
+        part = own[name]
         down, up = part.lora_A[adapter].weight, part.lora_B[adapter].weight
         if (rank := len(layer.down)) > len(down):
             raise OptionError(

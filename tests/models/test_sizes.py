@@ -1,5 +1,7 @@
 """Sizes that a model cannot make are refused by recipe check and dry run, with the line and what it can make."""
 
+import re
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -53,18 +55,20 @@ def test_the_largest_and_oddest_sizes_are_made(family, sizes, piped, plugins):
     assert media.shape[-2:] == made.size[:2] and (family != "wan" or media.shape[2] == made.size.frames)
 
 
-def test_a_card_asks_for_the_frames_that_were_trained(piped, plugins, tmp_path):
+def test_a_card_asks_for_the_frames_that_were_trained(piped, plugins, tmp_path, monkeypatch):
     """Stock diffusers rounds up for an autoencoder that keeps all frames, as the one of moving_digits does."""
     from amd_plugin.host import run
 
-    run.train(piped("wan", "model.roles=shared_base", "train.max_steps=1", "train.fake_updates=1"), plugins, tmp_path / "run")
+    small = ("model.roles=shared_base", "model.dtype=bf16", "train.max_steps=1", "train.fake_updates=1")
+    run.train(piped("wan", *small), plugins, tmp_path / "run")
     card = (tmp_path / "run" / "student" / "README.md").read_text()
-    call = next(line for line in card.splitlines() if "pipeline(" in line)
-    assert "num_frames=5" in call and "latents=torch.randn(1, 1, 5, 16, 16)" in call
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
-    scope = {"pipeline": pipeline, "torch": torch}
-    exec(call, scope)
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    assert "num_frames=5" in code and "latents=torch.randn(1, 1, 5, 16, 16)" in code
+    monkeypatch.chdir(tmp_path / "run" / "student")
+    scope = {}
+    exec(code, scope)
     assert len(scope["video"]) == 5
+    assert (scope["pipeline"].vae.dtype, scope["pipeline"].transformer.dtype) == (torch.float32, torch.bfloat16)
     assert wan().vae.config.scale_factor_temporal == 1
 
 

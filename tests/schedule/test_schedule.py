@@ -139,6 +139,18 @@ def test_schedules_without_betas_are_refused_instead_of_replaced(teacher, transi
         few_step_scheduler(4, teacher, transition=transition, scales_input=True)
 
 
+def test_pure_noise_and_a_prediction_of_it_are_refused():
+    """alpha = 0 at the first step: the clean picture is 0 / 0. With v it is -v."""
+    message = r"path: its DDIMScheduler begins at pure noise \(rescale_betas_zero_snr\)"
+    with pytest.raises(OptionError, match=message):
+        few_step_scheduler(4, DDIMScheduler(rescale_betas_zero_snr=True))
+    for transition in ("sde", "ode"):
+        teacher = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+        scheduler = few_step_scheduler(4, teacher, transition=transition)
+        made = sample(lambda x, t: x, scheduler, 4, torch.randn(2, 3), torch.Generator().manual_seed(0))
+        assert made.isfinite().all()
+
+
 def test_a_shift_that_depends_on_the_size_has_to_be_chosen():
     teacher = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     with pytest.raises(OptionError, match=r"shift: .*use_dynamic_shifting"):

@@ -70,7 +70,7 @@ def write_card(
         shape=", ".join(map(str, backbone.sample_shape)),
         scheduler=type(backbone.scheduler).__name__,
         call=", ".join(f"{name}={value!r}" for name, value in call.items()) + noise,
-        dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.model.dtype],
+        dtype=_load_dtype(config.model.dtype, getattr(family, "fp32_autoencoder", False)),
         video=backbone.pretrained is not None and family.video,
         adapter_alone=comfyui is not None, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
         teacher_lora=_teacher_lora(config.model.teacher_lora),
@@ -99,6 +99,13 @@ def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
     return True
+
+
+def _load_dtype(dtype: str, fp32_autoencoder: bool) -> str:
+    """``torch_dtype`` of the card's code: the recipe's, with an autoencoder in fp32 as in training where the pipeline can."""
+    name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+    mixed = fp32_autoencoder and dtype != "fp32"
+    return f'{{"vae": torch.float32, "default": torch.{name}}}' if mixed else f"torch.{name}"
 
 
 def _teacher_lora(file: LoraFile | None) -> dict[str, Any] | None:
