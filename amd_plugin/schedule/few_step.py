@@ -166,9 +166,7 @@ def _check_schedule(teacher: Any, shift: float | None) -> None:
         raise OptionError("path", f"{message}; only schedules of betas and flow matching can be distilled")
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
         message = f"its {kind} begins at pure noise (rescale_betas_zero_snr), from which the noise it predicts tells no picture"
-        raise OptionError(
-            "path", f"{message}; such models predict v: correct prediction_type or that key in its scheduler"
-        )
+        raise OptionError("path", f"{message}; such models predict v: correct prediction_type or that key in its scheduler")
 
 
 def _scheduler(kind: Any, **config: Any) -> SchedulerMixin:

@@ -60,13 +60,13 @@ def export(
         if how != "lora":
             _save_network(draft, student, backbone, recipe.config.model)
             backbone.scheduler.save_pretrained(draft / "scheduler")
-            card(draft, merged=adapter)
+            card(draft, merged=student.adapter is not None)
         if adapter:
             folder = draft if how == "lora" else draft / ADAPTER_FOLDER
             folder.mkdir(exist_ok=True)
             comfyui = write_adapter(folder, student, backbone, recipe, step)
             backbone.scheduler.save_pretrained(folder / "scheduler")
-            card(folder, comfyui=comfyui)
+            card(folder, adapter_alone=True, comfyui=comfyui)
 
 
 def _save_network(folder: Path, student: Role, backbone: Backbone, config: ModelConfig) -> None:

@@ -26,7 +26,7 @@ _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoes
 
 def write_card(
     folder: Path, backbone: Backbone, recipe: Recipe, *, run: Path, step: int, weights: str,
-    comfyui: str | None = None, merged: bool = False,
+    adapter_alone: bool = False, comfyui: str | None = None, merged: bool = False,
 ) -> None:  # fmt: skip
     """Writes ``README.md``, and the pictures it shows, beside the student in `folder`.
 
@@ -37,7 +37,8 @@ def write_card(
         run: folder of the run: its metrics, samples and ``run.json``.
         step: number of student updates.
         weights: ``ema`` or ``raw``. Held-out metrics are shown only where exactly this student was evaluated.
-        comfyui: the file for other programs, where the folder holds only the adapter for a base pipeline; None for a pipeline.
+        adapter_alone: whether the folder holds only the adapter for a base pipeline.
+        comfyui: the adapter's file for other programs; None where there is none.
         merged: whether an adapter is merged into the pipeline's network.
     """
     config, family = recipe.config, cast("Family", backbone.family)
@@ -72,7 +73,7 @@ def write_card(
         call=", ".join(f"{name}={value!r}" for name, value in call.items()) + noise,
         dtype=_load_dtype(config.model.dtype, getattr(family, "fp32_autoencoder", False)),
         video=backbone.pretrained is not None and family.video,
-        adapter_alone=comfyui is not None, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
+        adapter_alone=adapter_alone, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
         teacher_lora=_teacher_lora(config.model.teacher_lora),
         sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
         base=_base(config.model.student_from or config.model.path, config.model.revision),
