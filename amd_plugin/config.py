@@ -7,7 +7,7 @@ name and are checked against its signature, so that a plugin's options are as sa
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from amd_plugin.options import Strict
@@ -105,6 +105,19 @@ class LoraConfig(Strict):
     )  # fmt: skip
 
 
+class LoraFile(Strict):
+    """A LoRA file, in the names of diffusers, of kohya, or of Wan's original code; a path alone stands for a weight of 1."""
+
+    path: str = Field(min_length=1, description="safetensors file, folder with one, or hub id (owner/name, owner/name/file)")
+    weight: float = Field(1.0, description="weight of the LoRA; 1: as it was trained")
+    revision: str | None = Field(None, description="revision of the hub repository; a commit hash pins it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 Edge = Annotated[int, Field(ge=1)]
 
 
@@ -159,6 +172,14 @@ class ModelConfig(Strict):
     student: Literal["full", "lora"] = Field("full", description="trained part of the student, if the roles are separate")
     fake_score: Literal["full", "lora"] = Field("full", description="trained part of the fake score, if the roles are separate")
     lora: LoraConfig = Field(default_factory=lambda: LoraConfig(), description="shape of the LoRA adapters")
+    teacher_lora: LoraFile | None = Field(
+        None, description="LoRA that is merged into the teacher, text encoders included, from which all roles then start"
+    )
+    student_lora: LoraFile | None = Field(None, description="LoRA from which the student starts, on top of the teacher's")
+    fake_score_lora: LoraFile | None = Field(None, description="LoRA from which the fake score starts, on top of the teacher's")
+    distilled_teacher: bool = Field(
+        False, description="acceptance of a teacher that looks like a few-step student, whose guidance is built in"
+    )
     keep_embeddings: bool = Field(True, description="disk cache of prompt embeddings, so that text encoders can leave memory")
 
 

@@ -52,7 +52,7 @@ class PromptRows:
         source: a .txt (one prompt per line, blank lines are skipped), .json, .jsonl, .csv, .tsv or .parquet file; a folder of
             images (prompts in its metadata.csv or .jsonl), of parquet files or copied from the hub; or ``owner/name`` on the
             hub.
-        column: column of the prompts; by default the first existing one of prompt, text and caption.
+        column: column of the prompts; by default the first existing one of prompt, text and caption, in any case.
         image_column: column of the images; by default no images are read.
         config, split: part of a folder or of a data set on the hub. A file has the split ``train`` only, and no configs.
         revision: branch, tag or commit on the hub.
@@ -169,7 +169,9 @@ class PromptRows:
 
     def _check_columns(self, column: str | None, features: datasets.Features) -> str:
         if column is None:
-            column = next((name for name in _COLUMNS if name in features), _COLUMNS[0])
+            # Benchmarks write "Prompt" too.
+            known = [name for wanted in _COLUMNS for name in sorted(features, key=wanted.__ne__) if name.lower() == wanted]
+            column = known[0] if known else _COLUMNS[0]
         for name in (column, self.image_column or column):
             if name not in features:
                 near = did_you_mean(name, features)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ class Prompts:
                 )
             self._seen[label] = row._replace(image=None)
             height, width = pixels or (row.image.height, row.image.width)
-            picture = ImageOps.fit(row.image.convert("RGB"), (width, height))
+            picture = ImageOps.fit(_rgb(row.image), (width, height))
             images.append(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1)
         return torch.stack(images), labels
 
@@ -176,6 +176,13 @@ class Prompts:
                 rows = self._held_out.rows(-1 - last, last - first + 1)[::-1]
             self._seen.update(zip(range(first, last + 1), rows, strict=True))
         return [self._seen[label] for label in numbers]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` in 8 bits per channel. PIL alone clips grey pictures of 16 bits to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,13 @@ from amd_plugin.config import ModelConfig, RecipeConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import prompt_lengths
 from amd_plugin.models.conditions import Conditions, LabelConditions, PromptConditions
+from amd_plugin.models.distilled import check_teacher
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import pipeline_folder, set_text_length, size_of, untrained
 from amd_plugin.models.embedded.teacher import trained_teacher
 from amd_plugin.models.family import Family, Size
 from amd_plugin.models.lazy_weights import TensorReader
+from amd_plugin.models.lora_files import Layers, LoraSource
 from amd_plugin.models.pretrained import DTYPES, Pretrained
 from amd_plugin.schedule import few_step_scheduler
 from amd_plugin.schedule.noise import flow_shift, is_flow
@@ -47,6 +49,7 @@ class Backbone:
         pretrained: the pipeline that the network comes from; None for a network outside a pipeline.
         size: size of decoded samples; None for a network outside a pipeline.
         autoencoders: modules that `decode` and `encode` call.
+        loras: readers of the layers that roles start from, by role.
     """
 
     family: Family | ClassConditional
@@ -62,6 +65,7 @@ class Backbone:
     pretrained: Pretrained | None = None
     size: Size | None = None
     autoencoders: tuple[nn.Module, ...] = ()
+    loras: Mapping[str, Callable[[], Layers]] = field(default_factory=dict)
 
     @torch.no_grad()
     def decode_in_parts(self, samples: Tensor, batch_size: int | None) -> Tensor:
@@ -110,6 +114,7 @@ def load_backbone(
         config_here = config.model_copy(update={"pixels": (height, width), "frames": frames})
         folder = pipeline_folder(config, task, seed, families)
         return _of_pipeline(Pretrained(str(folder)), config_here, task, families, sharded)
+    check_backbone(config, families)
     backbone = _of_pipeline(pretrained(config), config, task, families, sharded)
     if task.num_classes and backbone.sample_shape != task.sample_shape:
         shapes = f"samples of {task.name} have shape {task.sample_shape}, and this pipeline's latents {backbone.sample_shape}"
@@ -148,12 +153,16 @@ def check_backbone(config: ModelConfig, families: Mapping[str, type[Family]]) ->
         raise OptionError("path", f"the recipe is for a {config.pipeline}, and {config.path} is a {family.pipeline}")
     vae = source.outlined_autoencoder(family)
     _check_channels(source, vae, family.sample_shape(vae, family.size(vae, config.pixels, config.frames))[0])
-    return family, _few_step(config, source.scheduler(), family.scales_input)
+    scheduler = source.scheduler()
+    if not config.distilled_teacher:
+        check_teacher(source, scheduler, source.network_config(type(family)), source.lora)
+    return family, _few_step(config, scheduler, family.scales_input)
 
 
 def pretrained(config: ModelConfig) -> Pretrained:
     """The recipe's pipeline, as a place to read from."""
-    return Pretrained(str(config.path), config.revision, config.variant)
+    lora = None if config.teacher_lora is None else LoraSource(config.teacher_lora, "teacher_lora")
+    return Pretrained(str(config.path), config.revision, config.variant, lora=lora)
 
 
 def _of_pipeline(
@@ -180,6 +189,13 @@ def _of_pipeline(
     student = None
     if config.student_from is not None:
         student = _student_from(config.student_from, network, family, families)
+    sources = {
+        role: LoraSource(lora, f"{role}_lora")
+        for role, lora in (("student", config.student_lora), ("fake_score", config.fake_score_lora)) if lora is not None
+    }  # fmt: skip
+    loras = {
+        role: partial(lora.layers, source.around(family, network), family.component) for role, lora in sources.items()
+    }  # fmt: skip
     shift = config.shift or (flow_shift(source.scheduler()) if is_flow(scheduler) else 1.0)
 
     def decode(latents: Tensor) -> Tensor:
@@ -188,7 +204,7 @@ def _of_pipeline(
 
     return Backbone(
         family, network, scheduler, shift, shape, conditions, decode,
-        lambda media: family.encode_media(vae, media.float()), student, read, source, size, (vae, decoder),
+        lambda media: family.encode_media(vae, media.float()), student, read, source, size, (vae, decoder), loras,
     )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from amd_plugin.atomic import replaced_file
 from amd_plugin.cache import root
 from amd_plugin.errors import InputError
 from amd_plugin.models.family import Condition
-from amd_plugin.models.pretrained import quiet
 from amd_plugin.models.prompt_lengths import Beyond, beyond, total, warn
+from amd_plugin.models.quiet import quiet
 from amd_plugin.tasks import Task
 
 CPU = torch.device("cpu")

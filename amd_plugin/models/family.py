@@ -69,6 +69,8 @@ class Family(Protocol):
         scales_input: whether the pipeline calls its scheduler's ``scale_model_input``.
         rounds_frames_up: whether the pipeline makes more frames than it is asked for, unless it is given latents; a family
             without the attribute does not.
+        fp32_autoencoder: whether the pipeline decodes latents of another precision with an autoencoder in fp32; the card then
+            loads it so; a family without the attribute does not.
         token_limits: number of tokens that encoders read, by the name of the tokenizer, where that is neither `text_length` nor
             the tokenizer's own limit; a family without the attribute has none.
         text_length: number of tokens that prompts are padded to, set before anything is encoded; None leaves it to the

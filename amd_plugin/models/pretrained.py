@@ -6,17 +6,14 @@ Weights are read from safetensors only, and no code that comes with a model is e
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.models.family import Family
 from amd_plugin.models.lazy_weights import TensorReader, Weights, meta_network
+from amd_plugin.models.lora_files import LoraSource
+from amd_plugin.models.quiet import quiet
 
 SENTENCES = ("a red apple", "two tall blue houses")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,12 +37,14 @@ class Pretrained:
         revision: revision of the hub repository; a commit hash pins it.
         variant: variant of the weight files, e.g. ``fp16``.
         key: the recipe's key that names the pipeline, for error messages.
+        lora: LoRA that is merged into every part that is read.
     """
 
     path: str
     revision: str | None = None
     variant: str | None = None
     key: str = "model.path"
+    lora: LoraSource | None = None
 
     def index(self) -> dict[str, Any]:
         """The pipeline's ``model_index.json``.
@@ -62,8 +63,12 @@ class Pretrained:
             except (OSError, ValueError) as error:
                 raise InputError(f"{self.key}: {file} cannot be read: {error}") from error
             return dict(index)
+        if folder.is_file():
+            how = "make one with diffusers: Pipeline.from_single_file(FILE).save_pretrained(FOLDER), with the pipeline's class"
+            raise InputError(f"{self.key}: {self.path} is a single file, and a folder in diffusers' layout is needed; {how}")
         if folder.exists() or folder.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
-            raise InputError(f"{self.key}: {self.path} is neither a folder nor a hub id (owner/name)")
+            hint = "; of an address on the hub, take owner/name" if "://" in self.path else ""
+            raise InputError(f"{self.key}: {self.path} is neither a folder nor a hub id (owner/name){hint}")
         with self.reading("model_index.json"):
             return dict(diffusers.DiffusionPipeline.load_config(self.path, revision=self.revision))
 
@@ -109,7 +114,16 @@ class Pretrained:
 
     def network(self, family: Family, dtype: torch.dtype) -> nn.Module:
         """The network that is distilled, frozen, on the CPU, in eval mode."""
-        return self.part(family.network, dtype, family.component)
+        network = self.part(family.network, dtype, family.component)
+        if self.lora is not None:
+            self.lora.fuse(self.around(family, network), family.component, text=False)
+        return network.requires_grad_(False)
+
+    def around(self, family: Family, network: nn.Module) -> Any:
+        """A pipeline of `network` and no other models, for what pipelines do with adapters."""
+        parts = {name: None for name, entry in self.index().items() if isinstance(entry, list) and name != "scheduler"}
+        with self.reading("pipeline"):
+            return _class(family.pipeline).from_pretrained(self.path, **{**parts, family.component: network}, **self._options())
 
     def weights(self, family: Family) -> Weights:
         """The tensors of the network that is distilled, in their files; downloads them where they are on the hub."""
@@ -174,20 +188,31 @@ class Pretrained:
             if isinstance(part, PreTrainedTokenizerBase) and not tells_words_apart(part):
                 problem = f"{name} does not tell words apart: files of its vocabulary are missing"
                 raise InputError(f"{self.key}: {self.path}: {problem}. Fetch it again")
+        if self.lora is not None and self.lora.has_text:
+            with torch.device("meta"):
+                empty = self.empty_network(family)
+            pipeline.register_modules(**{family.component: empty})
+            self.lora.fuse(pipeline, family.component, text=True)
+            pipeline.register_modules(**{family.component: None})
         return pipeline
 
     def pipeline(self, family: Family, dtype: torch.dtype, **parts: Any) -> Any:
         """The whole pipeline, with `parts` in place of its own."""
         with self.reading("pipeline"):
-            return _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **parts, **self._options())
+            pipeline = _class(family.pipeline).from_pretrained(self.path, torch_dtype=dtype, **parts, **self._options())
+        if self.lora is not None and self.lora.has_text:
+            self.lora.fuse(pipeline, family.component, text=True)
+        return pipeline
 
     def fingerprint(self) -> list[Any]:
         """JSON-able identity of the text encoders: sizes and times of their files, or hub id and revision."""
-        folder = Path(self.path).expanduser()
+        folder, lora = Path(self.path).expanduser(), []
+        if self.lora is not None and self.lora.has_text:
+            lora = [self.lora.fingerprint()]
         if not folder.is_dir():
-            return [self.path, self.revision]
+            return [self.path, self.revision, *lora]
         files = sorted(f for part in folder.iterdir() if part.name.startswith(("text", "token")) for f in part.rglob("*.*"))
-        return [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        return [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + lora
 
     def _options(self) -> dict[str, Any]:
         return {"revision": self.revision, "variant": self.variant, "use_safetensors": True}
@@ -219,20 +244,3 @@ def tells_words_apart(tokenizer: Any) -> bool:
 
 def _class(name: str) -> Any:
     return getattr(diffusers, name)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences progress bars and notes of diffusers and transformers within the context."""
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    with ExitStack() as restore:
-        restore.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", FutureWarning)
-        for name in ("transformers", "diffusers"):
-            restore.callback(logging.getLogger(name).setLevel, logging.getLogger(name).level)
-            logging.getLogger(name).setLevel(logging.ERROR)
-        for library in libraries:
-            if library.is_progress_bar_enabled():
-                restore.callback(library.enable_progress_bar)
-                library.disable_progress_bar()
-        yield

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from amd_plugin.config import LoraConfig, ModelConfig
 from amd_plugin.errors import OptionError
 from amd_plugin.models.lazy_weights import LazyTensor, TensorReader, materialize, materialize_meta
+from amd_plugin.models.lora_files import Layers, add_layers, start_adapter
 from amd_plugin.models.step_conditioning import OUTCOME, RUNGS, Conditions, add_tables, remove_tables, tables_of
 from amd_plugin.randomness import generator
 
@@ -217,12 +219,14 @@ class StartNetworks(NamedTuple):
         student: the network from which the student starts; None for the teacher's.
         read: the reader of the teacher's parameters on the meta device; copies of the teacher need their values.
         conditions: the tables that condition the fake score; None for none.
+        loras: the layers from which roles start, on top of the teacher's weights, by role.
     """
 
     teacher: nn.Module
     student: nn.Module | None = None
     read: TensorReader | None = None
     conditions: Conditions | None = None
+    loras: Mapping[str, Layers] = MappingProxyType({})
 
 
 def make_roles(config: ModelConfig, start: StartNetworks, seed: int, *, whole: bool = True) -> dict[str, Role]:
@@ -241,6 +245,7 @@ def make_roles(config: ModelConfig, start: StartNetworks, seed: int, *, whole: b
         base = start.teacher
         for role in ("student", "fake_score"):
             _add_adapter(base, role, config.lora, seed)
+            start_adapter(base, role, start.loras.get(role, {}), f"{role}_lora")
         if start.conditions is not None:
             add_tables(base, "fake_score", start.conditions)
         shared = {role: Role(base, role, shared=True) for role in ("student", "fake_score")}
@@ -253,8 +258,10 @@ def make_roles(config: ModelConfig, start: StartNetworks, seed: int, *, whole: b
             network = materialize_meta(network, start.read)
         if weights == "lora":
             _add_adapter(network, name, config.lora, seed)
+            start_adapter(network, name, start.loras.get(name, {}), f"{name}_lora")
         else:
             network.float().requires_grad_(True)
+            add_layers(network, start.loras.get(name, {}))
         if name == "fake_score" and start.conditions is not None:
             add_tables(network, name, start.conditions)
         roles[name] = Role(network, name if weights == "lora" else None)

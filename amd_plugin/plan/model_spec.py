@@ -20,7 +20,8 @@ from amd_plugin.models.backbone import check_backbone, pretrained
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import set_text_length, size_of, untrained
 from amd_plugin.models.family import Condition, Family, Size
-from amd_plugin.models.pretrained import Pretrained, quiet
+from amd_plugin.models.pretrained import Pretrained
+from amd_plugin.models.quiet import quiet
 
 if TYPE_CHECKING:
     from amd_plugin.tasks import Task

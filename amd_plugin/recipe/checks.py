@@ -127,6 +127,15 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model",), f"needs either path, a pipeline to distil, or network, one made here; got {got}")
     elif model.network is not None and model.teacher is None:
         source.problem(("model", "teacher"), "required for a network that is made here, but not given")
+    for key in ("teacher_lora", "student_lora", "fake_score_lora"):
+        if (lora := getattr(model, key)) is None:
+            continue
+        if model.path is None:
+            source.problem(("model", key), f"is for a pipeline; needs model.path, got {lora.path!r}")
+        elif config.distributed.teacher != "none" or config.distributed.trained == "zero3":
+            message = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
+            other = "or merge it into a pipeline of its own for model.path"
+            source.problem(("model", key), f"{message}, {other}; got {lora.path!r}")
     if model.reward_pixels is not None and model.path is None:
         message = "shrinks a pipeline's latents before they are decoded; needs model.path"
         source.problem(("model", "reward_pixels"), f"{message}, got {list(model.reward_pixels)}")

@@ -24,7 +24,8 @@ from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
 
 # Keys with paths, which may be relative to the recipe's folder.
-FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"))
+FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"),
+         ("model", "teacher_lora"), ("model", "student_lora"), ("model", "fake_score_lora"))  # fmt: skip
 
 
 @dataclass
@@ -120,6 +121,8 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
     for section, key in FILES:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, dict):  # a file with options beside its path
+            part, key, value = value, "path", value.get("path")
         if part is not None and isinstance(value, str):
             places = (Path(), folder, *SHIPPED)
             path = next((f / value for f in places if (f / value).is_file() or (f / value).is_dir()), None)

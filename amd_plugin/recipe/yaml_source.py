@@ -165,16 +165,17 @@ class _CoreLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
         if self._depth > DEEPEST:
             problem = f"nested more than {DEEPEST} levels deep; recipes have a handful"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, problem, mark)
         if isinstance(event, yaml.ScalarEvent) and not event.style and _DIGITS.fullmatch(event.value):
             problem = f"a number of {len(event.value)} digits; no option takes one that long"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, problem, mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed in recipes", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed in recipes", mark)
         if getattr(event, "tag", None):
-            raise yaml.composer.ComposerError(None, None, "tags are not allowed in recipes", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "tags are not allowed in recipes", mark)
         self._depth += 1
         try:
             return super().compose_node(parent, index)

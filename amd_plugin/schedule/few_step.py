@@ -47,6 +47,8 @@ def few_step_scheduler(
     Raises:
         OptionError: if the teacher's schedule has no such rungs, for ``student_steps``, ``transition`` or ``shift``.
     """
+    if teacher is not None:
+        _check_schedule(teacher, shift)
     if teacher is not None and num_steps > teacher.config.num_train_timesteps:
         message = f"the teacher's scheduler has {teacher.config.num_train_timesteps} training timesteps"
         raise OptionError("student_steps", f"must be at most that, {message}, got {num_steps}")
@@ -144,6 +146,27 @@ class Ladder:
 def sample(predict: Predict, scheduler: Any, num_steps: int, noise: Tensor, draws: Draws) -> Tensor:
     """Samples [B, ...] of `scheduler`'s own loop from `noise` [B, ...]; see `Ladder.descend` for the arguments."""
     return Ladder(scheduler, num_steps, noise.device).descend(predict, noise, draws, num_steps)
+
+
+def _check_schedule(teacher: Any, shift: float | None) -> None:
+    """Checks that the noise levels of `teacher` are those of betas or of a flow with one shift.
+
+    Raises:
+        OptionError: for ``path`` or ``shift``. Defaults in place of what is missing would train another schedule in silence.
+    """
+    kind, config = type(teacher).__name__, teacher.config
+    if is_flow(teacher):
+        if config.get("use_dynamic_shifting") and shift is None:
+            message = f"the teacher's {kind} shifts by the size of its samples (use_dynamic_shifting)"
+            raise OptionError("shift", f"{message}; set the shift for your size, got none")
+        return
+    betas = config.get("trained_betas") is not None or config.get("beta_start") is not None
+    if not betas or config.get("timestep_type") == "continuous":
+        message = f"the schedule of its {kind} is not one of betas (EDM and consistency models have such schedules)"
+        raise OptionError("path", f"{message}; only schedules of betas and flow matching can be distilled")
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
+        message = f"its {kind} begins at pure noise (rescale_betas_zero_snr), from which the noise it predicts tells no picture"
+        raise OptionError("path", f"{message}; such models predict v: correct prediction_type or that key in its scheduler")
 
 
 def _scheduler(kind: Any, **config: Any) -> SchedulerMixin:

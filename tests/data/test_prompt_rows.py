@@ -274,3 +274,24 @@ def test_a_cache_that_cannot_be_written_names_the_variable(name, tmp_path, monke
     monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="Set AMD_PLUGIN_CACHE"):
         PromptRows(str(tmp_path / name))
+
+
+def test_a_column_is_found_in_any_case(tmp_path):
+    """As in PartiPrompts; a column in small letters comes first."""
+    (tmp_path / "parti.tsv").write_text("Prompt\tCategory\nbond\tAbstract\n")
+    assert PromptRows(str(tmp_path / "parti.tsv")).rows(0, 1)[0].prompt == "bond"
+    (tmp_path / "both.csv").write_text("Prompt,prompt\nno,yes\n")
+    assert PromptRows(str(tmp_path / "both.csv")).rows(0, 1)[0].prompt == "yes"
+
+
+def test_grey_pictures_of_sixteen_bits_are_not_white(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from amd_plugin.data.prompts import Prompts
+
+    (tmp_path / "grey").mkdir()
+    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "grey" / "a.png")
+    (tmp_path / "grey" / "metadata.csv").write_text("file_name,prompt\na.png,fog\n")
+    pictures, _ = Prompts(source=str(tmp_path / "grey"), image_column="image").training_data(1, None)
+    assert pictures.mean().item() == pytest.approx(0, abs=0.01)

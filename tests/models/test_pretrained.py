@@ -146,6 +146,13 @@ def test_a_tokenizer_without_its_vocabulary(copy, plugins):
         where.text_parts(where.family(plugins.families()), torch.float32)
 
 
+def test_a_single_file_and_an_address(refused, tmp_path):
+    file = tmp_path / "sd_xl_base_1.0.safetensors"
+    file.write_bytes(b"weights")
+    assert "is a single file" in (said := refused(file)) and "from_single_file(FILE).save_pretrained(FOLDER)" in said
+    assert "of an address on the hub, take owner/name" in refused("https://huggingface.co/stabilityai/sdxl")
+
+
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "./nothing", "a/b/c", "~/nothing"])
 def test_what_is_neither_folder_nor_hub_id(refused, path):
     assert "neither a folder nor a hub id" in refused(path)

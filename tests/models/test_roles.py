@@ -149,16 +149,25 @@ def roles_of(trainer):
 
 
 @pytest.mark.parametrize("family", ["sdxl", "wan"])
-@pytest.mark.parametrize("roles", ["shared_base", "separate"])
+@pytest.mark.parametrize(
+    "roles", [("shared_base",), ("separate",), ("separate", "model.student=lora", "model.fake_score=lora")]
+)
 def test_gradient_checkpointing_changes_memory_and_nothing_else(family, roles, piped, plugins):
+    """Adapters on a frozen base included, whose gradients other ways of checkpointing lose."""
+
     def trained(checkpointing):
         overrides = (
-            f"model.roles={roles}",
+            f"model.roles={roles[0]}",
+            *roles[1:],
             f"train.gradient_checkpointing={str(checkpointing).lower()}",
             "train.accumulation=2",
         )
         trainer = Trainer(piped(family, *overrides), plugins, Accelerator(cpu=True))
+        before = [value.detach().clone() for role in roles_of(trainer).values() for value in role.parameters()]
         trainer.cycle()
+        after = [value.detach() for role in roles_of(trainer).values() for value in role.parameters()]
+        moved = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+        assert sum(moved) >= len(moved) // 3, "an adapter's down matrices wait for its up matrices, and nothing else does"
         return trainer.student.parameters()
 
     for one, two in zip(trained(False), trained(True), strict=True):

@@ -1,5 +1,7 @@
 """Sizes that a model cannot make are refused by recipe check and dry run, with the line and what it can make."""
 
+import re
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -53,16 +55,43 @@ def test_the_largest_and_oddest_sizes_are_made(family, sizes, piped, plugins):
     assert media.shape[-2:] == made.size[:2] and (family != "wan" or media.shape[2] == made.size.frames)
 
 
-def test_a_card_asks_for_the_frames_that_were_trained(piped, plugins, tmp_path):
+def test_a_card_asks_for_the_frames_that_were_trained(piped, plugins, tmp_path, monkeypatch):
     """Stock diffusers rounds up for an autoencoder that keeps all frames, as the one of moving_digits does."""
     from amd_plugin.host import run
 
-    run.train(piped("wan", "model.roles=shared_base", "train.max_steps=1", "train.fake_updates=1"), plugins, tmp_path / "run")
+    small = ("model.roles=shared_base", "model.dtype=bf16", "train.max_steps=1", "train.fake_updates=1")
+    run.train(piped("wan", *small), plugins, tmp_path / "run")
     card = (tmp_path / "run" / "student" / "README.md").read_text()
-    call = next(line for line in card.splitlines() if "pipeline(" in line)
-    assert "num_frames=5" in call and "latents=torch.randn(1, 1, 5, 16, 16)" in call
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
-    scope = {"pipeline": pipeline, "torch": torch}
-    exec(call, scope)
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    assert "num_frames=5" in code and "latents=torch.randn(1, 1, 5, 16, 16)" in code
+    monkeypatch.chdir(tmp_path / "run" / "student")
+    scope = {}
+    exec(code, scope)
     assert len(scope["video"]) == 5
+    assert (scope["pipeline"].vae.dtype, scope["pipeline"].transformer.dtype) == (torch.float32, torch.bfloat16)
     assert wan().vae.config.scale_factor_temporal == 1
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_decodes_and_is_exported_in_fp32(
+    piped, plugins, pipeline_folder, tmp_path
+):
+    """As SDXL's does: rewards see finite pictures, and the exported folder has the weights as they were."""
+    from safetensors.torch import load_file
+
+    from amd_plugin.host import run
+
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder("sdxl"))
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_in.weight.mul_(3e4)
+        pipeline.vae.decoder.conv_in.bias.fill_(9e4)
+    pipeline.save_pretrained(tmp_path / "overflows")
+    recipe = piped(
+        "sdxl", f"model.path={tmp_path / 'overflows'}", "model.dtype=fp16", "train.max_steps=1", "model.roles=shared_base"
+    )
+    made = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    latents = torch.randn(2, *made.sample_shape).half()
+    assert made.decode(latents).isfinite().all()
+    run.train(recipe, plugins, tmp_path / "run")
+    exported = load_file(next((tmp_path / "run" / "student" / "vae").glob("*.safetensors")))
+    assert all(torch.equal(exported[name], value) for name, value in pipeline.vae.state_dict().items())
+    assert not pipeline.vae.half().decode(latents).sample.isfinite().all()

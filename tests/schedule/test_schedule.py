@@ -3,11 +3,15 @@
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMScheduler,
     DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    SCMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -120,3 +124,35 @@ def test_variance_preserving_levels():
 def test_more_rungs_than_distinct_timesteps():
     with pytest.raises(OptionError, match="distinct"):
         Ladder(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True, num_train_timesteps=1), 3)
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [EDMEulerScheduler(), EDMDPMSolverMultistepScheduler(), CMStochasticIterativeScheduler(), SCMScheduler(),
+     EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction", sigma_min=0.002, sigma_max=120.0)],
+    ids=lambda teacher: type(teacher).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("transition", ["sde", "ode"])
+def test_schedules_without_betas_are_refused_instead_of_replaced(teacher, transition):
+    """As Playground v2.5's, CosXL's and consistency models': defaults would make another schedule of them in silence."""
+    with pytest.raises(OptionError, match=r"path: the schedule of its .* is not one of betas"):
+        few_step_scheduler(4, teacher, transition=transition, scales_input=True)
+
+
+def test_pure_noise_and_a_prediction_of_it_are_refused():
+    """alpha = 0 at the first step: the clean picture is 0 / 0. With v it is -v."""
+    message = r"path: its DDIMScheduler begins at pure noise \(rescale_betas_zero_snr\)"
+    with pytest.raises(OptionError, match=message):
+        few_step_scheduler(4, DDIMScheduler(rescale_betas_zero_snr=True))
+    for transition in ("sde", "ode"):
+        teacher = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+        scheduler = few_step_scheduler(4, teacher, transition=transition)
+        made = sample(lambda x, t: x, scheduler, 4, torch.randn(2, 3), torch.Generator().manual_seed(0))
+        assert made.isfinite().all()
+
+
+def test_a_shift_that_depends_on_the_size_has_to_be_chosen():
+    teacher = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with pytest.raises(OptionError, match=r"shift: .*use_dynamic_shifting"):
+        few_step_scheduler(4, teacher)
+    assert Ladder(few_step_scheduler(4, teacher, shift=3.0), 4).timesteps[1] == pytest.approx(900)

@@ -32,8 +32,8 @@ MAY_CHANGE = {
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
     "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
     "distributed": ("mixed_precision", "device", "teacher", "trained", "timeout"),
-    # The checkpoint itself shows whether this fits.
-    "model": ("rung_conditioning",),
+    # The checkpoint itself shows whether rung conditioning fits; the other only silences a check.
+    "model": ("rung_conditioning", "distilled_teacher"),
 }  # fmt: skip
 
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -43,6 +43,7 @@ NO_RESULT_DEPENDS_ON = {
     "train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "stop_on_hacking"),
     "rewards": ("offload", "pool"),
     "evaluate": ("features", "fps"),
+    "model": ("distilled_teacher",),
 }
 
 

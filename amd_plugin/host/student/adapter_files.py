@@ -36,8 +36,8 @@ def comfyui_file(recipe: Recipe) -> str:
     return f"{recipe.name}_comfyui.safetensors"
 
 
-def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recipe, step: int) -> str:
-    """Writes the adapter of `student` to `folder`, and returns the name of the file that other programs read.
+def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recipe, step: int) -> str | None:
+    """Writes the adapter of `student` to `folder`, and returns the name of the file that other programs read, if there is one.
 
     Args:
         folder: an existing folder.
@@ -53,7 +53,8 @@ def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recip
     if save is None:
         raise InputError(f"--format lora: a {type(backbone.network).__name__} is in no pipeline that loads adapters. Use full")
     layers = {name: value.detach().cpu().contiguous() for name, value in student.adapter_state_dict().items()}
-    elsewhere = _elsewhere(family, layers)
+    convert = getattr(family, "adapter_elsewhere", None)
+    elsewhere = Elsewhere(family.pipeline, family.pipeline, None) if convert is None else convert(layers)
     about = _metadata(elsewhere, backbone, recipe, step)
 
     def write(weights: dict[str, Tensor], path: str) -> None:
@@ -61,14 +62,9 @@ def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recip
 
     save(folder, **{f"{family.component}_lora_layers": layers}, weight_name=LORA_FILE, save_function=write)
     if elsewhere.layers is None:
-        return LORA_FILE
+        return None if convert is None else LORA_FILE
     write(elsewhere.layers, str(folder / comfyui_file(recipe)))
     return comfyui_file(recipe)
-
-
-def _elsewhere(family: Any, layers: dict[str, Tensor]) -> Elsewhere:
-    convert = getattr(family, "adapter_elsewhere", None)
-    return convert(layers) if convert is not None else Elsewhere(family.pipeline, family.pipeline, None)
 
 
 def _metadata(elsewhere: Elsewhere, backbone: Backbone, recipe: Recipe, step: int) -> dict[str, str]:

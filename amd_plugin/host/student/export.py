@@ -20,7 +20,8 @@ from amd_plugin.host.student.load import load_student
 from amd_plugin.host.student.model_card import write_card
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Family
-from amd_plugin.models.pretrained import DTYPES, quiet
+from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.quiet import quiet
 from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
@@ -59,13 +60,13 @@ def export(
         if how != "lora":
             _save_network(draft, student, backbone, recipe.config.model)
             backbone.scheduler.save_pretrained(draft / "scheduler")
-            card(draft, merged=adapter)
+            card(draft, merged=student.adapter is not None)
         if adapter:
             folder = draft if how == "lora" else draft / ADAPTER_FOLDER
             folder.mkdir(exist_ok=True)
             comfyui = write_adapter(folder, student, backbone, recipe, step)
             backbone.scheduler.save_pretrained(folder / "scheduler")
-            card(folder, comfyui=comfyui)
+            card(folder, adapter_alone=True, comfyui=comfyui)
 
 
 def _save_network(folder: Path, student: Role, backbone: Backbone, config: ModelConfig) -> None:
@@ -76,6 +77,8 @@ def _save_network(folder: Path, student: Role, backbone: Backbone, config: Model
         return
     dtype, family = DTYPES[config.dtype], cast("Family", backbone.family)
     parts = {family.component: network if network.dtype == dtype else network.to(dtype), "scheduler": backbone.scheduler}
+    # As it was read, in fp32: what reads the folder rounds it if it wants to, and several overflow in half precision.
+    parts["vae"] = backbone.autoencoders[0]
     with quiet():
         backbone.pretrained.pipeline(family, dtype, **parts).save_pretrained(folder, safe_serialization=True)
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from amd_plugin.atomic import write_text
+from amd_plugin.config import LoraFile
 from amd_plugin.host.running import run_log
 from amd_plugin.host.student.adapter_files import LORA_FILE
 from amd_plugin.host.student.sampler_settings import SamplerSettings
@@ -26,7 +27,7 @@ _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoes
 
 def write_card(
     folder: Path, backbone: Backbone, recipe: Recipe, *, run: Path, step: int, weights: str,
-    comfyui: str | None = None, merged: bool = False,
+    adapter_alone: bool = False, comfyui: str | None = None, merged: bool = False,
 ) -> None:  # fmt: skip
     """Writes ``README.md``, and the pictures it shows, beside the student in `folder`.
 
@@ -37,7 +38,8 @@ def write_card(
         run: folder of the run: its metrics, samples and ``run.json``.
         step: number of student updates.
         weights: ``ema`` or ``raw``. Held-out metrics are shown only where exactly this student was evaluated.
-        comfyui: the file for other programs, where the folder holds only the adapter for a base pipeline; None for a pipeline.
+        adapter_alone: whether the folder holds only the adapter for a base pipeline.
+        comfyui: the adapter's file for other programs; None where there is none.
         merged: whether an adapter is merged into the pipeline's network.
     """
     config, family = recipe.config, cast("Family", backbone.family)
@@ -70,9 +72,10 @@ def write_card(
         shape=", ".join(map(str, backbone.sample_shape)),
         scheduler=type(backbone.scheduler).__name__,
         call=", ".join(f"{name}={value!r}" for name, value in call.items()) + noise,
-        dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.model.dtype],
+        dtype=_load_dtype(config.model.dtype, getattr(family, "fp32_autoencoder", False)),
         video=backbone.pretrained is not None and family.video,
-        adapter_alone=comfyui is not None, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
+        adapter_alone=adapter_alone, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
+        teacher_lora=_teacher_lora(config.model.teacher_lora),
         sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
         base=_base(config.model.student_from or config.model.path, config.model.revision),
         torch=torch.__version__,
@@ -98,6 +101,25 @@ def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
     return True
+
+
+def _load_dtype(dtype: str, fp32_autoencoder: bool) -> str:
+    """``torch_dtype`` of the card's code: the recipe's, with an autoencoder in fp32 as in training where the pipeline can."""
+    name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+    mixed = fp32_autoencoder and dtype != "fp32"
+    return f'{{"vae": torch.float32, "default": torch.{name}}}' if mixed else f"torch.{name}"
+
+
+def _teacher_lora(file: LoraFile | None) -> dict[str, Any] | None:
+    """Name, weight and ``load_lora_weights``'s arguments of the LoRA that is merged into the teacher."""
+    if file is None:
+        return None
+    path = Path(file.path).expanduser()
+    if path.exists():
+        return {"name": path.name, "weight": file.weight, "load": f'"{path.name}"'}
+    owner, name, *inside = file.path.split("/", 2)
+    more = "".join(f', weight_name="{part}"' for part in inside)
+    return {"name": file.path, "weight": file.weight, "load": f'"{owner}/{name}"{more}'}
 
 
 def _base(path: str | None, revision: str | None) -> dict[str, str] | None:

@@ -34,22 +34,24 @@ class SamplerSettings:
     def __init__(self, backbone: Backbone, model: ModelConfig):
         scheduler: Any = backbone.scheduler
         self.steps, sde = model.student_steps, model.transition == "sde"
-        self.timesteps = [round(float(t), 1) for t in Ladder(scheduler, self.steps).timesteps.tolist()]
+        self.timesteps = [_rounded(t) for t in Ladder(scheduler, self.steps).timesteps.tolist()]
         self.shift = backbone.shift if is_flow(scheduler) else None
         total = scheduler.config.num_train_timesteps
         distilled = sde and self.shift is None and scheduler.config.prediction_type == "epsilon"
         if self.shift is not None:
             self.node: str | None = f"ModelSamplingSD3 with shift {self.shift:g}"
         else:
-            self.node = "ModelSamplingDiscrete with sampling lcm" if distilled else None
+            kind = "lcm" if distilled else {"v_prediction": "v_prediction"}.get(scheduler.config.prediction_type)
+            zsnr = " and zsnr" if scheduler.config.get("rescale_betas_zero_snr") else ""
+            self.node = None if kind is None else f"ModelSamplingDiscrete with sampling {kind}{zsnr}"
         # The node for LCM keeps 50 of the timesteps, as diffusers' scheduler does.
         entries = 50 if distilled else total
         picked = [entries - 1 - int(step * (entries / self.steps)) for step in range(self.steps)]
         levels = [(entry + 1) * (total // entries) for entry in picked]
         if self.shift is not None:
-            self.elsewhere = [round(float(shifted(torch.tensor(level / total), self.shift)) * total, 1) for level in levels]
+            self.elsewhere = [_rounded(shifted(torch.tensor(level / total), self.shift) * total) for level in levels]
         else:
-            self.elsewhere = [float(level - 1) for level in levels]
+            self.elsewhere = [_rounded(level - 1) for level in levels]
         self.sampler = "lcm" if sde else "euler"
 
     @property
@@ -63,3 +65,9 @@ class SamplerSettings:
         node = f"{self.node}, " if self.node else ""
         settings = f"{self.steps} steps, {node}sampler {self.sampler}, schedule simple, CFG 1"
         return f"{settings}; trained at timesteps {self.timesteps}"
+
+
+def _rounded(timestep: Any) -> float:
+    """A timestep to a tenth, as people write it: an integer where it is whole."""
+    value = round(float(timestep), 1)
+    return int(value) if value.is_integer() else value

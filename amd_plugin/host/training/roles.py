@@ -67,7 +67,8 @@ def build_roles(
     # Adapters are added to a base that is on its device. Networks of their own are copied from one that is not yet.
     base = placed(module=base) if shared else base
     conditioned = conditions(model, backbone.family, outcomes=outcomes, warn=accelerator.is_main_process)
-    start = StartNetworks(base, backbone.student, read, conditioned)
+    loras = {role: read_layers() for role, read_layers in backbone.loras.items()}
+    start = StartNetworks(base, backbone.student, read, conditioned, loras)
     roles = make_roles(model, start, train.seed, whole=stage != "zero3")
     if not shared:
         roles["teacher"] = Role(placed(module=base), frozen=True)

@@ -14,7 +14,7 @@ from amd_plugin.config import ModelConfig
 from amd_plugin.errors import OptionError
 from amd_plugin.models.embedded.teacher import teacher_made_of, train_teacher, training_of
 from amd_plugin.models.family import Condition, Family, Size
-from amd_plugin.models.pretrained import quiet
+from amd_plugin.models.quiet import quiet
 from amd_plugin.schedule import NoiseSchedule
 from amd_plugin.schedule.noise import flow_shift
 from amd_plugin.tasks import Task

@@ -32,6 +32,7 @@ class Wan:
     autoencoder: ClassVar[str] = "AutoencoderKLWan"
     video: ClassVar[bool] = True
     scales_input: ClassVar[bool] = False
+    fp32_autoencoder: ClassVar[bool] = True
 
     def __init__(self, index: Mapping[str, Any], config: Mapping[str, Any]):
         if (index.get("transformer_2") or [None])[0] is not None:

@@ -103,9 +103,12 @@ def listing():
 def hanging():
     return lambda media, prompts: time.sleep(600) if os.environ["RANK"] == "0" else media[:, 0]
 
+def dreamy(slow: str):
+    return lambda media, prompts: (time.sleep(0.5 if os.environ["RANK"] in slow else 0), media[:, 0])[1]
+
 @amd_plugin.hookimpl
 def distill_rewards():
-    return {"moody": moody, "listing": listing, "hanging": hanging}
+    return {"moody": moody, "listing": listing, "hanging": hanging, "dreamy": dreamy}
 
 if __name__ == "__main__":
     import amd_plugin.plugins as plugins
@@ -147,6 +150,16 @@ def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
     last = [line for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if "loss/student" in line][-1]
     assert last["reward_failed/moody"] == 0.5 and last["reward_failed/listing"] == 1 / 16
     assert last["objective/failed_rewards"] == 0.5
+
+
+def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
+    students = []
+    for slow in ("1", "0", "none"):
+        (tmp_path / slow).mkdir()
+        done = launch_with_rewards(tmp_path / slow, f"[{{name: dreamy, slow: '{slow}'}}]")
+        assert done.returncode == 0, done.stderr
+        students.append(load_file(tmp_path / slow / "run" / "checkpoints" / "step-000003" / "student.safetensors"))
+    assert all(torch.equal(value, other[name]) for other in students[1:] for name, value in students[0].items())
 
 
 def test_bad_input_under_a_launcher_ends_all_processes(tmp_path):

@@ -186,8 +186,8 @@ def test_the_adapter_of_a_pipeline_cannot_be_applied_twice(exported):
 @pytest.mark.parametrize(
     ("family", "says"),
     [
-        ("sdxl", ["999.0, 759.0, 499.0, 259.0", "ModelSamplingDiscrete with sampling lcm", "sampler `lcm`", "sampler LCM"]),
-        ("wan", ["1000.0, 960.0, 888.9, 727.3", "ModelSamplingSD3 with shift 8", "sampler `lcm`"]),
+        ("sdxl", ["999, 759, 499, 259", "ModelSamplingDiscrete with sampling lcm", "sampler `lcm`", "sampler LCM"]),
+        ("wan", ["1000, 960, 888.9, 727.3", "ModelSamplingSD3 with shift 8", "sampler `lcm`"]),
     ],
 )
 def test_card_and_metadata_say_what_goes_where_and_how_to_sample(family, says, exported):
