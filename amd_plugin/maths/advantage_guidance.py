@@ -2,17 +2,19 @@
 
     outcome      o = good with probability (1 + kappa a) / 2, else bad; none for a third of the samples
     fake score   ordinary denoising, F(x_t, o)
-    direction    d = d_real - F(x_t, none) + gamma (F(x_t, good) - F(x_t, bad))
+    direction    d = d_real - F(x_t, none) + gamma P(bad | a) (F(x_t, good) - F(x_t, bad)),    P(bad | a) = (1 - kappa a) / 2
 
-The contrast F(x_t, good) - F(x_t, bad) is sigma^2 / alpha times the gradient of log P(good | x_t) / P(bad | x_t). The student
-climbs the log-odds of success at every noise level, for a black-box reward, without a gradient through reward or decoder. This
-is classifier-free guidance with the outcome as the condition, on the student's own distribution (docs/how-it-works.md).
+The contrast F(x_t, good) - F(x_t, bad) is sigma^2 / alpha times the gradient of log P(good | x_t) / P(bad | x_t). Times P(bad),
+whose mean over the samples at x_t is P(bad | x_t), it is the gradient of log P(good | x_t): the student climbs the probability
+of success at every noise level, for a black-box reward, without a gradient through reward or decoder. Samples that succeed stay
+where they are. This is classifier-free guidance with the outcome as the condition, on the student's own distribution
+(docs/how-it-works.md).
 """
 
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.operators import EVERYWHERE, Transform, Window, inside
+from amd_plugin.maths.operators import Transform
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction
 
@@ -49,27 +51,23 @@ def outcomes(advantage: Tensor, draws: Tensor, kappa: float = KAPPA, none_share:
     return torch.where((draws < 0) | ~(a != 0).any(), NONE, outcome)
 
 
-def log_odds(advantage: Tensor, kappa: float = KAPPA) -> Tensor:
-    """``log P(good) / P(bad)`` [B] of samples with `advantage` [B], at noise level 0.
+def failure_probability(advantage: Tensor, kappa: float = KAPPA) -> Tensor:
+    """``P(bad | a)`` [B] of samples with `advantage` [B] in [-1, 1].
 
     Example:
-        >>> log_odds(torch.tensor([-1.0, 0.0, 1.0]))
-        tensor([-3.6636,  0.0000,  3.6636])
+        >>> failure_probability(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([0.9750, 0.5000, 0.0250])
     """
-    a = kappa * widen(advantage.detach())
-    return torch.log1p(a) - torch.log1p(-a)
+    return (1 - kappa * widen(advantage.detach())) / 2
 
 
-def guide_by_advantage(gamma: float | Tensor, window: Window = EVERYWHERE) -> Transform:
-    """Adds the third term ``gamma (F_good - F_bad)`` to a direction whose signals have these predictions.
+def guide_by_advantage(gamma: float) -> Transform:
+    """Adds the third term ``gamma P(bad | a) (F_good - F_bad)`` to a direction whose signals have these predictions.
+
+    Without advantages, every sample counts as one that is as likely to be good as to be bad.
 
     Args:
-        gamma: scale, at least 0: one for all samples or one for each [B]; 0 changes nothing. `Signals.advantage_factor`
-            multiplies it.
-        window: noise levels (low, high) outside which the term is 0, inclusive, fractions of the schedule as `Signals.sigma`.
-
-    Raises:
-        ValueError: when called on signals without `Signals.sigma`, for a window that is not open.
+        gamma: scale, at least 0; 0 changes nothing. `Signals.advantage_factor` multiplies it per sample.
 
     Example:
         >>> from amd_plugin.maths.operators import chain, dmd
@@ -77,21 +75,18 @@ def guide_by_advantage(gamma: float | Tensor, window: Window = EVERYWHERE) -> Tr
         >>> x0 = torch.zeros(1, 1)
         >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=None, fake=x0, fake_good=x0 + 0.25, fake_bad=x0 - 0.25)
         >>> chain(dmd(), guide_by_advantage(gamma=4.0))(signals).total()
-        tensor([[4.]])
+        tensor([[3.]])
     """
 
     def transform(direction: Direction) -> Direction:
         signals = direction.signals
         contrast = signals.contrast()
-        if contrast is None or (isinstance(gamma, float | int) and gamma == 0):
+        if contrast is None or gamma == 0:
             return direction
-        scaled = (signals.per_sample(gamma) if isinstance(gamma, Tensor) and gamma.dim() else gamma) * contrast
+        a = torch.zeros(len(contrast), device=contrast.device) if signals.advantage is None else signals.advantage
+        scale = gamma * failure_probability(a)
         if signals.advantage_factor is not None:
-            scaled = signals.per_sample(signals.advantage_factor) * scaled
-        if window != EVERYWHERE:
-            if signals.sigma is None:
-                raise ValueError("Signals.sigma: needed by a window over noise levels, got None")
-            scaled = signals.per_sample(inside(signals.sigma, window)) * scaled
-        return direction._replace(advance=scaled)
+            scale = scale * signals.advantage_factor.to(scale)
+        return direction._replace(advance=signals.per_sample(scale) * contrast)
 
     return transform

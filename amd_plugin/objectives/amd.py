@@ -94,13 +94,12 @@ class AMDObjective(DMDObjective):
         """Everything the objective needs from a host."""
         share, gamma = self._options.memory_share, self._options.advantage_guidance
         compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0 or gamma != 0, super().needs
-        windowed = gamma != 0 and self._options.advantage_guidance_sigma is not None
         return replace(
             dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self.sharpening > 0,
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
             fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
-            fake_score_outcome=IF_OFFERED if gamma == "auto" else gamma != 0, noise_level=dmd_needs.noise_level or windowed,
+            fake_score_outcome=IF_OFFERED if gamma == "auto" else gamma != 0,
         )  # fmt: skip
 
     @property
@@ -214,8 +213,7 @@ class AMDObjective(DMDObjective):
     def operator(self) -> Maker:
         """The operator H of Eq. 10, before normalisation."""
         adapt = operators.adapt(self._trust * self.strength, self.side, static=self.static)
-        window = self._options.advantage_guidance_sigma or operators.EVERYWHERE
-        guide = guide_by_advantage(self.schedule_factor * self.gamma, window)
+        guide = guide_by_advantage(self.schedule_factor * self.gamma)
         maker: Maker = operators.chain(super().operator(), self._measure, adapt, guide)
         return maker
 

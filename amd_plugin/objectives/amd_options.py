@@ -34,12 +34,9 @@ class AMDOptions(DMDOptions):
     )
     # Advantage guidance, our own
     advantage_guidance: NonNegative | Auto = option(
-        0.0, "Advantage guidance gamma, the scale of the fake score's contrast between success and failure; 0 turns it off.",
-        paper=0.0, needs="fake_score_outcome",
-    )  # fmt: skip
-    advantage_guidance_sigma: Window | None = option(
-        None, "Noise levels [low, high] of advantage guidance; null for all.", group="expert", paper=None,
-        needs="noise_level",
+        0.0, "Advantage guidance gamma, the scale at which failing samples follow the fake score's contrast between success "
+        "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
+        needs="fake_score_outcome",
     )  # fmt: skip
     side: Side | Auto = option(
         "auto", "Samples that adaptation weighs; negative: failing ones; guidance_only: failing ones, in the guidance term "
@@ -92,7 +89,7 @@ class AMDOptions(DMDOptions):
 def check_amd(options: AMDOptions) -> None:
     """Raises OptionError for options that exclude each other, or values out of range."""
     check_dmd(options)
-    check_windows(options, "sharpening_sigma", "advantage_guidance_sigma")
+    check_windows(options, "sharpening_sigma")
     if options.sharpening_kind == "linear" and options.sharpening > 1:
         message = "must be in [0, 1] for the linear kind, whose weights would turn negative"
         raise OptionError("sharpening", f"{message}, got {options.sharpening}")

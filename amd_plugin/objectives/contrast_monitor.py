@@ -12,7 +12,7 @@ TURNS = 100  # student updates between judgements
 TOO_STRONG, TOO_WEAK = 0.7, 0.05  # of the scaled contrast to the matching term
 
 WARN_STRONG = (
-    "advantage guidance is %.2f times as long as the matching term, above %g: samples become uniform. Lower "
+    "advantage guidance is %.2f times as long as the matching term, above %g, where it did harm. Lower "
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_WEAK = (

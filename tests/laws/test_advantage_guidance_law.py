@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amd_plugin import Signals
-from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage, log_odds, outcomes
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, failure_probability, guide_by_advantage, outcomes
 from amd_plugin.maths.operators import chain, dmd, normalize
 
 GRID = torch.linspace(-5, 5, 4001).double()
@@ -46,9 +46,19 @@ def test_the_prediction_for_failures_alone_is_sharpening(alpha, sigma):
     torch.testing.assert_close(denoiser(x_t, alpha, sigma, STUDENT * BAD_SHARE), sharpened, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+def test_weighed_by_the_probability_of_failure_it_is_the_gradient_of_log_success(alpha, sigma):
+    x_t = torch.linspace(-2, 2, 41).double().requires_grad_()
+    success = posterior(x_t, alpha, sigma, STUDENT * GOOD_SHARE)[1] / posterior(x_t, alpha, sigma, STUDENT)[1]
+    (gradient,) = torch.autograd.grad(success.log().sum(), x_t)
+    contrast = denoiser(x_t, alpha, sigma, STUDENT * GOOD_SHARE) - denoiser(x_t, alpha, sigma, STUDENT * BAD_SHARE)
+    failure = (posterior(x_t, alpha, sigma, STUDENT)[0] * failure_probability(ADVANTAGE)).sum(1)  # mean over samples at x_t
+    torch.testing.assert_close(failure * contrast, sigma**2 / alpha * gradient, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 4.0])
 def test_at_low_noise_the_direction_vanishes_at_the_tilted_teacher(gamma):
-    """q* = p ((1 + kappa a) / (1 - kappa a))^gamma: its direction is small beside that of the teacher's own distribution."""
+    """q* = p P(good)^gamma: its direction is small beside that of the teacher's own distribution."""
     alpha, sigma = 0.99, 0.01
     x_t = torch.linspace(-1.5, 1.5, 31).double()
     teacher = STUDENT
@@ -58,10 +68,11 @@ def test_at_low_noise_the_direction_vanishes_at_the_tilted_teacher(gamma):
             denoiser(x_t, alpha, sigma, student * share)[:, None] for share in (GOOD_SHARE, BAD_SHARE, torch.ones(()))
         )
         real = denoiser(x_t, alpha, sigma, teacher)[:, None]
-        signals = Signals(x_t[:, None], real, None, plain, fake_good=good, fake_bad=bad)
+        a = (posterior(x_t, alpha, sigma, student)[0] * ADVANTAGE).sum(1)
+        signals = Signals(x_t[:, None], real, None, plain, advantage=a, fake_good=good, fake_bad=bad)
         return chain(dmd(), guide_by_advantage(gamma))(signals).total().abs().max()
 
-    law = teacher * torch.exp(gamma * log_odds(ADVANTAGE))
+    law = teacher * GOOD_SHARE**gamma
     assert direction(law) < 0.02 * direction(teacher)
 
 
@@ -87,15 +98,16 @@ def test_the_normaliser_is_that_of_dmd():
     torch.testing.assert_close(four - plain, 4 * (one - plain))
 
 
-def test_a_scale_per_sample_and_a_window():
+def test_failing_samples_follow_the_contrast_and_good_ones_stay():
+    s = signals()._replace(
+        advantage=torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0, 1.0]), advantage_factor=torch.tensor([1.0] * 5 + [0])
+    )
+    weights = torch.tensor([0.975, 0.7375, 0.5, 0.2625, 0.025, 0.0])
+    torch.testing.assert_close(chain(dmd(), guide_by_advantage(2.0))(s).advance, 2 * weights[:, None] * s.contrast())
+
+
+def test_predictions_of_outcomes_are_checked():
     s = signals()
-    scale = torch.tensor([0.0, 1, 2, 3, 4, 5])
-    expected = scale[:, None] * s.contrast()
-    torch.testing.assert_close(chain(dmd(), guide_by_advantage(scale))(s).advance, expected)
-    inside = chain(dmd(), guide_by_advantage(2.0, window=(0.3, 0.7)))(s).advance
-    torch.testing.assert_close(inside, torch.tensor([0.0, 0, 2, 2, 0, 0])[:, None] * s.contrast())
-    with pytest.raises(ValueError, match=r"Signals.sigma: needed by a window"):
-        chain(dmd(), guide_by_advantage(2.0, window=(0.3, 0.7)))(s._replace(sigma=None))
     with pytest.raises(ValueError, match="fake_bad and fake_good: give both or neither"):
         s._replace(fake_bad=None).check()
     with pytest.raises(ValueError, match=r"Signals.fake_good: must have x0's shape"):
@@ -118,9 +130,3 @@ def test_outcomes_have_their_probabilities(a, kappa):
 
 def test_a_constant_or_failed_reward_gives_no_outcome():
     assert not outcomes(torch.zeros(100), torch.rand(100)).any()
-
-
-def test_log_odds_are_those_of_the_outcomes():
-    a = torch.linspace(-1, 1, 21)
-    torch.testing.assert_close(log_odds(a), torch.log((1 + KAPPA * a) / (1 - KAPPA * a)))
-    assert log_odds(a).isfinite().all()

@@ -35,7 +35,7 @@ def turn(seed, informative=True, length=1.0, batch=64, lead=0.0):
     x0 = torch.randn(batch, D, generator=draws) + (y[:, None] * SHIFT / 2 * axis if informative else 0)
     good, bad = (torch.zeros(batch, D) + sign * length * SHIFT / 2 * axis for sign in (1, -1))
     fake = torch.zeros(batch, D)
-    real = fake - lead * (good - bad) + 0.5 * torch.randn(batch, D, generator=draws)
+    real = fake - lead / 2 * (good - bad) + 0.5 * torch.randn(batch, D, generator=draws)
     sigma = torch.rand(batch, generator=draws)
     return Signals(x0, real, None, fake, sigma, y / KAPPA, fake_bad=bad, fake_good=good)
 
@@ -110,8 +110,8 @@ def test_the_budget_is_met_within_groups():
     gamma = scale_for(a, groups)
     divergences = []
     for group in (0, 1):
-        odds = torch.log((1 + KAPPA * a[groups == group]) / (1 - KAPPA * a[groups == group])).double()
-        tilted = (gamma * odds).softmax(0)
+        success = torch.log((1 + KAPPA * a[groups == group]) / 2).double()
+        tilted = (gamma * success).softmax(0)
         divergences.append((tilted * (tilted * 4).log()).sum())
     assert torch.stack(divergences).mean().item() == pytest.approx(NATS, rel=1e-3)
     assert scale_for(torch.zeros(4), torch.zeros(4)) == pytest.approx(LARGEST, rel=1e-3)
@@ -137,4 +137,3 @@ def test_an_objective_measures_logs_and_restores_its_contrast():
 def test_off_it_needs_nothing():
     assert not AMDObjective(1.0, advantage_guidance=0).needs.fake_score_outcome
     assert not AMDObjective(1.0, advantage_guidance=0, sharpening=0, strength=0).needs.reward
-    assert AMDObjective(1.0, advantage_guidance=1, advantage_guidance_sigma=(0.0, 0.5)).needs.noise_level
