@@ -72,7 +72,7 @@ def pipeline_signs(source: Any, scheduler: Any, config: Mapping[str, Any]) -> li
 
 def lora_signs(lora: LoraSource) -> list[str]:
     """Signs in the metadata and the name of a LoRA."""
-    about = lora.tensors()[1]
+    about = lora.check()
     steps = recommended_steps(about)
     signs = [] if steps is None else [f"its metadata recommends {steps} steps"]
     return signs + _name_signs(lora.file.path, about.get("ss_output_name"), about.get("modelspec.title"))
