@@ -89,8 +89,11 @@ def _name_signs(*names: Any) -> list[str]:
 
 def _card_signs(source: Any) -> list[str]:
     folder = Path(source.path).expanduser()
+    place = folder / "README.md" if folder.is_dir() else source.path
+    if isinstance(place, Path) and not place.is_file():
+        return []
     try:
-        card = ModelCard.load(folder / "README.md" if folder.is_dir() else source.path, ignore_metadata_errors=True)
+        card = ModelCard.load(place, ignore_metadata_errors=True)
     except Exception:  # no card, no network, or a broken one: other signs have to do
         return []
     tags = TAGS & {str(tag).lower() for tag in card.data.get("tags") or []}
