@@ -248,6 +248,9 @@ class TrainConfig(Strict):
     stop_on_hacking: bool = Field(
         False, description="stop with a checkpoint when the reward-hacking alarm triggers, instead of only a warning"
     )
+    fake_warmup: int = Field(
+        0, ge=0, description="number of fake-score updates before the student's first, for a student that starts elsewhere"
+    )
     trackers: list[str] = Field(["tensorboard"], description="trackers, by their names in accelerate's log_with; [] for none")
 
 

@@ -154,9 +154,18 @@ def check_backbone(config: ModelConfig, families: Mapping[str, type[Family]]) ->
     vae = source.outlined_autoencoder(family)
     _check_channels(source, vae, family.sample_shape(vae, family.size(vae, config.pixels, config.frames))[0])
     scheduler = source.scheduler()
+    for lora in (source.lora, *starting_loras(config).values()):
+        if lora is not None:
+            lora.check()
     if not config.distilled_teacher:
         check_teacher(source, scheduler, source.network_config(type(family)), source.lora)
     return family, _few_step(config, scheduler, family.scales_input)
+
+
+def starting_loras(config: ModelConfig) -> dict[str, LoraSource]:
+    """The LoRAs from which roles start, by role."""
+    files = {"student": config.student_lora, "fake_score": config.fake_score_lora}
+    return {role: LoraSource(file, f"{role}_lora") for role, file in files.items() if file is not None}
 
 
 def pretrained(config: ModelConfig) -> Pretrained:
@@ -189,13 +198,11 @@ def _of_pipeline(
     student = None
     if config.student_from is not None:
         student = _student_from(config.student_from, network, family, families)
-    sources = {
-        role: LoraSource(lora, f"{role}_lora")
-        for role, lora in (("student", config.student_lora), ("fake_score", config.fake_score_lora)) if lora is not None
-    }  # fmt: skip
-    loras = {
-        role: partial(lora.layers, source.around(family, network), family.component) for role, lora in sources.items()
-    }  # fmt: skip
+
+    def layers(lora: LoraSource) -> Layers:
+        return lora.layers(source.around(family, network), family.component)
+
+    loras = {role: partial(layers, lora) for role, lora in starting_loras(config).items()}
     shift = config.shift or (flow_shift(source.scheduler()) if is_flow(scheduler) else 1.0)
 
     def decode(latents: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def pipeline_signs(source: Any, scheduler: Any, config: Mapping[str, Any]) -> li
 
 def lora_signs(lora: LoraSource) -> list[str]:
     """Signs in the metadata and the name of a LoRA."""
-    about = lora.tensors()[1]
+    about = lora.check()
     steps = recommended_steps(about)
     signs = [] if steps is None else [f"its metadata recommends {steps} steps"]
     return signs + _name_signs(lora.file.path, about.get("ss_output_name"), about.get("modelspec.title"))
@@ -89,8 +89,11 @@ def _name_signs(*names: Any) -> list[str]:
 
 def _card_signs(source: Any) -> list[str]:
     folder = Path(source.path).expanduser()
+    place = folder / "README.md" if folder.is_dir() else source.path
+    if isinstance(place, Path) and not place.is_file():
+        return []
     try:
-        card = ModelCard.load(folder / "README.md" if folder.is_dir() else source.path, ignore_metadata_errors=True)
+        card = ModelCard.load(place, ignore_metadata_errors=True)
     except Exception:  # no card, no network, or a broken one: other signs have to do
         return []
     tags = TAGS & {str(tag).lower() for tag in card.data.get("tags") or []}

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import hf_hub_download, list_repo_files
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amd_plugin.config import LoraFile
@@ -69,18 +69,34 @@ class LoraSource:
             return path
         if path.is_dir():
             return path / self._only([file.name for file in sorted(path.glob("*.safetensors"))])
-        owner, _, rest = self.file.path.partition("/")
-        name, _, inside = rest.partition("/")
-        if path.is_absolute() or self.file.path.startswith((".", "~")) or not owner or not name:
-            hint = "; of an address on the hub, take owner/name/file" if "://" in self.file.path else ""
-            raise OptionError(self.key, f"{self.file.path} is neither a file, nor a folder, nor a hub id (owner/name){hint}")
+        repository, inside = self._on_hub()
         hint = " Check the name, the network, and access to the repository"
         with unreadable_is_input_error(f"model.{self.key}: {self.file.path} cannot be read", hint, longest=400):
-            repository, revision = f"{owner}/{name}", self.file.revision
             if not inside:
-                files = list_repo_files(repository, revision=revision)
+                files = list_repo_files(repository, revision=self.file.revision)
                 inside = self._only([file for file in files if file.endswith(".safetensors")])
-            return Path(hf_hub_download(repository, inside, revision=revision))
+            return Path(hf_hub_download(repository, inside, revision=self.file.revision))
+
+    def _on_hub(self) -> tuple[str, str]:
+        """(repository, file in it or nothing) of a path that is not on disk."""
+        path = self.file.path
+        owner, _, rest = path.partition("/")
+        name, _, inside = rest.partition("/")
+        if path.startswith((".", "~", "/")) or not owner or not name:
+            hint = "; of an address on the hub, take owner/name/file" if "://" in path else ""
+            raise OptionError(self.key, f"{path} is neither a file, nor a folder, nor a hub id (owner/name){hint}")
+        return f"{owner}/{name}", inside
+
+    def check(self) -> dict[str, str]:
+        """Metadata of a file on disk, which is checked; nothing of one on the hub, which is not fetched for that.
+
+        Raises:
+            InputError: for a file that cannot be read, or that is no LoRA; for a path that cannot be one.
+        """
+        if Path(self.file.path).expanduser().exists():
+            return self._header()[1]
+        self._on_hub()
+        return {}
 
     def _only(self, files: list[str]) -> str:
         usual = [file for file in files if Path(file).name == "pytorch_lora_weights.safetensors"]
@@ -90,20 +106,16 @@ class LoraSource:
             raise OptionError(self.key, message)
         return chosen[0]
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """(tensors, metadata) of the file.
-
-        Raises:
-            InputError: for a file that cannot be read, or that is no LoRA.
-        """
+    def _header(self) -> tuple[list[str], dict[str, str]]:
+        """(names of the tensors, metadata) of the file, checked."""
         path = self.local()
         with unreadable_is_input_error(f"model.{self.key}: {path} cannot be read"), safe_open(path, "pt") as file:
-            tensors, about = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-        kinds = {kind for mark, kind in UNKNOWN.items() if any(mark in name for name in tensors)}
-        if kinds or not any(name.endswith(MATRICES) for name in tensors):
-            what = f"a {' and '.join(sorted(kinds))}" if kinds else f"no LoRA: its tensors are {', '.join(sorted(tensors)[:3])}"
+            names, about = list(file.keys()), dict(file.metadata() or {})
+        kinds = {kind for mark, kind in UNKNOWN.items() if any(mark in name for name in names)}
+        if kinds or not any(name.endswith(MATRICES) for name in names):
+            what = f"a {' and '.join(sorted(kinds))}" if kinds else f"no LoRA: its tensors are {', '.join(sorted(names)[:3])}"
             raise OptionError(self.key, f"{path} is {what}. Only LoRAs can be read; merge it into a pipeline, and name that")
-        return tensors, about
+        return names, about
 
     @staticmethod
     def _diffusers_name(name: str, component: str) -> str:
@@ -115,7 +127,7 @@ class LoraSource:
     @property
     def has_text(self) -> bool:
         """Whether the file has layers of text encoders too."""
-        return any(name.startswith(TEXT) for name in self.tensors()[0])
+        return any(name.startswith(TEXT) for name in self._header()[0])
 
     def fingerprint(self) -> list[Any]:
         """JSON-able identity of the file."""
@@ -139,8 +151,7 @@ class LoraSource:
         Raises:
             InputError: for a file that does not fit, or has layers of text encoders, which all roles share.
         """
-        names = self.tensors()[0]
-        if any(name.endswith((".diff_b", "lora_B.bias")) for name in names):
+        if any(name.endswith((".diff_b", "lora_B.bias")) for name in self._header()[0]):
             raise OptionError(self.key, "changes biases, which adapters here leave alone; take it as model.teacher_lora")
         if self.has_text:
             raise OptionError(self.key, "has layers of text encoders, which all roles share; take a LoRA of the network only")
@@ -158,8 +169,8 @@ class LoraSource:
         """The LoRA as an adapter of diffusers within the context; the names of the parts that have it."""
         if not hasattr(pipeline, "load_lora_weights"):
             raise OptionError(self.key, f"a {type(pipeline).__name__} loads no adapters")
-        tensors, about = self.tensors()
-        tensors = {self._diffusers_name(name, component): value.contiguous() for name, value in tensors.items()}
+        about = self._header()[1]
+        tensors = {self._diffusers_name(name, component): value.contiguous() for name, value in load_file(self.local()).items()}
         chosen = {name: value for name, value in tensors.items() if name.startswith(TEXT) == text}
         wanted = sum(name.endswith(MATRICES) for name in chosen)
         parts = [n for n in pipeline.components if n.startswith("text_encoder")] if text else [component]

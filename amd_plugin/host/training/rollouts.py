@@ -110,15 +110,18 @@ class Rollouts:
         reward, groups = self._scoring.collect(job)
         return self._objective.advantage(reward, groups, batch.exit_rung)
 
-    def for_fake_score(self, step: int, update: int) -> ScoredSamples:
-        """The samples of one fake-score update.
+    def for_fake_score(self, step: int, update: int, warm_up: int | None = None) -> ScoredSamples:
+        """The samples of one fake-score update; of the update `warm_up` before the first cycle, where that is given.
 
         With ``train.reuse_rollouts`` the cycle's first samples serve all its updates, with noise and levels of their own.
         """
         if update and self._reused is not None:
             batch, samples, advantage = self._reused
             return ScoredSamples(batch.again(update), samples, advantage)
-        batch, samples, job = self.start(step, "fake score", update, grad=False)
+        turn = "fake score"
+        if warm_up is not None:  # the prompts of later cycles, with random numbers of its own
+            step, turn = warm_up % self._source.train.max_steps, f"warm-up {warm_up}"
+        batch, samples, job = self.start(step, turn, update, grad=False)
         scored = ScoredSamples(batch, samples, self.advantage(batch, job))
         self._reused = scored if self._reuses else None
         return scored

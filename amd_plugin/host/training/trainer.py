@@ -112,6 +112,8 @@ class Trainer:
             RunError: for a gradient that is not finite, before it is applied, or for a failed reward.
         """
         self.objective.schedule_factor = schedule_factor
+        for warm_up in range(0 if self.step else self.train.fake_warmup):
+            self.fake_score_turn(0, warm_up)
         self.rollouts.score_ahead(self.step)
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
@@ -122,10 +124,15 @@ class Trainer:
         self.ema.update()
         return metrics
 
-    def fake_score_turn(self, update: int) -> Metrics:
-        """Updates the fake score, and the discriminator if there is one; `update` counts within the cycle from 0."""
+    def fake_score_turn(self, update: int, warm_up: int | None = None) -> Metrics:
+        """Updates the fake score, and the discriminator if there is one.
+
+        Args:
+            update: index of the update within its cycle.
+            warm_up: index of an update before the first cycle; None within a cycle.
+        """
         parts, learner, schedule = self.rollouts.micro_batches, self.learners["fake_score"], self.forward.schedule
-        batch, rollouts, advantage = self.rollouts.for_fake_score(self.step, update)
+        batch, rollouts, advantage = self.rollouts.for_fake_score(self.step, update, warm_up)
         self.fake_score.rung = batch.exit_rung
         sigma = self.forward.noise_levels(batch, "fake_score", None, advantage)
         weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)

@@ -92,6 +92,26 @@ def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, objective):
     assert (straight / "metrics.jsonl").read_text().splitlines()[-1] == (resumed / "metrics.jsonl").read_text().splitlines()[-1]
 
 
+def test_a_warm_start_of_the_fake_score_moves_nothing_else_and_happens_once(tiny, plugins):
+    trainer = Trainer(tiny("train.fake_warmup=5", "train.fake_updates=2"), plugins, Accelerator(cpu=True))
+    before, turns, students, noise = weights(trainer), [], [], []
+    fake_turn, student_turn, for_fake_score = trainer.fake_score_turn, trainer.student_turn, trainer.rollouts.for_fake_score
+
+    def scored(*arguments):
+        samples = for_fake_score(*arguments)
+        noise.append(samples[0].normal("noise").sum().item())
+        return samples
+
+    trainer.rollouts.for_fake_score = scored
+    trainer.fake_score_turn = lambda *arguments: (turns.append(arguments), fake_turn(*arguments))[1]
+    trainer.student_turn = lambda: (students.append(weights(trainer)), student_turn())[1]
+    trainer.cycle(), trainer.cycle()
+    assert turns == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0,), (1,), (0,), (1,)]
+    assert len(set(noise)) == len(turns), "each update has random numbers of its own"
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], students[0][name])}
+    assert moved == {"fake_score"}
+
+
 def test_a_fixed_batch_gives_the_same_signals_one_by_one(tiny, plugins):
     """Batched cond + uncond equals two calls."""
     trainer = trained(tiny, plugins, "objective.guidance_scale=2.0", cycles=0)
