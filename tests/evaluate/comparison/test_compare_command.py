@@ -40,6 +40,19 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path, one_core):
     assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
 
 
+def test_long_comparisons_ask_on_a_terminal_and_start_nothing_without_a_yes(cli, tmp_path, one_core, monkeypatch):
+    from amd_plugin import cli as module
+    from amd_plugin.evaluate.comparison import compare
+
+    monkeypatch.setattr(compare, "LONG", 0)
+    monkeypatch.setattr(module.out, "_force_terminal", True)
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", "--seeds", "2", "--output", tmp_path / "c")
+    assert code != 0 and not (tmp_path / "c" / "arms").exists()
+    assert "2 to make, 1 at a time: about" in printed
+
+
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     folder = tmp_path / "comparison"
     arguments = [
