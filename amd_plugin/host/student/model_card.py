@@ -87,7 +87,7 @@ def _metadata(
         )
         for name, value in held_out.items()
     ]  # fmt: skip
-    relation = {"base_model_relation": "adapter" if adapter_alone else "finetune"} if hub else {}
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if adapter_alone else "finetune"} if hub else {}
     tags = ["amd-plugin", "distillation", "distribution-matching", "few-step", recipe.config.objective.name]
     return ModelCardData(
         library_name="diffusers", base_model=hub or None, license=(base or {}).get("licence") or None, pipeline_tag=task,
