@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -201,6 +202,7 @@ def compare(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="folder of the comparison", show_default="runs/compare-RECIPE")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes", show_default="one per core")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="start without a question, however long it takes")] = False,
     as_json: AsJson = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -218,6 +220,7 @@ def compare(
     folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
     result = comparison.compare(
         recipe, chosen, parse_seeds(seeds), overrides or (), folder, plugins, workers=workers, console=err if as_json else out,
+        agree=None if yes or not (out.is_terminal and sys.stdin.isatty()) else typer.confirm,
         select=() if select_seeds is None else parse_seeds(select_seeds, "--select-seeds"),
     )  # fmt: skip
     page = write_report([folder], folder / "report.html", plugins)
@@ -369,7 +372,8 @@ def doctor(as_json: AsJson = False, plugin: PluginFiles = None) -> None:
     """Check versions, devices, plugins, cache and hub, for a bug report; exits with 1 if something is wrong."""
     from amd_plugin.doctor import examine
 
-    findings = examine(get_plugin_manager())
+    with redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output
+        findings = examine(get_plugin_manager())
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     for finding in [] if as_json else findings:

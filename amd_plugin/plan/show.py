@@ -49,10 +49,9 @@ def _words(plan: Plan) -> list[str]:
     best, worst = plan.seconds["overlapped"], plan.seconds["one after the other"]
     lines = [f"\na cycle takes at least {best:.3g} s, or {worst:.3g} s if traffic does not overlap ({each})"]
     fastest, slowest = plan.hours
-    least, most = (f"{hours:.3g}" for hours in (fastest, slowest))
-    spent, at_most = (f"{hours * plan.gpus:.3g}" for hours in (fastest, slowest))
+    hours, spent = _range(fastest, slowest), _range(fastest * plan.gpus, slowest * plan.gpus)
     lines.append(
-        f"the whole run, {plan.updates:,} cycles, takes at least {least} to {most} hours: {spent} to {at_most} GPU-hours, "
+        f"the whole run, {plan.updates:,} cycles, takes at least {hours} hours: {spent} GPU-hours, "
         "beside evaluations and checkpoints"
     )
     lines += [f"not in these numbers: {'; '.join(plan.notes)}"] if plan.notes else []
@@ -67,6 +66,11 @@ def _words(plan: Plan) -> list[str]:
     if min(peak for _, peak in plan.changes) > plan.gpu_memory:
         lines.append("and still it does not fit: take more or larger GPUs, or fewer pixels or frames")
     return lines
+
+
+def _range(low: float, high: float) -> str:
+    least, most = f"{low:.3g}", f"{high:.3g}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _gigabytes(size: float) -> str:

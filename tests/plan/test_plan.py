@@ -290,3 +290,13 @@ def test_a_dry_run_without_a_network(cli, tmp_path):
     assert code == 0, printed
     assert "14,288,491,584 parameters" in printed and "that come with amd-plugin" in printed
     assert "[1000.0, 937.5, 833.3333129882812, 625.0]" in printed and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_header_of_the_sdxl_recipe_has_the_numbers_of_its_plan(manager):
+    header = (ROOT / "recipes" / "sdxl_4step.yaml").read_text().partition("\nmodel:")[0]
+    found = plan(recipe.load("sdxl_4step", manager), manager, 1, GPU)
+    assert f"{found.peak / 1e9:.1f} GB, and at least {found.hours[0]:.0f} hours" in " ".join(
+        header.replace("\n# ", " ").split()
+    )
+    assert found.peak < 40e9

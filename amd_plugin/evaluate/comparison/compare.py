@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from typing import cast
 from rich.console import Console
 
 from amd_plugin.atomic import write_text
+from amd_plugin.busy import duration
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
@@ -27,6 +29,7 @@ from amd_plugin.evaluate.comparison.jobs import (
     measure_teacher,
     processor_seconds,
     run_jobs,
+    seconds_per_update,
     train_arm,
     worker_pool,
 )
@@ -37,10 +40,13 @@ from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
 
+LONG = 3600  # seconds
+
 
 def compare(
     recipe: str, arms: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str], output: Path, plugins: PluginManager, *,
     workers: int | None = None, console: Console | None = None, select: Sequence[int] = (),
+    agree: Callable[[str], bool] | None = None,
 ) -> Comparison:  # fmt: skip
     """Runs what is missing, and writes `compare.json` and `compare.md` to `output`.
 
@@ -54,9 +60,10 @@ def compare(
         workers: number of worker processes; one per core by default.
         console: console for one line per finished run; quiet where None.
         select: seeds, apart from `seeds`, on which the best tuning of every arm is selected.
+        agree: function that is asked, with a question, whether to start what takes over an hour; None starts it.
 
     Raises:
-        InputError: before anything runs, if any arm's recipe is wrong, or a seed both selects and reports.
+        InputError: before anything runs, if any arm's recipe is wrong, a seed both selects and reports, or `agree` says no.
         RunError: if any run failed; finished ones are kept.
     """
     if both := sorted({*seeds} & {*select}):
@@ -67,6 +74,13 @@ def compare(
     workers = min(workers or cores(), len(arms) * len(seeds))
     job = partial(Job, recipe, tuple(overrides), output)
     with worker_pool(workers, threads=max(1, cores() // workers)) as pool:
+        missing = [(seed, arm) for seed, arm in runs if not (run_folder(output, arm.name, seed) / "evaluation.json").is_file()]
+        seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
+        told = _told(len(missing), len(runs), workers, seconds)
+        if console is not None:
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
+        if agree is not None and (seconds or 0) > LONG and not agree("Start?"):
+            raise InputError("nothing was started; fewer seeds or arms, or --set train.max_steps=N, take less time")
         # Teachers first: arms of one seed would only wait for each other.
         teachers = run_jobs(pool, measure_teacher, [job(seed) for seed in (*select, *seeds)], console)
         results = run_jobs(pool, train_arm, [job(seed, arm) for seed, arm in runs], console)
@@ -74,6 +88,28 @@ def compare(
     comparison.write(output)
     write_text(output / "compare.md", markdown(comparison))
     return comparison
+
+
+def _expected(pool: ProcessPoolExecutor, probe: Job, recipe: Recipe, missing: int, workers: int, output: Path) -> float | None:
+    """About how many seconds the missing runs take; None where that cannot be known before one was made.
+
+    From the runs that are there, or from some updates of the job `probe` where its networks are small and made here.
+    """
+    if not missing:
+        return 0.0
+    known = [seconds for folder in output.glob("arms/*/seed-*") if (seconds := processor_seconds(folder)) is not None]
+    if not known:
+        if recipe.config.model.network is None:
+            return None
+        known = [recipe.config.train.max_steps * pool.submit(seconds_per_update, probe).result()]
+    return sum(known) / len(known) * missing / min(workers, missing)
+
+
+def _told(missing: int, total: int, workers: int, seconds: float | None) -> str:
+    there = f"{total - missing} of {total} runs are there; " if missing < total else ""
+    if seconds is None:
+        return f"{there}{missing} to make, {workers} at a time; how long that takes shows when the first is finished"
+    return f"{there}{missing} to make, {workers} at a time: about {duration(seconds)}, beside teachers and evaluations"
 
 
 def _checked(recipe: str, arm: Arm, overrides: Sequence[str], plugins: PluginManager) -> Recipe:

@@ -21,7 +21,9 @@ from amd_plugin.evaluate.comparison.arms import Arm, Overrides
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host import run
 from amd_plugin.host.evaluation.held_out import mean_scores
+from amd_plugin.host.running.accelerator import make_accelerator
 from amd_plugin.host.running.run_folder import finished, write_json
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
@@ -31,6 +33,7 @@ from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.threads import one_thread
 
 Metrics = dict[str, float]
+PROBED = 3  # updates whose time is measured
 
 # Time for a run to write its checkpoint before its worker ends, in seconds.
 GRACE = 30
@@ -107,6 +110,29 @@ def processor_seconds(run: Path) -> float | None:
     """Processor seconds of the run in `run`, its evaluations included; None where they are unknown."""
     cost = run / "cost.json"
     return float(json.loads(cost.read_text())["processor_seconds"]) if cost.is_file() else None
+
+
+def seconds_per_update(job: Job) -> float:
+    """In a worker: how long an update of one arm takes, with a teacher that has hardly been trained.
+
+    Raises:
+        ValueError: for a job without an arm.
+    """
+    if job.arm is None:
+        raise ValueError("a job without an arm updates nothing")
+    own = (f"train.seed={job.seed}", "train.trackers=[]", "model.teacher.steps=1")
+    recipe = load(job.recipe, _plugins(), (*job.overrides, *job.arm.overrides, *own), job.arm.objective)
+    with one_thread():
+        trainer = Trainer(recipe, _plugins(), make_accelerator(recipe, job.output))
+        try:
+            trainer.cycle()  # the first one allocates
+            start = time.monotonic()
+            for _ in range(PROBED):
+                trainer.cycle()
+            return (time.monotonic() - start) / PROBED
+        finally:
+            if trainer.rewards is not None:
+                trainer.rewards.close()
 
 
 def train_arm(job: Job) -> Metrics:

@@ -42,7 +42,7 @@ def inline(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
-def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str:
+def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str | None:
     """Mean over seeds of every metric against student updates, with a band of one standard deviation.
 
     A dotted line marks the first reward-hacking alarm of a run.
@@ -53,8 +53,10 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
         palette: arm -> colour, see `colours`.
 
     Returns:
-        The picture as a data URI.
+        The picture as a data URI; None without metrics.
     """
+    if not metrics:
+        return None
     columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(max(3.0 * columns, 7), 2.8 * rows), layout="constrained")

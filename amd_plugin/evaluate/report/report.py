@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from amd_plugin.evaluate.report import figures
 from amd_plugin.host.checkpoint.files import step_of
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
+from amd_plugin.host.running.run_folder import results
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
 from amd_plugin.plugins import PluginManager
@@ -110,20 +111,22 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
 def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     config = _config(folder)
     about = json.loads((folder / "run.json").read_text())
-    curves = {about["objective"]: [run_log.read(folder / "metrics.jsonl")]}
-    if not (folder / "evaluation.json").is_file():
-        raise InputError(f"{folder}: the run is not finished. Go on with amd-plugin train --resume {folder}")
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    lines = run_log.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    curves = {about["objective"]: [lines]}
+    evaluation = results(folder)
+    unfinished = "" if evaluation is not None else _unfinished(folder, config, lines)
+    evaluation = evaluation or _newest_evaluation(lines)
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
     return {
         "title": f"{about['recipe']}, objective {about['objective']}",
         "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
         f"amd-plugin compare {about['recipe']}.",
+        "unfinished": unfinished,
         "caveat": _caveat(config),
         **_samples(config, {about["objective"]: folder}, config.train.seed, plugins),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in held_out_names(config, evaluation)}, palette),
-        "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette),
+        "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette) if lines else None,
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
@@ -131,10 +134,28 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _unfinished(folder: Path, config: RecipeConfig, lines: Sequence[Mapping[str, float]]) -> str:
+    """A sentence on a run that has no result yet: it is going on, or was stopped, or failed."""
+    step = max((int(line["step"]) for line in lines), default=0)
+    return (
+        f"This run is not finished: {step} of {config.train.max_steps} updates are logged, and all of this is of what "
+        "there is so far. "
+        f"If nothing trains it any more, go on with: amd-plugin train --resume {folder}"
+    )
+
+
+def _newest_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The held-out metrics of the last evaluation that was logged; empty where there was none."""
+    evaluated = [line for line in lines if any(key.startswith("held_out/") for key in line)]
+    newest = evaluated[-1] if evaluated else {}
+    return {key.removeprefix("held_out/"): value for key, value in newest.items() if key.startswith("held_out/")}
+
+
 def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
     """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
     if config.model.path is not None:
-        pictures = [max((run / "samples").glob("step-*.*"), key=step_of) for run in runs.values()]
+        newest = (max((run / "samples").glob("step-*.*"), key=step_of, default=None) for run in runs.values())
+        pictures = [picture for picture in newest if picture is not None]
         note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
         return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
     count, batch = config.evaluate.samples, config.evaluate.batch_size
@@ -144,6 +165,8 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
     samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     for name, run in runs.items():
+        if not (run / "samples" / "latest.safetensors").is_file():  # no evaluation so far
+            continue
         latest = load_file(run / "samples" / "latest.safetensors")
         samples[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
     panels = {title: (backbone.decode_in_parts(shown, batch), labels) for title, (shown, labels) in samples.items()}
@@ -206,8 +229,9 @@ def _caveat(config: RecipeConfig) -> str:
     flaws += [f"{outliers:.0%} of its training samples are outliers"] * (outliers > 0)
     return (
         f"The teacher is deliberately unreliable: {' and '.join(flaws)}. The reward has information that the teacher lacks, "
-        "which is where AMD helps; this does not show how often that happens in practice. With --set data.label_noise=0 "
-        "(and data.outliers=0) the teacher is reliable, and AMD's gain is small."
+        "which is where AMD helps; this does not show how often that happens in practice. With "
+        f"{' '.join(f'--set data.{name}=0' for name in ('label_noise', 'outliers') if name in config.data.options)} "
+        "the teacher is reliable, and AMD's gain is small."
     )
 
 

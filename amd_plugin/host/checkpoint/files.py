@@ -31,8 +31,9 @@ FORMAT = 1
 
 
 def save(
-    folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int, *, writes: bool = True
-) -> Path:
+    folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int, *, writes: bool = True,
+    about: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
     """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
 
     Args:
@@ -42,6 +43,7 @@ def save(
         state: JSON-able rest of the state.
         keep: number of checkpoints to keep.
         writes: whether this process writes; the others only take part in gathering tensors.
+        about: words about the run for the header of every file, beside the step.
 
     Returns:
         The checkpoint's folder.
@@ -52,6 +54,7 @@ def save(
     path = folder / f"step-{step:06d}"
     failure: OSError | None = None
     rest: dict[str, Any] = {}
+    header = {"format": "pt", "step": str(step), **(about or {})}
     with ExitStack() as stack:
         draft = path
         try:
@@ -62,7 +65,7 @@ def save(
         for name, state_dict in tensors.items():
             flat, rest[name] = _split(state_dict)
             try:
-                streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failure is None)
+                streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failure is None, about=header)
             except OSError as error:
                 failure = error
         if failure is not None:

@@ -22,12 +22,15 @@ TYPES = {
 }  # fmt: skip
 
 
-def write(path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True) -> None:
+def write(
+    path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True, about: Mapping[str, str] | None = None
+) -> None:
     """Writes `tensors` to `path`. Each `LazyTensor` is read when its turn comes, as fp32, whatever happens to the file.
 
     Args:
         path: the file.
         tensors: name -> tensor.
+        about: words about the file for its header, where safetensors' tools show them.
         writes: whether this process writes. False only reads each `LazyTensor`, in which all processes take part.
 
     Raises:
@@ -38,7 +41,7 @@ def write(path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: boo
     try:
         if writes:
             file = path.open("wb")
-            file.write(_header(tensors))
+            file.write(_header(tensors, about or {}))
     except OSError as error:
         failure = error
     for value in tensors.values():
@@ -56,8 +59,8 @@ def write(path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: boo
         raise failure
 
 
-def _header(tensors: Mapping[str, Tensor | LazyTensor]) -> bytes:
-    entries: dict[str, Any] = {}
+def _header(tensors: Mapping[str, Tensor | LazyTensor], about: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
     end = 0
     for name, value in tensors.items():
         dtype = torch.float32 if isinstance(value, LazyTensor) else value.dtype

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+import amd_plugin
 from amd_plugin.errors import InputError, OptionError, RunError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running.rank_probe import RankProbe
@@ -109,7 +110,8 @@ def _write(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Eva
         failure = error
     tensors = {name: part.state_dict() for name, part in trainer.state().items()}
     folder, keep = output / "checkpoints", trainer.train.keep_checkpoints
-    checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main and failure is None)
+    about = {"recipe": trainer.recipe.name, "amd_plugin": amd_plugin.__version__}
+    checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main and failure is None, about=about)
     if failure is not None:
         raise failure
 

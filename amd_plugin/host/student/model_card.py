@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
@@ -63,7 +64,9 @@ def write_card(
     if getattr(family, "rounds_frames_up", False):
         # The exact shape: the pipeline would round the number of frames up.
         noise = f", latents=torch.randn({', '.join(map(str, (1, *backbone.sample_shape)))})"
+    base = _base(config.model.student_from or config.model.path, config.model.revision)
     card = _TEMPLATES.get_template("model_card.md.j2").render(
+        metadata=_metadata(recipe, backbone, base, held_out, adapter_alone).to_yaml(),
         recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
         samples=picture and f"samples{picture.suffix}",
         curves=_draw_curves(lines, folder / "curves.png"),
@@ -77,10 +80,41 @@ def write_card(
         adapter_alone=adapter_alone, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
         teacher_lora=_teacher_lora(config.model.teacher_lora),
         sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
-        base=_base(config.model.student_from or config.model.path, config.model.revision),
+        base=base,
         torch=torch.__version__,
     )  # fmt: skip
     write_text(folder / "README.md", re.sub(r"\n{3,}", "\n\n", card))
+
+
+def _metadata(
+    recipe: Recipe, backbone: Backbone, base: Mapping[str, str] | None, held_out: Mapping[str, float], adapter_alone: bool
+) -> ModelCardData:
+    """What the hub and its tools read of a card: kind of model, base, tags and held-out metrics."""
+    task = None if backbone.pretrained is None else _hub_task(cast("Family", backbone.family))
+    data, hub = recipe.config.data, base["hub"] if base else ""
+    own = "" if data.task != "prompts" else Path(str(data.options.get("source", ""))).name
+    results = [
+        EvalResult(
+            task_type=task or "other", dataset_type=data.task, dataset_name=own or data.task, metric_type=name,
+            metric_value=round(value, 6), metric_name=f"{name}, held out",
+        )
+        for name, value in held_out.items()
+    ]  # fmt: skip
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if adapter_alone else "finetune"} if hub else {}
+    tags = ["amd-plugin", "distillation", "distribution-matching", "few-step", recipe.config.objective.name]
+    return ModelCardData(
+        library_name="diffusers", base_model=hub or None, license=(base or {}).get("licence") or None, pipeline_tag=task,
+        tags=tags + (["lora"] if adapter_alone else []), model_name=f"{recipe.name} student" if results else None,
+        eval_results=results or None, **relation,
+    )  # fmt: skip
+
+
+def _hub_task(family: Family) -> str | None:
+    """The hub's name of what a family's pipeline does; None where the hub has none, as for images of a class."""
+    shapes = family.condition_shapes(1) if hasattr(family, "condition_shapes") else {}
+    if "class_labels" in shapes:
+        return None
+    return "text-to-video" if family.video else "text-to-image"
 
 
 def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:

@@ -1,5 +1,6 @@
 """`amd-plugin compare` from the command line to its files: seeds, arms, workers, tables and the report."""
 
+import io
 import json
 import os
 
@@ -38,6 +39,25 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path, one_core):
         "what is not tuned is there too"
     )
     assert all(seconds > 0 for arm in content["seconds"].values() for seconds in arm)
+
+
+class Terminal(io.StringIO):
+    """A terminal at which somebody types."""
+
+    def isatty(self):
+        return True
+
+
+def test_long_comparisons_ask_on_a_terminal_and_start_nothing_without_a_yes(cli, tmp_path, one_core, monkeypatch):
+    from amd_plugin import cli as module
+    from amd_plugin.evaluate.comparison import compare
+
+    monkeypatch.setattr(compare, "LONG", 0)
+    monkeypatch.setattr(module.out, "_force_terminal", True)
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", "--seeds", "2", "--output", tmp_path / "c")
+    assert code == 2 and "nothing was started" in printed and not (tmp_path / "c" / "arms").exists()
+    assert "2 to make, 1 at a time: about" in printed
 
 
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):

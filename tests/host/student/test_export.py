@@ -7,13 +7,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+import amd_plugin
 from amd_plugin.errors import RunError
 from amd_plugin.host import run
 from amd_plugin.host.student import export
 from amd_plugin.host.student.export import LORA_FILE, export_run, push
+from amd_plugin.host.student.model_card import _metadata
+from amd_plugin.models.backbone import load_backbone
 
 
 def network(folder, component="unet"):
@@ -40,6 +44,19 @@ def test_any_checkpoint_and_either_weights(finished, plugins, tmp_path):
     assert any(not torch.equal(different[2][n], last[n]) for n in last)
     card = (made["1", "raw"] / "README.md").read_text()
     assert "1 student updates, raw weights" in card
+
+
+def test_the_card_and_the_checkpoints_say_what_they_are_where_tools_look(finished, plugins, piped):
+    data = ModelCard.load(finished / "student" / "README.md").data
+    assert data.library_name == "diffusers" and data.pipeline_tag == "text-to-image" and "few-step" in data.tags
+    measured = json.loads((finished / "evaluation.json").read_text())
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == pytest.approx(measured, abs=1e-5)
+    recipe = piped("sdxl")
+    backbone = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    data = _metadata(recipe, backbone, {"hub": "owner/base", "licence": "mit"}, {}, adapter_alone=True).to_dict()
+    assert data["base_model"] == "owner/base" and data["base_model_relation"] == "adapter" and "lora" in data["tags"]
+    with safe_open(finished / "checkpoints" / "step-000002" / "student.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "step": "2", "recipe": recipe.name, "amd_plugin": amd_plugin.__version__}
 
 
 def test_repeating_it_replaces_the_folder_whole(finished, plugins):

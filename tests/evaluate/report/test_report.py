@@ -1,0 +1,46 @@
+"""The report of runs that are not at their end, as it is typed."""
+
+import shutil
+
+import pytest
+
+from amd_plugin.host import run
+
+
+@pytest.fixture
+def stopped(tiny, plugins, tmp_path):
+    """A run with two evaluations and no result, as one that goes on, was stopped, or failed."""
+    folder = tmp_path / "run"
+    run.train(tiny("train.evaluate_every=2"), plugins, folder)
+    (folder / "evaluation.json").unlink()
+    return folder
+
+
+def test_a_run_without_a_result_is_reported_so_far(cli, stopped):
+    code, printed = cli("report", stopped)
+    assert code == 0, printed
+    page = (stopped / "report.html").read_text()
+    assert "not finished: 4 of 4 updates" in page and f"amd-plugin train --resume {stopped}" in page
+    assert page.count("data:image/png;base64,") == 3 and "<td>" in page
+
+
+def test_a_run_that_failed_before_its_first_evaluation_is_reported_too(cli, stopped):
+    shutil.rmtree(stopped / "samples")
+    for logged in ("\n", None):
+        if logged is None:
+            (stopped / "metrics.jsonl").unlink()
+        else:
+            (stopped / "metrics.jsonl").write_text("")
+        code, printed = cli("report", stopped)
+        assert code == 0, printed
+        page = (stopped / "report.html").read_text()
+        assert "not finished: 0 of 4 updates" in page and page.count("data:image/png;base64,") == 1
+
+
+def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_path):
+    folder = tmp_path / "digits"
+    run.train(tiny("model.heads=1", "model.teacher.steps=2", "train.max_steps=1", name="digits"), plugins, folder)
+    assert cli("report", folder)[0] == 0
+    page = (folder / "report.html").read_text()
+    assert "--set data.label_noise=0 the teacher" in page and "outliers" not in page
+    assert page.count("<img ") == page.count(' alt="') and "prefers-color-scheme: dark" in page
