@@ -52,7 +52,7 @@ HOW = {
         files, "write_json", lambda path, content: end() if MINE and "000002" in str(path) else None
     ),
     "dies while all save": end_in_second_save,
-    "hangs while it prepares": lambda: wrapped(setup, "build_roles", lambda *run: hang() if MINE else None),
+    "hangs while it prepares": lambda: wrapped(setup, "build_roles", lambda *run, **options: hang() if MINE else None),
     "dies": lambda: wrapped(Trainer, "student_turn", in_second_cycle(end)),
     "hangs": lambda: wrapped(Trainer, "student_turn", in_second_cycle(hang)),
 }
