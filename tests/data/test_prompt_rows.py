@@ -230,7 +230,7 @@ def test_a_million_lines_are_read_with_flat_memory(streaming, tmp_path):
         file.writelines(f"a prompt of ordinary length about fox number {index} in the snow\n" for index in range(1_000_000))
     grown = _elsewhere(
         f"""
-        import json, resource, types
+        import json, pathlib, resource, types
         import torch
         from amd_plugin.models.conditions import PromptConditions
         from amd_plugin.data.prompts import Prompts
@@ -241,6 +241,7 @@ def test_a_million_lines_are_read_with_flat_memory(streaming, tmp_path):
         asked = iter(task.asked_for(1_000_000, 16))
         class Everywhere:
             def is_file(self): return True
+            def with_suffix(self, suffix): return pathlib.Path("nowhere")
         path = conditions.files.path
         conditions.files.path = lambda prompt, negative=False: path(prompt, True) if negative else Everywhere()
         read = 0

@@ -60,7 +60,7 @@ def test_held_out_prompts_are_looked_at_too(recipe, cli, tmp_path, monkeypatch):
     _stops(
         "train",
         recipe(source="prompts.txt", held_out="held_out.txt"),
-        "data.held_out: held_out.txt: is empty",
+        f"data.held_out: {tmp_path / 'held_out.txt'}: is empty",
         cli,
         tmp_path,
         monkeypatch,

@@ -104,7 +104,7 @@ def test_a_warm_start_of_the_fake_score_moves_nothing_else_and_happens_once(tiny
 
     trainer.rollouts.for_fake_score = scored
     trainer.fake_score_turn = lambda *arguments: (turns.append(arguments), fake_turn(*arguments))[1]
-    trainer.student_turn = lambda: (students.append(weights(trainer)), student_turn())[1]
+    trainer.student_turn = lambda *arguments: (students.append(weights(trainer)), student_turn(*arguments))[1]
     trainer.cycle(), trainer.cycle()
     assert turns == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0,), (1,), (0,), (1,)]
     assert len(set(noise)) == len(turns), "each update has random numbers of its own"

@@ -253,7 +253,7 @@ def test_ctrl_c_ends_a_run_and_its_workers_with_a_checkpoint(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
-    assert "with --resume auto to go on" in log.read_text() and "Traceback" not in log.read_text()
+    assert "go on with: amd-plugin train --resume run" in log.read_text() and "Traceback" not in log.read_text()
     assert checkpoint.available(tmp_path / "run" / "checkpoints")
     for _ in range(100):
         try:
