@@ -218,7 +218,9 @@ class HostBridge:
         return drawn[self._rank() * own : (self._rank() + 1) * own]
 
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
-        """Sets the objective's schedule factor to the product of the plugins' factors. Call it before every turn.
+        """Sets the objective's schedule factor to the product of the plugins' factors, and averages its shared sums over ranks.
+
+        Call it before every turn.
 
         Args:
             step: number of student updates so far.
@@ -226,6 +228,10 @@ class HostBridge:
             metrics: 0-dim tensors of the last student turn; plugins get their mean over ranks, as ``objective/NAME``.
         """
         self.step, self.signal_fields = step, {}
+        if self.objective.needs.fake_score_outcome:
+            # The scale of advantage guidance follows from the last student turn of all ranks.
+            for sums in self.objective.shared_sums:
+                sums.copy_(self._all_gather(sums[None]).mean(0))
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}

@@ -224,13 +224,13 @@ class AMDObjective(DMDObjective):
             return {}
         a = signals.advantage.detach().float()
         batch_advantage = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
-        ratio, divergence = implied_tilt(batch_advantage, self._trust * self.sharpening, self.sharpening_kind)
+        tilt_ratio, divergence = implied_tilt(batch_advantage, self._trust * self.sharpening, self.sharpening_kind)
         metrics = {
             "clip_share": clip_share(batch_advantage),
             "advantage_std": batch_advantage.std(correction=0),
             "reward_spread": self._spread.clone(),
             "reward_unit": torch.tensor(float(self.unit), device=a.device),
-            "tilt_ratio": ratio,
+            "tilt_ratio": tilt_ratio,
             "tilt_kl": divergence,
             **self._reward_metrics,
             **zone_metrics(direction, a <= ZONE),

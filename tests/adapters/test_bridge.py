@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from amd_plugin import AMDObjective, DMDObjective, hookimpl, options
+from amd_plugin import AMDObjective, DMDObjective, Signals, hookimpl, options
 from amd_plugin.adapters.bridge import OFFERS, HostBridge, Steering, adaptive_objective, make_reward, require_fit
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, IN_WORDS
@@ -208,3 +208,16 @@ def test_the_bridge_keeps_its_old_names():
 
 def test_the_papers_form_needs_nothing_that_adapters_lack():
     assert adaptive_objective(2.0, AMDOptions.paper()).side == "both"
+
+
+def test_the_scale_of_advantage_guidance_follows_from_all_ranks(monkeypatch):
+    objective = AMDObjective(1.0, sharpening=0, advantage_guidance="auto", unit=0)
+    x0 = torch.randn(4, 3)
+    predictions = {"fake_good": x0 + 0.1, "fake_bad": x0 - 0.1, "advantage": torch.tensor([-1.0, 1.0, -0.5, 0.5])}
+    objective.student_loss(Signals(x0.requires_grad_(), x0.detach() + 1, None, x0.detach(), torch.rand(4), **predictions))
+    (own,) = (sums.clone() for sums in objective.shared_sums if sums.shape[-1] == 6)
+    bridge = HostBridge(objective)
+    monkeypatch.setattr(bridge, "_all_gather", lambda values: torch.cat((values, 3 * values)))
+    bridge.start_turn(1, 0)
+    (mean,) = (sums for sums in objective.shared_sums if sums.shape[-1] == 6)
+    torch.testing.assert_close(mean, 2 * own)
