@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from amd_plugin.hookspecs import Needs
+from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import IF_OFFERED, Needs
 from amd_plugin.maths.advantage_guidance import NONE
-from amd_plugin.models.step_conditioning import OUTCOME, Tables, add_tables, conditions_for, tables_of
+from amd_plugin.models.step_conditioning import OUTCOME, Conditions, Tables, add_tables, tables_of
 from amd_plugin.plugins import PluginManager
 
 
@@ -51,10 +52,15 @@ def condition_on_outcomes(fake_score: nn.Module, needs: Needs, plugins: PluginMa
     """
     if not needs.fake_score_outcome:
         return None
-    found = conditions_for(fake_score, plugins.families().values(), needs.fake_score_outcome)
-    if found is None:
-        return None
-    add_tables(fake_score, "fake_score", found)
+    name = type(fake_score).__name__
+    family = next((f for f in plugins.families().values() if f.network == name and hasattr(f, "time_embeddings")), None)
+    if family is None:
+        if needs.fake_score_outcome == IF_OFFERED:
+            return None
+        message = f"no family says where a {name} embeds the time (time_embeddings)"
+        raise InputError(f"amd.advantage_guidance: {message}. Leave it out")
+    places = family({}, dict(getattr(fake_score, "config", {}))).time_embeddings
+    add_tables(fake_score, "fake_score", Conditions(places, outcomes=True))
     tables = tables_of(fake_score, OUTCOME)
     assert tables is not None  # noqa: S101
     return OutcomeCondition(tables)

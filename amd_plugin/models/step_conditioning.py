@@ -149,26 +149,6 @@ def conditions(
     return None
 
 
-def conditions_for(
-    network: nn.Module, families: Iterable[type[Any]], outcomes: bool | Literal["if offered"]
-) -> Conditions | None:
-    """The table of outcomes for a `network` outside of the reference host, by the family of its class.
-
-    Raises:
-        InputError: for a network of no such family, unless outcomes are only used if offered; None then.
-    """
-    name = type(network).__name__
-    for family in families:
-        if family.network == name and hasattr(family, "time_embeddings"):
-            config = dict(getattr(network, "config", {}))
-            return Conditions(family({}, config).time_embeddings, outcomes=True)
-    if outcomes is True:
-        raise InputError(
-            f"amd.advantage_guidance: no family says where a {name} embeds the time (time_embeddings). Leave it out"
-        )
-    return None
-
-
 def add_tables(network: nn.Module, role: str, conditions: Conditions) -> None:
     """Adds the tables of `conditions` to `network`, for calls of `role`."""
     if not (conditions.rungs or conditions.outcomes):
