@@ -14,7 +14,7 @@ from amd_plugin.maths.coherence import BANDS, band, by_band
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
-RATIO = 0.3  # of the scaled contrast to the matching term: .3 helped everything, .7 did harm (docs/evidence.md)
+RATIO = 0.3  # of the scaled contrast to the matching term; in a prototype on pictures .3 helped and .7 did harm
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
 REST = 2.0  # largest scale at which a converged student rests
 MEAN = 0.5  # of P(bad | a) over a group, whose advantages have the mean 0
@@ -64,13 +64,14 @@ class ContrastStatistics:
 
     def finish_turn(self) -> bool:
         """Adds the means of the turn, over all processes by now, to the running means; False if there was none."""
-        count = self.turn[:, -1].sum()
+        turn = self.turn.cpu()  # once per turn: what follows from the running means is read many times
+        count = turn[:, -1].sum()
         if counted := bool(count > 0):
-            means, decay = self.turn[:, :-1] / count, torch.full_like(self.turn[0, :-1], self.MOMENTUM)
+            means, decay = turn[:, :-1] / count, torch.full_like(turn[0, :-1], self.MOMENTUM)
             # The variance of a mean: of one over the batch, and of a sum of independent turns.
             means[:, NOISE] /= self._batch_size
             decay[NOISE] = self.MOMENTUM**2
-            self.running = decay * self.running.to(means) + means
+            self.running = decay * self.running + means
             self.turn = torch.zeros_like(self.turn)
         return counted
 
@@ -143,8 +144,8 @@ def automatic_scale(sums: Tensor, budget: Tensor) -> Tensor:
 def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
     """Largest scale gamma whose fixed point is at most `nats` from the teacher, if the batch were the teacher's samples.
 
-    The fixed point is ``p P(good)^gamma``; its divergence is estimated within each group, and
-    averaged over samples. A batch without any difference has no limit but `LARGEST`.
+    The fixed point is ``p P(good)^gamma``; its divergence is estimated within each group and averaged over samples. A batch
+    without any difference has no limit but `LARGEST`.
 
     Args:
         advantage: advantages [B].
@@ -165,7 +166,7 @@ def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
 def _contrast_and_residual(signals: Signals) -> tuple[Tensor, Tensor] | None:
     """(c, x0 - m), both [B, D]; None without a contrast."""
     contrast = signals.contrast()
-    if contrast is None or signals.fake_good is None:
+    if contrast is None or signals.fake_good is None:  # the second for the type checker: a contrast has both
         return None
     c = contrast.flatten(1)
     return c, widen(signals.x0.detach()).flatten(1) - widen(signals.fake_good.detach()).flatten(1) + c / 2
