@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.adapters.modelopt import adaptive
-from amd_plugin.atomic import replaced_file
+from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ class AMDDiffusionRecipe:
         super()._save_dmd_extras(path)  # type: ignore[misc]
         if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
             state = self._dmd_pipeline.state_dict()  # type: ignore[attr-defined]
-            with replaced_file(Path(path, self.STATE)) as draft:
-                draft.write_text(json.dumps(state))
+            write_text(Path(path, self.STATE), json.dumps(state))
 
     def _restore_dmd_extras(self, restore_from: str | None) -> None:
         super()._restore_dmd_extras(restore_from)  # type: ignore[misc]

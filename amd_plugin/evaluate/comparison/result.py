@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from amd_plugin.atomic import replaced_file
+from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.directions import Direction, badness
 
@@ -81,8 +81,7 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Writes `compare.json` to `folder`."""
-        with replaced_file(folder / FILE) as draft:
-            draft.write_text(self.as_json())
+        write_text(folder / FILE, self.as_json())
 
     def as_json(self) -> str:
         """The text of `compare.json`."""
