@@ -19,8 +19,10 @@ QUICK = ("train.evaluate_every=0",)
 AG, ALONE = "objective.advantage_guidance=", "objective.sharpening=0"
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
+# DMD at the guidance scales that it is tuned over, beside the recipe's 1.25.
+TUNED = (f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6")
 ELSEWHERE = (
-    f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
+    *TUNED, "amd=amd", f"amd@1=amd {W}1",
     "amd_sharpening_1=amd objective.sharpening=1", f"amd_paper=amd {PAPER}", f"amd_random_reward=amd {RANDOM}",
 )  # fmt: skip
 
@@ -32,7 +34,7 @@ STUDIES = {
         "`amd_by_spread` divides rewards by each group's spread, as the paper does, and has sharpening 2 at low noise only.",
         recipe="modes2d", settings=QUICK,
         more=(
-            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6",
+            *TUNED,
             "amd=amd", f"amd@1=amd {W}1", "amd_sharpening_1=amd objective.sharpening=1",
             f"amd_by_spread=amd objective.sharpening=2 {SPREAD}",
             f"amd_adaptation_only=amd {ADAPTATION}",
@@ -101,7 +103,7 @@ STUDIES = {
         title="Handwritten digits, an unreliable teacher, one step, three times as long",
         question="`digits_unreliable` with 900 updates: were its gains only faster training?",
         recipe="digits", settings=(*QUICK, "train.max_steps=900"), seeds="4",
-        more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd@1=amd {W}1",
+        more=(*TUNED, "amd=amd", f"amd@1=amd {W}1",
               f"amd_random_reward=amd {RANDOM}"),
     ),
     "plane_four_steps": Study(
@@ -156,7 +158,7 @@ STUDIES = {
         "the scale that sets itself, and `amd_auto` that beside sharpening, as whose judge it also serves.",
         recipe="modes2d", settings=QUICK,
         more=(
-            f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd@1.6=dmd {W}1.6", "amd=amd", f"amd_paper=amd {PAPER}",
+            *TUNED, "amd=amd", f"amd_paper=amd {PAPER}",
             f"amd_adaptation_only=amd {ADAPTATION}",
             *(f"guided_{scale}=amd {AG}{scale} {ALONE}" for scale in (0.5, 1, 2, 4, 8)),
             f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto", f"amd_auto@1=amd {AG}auto {W}1",
