@@ -1,4 +1,4 @@
-# docker build -t amd-plugin . && docker run --rm -v "$PWD/runs:/work/runs" amd-plugin train modes2d
+# docker build -t amd-plugin . && docker run --rm -v "$PWD/runs:/data/runs" amd-plugin train modes2d
 # For GPUs: docker build --build-arg TORCH=https://download.pytorch.org/whl/cu130 -t amd-plugin . && docker run --gpus all ...
 FROM python:3.11-slim
 ARG TORCH=https://download.pytorch.org/whl/cpu
@@ -9,6 +9,6 @@ COPY amd_plugin amd_plugin
 COPY recipes recipes
 RUN pip install --index-url "$TORCH" --constraint constraints.txt --extra-index-url https://pypi.org/simple torch \
     && pip install --constraint constraints.txt .
-WORKDIR /work
-ENV AMD_PLUGIN_CACHE=/work/cache
+WORKDIR /data
+ENV AMD_PLUGIN_CACHE=/data/cache
 ENTRYPOINT ["amd-plugin"]
