@@ -4,13 +4,13 @@ Three sections choose a task, an objective or a reward by name: `data`, `objecti
 name and are checked against its signature, so that a plugin's options are as safe as our own.
 """
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from amd_plugin.options import Strict
+from amd_plugin.options import Removed, Strict
 
 
 class Choice(BaseModel):
@@ -189,16 +189,24 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(Strict):
     """The distillation run. A cycle is `fake_updates` updates of the fake score and one update of the student."""
 
+    REMOVED: ClassVar[Mapping[str, Removed]] = {
+        "reuse_rollouts": Removed(False, "set train.rollouts: harvest, which shares all samples of a cycle among its updates"),
+    }
+
     max_steps: int = Field(ge=1, description="number of student updates")
     seed: int = Field(0, ge=0, description="seed of all randomness, the teacher's training included")
     batch_size: int = Field(ge=1, description="number of samples per update, over all processes and accumulation steps")
     group_size: int = Field(1, ge=1, description="number of samples per prompt and batch, for group advantages")
     accumulation: int = Field(1, ge=1, description="number of micro-batches per update and process")
     fake_updates: int = Field(3, ge=1, description="number of fake-score updates per student update")
-    reuse_rollouts: bool = Field(
-        False, description="reuse of the samples and rewards of a cycle's first fake-score update in all of its fake-score "
-        "updates: fewer rollouts and reward calls, for a small loss of quality",
-    )  # fmt: skip
+    rollouts: Literal["fresh", "harvest"] = Field(
+        "fresh",
+        description="student samples of a cycle; fresh: each update rolls out its own, to one exit step; harvest: rollouts "
+        "through all steps, whose samples all updates of the cycle share: fewer network calls and rewards",
+    )
+    rollout_sets: int = Field(
+        1, ge=1, description="number of rollouts of the whole batch per cycle, with `rollouts: harvest`; more: fresher samples"
+    )
     student_lr: float = Field(gt=0, description="peak learning rate of the student's Adam")
     fake_lr: float = Field(gt=0, description="peak learning rate of the fake score's Adam")
     outcome_lr: float = Field(

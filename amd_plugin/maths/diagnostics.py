@@ -85,6 +85,8 @@ def weight_metrics(direction: Direction, guidance_window: Window | None = None) 
 def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     """Share of samples in the `zone` [B] bool, and the size of their matching term by noise level, where levels are known.
 
+    Where exit rungs are known, the share is also given by rung.
+
     Example:
         >>> from amd_plugin.maths.operators import dmd
         >>> from amd_plugin.maths.signals import Signals
@@ -95,6 +97,9 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     """
     in_zone, noise_level = zone.to(direction.match.dtype), direction.signals.sigma
     metrics = {"zone_share": in_zone.mean()}
+    if (rungs := direction.signals.rung) is not None:
+        for rung in sorted(set(rungs.tolist())):
+            metrics[f"zone_share/rung {rung}"] = in_zone[(rungs == rung).to(zone.device)].mean()
     if noise_level is not None:
         sizes = direction.match.flatten(1).square().mean(1).sqrt() * in_zone
         size, share = by_band(sizes, noise_level), by_band(in_zone, noise_level)

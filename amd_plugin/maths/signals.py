@@ -38,6 +38,7 @@ class Signals(NamedTuple):
         advantage_factor: factor of advantage guidance [B], at least 0, from a host's schedule; None means 1 everywhere.
         batch_advantage: advantages [N] of the whole batch, over all micro-batches and processes; None where these B samples
             are the whole batch. Statistics of the batch (the static control, the implied tilt) use it.
+        rung: exit rung of each sample [B], from 0, on the CPU; read by metrics only. None for a student of one step.
 
     Example:
         >>> x0 = torch.tensor([[0.0], [1.0]])
@@ -58,6 +59,7 @@ class Signals(NamedTuple):
     reward: Tensor | None = None
     groups: Tensor | None = None
     batch_advantage: Tensor | None = None
+    rung: Tensor | None = None
     fake_bad: Tensor | None = None
     fake_good: Tensor | None = None
     advantage_factor: Tensor | None = None

@@ -64,7 +64,7 @@ class Role:
         network: the network.
         adapter, frozen, shared: as above.
         wrapped: the module that calls with gradient go through, which averages gradients over processes; set by the host.
-        rung: the exit rung of the samples in the next calls; networks without a table of rungs ignore it.
+        rung: the exit rungs [B] of the samples in the next calls, or one for all; networks without a table of rungs ignore it.
         outcome: the outcomes [B] of the samples in the next calls, or one for all; networks without a table of them ignore it.
         dtype: the precision of the network's inputs.
         autocast: whether mixed precision applies to the network.
@@ -74,7 +74,7 @@ class Role:
     def __init__(self, network: nn.Module, adapter: str | None = None, *, frozen: bool = False, shared: bool = False):
         self.network, self.adapter, self.shared, self.frozen = network, adapter, shared, frozen
         self.wrapped: nn.Module = network
-        self.rung: int | None = None
+        self.rung: Tensor | int | None = None
         self.outcome: Tensor | int | None = None
         self._rungs, self._outcomes = tables_of(network, RUNGS), tables_of(network, OUTCOME)
         self.autocast = True

@@ -116,6 +116,14 @@ def whole_batch(config: RecipeConfig, sample: int, guided_apart: bool) -> int:
     return config.train.batch_size * sample * (3 if guided_apart else 2)
 
 
+def kept_samples(config: RecipeConfig, sample: int, rows: int) -> int:
+    """Bytes of the `rows` student samples of this process that are kept between calls, with the student's inputs."""
+    train, per_row = config.train, 2
+    if train.rollouts == "harvest":
+        per_row = train.rollout_sets * config.model.student_steps + 2  # all samples, a turn's own, and its inputs
+    return rows * sample * per_row
+
+
 def media_bytes(size: tuple[int, ...] | None) -> int:
     """Bytes of one decoded sample in fp32; 0 where samples are not decoded."""
     return 0 if size is None else 3 * 4 * prod(size)

@@ -105,7 +105,8 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     activations = memory.turns(calls, config, needs.reward, media, train.batch_size // gpus)
     for role, most in activations.items():
         rows[role].activations = most
-    rows["batch"] = Row(buffers=memory.whole_batch(config, sample_bytes(spec), guided_apart))
+    kept = memory.kept_samples(config, sample_bytes(spec), train.batch_size // gpus)
+    rows["batch"] = Row(buffers=memory.whole_batch(config, sample_bytes(spec), guided_apart) + kept)
     if needs.discriminator is not None:
         notes.append("the discriminator, a small head on the fake score's features")
     counts = traffic.calls_of(config, needs.reward, guided_apart, outcomes=bool(needs.fake_score_outcome))

@@ -60,15 +60,19 @@ def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool, *, outcom
         outcomes: whether the student's turn calls the fake score for both outcomes too.
     """
     train, parts = config.train, config.train.accumulation
-    before = (config.model.student_steps - 1) / 2 if train.rollout == "simulate" else 0.0
-    again = before + 1 if parts > 1 else 0.0
+    steps = config.model.student_steps
+    before = (steps - 1) / 2 if train.rollout == "simulate" else 0.0
+    scored_first = 1 if parts > 1 else 0
+    rollout, turns = train.fake_updates * (before + 1) + before + scored_first, train.fake_updates + 1
+    if train.rollouts == "harvest":
+        rollout, turns = train.rollout_sets * steps, min(turns, train.rollout_sets * steps)
     return Calls(
-        rollout=parts * (train.fake_updates * (before + 1) + before + again),
+        rollout=parts * rollout,
         student=parts,
         fake_score=parts * train.fake_updates,
         score=parts * (3 if outcomes else 1),
         teacher=parts * (2 if guided_apart else 1),
-        decode=parts * (train.fake_updates + 1) if rewarded else 0,
+        decode=parts * turns if rewarded else 0,
     )
 
 

@@ -65,6 +65,9 @@ def _check_sizes(config: RecipeConfig, source: Source) -> None:
     if train.stop_on_hacking and (not train.evaluate_every or train.max_steps < 4 * train.evaluate_every):
         message = "needs at least four held-out evaluations; set train.evaluate_every to a quarter of max_steps or less"
         source.problem(("train", "stop_on_hacking"), f"{message}, got {train.evaluate_every}")
+    if train.rollouts == "harvest" and train.rollout == "data":
+        message = "shares rollouts from noise, and train.rollout: data starts at the exit step"
+        source.problem(("train", "rollouts"), f"{message}; set fresh, got 'harvest'")
     if not 0 <= train.sigma[0] < train.sigma[1] <= 1:
         source.problem(("train", "sigma"), f"must be [low, high] with 0 <= low < high <= 1, got {list(train.sigma)}")
     if train.sub_interval and config.model.student_steps == 1:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
 from amd_plugin.host import run
-from amd_plugin.host.training.forward import Forward
+from amd_plugin.host.training.forward import Exit, Forward
 from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.families.sd3 import SD3
@@ -286,7 +286,7 @@ def test_told_it_tells_rungs_apart_and_untold_it_learns_their_mixture(tiny, plug
     """Rung 0 makes -1 and rung 1 makes +1, always. At almost pure noise a denoiser can only say the mean of what it knows."""
 
     def constant(self, batch, rows, *, grad):
-        return torch.full((rows.stop - rows.start, 2), -1.0 if batch.exit_rung == 0 else 1.0)
+        return Exit(None, torch.full((rows.stop - rows.start, 2), -1.0 if batch.exit_rung == 0 else 1.0))
 
     monkeypatch.setattr(Forward, "rollout", constant)
     means = {}

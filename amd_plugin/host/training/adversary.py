@@ -57,10 +57,11 @@ class Adversary:
             RunError: for a gradient that is not finite.
         """
         timestep = self.timestep(batch)
-        real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.position)
+        real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.updates_before)
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")
         losses = []
         for rows, x0 in zip(parts, rollouts, strict=True):
+            self._fake_score.rung = batch.rungs_of(rows)
             samples = [(real[rows], labels[rows]), (x0, batch.labels[rows])]
             if self._losses.r1:
                 samples.append((real[rows] + self._losses.r1_sigma * blur[rows], labels[rows]))

@@ -33,6 +33,11 @@ class BatchSource:
 
     def batches_before(self, step: int) -> int:
         """The number of batches drawn in the first `step` cycles."""
+        harvests = self.train.rollouts == "harvest"
+        return step * (self.train.rollout_sets if harvests else self.train.fake_updates + 1)
+
+    def updates_before(self, step: int) -> int:
+        """The number of updates in the first `step` cycles."""
         return step * (self.train.fake_updates + 1)
 
 
@@ -45,37 +50,65 @@ class Batch:
         source: the run's batches.
         step: student updates so far.
         turn: the turn's name, for example ``student``.
-        update: the update's index in its cycle; the student's update comes last.
+        update: the index of the update, or of the set of rollouts, in its cycle; the student's update comes last.
 
     Attributes:
         step: student updates so far.
         position: the number of batches before this one.
-        labels: the labels [B]; each group of `group_size` neighbours has one label.
-        exit_rung: the index of the rung whose prediction is taken, the same for all samples.
+        updates_before: the number of updates before this one.
+        group_size: the number of neighbouring samples with one label and one rung.
+        labels: the labels [B]; each group has one label.
+        rungs: the indices [B] of the rungs whose predictions are taken, on the CPU; each group has one rung.
         real: the real samples [B, ...] that rollouts start from; empty where they start from noise.
     """
 
     def __init__(self, source: BatchSource, step: int, turn: str, update: int):
         train = source.train
         self.step, self.position = step, source.batches_before(step) + update
+        self._start, self.updates_before = source.updates_before(step), source.updates_before(step) + update
         self._seed, self._device = train.seed, source.device
         self._key: tuple[object, ...] = (step, turn, update % train.fake_updates)
-        self._shape, self._group_size = (train.batch_size, *source.sample_shape), train.group_size
+        self._shape, self.group_size = (train.batch_size, *source.sample_shape), train.group_size
         groups = train.batch_size // train.group_size
         labels = source.task.draw_labels(self.position, groups, self.generator("labels")).to(self._device)
-        self.labels, self.real = labels.repeat_interleave(train.group_size), torch.empty(0)
-        exit_rung = torch.randint(source.num_rungs, (), generator=self.generator("exit rung"), device=self._device)
-        self.exit_rung = int(exit_rung)
+        self.labels, self.real = self.by_group(labels), torch.empty(0)
+        # Rungs select calls of the host, so a device is never asked for them.
+        rung = torch.randint(source.num_rungs, (), generator=generator(self._seed, *self._key, "exit rung"))
+        self.rungs = rung.expand(train.batch_size)
 
-    def again(self, update: int) -> Batch:
-        """The same samples with other random numbers, for a later `update` that reuses this batch's rollouts."""
+    @property
+    def exit_rung(self) -> int:
+        """The rung of all samples, of a batch with one."""
+        return int(self.rungs[0])
+
+    def rungs_of(self, rows: slice) -> int | Tensor:
+        """The rungs [b] of `rows`, on the device; a number where the batch has only one."""
+        rungs = self.rungs[rows]
+        return int(rungs[0]) if bool((self.rungs == self.rungs[0]).all()) else rungs.to(self._device)
+
+    def by_group(self, values: Tensor) -> Tensor:
+        """`values` [groups, ...], once for each sample of its group: [B, ...]."""
+        return values.repeat_interleave(self.group_size, 0)
+
+    def again(self, turn: str, update: int, labels: Tensor | None = None, rungs: Tensor | None = None) -> Batch:
+        """A batch of samples that exist, with the random numbers of another `update`.
+
+        Args:
+            turn: the turn's name.
+            update: the update's index in its cycle.
+            labels: the labels [B]; None for this batch's.
+            rungs: the rungs [B]; None for this batch's.
+        """
         other = copy.copy(self)
-        other._key = (*self._key, "again", update)
+        other._key = (*self._key, "again", turn, update)
+        other.updates_before = self._start + update
+        other.labels = self.labels if labels is None else labels
+        other.rungs = self.rungs if rungs is None else rungs
         return other
 
     def start_from(self, real: Tensor, labels: Tensor) -> None:
         """Starts each group from one real sample of `real` [groups, ...] and takes that sample's label of `labels` [groups]."""
-        self.real, self.labels = (x.repeat_interleave(self._group_size, 0) for x in (real, labels))
+        self.real, self.labels = self.by_group(real), self.by_group(labels)
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A generator for `purpose`, the same on every process."""
@@ -89,8 +122,8 @@ class Batch:
         """Standard normal noise [B, ...]."""
         return torch.randn(self._shape, generator=self.generator(purpose), device=self._device)
 
-    def uniform(self, purpose: str, window: tuple[float, float]) -> Tensor:
-        """Uniform numbers [B] in `window`."""
+    def uniform(self, purpose: str, window: tuple[float | Tensor, float]) -> Tensor:
+        """Uniform numbers [B] in `window`, whose lower end may be one of each sample, [B]."""
         low, high = window
         draws = torch.rand(self._shape[0], generator=self.generator(purpose), device=self._device)
         return low + (high - low) * draws

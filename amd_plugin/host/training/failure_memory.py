@@ -35,25 +35,32 @@ class FailureMemory:
 
         The choice is drawn for the joined batch, from the batch's own generators.
         """
-        failures = self._failures.get(str(batch.exit_rung))
         replaced = (batch.uniform("memory", (0.0, 1.0)) < self._share)[rows]
-        if failures is None or not len(failures["labels"]):
-            return x0, labels, torch.zeros_like(replaced)
-        count = len(failures["labels"])
-        chosen = (batch.uniform("remembered", (0.0, float(count))).long().clamp(max=count - 1))[rows]
-        mask = replaced.reshape(-1, *[1] * (x0.dim() - 1))
-        samples = torch.where(mask, failures["samples"].to(x0)[chosen], x0)
-        return samples, torch.where(replaced, failures["labels"].to(labels)[chosen], labels), replaced
+        choice, rungs = batch.uniform("remembered", (0.0, 1.0))[rows], batch.rungs[rows].to(replaced.device)
+        remembered = torch.zeros_like(replaced)
+        for rung, failures in self._failures.items():
+            if not (count := len(failures["labels"])):
+                continue
+            here = replaced & (rungs == int(rung))
+            chosen = (choice * count).long().clamp(max=count - 1)
+            mask = here.reshape(-1, *[1] * (x0.dim() - 1))
+            x0 = torch.where(mask, failures["samples"].to(x0)[chosen], x0)
+            labels = torch.where(here, failures["labels"].to(labels)[chosen], labels)
+            remembered = remembered | here
+        return x0, labels, remembered
 
     def add(self, batch: Batch, x0: Tensor, advantage: Tensor) -> None:
         """Adds the worst eighth of the joined batch `x0` [B, ...], as far as its `advantage` [B] is below 0."""
         count = max(1, len(x0) // WORST)
         worst = advantage.topk(count, largest=False).indices
         worst = worst[advantage[worst] < 0]
-        new = {"samples": x0[worst].detach().clone(), "labels": batch.labels[worst].clone()}
-        failures = self._failures.setdefault(str(batch.exit_rung), {key: value[:0] for key, value in new.items()})
-        for key, value in new.items():
-            failures[key] = torch.cat((failures[key].to(value), value))[-SIZE:]
+        rungs = batch.rungs.to(worst.device)[worst]
+        for rung in sorted(set(batch.rungs.tolist())):
+            of_rung = worst[rungs == rung]
+            new = {"samples": x0[of_rung].detach().clone(), "labels": batch.labels[of_rung].clone()}
+            failures = self._failures.setdefault(str(rung), {key: value[:0] for key, value in new.items()})
+            for key, value in new.items():
+                failures[key] = torch.cat((failures[key].to(value), value))[-SIZE:]
 
     def state_dict(self) -> dict[str, Any]:
         """All samples and labels, by exit rung."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.roles import Roles
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
+from amd_plugin.maths.prediction import NoiseLevel
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.conditions import prompts_of
@@ -19,6 +21,18 @@ from amd_plugin.models.family import Caller, Condition, pair
 from amd_plugin.models.roles import Role
 from amd_plugin.schedule import Ladder, NoiseSchedule
 from amd_plugin.tasks import Task
+
+
+class Exit(NamedTuple):
+    """The student's call at the exit rung.
+
+    Attributes:
+        x: the network's input [b, ...].
+        x0: the predicted sample [b, ...].
+    """
+
+    x: Tensor
+    x0: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +65,45 @@ class Forward:
         """The networks' condition for `labels` [b]."""
         return self.backbone.conditions(labels, prompts_of(self.task, labels))
 
-    def rollout(self, batch: Batch, rows: slice, *, grad: bool) -> Tensor:
-        """The student's x0 [b, ...] at the exit rung, reached as the exported scheduler reaches it.
+    def rollout(self, batch: Batch, rows: slice, *, grad: bool) -> Exit:
+        """The student at the exit rung of a batch with one rung, reached as the exported scheduler reaches it.
 
         Args:
             batch: the joined batch.
             rows: the rows of the micro-batch.
             grad: whether the exit rung's call records a graph; earlier rungs never do.
         """
-        student, condition, rung = self.roles.student, self.condition(batch.labels[rows]), batch.exit_rung
-        timestep = self.ladder.timesteps[rung].expand(rows.stop - rows.start)
-        level = self.ladder.level(rung, len(timestep))
-        x = batch.normal("rung 0")[rows]
+        rung, noise = batch.exit_rung, batch.normal("rung 0")[rows]
         if self.from_data:
-            x = level.add_noise(batch.real[rows], x)
-        else:
-            with torch.no_grad():
-                predict = lambda x_t, t: self.caller.call(student, x_t, t, condition)  # noqa: E731
-                x = self.ladder.descend(predict, x, batch.generators("rung", rows) if rung else None, rung)
+            level = self.ladder.level(rung, len(noise))
+            return self.leave(level.add_noise(batch.real[rows], noise), batch, rows, grad=grad)
+        condition = self.condition(batch.labels[rows])
+        with torch.no_grad():
+            predict = lambda x, t: self.caller.call(self.roles.student, x, t, condition)  # noqa: E731
+            x = self.ladder.descend(predict, noise, batch.generators("rung", rows) if rung else None, rung)
+        return self.leave(x, batch, rows, grad=grad)
+
+    def leave(self, x: Tensor, batch: Batch, rows: slice, *, grad: bool) -> Exit:
+        """The student's x0 from its inputs `x` [b, ...] at each sample's exit rung, by one call."""
+        rungs = batch.rungs[rows].to(x.device)
+        level = NoiseLevel(*(part[rungs] for part in self.ladder.levels))
+        condition = self.condition(batch.labels[rows])
         with torch.set_grad_enabled(grad):
-            return self.schedule.to_x0(self.caller.call(student, x, timestep, condition), x, level)
+            output = self.caller.call(self.roles.student, x, self.ladder.timesteps[rungs], condition)
+            return Exit(x, self.schedule.to_x0(output, x, level))
+
+    @torch.no_grad()
+    def descent(self, batch: Batch, rows: slice) -> list[Exit]:
+        """The student at every rung of one rollout from noise: what `rollout` gives for each of them."""
+        student, condition, exits = self.roles.student, self.condition(batch.labels[rows]), list[Exit]()
+
+        def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            output = self.caller.call(student, x, timestep, condition)
+            exits.append(Exit(x, self.schedule.to_x0(output, x, self.ladder.level(len(exits), len(x)))))
+            return output
+
+        self.ladder.descend(predict, batch.normal("rung 0")[rows], batch.generators("rung", rows), len(self.ladder))
+        return exits
 
     def signals(self, x0: Tensor, batch: Batch, rows: slice, sigma: Tensor, advantage: Tensor | None) -> Signals:
         """The predictions of teacher and fake score from the re-noised samples `x0` [b, ...], without gradients to either.
@@ -86,6 +119,7 @@ class Forward:
         """
         labels, needs = batch.labels[rows], self.objective.needs
         condition = self.condition(labels)
+        self.roles.fake_score.rung = batch.rungs_of(rows)
         with torch.no_grad():
             x_t, timestep = self.renoise(x0, batch.normal("noise")[rows], sigma[rows])
             guide_cond = guide_uncond = real_uncond = None
@@ -105,6 +139,7 @@ class Forward:
         return Signals(
             x0, real_cond, real_uncond, fake, sigma[rows], None if advantage is None else advantage[rows], guide_cond,
             guide_uncond, groups=labels, batch_advantage=advantage, fake_bad=fake_bad, fake_good=fake_good,
+            rung=batch.rungs[rows] if len(self.ladder) > 1 else None,
         )  # fmt: skip
 
     def renoise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from amd_plugin.config import TrainConfig
@@ -43,8 +44,8 @@ class NoiseLevelSampler:
         """
         low, high = window or self._window
         # The guidance term is not matched, so floors do not apply to it.
-        low = low if role == "guide" else max(low, self.floors[batch.exit_rung])
-        sigma = batch.uniform(f"sigma {role}", (low, high))
+        lowest = low if role == "guide" else self._lowest(low, batch)
+        sigma = batch.uniform(f"sigma {role}", (lowest, high))
         for index, sampler in enumerate(self._samplers):
             draws = batch.generator(f"sigma {role} sampler {index}")
             moved = sampler(sigma, role=role, advantage=advantage, step=batch.step, generator=draws)
@@ -52,3 +53,9 @@ class NoiseLevelSampler:
                 raise RunError(f"sigma sampler {sampler!r}: must return {len(sigma)} levels in [0, 1], got {moved}")
             sigma = moved
         return sigma
+
+    def _lowest(self, low: float, batch: Batch) -> float | Tensor:
+        """The lowest level, of each sample [B] where rungs have levels of their own."""
+        if max(self.floors) <= low:
+            return low
+        return torch.tensor(self.floors).clamp(min=low)[batch.rungs].to(batch.labels.device)

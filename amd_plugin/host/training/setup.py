@@ -104,8 +104,9 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     rollouts = Rollouts(source, forward, objective, scoring, real if forward.from_data else None, accelerator)
     # A discriminator sees one real sample per sample of the batch; a rollout from data starts from one per group.
     per_sample = adversary is not None and train.real == "data"
-    rows = train.batch_size // (1 if per_sample else train.group_size)
-    backbone.embed_prompts(task, source.batches_before(train.max_steps) * rows, config, accelerator)
+    prompts = source.batches_before(train.max_steps) * train.batch_size // train.group_size
+    prompts = source.updates_before(train.max_steps) * train.batch_size if per_sample else prompts
+    backbone.embed_prompts(task, prompts, config, accelerator)
     return Setup(
         task=task, objective=objective, backbone=backbone, scoring=scoring, memory=memory, roles=roles,
         forward=forward, rollouts=rollouts, adversary=adversary,

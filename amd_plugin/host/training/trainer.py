@@ -114,11 +114,10 @@ class Trainer:
         self.objective.schedule_factor = schedule_factor
         for warm_up in range(0 if self.step else self.train.fake_warmup):
             self.fake_score_turn(0, warm_up)
-        self.rollouts.score_ahead(self.step)
+        self.rollouts.begin(self.step)
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
             metrics = self.fake_score_turn(update)
-        self.rollouts.release()
         metrics |= self.student_turn(last_metrics)
         self.step += 1
         self.ema.update()
@@ -132,8 +131,8 @@ class Trainer:
             warm_up: index of an update before the first cycle; None within a cycle.
         """
         parts, learner, schedule = self.rollouts.micro_batches, self.learners["fake_score"], self.forward.schedule
-        batch, rollouts, advantage = self.rollouts.for_fake_score(self.step, update, warm_up)
-        self.fake_score.rung = batch.exit_rung
+        batch, exits, advantage, again = self.rollouts.for_fake_score(self.step, update, warm_up)
+        rollouts = [exit.x0 for exit in exits]
         sigma = self.forward.noise_levels(batch, "fake_score", None, advantage)
         weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
         outcome = self._outcomes(batch, advantage)
@@ -148,7 +147,7 @@ class Trainer:
                 part_weight = torch.where(remembered, 1.0, part_weight)
                 part_outcome = None if part_outcome is None else part_outcome.where(~remembered, NONE)
             x_t = schedule.level(t).add_noise(x0, noise[rows])
-            self.fake_score.outcome = part_outcome
+            self.fake_score.rung, self.fake_score.outcome = batch.rungs_of(rows), part_outcome
             prediction = self.forward.caller.call(self.fake_score, x_t, t, self.forward.condition(labels))
             target = schedule.target(x0, noise[rows], t)
             output = self.objective.fake_score_loss(prediction, target, part_weight)
@@ -157,7 +156,7 @@ class Trainer:
             losses.append(output.loss.detach())
             by_level.append(by_band(output.per_sample, sigma[rows]))
             suspects = {"x0": x0, "prediction": prediction}
-        if self.memory is not None and advantage is not None and not (update and self.train.reuse_rollouts):
+        if self.memory is not None and advantage is not None and not again:
             self.memory.add(batch, self.accelerator.gather(torch.cat(rollouts)), advantage)
         metrics = {f"loss/fake_score/{name}": _mean(part[name] for part in by_level) for name in by_level[0]}
         metrics |= {"loss/fake_score": _mean(losses), "grad_norm/fake_score": learner.update(self.step, suspects)}
@@ -168,16 +167,13 @@ class Trainer:
     def student_turn(self, last_metrics: Mapping[str, float] = MappingProxyType({})) -> Metrics:
         """Updates the student; `last_metrics` are for `distill_advantage_schedule`."""
         parts, learner = self.rollouts.micro_batches, self.learners["student"]
-        # The graphs of several micro-batches would not fit in memory: score first, then roll out again with a graph.
-        batch, rollouts, job = self.rollouts.start(self.step, "student", self.train.fake_updates, grad=len(parts) == 1)
-        self.fake_score.rung = batch.exit_rung
-        advantage = self.rollouts.advantage(batch, job)
+        batch, exits, advantage, _ = self.rollouts.for_student(self.step)
         metrics = {} if self.scoring is None else self.scoring.metrics()
         sigma = self.forward.noise_levels(batch, "student", self.objective.needs.match_range, advantage)
         factors = self._advantage_factors(sigma, last_metrics)
         outputs, suspects = [], {}
-        for rows, x0 in zip(parts, rollouts, strict=True):
-            x0 = x0 if x0.requires_grad else self.forward.rollout(batch, rows, grad=True)
+        for rows, (x, x0) in zip(parts, exits, strict=True):
+            x0 = x0 if x0.requires_grad else self.forward.leave(x, batch, rows, grad=True).x0
             signals = self._with_reward(self.forward.signals(x0, batch, rows, sigma, advantage), batch, rows)
             signals = signals if factors is None else signals._replace(advantage_factor=factors[rows])
             output = self.objective.student_loss(signals)
@@ -189,9 +185,8 @@ class Trainer:
             learner.backward(loss / len(parts))
             outputs.append(output)
             suspects = signals._asdict()
-        metrics |= {f"objective/{name}": _mean(o.metrics[name] for o in outputs) for name in outputs[0].metrics}
-        if len(self.forward.ladder) > 1 and "objective/zone_share" in metrics:
-            metrics[f"objective/zone_share/rung {batch.exit_rung}"] = metrics["objective/zone_share"]
+        names = dict.fromkeys(name for output in outputs for name in output.metrics)  # a micro-batch may lack some rungs
+        metrics |= {f"objective/{name}": _mean(o.metrics[name] for o in outputs if name in o.metrics) for name in names}
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
         metrics["grad_norm/student"] = learner.update(self.step, suspects)
         for sums in self.objective.shared_sums:

@@ -39,7 +39,7 @@ def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plu
         accumulation = 6
     whole = Trainer(tiny(*SHARED), plugins, Accelerator(cpu=True))
     batch = whole.rollouts.batch(whole.step, "student", 0)
-    rollout = whole.forward.rollout(batch, slice(0, 12), grad=False)
+    rollout = whole.forward.rollout(batch, slice(0, 12), grad=False).x0
     expected = whole.rollouts.advantage(batch, whole.scoring.submit(batch, slice(0, 12), [rollout]))
 
     trainer = Trainer(tiny(*SHARED, f"train.accumulation={accumulation}"), plugins, Accelerator(cpu=True))
@@ -48,7 +48,7 @@ def test_a_group_may_span_ranks_and_micro_batches(ranks, accumulation, tiny, plu
         rows = process_rows(12, rank, ranks)
         parts = micro_batches(rows, accumulation)
         covered += [row for part in parts for row in range(part.start, part.stop)]
-        media = torch.cat([trainer.backbone.decode(trainer.forward.rollout(batch, part, grad=False)) for part in parts])
+        media = torch.cat([trainer.backbone.decode(trainer.forward.rollout(batch, part, grad=False).x0) for part in parts])
         labels = batch.labels[rows]
         rewards.append(trainer.rewards(media, trainer.task.prompts(labels), **trainer.task.columns(labels)).total)
     assert covered == list(range(12))
@@ -59,7 +59,7 @@ def test_a_process_asks_for_the_prompts_of_its_own_rows_only(tiny, plugins, monk
     """Others' lie behind its place in a stream, which would have to be read from the start for them."""
     trainer, asked = Trainer(tiny(*SHARED), plugins, Accelerator(cpu=True)), []
     batch, prompts = trainer.rollouts.batch(trainer.step, "student", 0), trainer.task.prompts
-    rollout = trainer.forward.rollout(batch, slice(0, 12), grad=False)
+    rollout = trainer.forward.rollout(batch, slice(0, 12), grad=False).x0
     monkeypatch.setattr(trainer.task, "prompts", lambda labels: (asked.append(len(labels)), prompts(labels))[1])
     handed = trainer.scoring.submit(batch, slice(6, 12), [rollout[6:]])
     assert asked == [6] and handed.groups.tolist() == group_ids(prompts(batch.labels[6:]), 6).tolist()

@@ -20,7 +20,8 @@ from tests.helpers.training import assert_close, trained, weights
 
 OPTIONS = {
     "memory": ("objective.memory_share=0.5",),
-    "reuse": ("train.reuse_rollouts=true",),
+    "harvest": ("train.rollouts=harvest", "objective.memory_share=0.25"),
+    "two sets": ("train.rollouts=harvest", "train.rollout_sets=2"),
     "sharpening window": ("objective.sharpening_sigma=[0, 0.5]",),
     "gradient": ("objective.reward_gradient=0.25",),
     "guidance window": ("objective.guidance_scale=2", "objective.guidance_window=[0, 0.5]"),
@@ -36,13 +37,13 @@ def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, option):
         recipe, plugins, resumed, resume=str(straight / "checkpoints" / "step-000002")
     )
     files = sorted(path.name for path in (straight / "checkpoints" / "step-000005").glob("*.safetensors"))
-    assert ("memory.safetensors" in files) == (option == "memory")
+    assert ("memory.safetensors" in files) == (option in ("memory", "harvest"))
     for name in files:
         one, two = ((folder / "checkpoints" / "step-000005" / name).read_bytes() for folder in (straight, resumed))
         assert one == two, name
 
 
-@pytest.mark.parametrize("option", ["memory", "reuse", "sharpening window"])
+@pytest.mark.parametrize("option", ["memory", "harvest", "sharpening window"])
 def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, option):
     whole = trained(tiny, plugins, *OPTIONS[option], cycles=2)
     parts = trained(tiny, plugins, "train.accumulation=8", *OPTIONS[option], cycles=2)
@@ -78,19 +79,6 @@ def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them(monkeypa
         assert set(samples[remembered][:, 0].tolist()) <= {18.0, 106.0, 118.0}
         shown, replaced = shown + 16, replaced + int(remembered.sum())
     assert 0.45 < replaced / shown < 0.55
-
-
-def test_reuse_asks_for_fewer_rollouts_and_rewards(tiny, plugins):
-    calls = {}
-    for reuse in ("false", "true"):
-        trainer = trained(tiny, plugins, f"train.reuse_rollouts={reuse}", cycles=0)
-        counted = []
-        scorer = trainer.scoring.rewards
-        original = scorer.submit
-        scorer.submit = lambda *a, o=original, c=counted: (c.append(1), o(*a))[1]
-        trainer.cycle()
-        calls[reuse] = len(counted)
-    assert calls == {"false": 4, "true": 2}
 
 
 def test_a_reward_without_gradient_is_refused_before_anything_runs(tiny, plugins, tmp_path):
