@@ -13,7 +13,7 @@ from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
 from amd_plugin.models import shipped_configs
 from amd_plugin.models.pretrained import Pretrained
-from amd_plugin.plan import calls, model_spec, plan, plan_with_changes, traffic
+from amd_plugin.plan import calls, memory, model_spec, plan, plan_with_changes, traffic
 from amd_plugin.plan.memory import RESERVED
 from amd_plugin.plan.trace import Trace, along
 from amd_plugin.tasks import TASKS
@@ -102,8 +102,8 @@ def test_14b_by_hand(big):
     assert found.rows["student"].buffers == 5 * 6 * 5120 * 5120 * 2 + 100_000_000 * 2
     assert found.rows["autoencoder"].weights == 4 * 126_892_531
     assert found.rows["rewards"].weights == 2 * 986_109_441
-    # Noise of the joined batch of 64 latents of 16 x 21 x 60 x 104, twice, in fp32.
-    assert found.rows["batch"].buffers == 2 * 64 * 16 * 21 * 60 * 104 * 4
+    # Noise of the joined batch of 64 latents of 16 x 21 x 60 x 104, twice, in fp32; and a sample with the input that gave it.
+    assert found.rows["batch"].buffers == (2 * 64 + 2) * 16 * 21 * 60 * 104 * 4
 
 
 def test_14b_operations_by_hand(manager):
@@ -251,11 +251,21 @@ def test_changes_are_planned_like_the_recipe(manager):
 
 
 def test_calls_of_a_cycle(manager):
-    config = recipe.load("wan21_14b_zero3", manager, ["train.accumulation=2"]).config
-    # Two parts: the student's turn scores first, and rolls out again with gradient.
+    config = recipe.load("wan21_14b_zero3", manager, ["train.accumulation=2", "train.rollouts=fresh"]).config
+    # Two parts: the student's turn scores first, and repeats its last call with gradient.
     assert traffic.calls_of(config, True, False) == traffic.Calls(
-        rollout=2 * (5 * 2.5 + 1.5 + 2.5), student=2, fake_score=10, score=2, teacher=2, decode=12
+        rollout=2 * (5 * 2.5 + 1.5 + 1), student=2, fake_score=10, score=2, teacher=2, decode=12
     )
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_calls_and_samples_of_a_cycle_that_harvests(manager, sets):
+    settings = ["train.accumulation=2", "train.rollouts=harvest", f"train.rollout_sets={sets}"]
+    config = recipe.load("wan21_14b_zero3", manager, settings).config
+    assert traffic.calls_of(config, True, False) == traffic.Calls(
+        rollout=2 * 4 * sets, student=2, fake_score=10, score=2, teacher=2, decode=2 * min(4 * sets, 6)
+    )
+    assert memory.kept_samples(config, sample=10, rows=8) == 8 * 10 * (4 * sets + 2)
 
 
 @pytest.mark.parametrize("gpus", [0, -1, 3, 128])
