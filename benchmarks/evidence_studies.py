@@ -16,6 +16,7 @@ INVERTED = 'rewards=[{"name":"classifier","weight":-1.0}]'
 RELIABLE = ("data.label_noise=0", "data.outliers=0")
 RUNGS = "model.rung_conditioning=true"
 QUICK = ("train.evaluate_every=0",)
+FRESH, HARVEST = "train.rollouts=fresh", "train.rollouts=harvest"
 AG, ALONE = "objective.advantage_guidance=", "objective.sharpening=0"
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
@@ -184,6 +185,37 @@ STUDIES = {
             f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", "amd=amd", f"guided_1=amd {AG}1 {ALONE}", f"guided_4=amd {AG}4 {ALONE}",
             f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto", f"amd_auto_random_reward=amd {AG}auto {RANDOM}",
         ),
+    ),
+    "plane_harvest": Study(
+        title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
+        question="900 updates. `_harvest` shares the samples of one rollout per cycle among all updates (`train.rollouts`).",
+        recipe="modes2d", settings=(*QUICK, "model.student_steps=4", "train.max_steps=900", "objective.sharpening=1", FRESH),
+        more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
+    ),
+    "plane_harvest_one": Study(
+        title="In the plane, an unreliable teacher, one step: fresh and harvested rollouts",
+        question="The shipped recipe. With one step and one set all updates of a cycle have the same samples; `_2` has two sets.",
+        recipe="modes2d", settings=(*QUICK, FRESH),
+        more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}",
+              f"amd_harvest_2=amd {HARVEST} train.rollout_sets=2"),
+    ),
+    "digits_harvest": Study(
+        title="Handwritten digits, an unreliable teacher, four steps: fresh and harvested rollouts",
+        question="900 updates.",
+        recipe="digits", settings=(*QUICK, "model.student_steps=4", "train.max_steps=900", FRESH), seeds="4",
+        more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
+    ),
+    "digits_harvest_one": Study(
+        title="Handwritten digits, an unreliable teacher, one step: fresh and harvested rollouts",
+        question="The shipped recipe.",
+        recipe="digits", settings=(*QUICK, FRESH), seeds="4",
+        more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
+    ),
+    "video_harvest": Study(
+        title="Moving digits, an unreliable teacher, two steps: fresh and harvested rollouts",
+        question="The shipped recipe.",
+        recipe="moving_digits", settings=(*QUICK, FRESH), seeds="4",
+        more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
     "sdxl_class_longer": Study(
         title="Digits through SDXL's classes, two steps, three times as long",
