@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_studies import PARITIES, STUDIES, TARGETS
+from evidence_studies import HARVESTS, PARITIES, STUDIES, TARGETS
 from evidence_types import BEST_DMD, FOLLOWED, Parity, Study, Target
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
@@ -28,7 +28,7 @@ from amd_plugin import metrics
 from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
 from amd_plugin.evaluate.comparison.compare import compare
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
-from amd_plugin.evaluate.comparison.tables import markdown, spread
+from amd_plugin.evaluate.comparison.tables import markdown, spread, time_to_quality
 from amd_plugin.evaluate.directions import ARROWS, Direction
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
@@ -87,6 +87,7 @@ def page(studies: Mapping[str, Study], targets: Sequence[Target], parities: Sequ
         sections=[_section(name, studies[name], comparison) for name, comparison in comparisons.items()],
         targets=[_target_row(target, comparisons[target.study]) for target in targets if target.study in comparisons],
         everywhere=[_parity_row(parity, comparisons[parity.study]) for parity in parities if parity.study in comparisons],
+        harvests=[_parity_row(parity, comparisons[parity.study]) for parity in HARVESTS if parity.study in comparisons],
         missing=[name for name in studies if name not in comparisons],
     )
 
@@ -111,6 +112,7 @@ def _section(name: str, study: Study, comparison: Comparison) -> dict[str, Any]:
         "name": name, "study": study, "seeds": comparison.seeds,
         "metrics": [f"{metric} {ARROWS[comparison.better[metric]]}" for metric in columns],
         "rows": rows, "best": ", ".join(f"{m}: {arm}" for m, arm in best.items()), "command": comparison.command,
+        "time": "\n".join(time_to_quality(comparison)),
         "teacher": [f"{statistics.fmean(comparison.teacher[m]):.3f}" for m in columns],
     }  # fmt: skip
 

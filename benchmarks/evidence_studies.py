@@ -189,12 +189,12 @@ STUDIES = {
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
         question="900 updates. `_harvest` shares the samples of one rollout per cycle among all updates (`train.rollouts`).",
-        recipe="modes2d", settings=(*QUICK, "model.student_steps=4", "train.max_steps=900", "objective.sharpening=1", FRESH),
+        recipe="modes2d", settings=("train.evaluate_every=50", "model.student_steps=4", "train.max_steps=900", "objective.sharpening=1", FRESH),
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
     "plane_harvest_one": Study(
         title="In the plane, an unreliable teacher, one step: fresh and harvested rollouts",
-        question="The shipped recipe. With one step and one set all updates of a cycle have the same samples; `_2` has two sets.",
+        question="The shipped recipe. With one step and one set all updates of a cycle have the same samples; `_2`: two sets.",
         recipe="modes2d", settings=(*QUICK, FRESH),
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}",
               f"amd_harvest_2=amd {HARVEST} train.rollout_sets=2"),
@@ -202,7 +202,7 @@ STUDIES = {
     "digits_harvest": Study(
         title="Handwritten digits, an unreliable teacher, four steps: fresh and harvested rollouts",
         question="900 updates.",
-        recipe="digits", settings=(*QUICK, "model.student_steps=4", "train.max_steps=900", FRESH), seeds="4",
+        recipe="digits", settings=("train.evaluate_every=100", "model.student_steps=4", "train.max_steps=900", FRESH), seeds="4",
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
     "digits_harvest_one": Study(
@@ -272,6 +272,13 @@ SAME_SCALE = {
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
 JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
+# Harvested rollouts against fresh ones, for each objective and metric.
+HARVESTS = tuple(
+    Parity(study, f"{objective}_harvest", objective, metric, may_win=True)
+    for study in ("plane_harvest", "plane_harvest_one", "digits_harvest", "digits_harvest_one", "video_harvest")
+    for objective in ("dmd", "amd")
+    for metric in (PLANE if study.startswith("plane") else JUDGES["video"] if study.startswith("video") else PICTURES)
+)
 PARITIES = tuple(
     Parity(study, arm, base, metric, may_win=arm == "amd")
     for arm in ("amd", "amd_random_reward")

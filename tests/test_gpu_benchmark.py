@@ -9,7 +9,9 @@ import pytest
 SCRIPT = str(Path(__file__).parents[1] / "benchmarks" / "gpu.py")
 
 
-@pytest.mark.parametrize(("arm", "model"), [("wan, shared base, amd, harvest", "wan"), ("sdxl, separate, amd, harvest", "sdxl")])
+@pytest.mark.parametrize(
+    ("arm", "model"), [("wan, shared base, amd, harvest", "wan"), ("sdxl, separate, amd, harvest", "sdxl")]
+)
 def test_an_arm_on_the_cpu(tmp_path, arm, model):
     gpu = runpy.run_path(SCRIPT)
     gpu["save_pipeline"](model, tmp_path, tiny=True, device="cpu")

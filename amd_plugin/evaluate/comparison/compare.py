@@ -35,7 +35,9 @@ from amd_plugin.evaluate.comparison.jobs import (
 )
 from amd_plugin.evaluate.comparison.result import Comparison, best_overall, run_folder
 from amd_plugin.evaluate.comparison.tables import markdown
+from amd_plugin.evaluate.comparison.time_to_quality import updates_to_quality
 from amd_plugin.evaluate.directions import Direction
+from amd_plugin.host.running import run_log
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
@@ -153,6 +155,20 @@ def _comparison(
         selected=selected,
         unused={a.objective: loaded.unused_options for a, loaded in zip(arms, recipes, strict=True) if loaded.unused_options},
         seconds={arm.name: [processor_seconds(run_folder(output, arm.name, seed)) for seed in seeds] for arm in arms},
+        updates=_updates(arms, seeds, output, {metric: better[metric] for metric in held_out}),
         teacher=per_seed(teachers, "teacher", seeds),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
+
+
+def _updates(
+    arms: Sequence[Arm], seeds: Sequence[int], output: Path, metrics: Mapping[str, Direction]
+) -> dict[str, dict[str, list[int | None]]]:
+    """Metric -> arm -> updates per seed until the arm is as good as the first arm at its end; see `time_to_quality`."""
+    curves = [{arm.name: run_log.read(run_folder(output, arm.name, seed) / "metrics.jsonl") for arm in arms} for seed in seeds]
+    found = {}
+    for metric, direction in metrics.items():
+        of_seeds = [updates_to_quality(of_seed, arms[0].name, metric, direction) for of_seed in curves]
+        if all(of_seeds):
+            found[metric] = {arm.name: [of_seed[arm.name] for of_seed in of_seeds] for arm in arms}
+    return found

@@ -52,6 +52,8 @@ class Comparison:
         selected: family -> arm with the best mean rank over `held_out` on `select_seeds`; empty where nothing was selected.
         unused: objective -> options of the recipe that it does not have.
         seconds: arm -> processor seconds of its run, per reported seed; None where they are unknown.
+        updates: held-out metric -> arm -> student updates, per reported seed, until the arm was as good as the baseline at its
+            end; None where it never was. Metrics without at least four evaluations in a run are left out.
         teacher: metric -> one value per reported seed, measured on the teacher's own many-step samples.
         command: command line that made the comparison.
     """
@@ -68,6 +70,7 @@ class Comparison:
     selected: Mapping[str, str] = field(default_factory=dict)
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seconds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    updates: Mapping[str, Mapping[str, Sequence[int | None]]] = field(default_factory=dict)
     teacher: Mapping[str, Sequence[float]]
     command: str
 

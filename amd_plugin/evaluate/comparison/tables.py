@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.table import Table
 
 from amd_plugin.evaluate.comparison.result import Comparison, deviation
+from amd_plugin.evaluate.comparison.time_to_quality import median_updates
 from amd_plugin.evaluate.directions import WORDS
 
 
@@ -35,6 +36,7 @@ def markdown(comparison: Comparison) -> str:
         lines.append(f"| *best {base}* | " + " | ".join(best[metric] for metric in metrics) + " |")
         rest = [arm for arm in comparison.arms if arm not in tunings]
         lines += [_difference_row(comparison, arm, metrics, best.__getitem__) for arm in rest]
+    lines += time_to_quality(comparison)
     if comparison.selected:
         against, chosen = comparison.selected_arms()
         lines += ["", f"{how_selected(comparison)} Difference to {against}.", "", head]
@@ -42,6 +44,25 @@ def markdown(comparison: Comparison) -> str:
     for objective, options in comparison.unused.items():
         lines += ["", f"`{objective}` has no option {', '.join(options)}; the recipe's value is for the other arms."]
     return "\n".join(lines) + "\n"
+
+
+def time_to_quality(comparison: Comparison) -> list[str]:
+    """Lines of a table: updates until each arm is where the baseline ends; none where runs were not evaluated on the way."""
+    if not comparison.updates:
+        return []
+    base, metrics = comparison.baseline, list(comparison.updates)
+    lines = [
+        "", f"Updates until an arm is as good as {base} at its end: median over seeds, in brackets the seeds that get there.",
+        "", "| arm | " + " | ".join(metrics) + " |\n|---|" + "---|" * len(metrics),
+    ]  # fmt: skip
+    for arm in comparison.arms:
+        cells = []
+        for metric in metrics:
+            updates = comparison.updates[metric][arm]
+            median, reached = median_updates(updates), sum(number is not None for number in updates)
+            cells.append(f"{'never' if median is None else f'{median:.0f}'} ({reached}/{len(updates)})")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
 
 
 def how_selected(comparison: Comparison) -> str:

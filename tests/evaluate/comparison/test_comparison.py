@@ -10,7 +10,7 @@ from amd_plugin.evaluate.directions import badness
 
 KEYS = [
     "task", "recipe", "seeds", "arms", "baseline", "better", "held_out", "select_seeds", "families", "selected", "unused",
-    "seconds", "teacher", "command",
+    "seconds", "updates", "teacher", "command",
 ]  # fmt: skip
 
 
