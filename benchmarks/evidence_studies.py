@@ -189,7 +189,8 @@ STUDIES = {
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
         question="900 updates. `_harvest` shares the samples of one rollout per cycle among all updates (`train.rollouts`).",
-        recipe="modes2d", settings=("train.evaluate_every=50", "model.student_steps=4", "train.max_steps=900", "objective.sharpening=1", FRESH),
+        recipe="modes2d",
+        settings=("train.evaluate_every=50", "model.student_steps=4", "train.max_steps=900", "objective.sharpening=1", FRESH),
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
     "plane_harvest_one": Study(
@@ -202,7 +203,8 @@ STUDIES = {
     "digits_harvest": Study(
         title="Handwritten digits, an unreliable teacher, four steps: fresh and harvested rollouts",
         question="900 updates.",
-        recipe="digits", settings=("train.evaluate_every=100", "model.student_steps=4", "train.max_steps=900", FRESH), seeds="4",
+        recipe="digits", seeds="4",
+        settings=("train.evaluate_every=100", "model.student_steps=4", "train.max_steps=900", FRESH),
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
     "digits_harvest_one": Study(
