@@ -199,13 +199,14 @@ class TrainConfig(Strict):
     group_size: int = Field(1, ge=1, description="number of samples per prompt and batch, for group advantages")
     accumulation: int = Field(1, ge=1, description="number of micro-batches per update and process")
     fake_updates: int = Field(3, ge=1, description="number of fake-score updates per student update")
-    rollouts: Literal["fresh", "harvest"] = Field(
-        "fresh",
+    rollouts: Literal["auto", "fresh", "harvest"] = Field(
+        "auto",
         description="student samples of a cycle; fresh: each update rolls out its own, to one exit step; harvest: rollouts "
-        "through all steps, whose samples all updates of the cycle share: fewer network calls and rewards",
+        "through all steps, whose samples all updates of the cycle share: fewer network calls and rewards; auto: harvest for "
+        "students of several steps, from noise",
     )
     rollout_sets: int = Field(
-        1, ge=1, description="number of rollouts of the whole batch per cycle, with `rollouts: harvest`; more: fresher samples"
+        1, ge=1, description="number of rollouts of the whole batch per cycle, where they are harvested; more: fresher samples"
     )
     student_lr: float = Field(gt=0, description="peak learning rate of the student's Adam")
     fake_lr: float = Field(gt=0, description="peak learning rate of the fake score's Adam")
@@ -260,6 +261,10 @@ class TrainConfig(Strict):
         0, ge=0, description="number of fake-score updates before the student's first, for a student that starts elsewhere"
     )
     trackers: list[str] = Field(["tensorboard"], description="trackers, by their names in accelerate's log_with; [] for none")
+
+    def harvests(self, student_steps: int) -> bool:
+        """Whether the rollouts of a student of `student_steps` steps are harvested."""
+        return self.rollouts == "harvest" or (self.rollouts == "auto" and student_steps > 1 and self.rollout == "simulate")
 
 
 class FeaturesConfig(Strict):

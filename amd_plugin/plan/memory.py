@@ -119,7 +119,7 @@ def whole_batch(config: RecipeConfig, sample: int, guided_apart: bool) -> int:
 def kept_samples(config: RecipeConfig, sample: int, rows: int) -> int:
     """Bytes of the `rows` student samples of this process that are kept between calls, with the student's inputs."""
     train, per_row = config.train, 2
-    if train.rollouts == "harvest":
+    if train.harvests(config.model.student_steps):
         per_row = train.rollout_sets * config.model.student_steps + 2  # all samples, a turn's own, and its inputs
     return rows * sample * per_row
 

@@ -64,7 +64,7 @@ def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool, *, outcom
     before = (steps - 1) / 2 if train.rollout == "simulate" else 0.0
     scored_first = 1 if parts > 1 else 0
     rollout, turns = train.fake_updates * (before + 1) + before + scored_first, train.fake_updates + 1
-    if train.rollouts == "harvest":
+    if train.harvests(steps):
         rollout, turns = train.rollout_sets * steps, min(turns, train.rollout_sets * steps)
     return Calls(
         rollout=parts * rollout,

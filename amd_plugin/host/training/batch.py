@@ -31,10 +31,14 @@ class BatchSource:
     num_rungs: int
     device: torch.device
 
+    @property
+    def harvests(self) -> bool:
+        """Whether all updates of a cycle share the samples of its rollouts."""
+        return self.train.harvests(self.num_rungs)
+
     def batches_before(self, step: int) -> int:
         """The number of batches drawn in the first `step` cycles."""
-        harvests = self.train.rollouts == "harvest"
-        return step * (self.train.rollout_sets if harvests else self.train.fake_updates + 1)
+        return step * (self.train.rollout_sets if self.harvests else self.train.fake_updates + 1)
 
     def updates_before(self, step: int) -> int:
         """The number of updates in the first `step` cycles."""

@@ -146,7 +146,7 @@ class Rollouts:
         same now as later. A graph for the student's turn is not kept meanwhile: its last call is repeated.
         """
         self._ahead.clear()
-        if self._train.rollouts == "harvest":
+        if self._source.harvests:
             sets = [self.batch(step, "rollouts", index) for index in range(self._train.rollout_sets)]
             self._harvest = Harvest(self._forward, sets, self.micro_batches, self._train.seed, step)
         if self._scoring is not None and self._scoring.rewards.overlaps:

@@ -17,13 +17,15 @@ from tests.helpers.prompt_files import PROMPTS, image_folder
 SHARED = ("train.batch_size=12", "train.group_size=6")
 
 
+@pytest.mark.parametrize("rollouts", ["fresh", "harvest"])
 @pytest.mark.parametrize("group_size", [1, 2, 3, 6, 12])
-def test_groups_stand_in_a_row_and_batches_follow_each_other(group_size, tiny, tmp_path):
+def test_groups_stand_in_a_row_and_batches_follow_each_other(group_size, rollouts, tiny, tmp_path):
     (tmp_path / "p.txt").write_text("\n".join(f"p{index}" for index in range(1000)))
-    train = tiny("train.batch_size=12", f"train.group_size={group_size}", objective="dmd").config.train
+    overrides = ("train.batch_size=12", f"train.group_size={group_size}", f"train.rollouts={rollouts}", "train.rollout_sets=2")
+    train = tiny(*overrides, objective="dmd").config.train
     source, seen = BatchSource(train, Prompts(source=str(tmp_path / "p.txt")), (2,), 3, torch.device("cpu")), []
     for position in range(5):
-        step, update = divmod(position, train.fake_updates + 1)
+        step, update = divmod(position, train.fake_updates + 1 if rollouts == "fresh" else 2)
         batch = Batch(source, step, "student", update)
         groups = batch.labels.view(-1, group_size)
         assert (groups == groups[:, :1]).all() and batch.position == position

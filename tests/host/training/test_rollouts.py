@@ -102,9 +102,9 @@ def test_a_cycle_of_four_steps_and_five_updates_takes_thirteen_forwards(tiny, pl
 
 
 def test_micro_batches_of_a_fresh_rollout_repeat_the_last_call_only(tiny, plugins):
+    fresh = ("model.student_steps=4", "train.rollouts=fresh")
     one, several = (
-        rows_of_a_cycle(trained(tiny, plugins, "model.student_steps=4", f"train.accumulation={parts}", cycles=0))
-        for parts in (1, 4)
+        rows_of_a_cycle(trained(tiny, plugins, *fresh, f"train.accumulation={parts}", cycles=0)) for parts in (1, 4)
     )
     assert several["student"] == pytest.approx(one["student"] + 1)
 
@@ -134,6 +134,16 @@ def test_one_step_and_one_set_give_all_turns_the_same_samples(tiny, plugins):
     samples = [harvest.samples(*turn)[1][0].x0 for turn in (("student", 5), ("fake score", 0), ("fake score", 4))]
     assert torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[2])
     assert rows_of_a_cycle(trainer)["student"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "harvests"),
+    [((), False), (("model.student_steps=2",), True), (("model.student_steps=2", "train.rollout=data"), False),
+     (("model.student_steps=2", "train.rollouts=fresh"), False), (("train.rollouts=harvest",), True)],
+)  # fmt: skip
+def test_students_of_several_steps_harvest_by_default(tiny, overrides, harvests):
+    config = tiny(*overrides).config
+    assert config.train.harvests(config.model.student_steps) == harvests
 
 
 def test_a_rollout_that_starts_at_the_exit_step_is_not_harvested(tiny):
