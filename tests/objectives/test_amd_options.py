@@ -323,6 +323,7 @@ NEEDY = {
 NEEDLESS = {
     "guidance_scale": 1.0, "strength": 0.25, "sharpening": 0.5, "side": "both", "unit": 1.0, "tolerance": 0.25,
     "sharpening_kind": "linear", "std_floor": 0.0, "static": True, "normalizer": "global",
+    "kl": 0.5,
 }  # fmt: skip
 
 
