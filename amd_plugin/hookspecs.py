@@ -52,6 +52,12 @@ class Needs:
         reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`.
         discriminator: loss weights of an adversarial branch, whose discriminator the host trains.
         replay: share in [0, 1) of the fake score's samples that come from a memory of failures.
+        groups: whether the prompt of each sample is needed in the student's turn, as `Signals.groups`.
+        student_steps: smallest number of denoising steps of a student that the objective can train.
+        transition_density: whether the log-density of the student's own transitions is needed, as `Signals.log_density`.
+        student_prediction: whether the student's prediction from its own re-noised samples is needed, as `Signals.student`.
+        teacher_path: (steps taken, steps of the whole path) of the teacher from the student's own noise, the end of which is
+            needed as `Signals.anchor`.
     """
 
     reward: bool = False
@@ -67,6 +73,16 @@ class Needs:
     reward_gradient: bool = False
     discriminator: Adversarial | None = None
     replay: float = 0.0
+    groups: bool = False
+    student_steps: int = 1
+    transition_density: bool = False
+    student_prediction: bool = False
+    teacher_path: tuple[int, int] | None = None
+
+    @property
+    def own_rollouts(self) -> bool:
+        """Whether the student's turn has to know the noise and the steps of its rollout, so that no other turn's can serve."""
+        return self.transition_density or self.teacher_path is not None
 
     def missing(self, offers: Collection[str]) -> dict[str, str]:
         """Names of needs that are not in `offers`, each with a description for people."""
@@ -89,8 +105,15 @@ IN_WORDS = {
     "reward_gradient": "a differentiable reward",
     "discriminator": "a discriminator on the fake score's features",
     "replay": "a memory of failures",
+    "groups": "the prompt of each sample in the student's turn",
+    "student_steps": "a student of several steps",
+    "transition_density": "the log-density of the student's own transitions",
+    "student_prediction": "the student's prediction from its re-noised samples",
+    "teacher_path": "the teacher's path from the student's noise",
 }
 EVERYTHING: frozenset[str] = frozenset(IN_WORDS)
+# What a trainer that says nothing about its offers is not taken to give: rivals alone need it, and few trainers have it.
+OF_RIVALS = frozenset({"groups", "student_steps", "transition_density", "student_prediction", "teacher_path"})
 
 
 class Objective(Protocol):

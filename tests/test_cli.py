@@ -153,7 +153,11 @@ def test_tables_never_cut_a_name(monkeypatch, width, terminal):
 
 def test_plugins(cli):
     code, printed = cli("plugins")
-    assert code == 0 and "amd (amd-plugin" in printed and "objectives: amd, decoupled_dmd, dmd" in printed
+    assert (
+        code == 0
+        and "amd (amd-plugin" in printed
+        and "objectives: amd, best_of_k, decoupled_dmd, diffusion_nft, dmd" in printed
+    )
 
 
 def test_every_arm_is_tuned_alike_over_what_it_leaves_open(plugins):

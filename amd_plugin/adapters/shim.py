@@ -16,7 +16,7 @@ import yaml
 
 from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError
-from amd_plugin.hookspecs import EVERYTHING, Objective
+from amd_plugin.hookspecs import EVERYTHING, OF_RIVALS, Objective
 from amd_plugin.options import checked, options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
@@ -48,14 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None
 
 
 def make_objective(
-    args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = EVERYTHING, **host: Any
+    args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = EVERYTHING - OF_RIVALS,
+    **host: Any,
 ) -> Objective:  # fmt: skip
     """The objective of parsed arguments.
 
     Args:
         args: result of the parser that `add_arguments` extended.
         plugins: manager in which the objective is looked up; None stands for all installed plugins.
-        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give.
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give; by default all but `OF_RIVALS`.
         host: default values set by the trainer, e.g. ``guidance_scale``; the user's arguments override them.
 
     Raises:

@@ -31,7 +31,8 @@ class Signals(NamedTuple):
             the noise level of x_t.
         reward: differentiable reward of x0 [B], with its graph; NaN where it failed. Read only by objectives that follow
             its gradient (`DMDObjective.reward_gradient`).
-        groups: prompt of each sample [B], as equal numbers for equal prompts; read by the coherence diagnostic only.
+        groups: prompt of each sample [B], as equal numbers for equal prompts; read by the coherence diagnostic,
+            and by objectives that need it.
         fake_bad: fake score's prediction for a failed sample, from the same x_t [B, ...]; see
             `amd_plugin.maths.advantage_guidance`.
         fake_good: fake score's prediction for a sample that succeeded [B, ...]. Give both or neither.
@@ -39,6 +40,10 @@ class Signals(NamedTuple):
         batch_advantage: advantages [N] of the whole batch, over all micro-batches and processes; None where these B samples
             are the whole batch. Statistics of the batch (the static control, the implied tilt) use it.
         rung: exit rung of each sample [B], from 0, on the CPU; read by metrics only. None for a student of one step.
+        log_density: log-density of one of the transitions by which the student came to x0 [B], with its graph; a mean over the
+            dimensions of a sample, up to a constant. 0 where x0 is a first prediction, which follows from noise alone.
+        student: student's prediction of x0 from x0 itself, re-noised to its exit rung [B, ...], with its graph.
+        anchor: x0 [B, ...] that the teacher's own path from the student's noise points to, for a first prediction; else None.
 
     Example:
         >>> x0 = torch.tensor([[0.0], [1.0]])
@@ -63,6 +68,9 @@ class Signals(NamedTuple):
     fake_bad: Tensor | None = None
     fake_good: Tensor | None = None
     advantage_factor: Tensor | None = None
+    log_density: Tensor | None = None
+    student: Tensor | None = None
+    anchor: Tensor | None = None
 
     @property
     def joined(self) -> Tensor | None:
@@ -95,11 +103,12 @@ class Signals(NamedTuple):
         Raises:
             ValueError: for the first member that does not match, by name.
         """
-        for name in ("real_cond", "real_uncond", "fake", "guide_cond", "guide_uncond", "fake_bad", "fake_good"):
+        predictions = ("real_cond", "real_uncond", "fake", "guide_cond", "guide_uncond", "fake_bad", "fake_good")
+        for name in (*predictions, "student", "anchor"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape:
                 raise ValueError(f"Signals.{name}: must have x0's shape {tuple(self.x0.shape)}, got {tuple(value.shape)}")
-        for name in ("sigma", "advantage", "reward", "groups", "advantage_factor"):
+        for name in ("sigma", "advantage", "reward", "groups", "advantage_factor", "log_density"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape[:1]:
                 raise ValueError(f"Signals.{name}: must have shape {tuple(self.x0.shape[:1])}, got {tuple(value.shape)}")

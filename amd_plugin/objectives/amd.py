@@ -17,7 +17,7 @@ from amd_plugin.hookspecs import IF_OFFERED, Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share
 from amd_plugin.maths.advantage_guidance import guide_by_advantage, outcomes
-from amd_plugin.maths.coherence import BANDS, Coherence
+from amd_plugin.maths.coherence import Coherence
 from amd_plugin.maths.diagnostics import clip_share, weight_metrics, zone_metrics
 from amd_plugin.maths.operators import Maker, Window, inside
 from amd_plugin.maths.sharpening import implied_tilt, sharpening_weights
@@ -33,16 +33,18 @@ from amd_plugin.objectives.amd_options import (
 )
 from amd_plugin.objectives.contrast_monitor import ContrastMonitor
 from amd_plugin.objectives.contrast_statistics import (
+    LARGEST,
+    NATS,
+    REST,
     ContrastStatistics,
     automatic_scale,
     confidence,
+    contrast_metrics,
     evidence_by_zone,
-    ratio,
-    reliability,
     scale_for,
-    tilt,
-)  # fmt: skip
+)
 from amd_plugin.objectives.dmd import DMDObjective, expect_keys
+from amd_plugin.objectives.kl_budget import KLBudget
 from amd_plugin.objectives.reward_monitor import RewardMonitor
 from amd_plugin.options import made, takes
 
@@ -63,7 +65,7 @@ class AMDObjective(DMDObjective):
     Attributes:
         strength: adaptation strength s.
         side: samples that adaptation weighs.
-        sharpening, sharpening_kind: sharpening lambda, and the form of its weights.
+        sharpening, sharpening_kind: sharpening lambda, with option `kl` that of the last batch, and the form of its weights.
         static: whether every sample gets the batch's mean weights.
 
     Raises:
@@ -78,6 +80,10 @@ class AMDObjective(DMDObjective):
         self.strength, self.side = resolved_strength(self._options), resolved_side(self._options)
         self.sharpening, self.sharpening_kind = self._options.sharpening, self._options.sharpening_kind
         self.static = self._options.static
+        self._sharpens = self.sharpening > 0 and self._options.kl != 0
+        self._kl = None if self._options.kl is None else KLBudget(self._options.kl)
+        if self._kl is not None:
+            self.sharpening = self._kl.tilt()
         self._contrast, self._budget = ContrastStatistics(), torch.zeros(())
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
@@ -93,9 +99,9 @@ class AMDObjective(DMDObjective):
     def needs(self) -> Needs:
         """Everything the objective needs from a host."""
         share, gamma = self._options.memory_share, self._options.advantage_guidance
-        compares, dmd_needs = self.strength > 0 or self.sharpening > 0 or share > 0 or gamma != 0, super().needs
+        compares, dmd_needs = self.strength > 0 or self._sharpens or share > 0 or gamma != 0, super().needs
         return replace(
-            dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self.sharpening > 0,
+            dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self._sharpens,
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
             fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
@@ -108,7 +114,7 @@ class AMDObjective(DMDObjective):
         gamma = self._options.advantage_guidance
         return {
             "advantage_guidance": 1.0 if gamma == "auto" else gamma,
-            "sharpening": self.sharpening,
+            **({"sharpening": self.sharpening} if self._kl is None else {"kl": self._kl.nats}),
             "strength": self.strength,
             **super().reward_levers,
         }
@@ -116,7 +122,7 @@ class AMDObjective(DMDObjective):
     @property
     def unit(self) -> float:
         """Divisor of rewards; 0 stands for their own spread."""
-        return resolved_unit(self._options, self.reward_unit)
+        return resolved_unit(self._options, self.reward_unit, float(self._spread))
 
     @property
     def tolerance(self) -> float:
@@ -146,15 +152,31 @@ class AMDObjective(DMDObjective):
             a = group_advantage(reward / unit, groups, "none", tolerance=tolerance)
         else:
             a = group_advantage(reward, groups, std_floor=self._options.std_floor * self._spread, tolerance=tolerance)
+        nats = self._spend_budget(a[finite], groups[finite], rung)
         if self._options.advantage_guidance == "auto":
             momentum = 0.98 if self._budget else 0.0
-            self._budget = momentum * self._budget + (1 - momentum) * scale_for(a, groups)
+            self._budget = momentum * self._budget + (1 - momentum) * scale_for(a, groups, nats)
         equal, quiet = (group_std(reward, groups) == 0).float().mean(), quiet_share(a, groups)
         self._reward_metrics = {
             "failed_rewards": 1 - finite.float().mean(), "quiet_share": quiet, "zero_spread_share": equal,
         }  # fmt: skip
         self._monitor.update(equal, quiet, tolerance, unit)
         return a
+
+    def _spend_budget(self, advantage: Tensor, groups: Tensor, rung: int) -> float:
+        """Sets the sharpening lambda from option `kl`, if given, and returns the nats that advantage guidance may cost.
+
+        Tilts add up, and a divergence grows with the square of its tilt: with a quarter of the budget for each, the two
+        together spend about all of it.
+        """
+        if self._kl is None:
+            return NATS
+        guides = self._options.advantage_guidance == "auto" and self._contrast.measured
+        nats = self._kl.nats / 4 if guides and self._sharpens else self._kl.nats
+        if self._sharpens:
+            self._kl.update(advantage, groups, rung, nats)
+        self.sharpening = self._kl.tilt(rung)
+        return nats
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Weights [B] for the fake score's loss.
@@ -183,8 +205,10 @@ class AMDObjective(DMDObjective):
     @property
     def gamma(self) -> float:
         """Scale of advantage guidance in the next student turn, before `schedule_factor`."""
-        gamma = self._options.advantage_guidance
-        return float(gamma) if gamma != "auto" else float(automatic_scale(self._contrast.running.sum(0), self._budget))
+        if (gamma := self._options.advantage_guidance) != "auto" or self._options.kl == 0:
+            return 0.0 if gamma == "auto" else float(gamma)
+        largest = REST if self._kl is None else LARGEST
+        return float(automatic_scale(self._contrast.running.sum(0), self._budget, largest))
 
     @property
     def _trust(self) -> float:
@@ -201,14 +225,6 @@ class AMDObjective(DMDObjective):
         if self._contrast.finish_turn():
             automatic = self._options.advantage_guidance == "auto"
             self._contrast_monitor.update(self._contrast.running.sum(0), self.gamma, automatic=automatic)
-
-    def _contrast_metrics(self) -> dict[str, Tensor]:
-        measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}
-        whole, bands = self._contrast.running.sum(0), dict(zip(BANDS, self._contrast.running, strict=True))
-        metrics = {f"contrast_{name}": measure(whole) for name, measure in measures.items()}
-        return metrics | {
-            f"contrast_{name}/{level}": measure(sums) for name, measure in measures.items() for level, sums in bands.items()
-        }
 
     def operator(self) -> Maker:
         """The operator H of Eq. 10, before normalisation."""
@@ -232,6 +248,7 @@ class AMDObjective(DMDObjective):
             "reward_unit": torch.tensor(float(self.unit), device=a.device),
             "tilt_ratio": tilt_ratio,
             "tilt_kl": divergence,
+            **({} if self._kl is None else {"sharpening": torch.tensor(self.sharpening)}),
             **self._reward_metrics,
             **zone_metrics(direction, a <= ZONE),
             **weight_metrics(direction, self.guidance_window),
@@ -239,7 +256,7 @@ class AMDObjective(DMDObjective):
         if signals.sigma is not None and signals.groups is not None:
             metrics |= self._coherence.metrics()
         if signals.contrast() is not None:
-            metrics |= {"advantage_guidance": torch.tensor(self.gamma), **self._contrast_metrics()}
+            metrics |= {"advantage_guidance": torch.tensor(self.gamma), **contrast_metrics(self._contrast.running)}
             metrics |= evidence_by_zone(signals, a <= ZONE)
         return metrics
 
@@ -255,6 +272,8 @@ class AMDObjective(DMDObjective):
         amd_state = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
         if self.needs.fake_score_outcome:
             amd_state["contrast"] = {"running": self._contrast.state_dict(), "budget": float(self._budget)}
+        if self._kl is not None:
+            amd_state["kl"] = self._kl.state_dict()
         return super().state_dict() | amd_state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -267,6 +286,8 @@ class AMDObjective(DMDObjective):
         if "contrast" in state:
             self._contrast.load_state_dict(state["contrast"]["running"])
             self._budget = torch.tensor(state["contrast"]["budget"], dtype=torch.float64)
+        if self._kl is not None:
+            self._kl.load_state_dict(state["kl"])
 
     def _measure(self, direction: Direction) -> Direction:
         """The unchanged direction; updates the running sums of its contrast and coherence, as far as signals are known."""

@@ -11,6 +11,7 @@ from amd_plugin.errors import OptionError
 from amd_plugin.maths.operators import Side
 from amd_plugin.maths.sharpening import LARGEST, Kind
 from amd_plugin.objectives.dmd_options import DMDOptions, NonNegative, Window, check_dmd, check_windows
+from amd_plugin.objectives.kl_budget import REACH
 from amd_plugin.options import Removed, metadata, option
 
 Auto = Literal["auto"]
@@ -37,6 +38,11 @@ class AMDOptions(DMDOptions):
         0.0, "Advantage guidance gamma, the scale at which failing samples follow the fake score's contrast between success "
         "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
         needs="fake_score_outcome",
+    )  # fmt: skip
+    kl: NonNegative | None = option(
+        None, "Budget of divergence from the teacher in nats, from which the sharpening lambda and an automatic scale of "
+        "advantage guidance follow, with rewards in their own running spread; null: lambda is as given.",
+        group="regime", paper=None,
     )  # fmt: skip
     side: Side | Auto = option(
         "auto", "Samples that adaptation weighs; negative: failing ones; guidance_only: failing ones, in the guidance term "
@@ -93,6 +99,8 @@ def check_amd(options: AMDOptions) -> None:
     if options.sharpening_kind == "linear" and options.sharpening > 1:
         message = "must be in [0, 1] for the linear kind, whose weights would turn negative"
         raise OptionError("sharpening", f"{message}, got {options.sharpening}")
+    if options.kl is not None and options.sharpening_kind == "linear":
+        raise OptionError("kl", f"needs sharpening_kind 'exponential', which is the tilt that it measures, got {options.kl}")
 
 
 def overshoots(options: DMDOptions) -> bool:
@@ -116,8 +124,10 @@ def resolved_side(options: AMDOptions) -> Side:
     return options.side
 
 
-def resolved_unit(options: AMDOptions, reward_unit: float) -> float:
-    """Divisor of rewards with unit `reward_unit`; 0 stands for their spread."""
+def resolved_unit(options: AMDOptions, reward_unit: float, spread: float = 0.0) -> float:
+    """Divisor of rewards with unit `reward_unit` and running spread `spread`; 0 stands for the spread of their group."""
+    if options.unit == "auto" and options.kl is not None:
+        return REACH * spread
     if options.unit == "auto":
         return 0.0 if overshoots(options) else reward_unit
     return options.unit
@@ -126,12 +136,12 @@ def resolved_unit(options: AMDOptions, reward_unit: float) -> float:
 def resolved_tolerance(options: AMDOptions, unit: float) -> float:
     """Reward difference that counts as none, in units, or in spreads if `unit` is 0."""
     if options.tolerance == "auto":
-        return TOLERANCE if unit else 0.0
+        return TOLERANCE if unit and options.kl is None else 0.0
     return options.tolerance
 
 
 def resolved_sharpening_sigma(options: AMDOptions, unit: float) -> tuple[float, float] | None:
     """Noise levels at which the fake score's loss is weighted; None stands for all."""
     if options.sharpening_sigma == "auto":
-        return None if overshoots(options) or unit else LOW_NOISE
+        return None if overshoots(options) or unit or options.kl is not None else LOW_NOISE
     return options.sharpening_sigma

@@ -101,6 +101,13 @@ def evidence_by_zone(signals: Signals, zone: Tensor) -> dict[str, Tensor]:
     return metrics
 
 
+def contrast_metrics(running: Tensor) -> dict[str, Tensor]:
+    """The four measurements of the running means [3, 5], for the whole schedule and its thirds, by name."""
+    measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}
+    places = {"": running.sum(0), **{f"/{level}": sums for level, sums in zip(BANDS, running, strict=True)}}
+    return {f"contrast_{name}{place}": measure(sums) for name, measure in measures.items() for place, sums in places.items()}
+
+
 def ratio(sums: Tensor) -> Tensor:
     """Length of advantage guidance of scale 1 over that of matching, from `sums` [..., 5]; 0 where nothing was measured."""
     return MEAN * _quotient(sums[..., CONTRAST], sums[..., MATCH])
@@ -123,7 +130,7 @@ def confidence(sums: Tensor) -> Tensor:
     return torch.where(agreement > 0, (1 - chance).clamp(min=0), 0.0)
 
 
-def automatic_scale(sums: Tensor, budget: Tensor) -> Tensor:
+def automatic_scale(sums: Tensor, budget: Tensor, largest: float = REST) -> Tensor:
     """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
 
     While the student is not yet tilted, the scaled contrast is `RATIO` as long as the matching term. As its tilt approaches
@@ -133,9 +140,10 @@ def automatic_scale(sums: Tensor, budget: Tensor) -> Tensor:
     Args:
         sums: sums [5] of `ContrastStatistics`.
         budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar. The scale of rest is at most
-            that, and at most `REST`.
+            that, and at most `largest`.
+        largest: largest scale of rest.
     """
-    rest = budget.to(sums).clamp(max=REST)
+    rest = budget.to(sums).clamp(max=largest)
     push = RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums)).clamp(max=LARGEST)
     room = 1 - _quotient(tilt(sums), rest).clamp(0, 1)
     return confidence(sums) * torch.maximum(torch.minimum(push, rest), room * push)

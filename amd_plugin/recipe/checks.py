@@ -53,6 +53,7 @@ def check_relations(
     _check_noise_levels(options, objective.needs, source)
     _check_rewards(config, objective, source)
     _check_discriminator(config, objective.needs, task, source)
+    _check_student(config, objective.needs, source)
     return task, objective
 
 
@@ -200,6 +201,23 @@ def _check_rewards(config: RecipeConfig, objective: Objective, source: Source) -
     if config.train.group_size < needs.group_size:
         message = f"with these options objective '{name}' compares the samples of a prompt and needs at least"
         source.problem(("train", "group_size"), f"{message} {needs.group_size}, got {config.train.group_size}")
+
+
+def _check_student(config: RecipeConfig, needs: Needs, source: Source) -> None:
+    """Checks that the student has the steps and the transitions that an objective needs."""
+    name, model = config.objective.name, config.model
+    if model.student_steps < needs.student_steps:
+        message = f"with these options objective '{name}' needs at least {needs.student_steps}"
+        source.problem(("model", "student_steps"), f"{message}, got {model.student_steps}")
+    if needs.transition_density and model.transition != "sde":
+        message = f"objective '{name}' needs transitions with a density, which are those of sde"
+        source.problem(("model", "transition"), f"{message}, got {model.transition}")
+    if needs.transition_density and config.train.rollout == "data":
+        message = f"objective '{name}' needs the student's own transitions, which there are none of from data; choose simulate"
+        source.problem(("train", "rollout"), f"{message}, got data")
+    if needs.own_rollouts and config.train.rollouts == "harvest":
+        message = f"objective '{name}' needs the whole rollout of the student's turn; choose fresh"
+        source.problem(("train", "rollouts"), f"{message}, got harvest")
 
 
 def _check_discriminator(config: RecipeConfig, needs: Needs, task: Task, source: Source) -> None:

@@ -109,6 +109,8 @@ def load(
     built = check_relations(config, plugins, options, source)
     source.stop_on_problems()
     assert built is not None  # noqa: S101 (None comes with problems only)
+    if built[1].needs.own_rollouts:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"rollouts": "fresh"})})
     removed = _removed(plugins.objective_factory(config.objective.name))
     return Recipe(path.stem, config, options, *built, unused, removed, applied)
 

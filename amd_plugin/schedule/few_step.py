@@ -122,24 +122,34 @@ class Ladder:
         """The noise level of one rung, repeated for `count` samples."""
         return NoiseLevel(*(part[rung].expand(count) for part in self.levels))
 
-    def descend(self, predict: Predict, noise: Tensor, draws: Draws, rungs: int) -> Tensor:
-        """The scheduler's first `rungs` steps from `noise` [B, ...]: the network's input at the next rung, [B, ...], fp32.
+    def levels_at(self, rungs: Tensor) -> NoiseLevel:
+        """The noise levels at the rungs [B] of samples."""
+        return NoiseLevel(*(part[rungs.to(part.device)] for part in self.levels))
+
+    def path(self, predict: Predict, noise: Tensor, draws: Draws, rungs: int) -> list[Tensor]:
+        """The scheduler's first `rungs` steps from `noise` [B, ...]: the network's inputs at rungs 0, ..., `rungs`.
 
         Args:
             predict: function ``predict(x_t [B, ...], timestep [B])`` to the network's raw output [B, ...].
             noise: standard normal noise [B, ...].
             draws: generator of the noise between rungs; one per sample makes the result independent of the batching.
             rungs: number of steps, from 0 to n.
+
+        Returns:
+            ``rungs + 1`` tensors [B, ...], those after the first in fp32.
         """
-        x = noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
-        if not rungs:
-            return x
-        scheduler = copy.deepcopy(self._scheduler)
+        inputs = [noise * getattr(self._scheduler, "init_noise_sigma", 1.0)]
+        scheduler = copy.deepcopy(self._scheduler) if rungs else self._scheduler
         extra = {"generator": draws} if self._takes_generator else {}
         for timestep in self.timesteps[:rungs]:
+            x = inputs[-1]
             output = predict(x, timestep.expand(len(x)))
-            x = scheduler.step(widen(output), timestep, x, **extra).prev_sample
-        return x
+            inputs.append(scheduler.step(widen(output), timestep, x, **extra).prev_sample)
+        return inputs
+
+    def descend(self, predict: Predict, noise: Tensor, draws: Draws, rungs: int) -> Tensor:
+        """The last of the inputs of `path`: the network's input at rung `rungs`, or the samples where that is n."""
+        return self.path(predict, noise, draws, rungs)[-1]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from amd_plugin import AMDObjective, DMDObjective, Signals, options
 from amd_plugin.adapters.bridge import OFFERS
 from amd_plugin.errors import OptionError
-from amd_plugin.hookspecs import EVERYTHING, IF_OFFERED
+from amd_plugin.hookspecs import EVERYTHING, IF_OFFERED, OF_RIVALS
 from amd_plugin.maths.coherence import Coherence, cosines
 from amd_plugin.maths.operators import adaptation_weights
 from amd_plugin.objectives.amd_options import AMDOptions
@@ -323,6 +323,7 @@ NEEDY = {
 NEEDLESS = {
     "guidance_scale": 1.0, "strength": 0.25, "sharpening": 0.5, "side": "both", "unit": 1.0, "tolerance": 0.25,
     "sharpening_kind": "linear", "std_floor": 0.0, "static": True, "normalizer": "global",
+    "kl": 0.5,
 }  # fmt: skip
 
 
@@ -347,7 +348,7 @@ def test_an_option_without_a_need_asks_for_what_every_adapter_offers():
 
 def test_every_need_is_offered_by_every_adapter_or_declared_by_an_option():
     declared = {options.metadata(field).get("needs") for field in AMDOptions.model_fields.values()} - {None}
-    assert declared | OFFERS == EVERYTHING and not declared & OFFERS
+    assert declared | OFFERS == EVERYTHING - OF_RIVALS and not declared & OFFERS
 
 
 def test_the_unit_of_rewards_is_followed_where_it_helps():

@@ -13,7 +13,6 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.roles import Roles
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
-from amd_plugin.maths.prediction import NoiseLevel
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.conditions import prompts_of
@@ -86,7 +85,7 @@ class Forward:
     def leave(self, x: Tensor, batch: Batch, rows: slice, *, grad: bool) -> Exit:
         """The student's x0 from its inputs `x` [b, ...] at each sample's exit rung, by one call."""
         rungs = batch.rungs[rows].to(x.device)
-        level = NoiseLevel(*(part[rungs] for part in self.ladder.levels))
+        level = self.ladder.levels_at(rungs)
         condition = self.condition(batch.labels[rows])
         with torch.set_grad_enabled(grad):
             output = self.caller.call(self.roles.student, x, self.ladder.timesteps[rungs], condition)

@@ -23,6 +23,7 @@ from amd_plugin.config import TrainConfig
 from amd_plugin.hookspecs import Objective
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
+from amd_plugin.host.training.extra_signals import with_extra_signals
 from amd_plugin.host.training.failure_memory import FailureMemory
 from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.learner import RoleOptimizer
@@ -176,6 +177,7 @@ class Trainer:
             x0 = x0 if x0.requires_grad else self.forward.leave(x, batch, rows, grad=True).x0
             signals = self._with_reward(self.forward.signals(x0, batch, rows, sigma, advantage), batch, rows)
             signals = signals if factors is None else signals._replace(advantage_factor=factors[rows])
+            signals = with_extra_signals(self.forward, signals, batch, rows)
             output = self.objective.student_loss(signals)
             loss = output.loss
             if self.adversary is not None:

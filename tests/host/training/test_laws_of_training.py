@@ -65,17 +65,21 @@ def test_equal_rewards_train_like_dmd_to_the_bit(tiny, plugins):
         assert torch.equal(one, two), name
 
 
-@pytest.mark.parametrize("objective", ["dmd", "amd"])
-def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, objective):
+@pytest.mark.parametrize(("objective", "options"), [("dmd", ()), ("amd", ()), ("amd", ("objective.kl=0.5",))])
+def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, objective, options):
     """Groups of four span micro-batches here: rewards are joined before any gradient is taken."""
-    whole = trained(tiny, plugins, objective=objective, cycles=2)
-    parts = trained(tiny, plugins, "train.accumulation=8", objective=objective, cycles=2)
+    whole = trained(tiny, plugins, *options, objective=objective, cycles=2)
+    parts = trained(tiny, plugins, *options, "train.accumulation=8", objective=objective, cycles=2)
     assert_close(weights(whole), weights(parts), 2e-5)
 
 
-@pytest.mark.parametrize("objective", ["dmd", "amd", "decoupled_dmd"])
-def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, objective):
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [("dmd", ()), ("amd", ()), ("amd", ("objective.kl=0.5",)), ("decoupled_dmd", ()), ("policy_gradient", ())],
+)
+def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, objective, options):
     recipe = tiny(
+        *options,
         "model.student_steps=2",
         "train.max_steps=5",
         "train.checkpoint_every=2",
