@@ -1,6 +1,7 @@
-"""Rewrites the tables of options in the docs, and the schema of recipes, from where the options are declared: ``make docs``.
+"""Rewrites what the docs take from elsewhere: tables of options, the schema of recipes, README's results: ``make docs``.
 
-A table stands between ``<!-- options: amd regime -->`` and ``<!-- end -->``: an objective, and a group of options.
+A table stands between ``<!-- options: amd regime -->`` and ``<!-- end -->``: an objective, and a group of options. README's
+results stand between ``<!-- results -->`` and ``<!-- end -->``, and come from the numbers in docs/results.
 """
 
 import json
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 from amd_plugin.default_plugins import amd, host
+from amd_plugin.evaluate.comparison.result import Comparison
+from amd_plugin.evaluate.directions import ARROWS
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd_options import DecoupledDMDOptions, DMD2Options, DMDOptions
 from amd_plugin.option_tables import table
@@ -17,12 +20,39 @@ from amd_plugin.recipe.copying import SCHEMA
 from amd_plugin.recipe.schema import recipe_schema
 
 MODELS = {"amd": AMDOptions, "dmd": DMDOptions, "dmd2": DMD2Options, "decoupled_dmd": DecoupledDMDOptions}
+ROOT = Path(__file__).parents[1]
+# What README shows: study, its words, metrics.
+SHOWN = (
+    ("plane_unreliable", "plane", ("precision", "tv", "coverage")),
+    ("plane_reliable", "plane, reliable teacher", ("sliced_wasserstein",)),
+    ("digits_unreliable", "digits", ("frechet", "accuracy", "recall")),
+    ("video", "video", ("frechet", "digit_accuracy")),
+)
 MARKED = re.compile(r"(<!-- options: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generated(text: str) -> str:
     """`text` with its tables as the declarations have them."""
     return MARKED.sub(lambda m: f"{m[1]}{table(MODELS[m[2]], m[3])}\n{m[4]}", text)
+
+
+def results() -> str:
+    """README's table: DMD at the guidance scale that is best for a task's first metric, beside AMD at the recipe's own."""
+    lines = ["| task | metric | DMD, tuned | AMD | seeds won |", "|---|---|---|---|---|"]
+    for study, words, metrics in SHOWN:
+        comparison = Comparison.from_file(ROOT / "docs" / "results" / f"{study}.json")
+        best = comparison.best_tuned(metrics[0])
+        for metric in metrics:
+            wins = comparison.paired("amd", best, metric).wins
+            dmd, amd_mean = (f"{comparison.mean(arm, metric):.3f}" for arm in (best, "amd"))
+            name = f"{metric} {ARROWS[comparison.better[metric]]}"
+            lines.append(f"| {words} | {name} | {dmd} | {amd_mean} | {wins}/{len(comparison.seeds)} |")
+    return "\n".join(lines)
+
+
+def readme(text: str) -> str:
+    """README's `text` with its results as docs/results has them."""
+    return re.sub(r"(<!-- results -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{results()}\n{m[2]}", text, flags=re.DOTALL)
 
 
 def schema() -> str:
@@ -36,7 +66,11 @@ def schema() -> str:
 def main() -> None:
     """Rewrites all pages and the schema; with ``--check`` names those that would change and ends with 1."""
     stale = []
-    file = Path(__file__).parents[1] / "recipes" / SCHEMA
+    file, front = ROOT / "recipes" / SCHEMA, ROOT / "README.md"
+    if (new := readme(front.read_text())) != front.read_text():
+        stale.append(front.name)
+        if "--check" not in sys.argv:
+            front.write_text(new)
     if not file.is_file() or file.read_text() != schema():
         stale.append(file.name)
         if "--check" not in sys.argv:
@@ -48,7 +82,7 @@ def main() -> None:
             if "--check" not in sys.argv:
                 page.write_text(new)
     if stale and "--check" in sys.argv:
-        sys.exit(f"run make docs: {', '.join(stale)} is not what the declared options say")
+        sys.exit(f"run make docs: {', '.join(stale)} is not what the declared options and the results say")
 
 
 if __name__ == "__main__":
