@@ -223,6 +223,16 @@ def without_removed(removed: Mapping[str, Removed], given: Mapping[str, Any]) ->
     return {key: value for key, value in given.items() if key not in removed or value != removed[key].always}
 
 
+def without_removed_in(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` for `model` without its removed options, and those of its sections, at the value that is still accepted."""
+    kept = without_removed(getattr(model, "REMOVED", {}), given)
+    for name, field in model.model_fields.items():
+        section = kept.get(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and isinstance(section, Mapping):
+            kept[name] = without_removed_in(field.annotation, section)
+    return kept
+
+
 def problems_of(
     error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], also_known: Iterable[str] = ()
 ) -> dict[Place, str]:
@@ -241,8 +251,9 @@ def problems_of(
         place: Place = detail["loc"]
         key = str(place[-1]) if place else ""
         if detail["type"] == "extra_forbidden":
-            removed = getattr(model, "REMOVED", {}).get(key)
-            hint = did_you_mean(key, {*_keys_at(model, place[:-1]), *also_known})
+            owner = _model_at(model, place[:-1])
+            removed = getattr(owner, "REMOVED", {}).get(key)
+            hint = did_you_mean(key, {*owner.model_fields, *also_known})
             problems[place] = f"unknown key.{hint}" if removed is None else f"was removed: {removed.advice}"
         elif detail["type"] == "missing":
             problems[place] = "required, but not given"
@@ -271,12 +282,12 @@ def _value_at(data: Mapping[str, Any], place: Place) -> tuple[Place, Any]:
     return data_place, value
 
 
-def _keys_at(model: type[BaseModel], place: Place) -> list[str]:
-    """Names of the fields of the model at `place` inside `model`."""
+def _model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
+    """The model at `place` inside `model`."""
     for step in place:
         if isinstance(step, int):
             continue
         annotation: Any = model.model_fields[step].annotation
         inner = [annotation, *get_args(annotation)]
         model = next(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
-    return list(model.model_fields)
+    return model

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from amd_plugin.errors import InputError
-from amd_plugin.options import Place, problems_of, without_removed
+from amd_plugin.options import Place, problems_of, without_removed_in
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -101,7 +101,7 @@ class Source:
         """
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
-            return model.model_validate_json(json.dumps(without_removed(getattr(model, "REMOVED", {}), data)), strict=True)
+            return model.model_validate_json(json.dumps(without_removed_in(model, data)), strict=True)
         except ValidationError as error:
             for place, message in problems_of(error, model, data, also_known).items():
                 self.problem((*prefix, *place), message)

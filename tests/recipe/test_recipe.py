@@ -284,3 +284,9 @@ def test_a_name_and_a_file_cannot_be_mistaken_for_each_other(cli, tmp_path, monk
     assert code == 2 and "For the file, write ./mine" in printed
     code, printed = cli("recipes", "show", "digits.yml")
     assert code == 2 and "no such file. The shipped recipe is called 'digits'" in printed
+
+
+def test_a_removed_key_of_a_section_is_accepted_at_the_value_that_is_always_used(plugins):
+    assert recipe.load("digits", plugins, ["train.reuse_rollouts=false"]).config == recipe.load("digits", plugins).config
+    with pytest.raises(InputError, match=r"train.reuse_rollouts: was removed: set train.rollouts: harvest"):
+        recipe.load("digits", plugins, ["train.reuse_rollouts=true"])
