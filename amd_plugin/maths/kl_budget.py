@@ -32,7 +32,8 @@ def divergence_of(advantage: Tensor, groups: Tensor, tilt: float | Tensor, of: O
         >>> divergence_of(torch.tensor([-1.0, 1.0]), torch.tensor([0, 0]), tilt=1.0, of="teacher")
         tensor(0.3278, dtype=torch.float64)
     """
-    return _divergence_and_slope(widen(advantage.detach()).double(), groups, torch.as_tensor(tilt), of)[0]
+    a = widen(advantage.detach()).double()
+    return _divergence_and_slope(a, *_members(groups), torch.as_tensor(tilt).to(a), of)[0]
 
 
 def tilt_for(advantage: Tensor, groups: Tensor, nats: float, of: Of = "student") -> Tensor:
@@ -53,33 +54,41 @@ def tilt_for(advantage: Tensor, groups: Tensor, nats: float, of: Of = "student")
         >>> tilt_for(torch.tensor([-10.0, 10.0]), torch.tensor([0, 0]), nats=0.3278, of="teacher")
         tensor(0.1000, dtype=torch.float64)
     """
-    a = widen(advantage.detach()).double()
+    # On the CPU: these are many steps on few numbers, each of which decides about the next.
+    a, (index, count) = widen(advantage.detach()).double().cpu(), _members(groups.cpu())
     if not len(a) or nats == 0:
         return a.new_zeros(())
-    same = (groups[:, None] == groups).to(a)
-    centred = a - same @ a / same.sum(1)
+    centred = a - (torch.zeros_like(count).index_add(0, index, a) / count)[index]
     spread = centred.square().mean().sqrt()
     # Relative to the rewards' size, so that rounding in the mean of equal ones is no difference.
     if not spread > 1e-9 * a.abs().max():
         return a.new_zeros(())
-    scaled = centred / spread
-    tilt = scaled.new_tensor((2 * nats) ** 0.5).clamp(max=LARGEST)  # exact for Gaussian rewards
+    tilt = a.new_tensor((2 * nats) ** 0.5).clamp(max=LARGEST)  # exact for Gaussian rewards
     for _ in range(STEPS):
-        divergence, slope = _divergence_and_slope(scaled, groups, tilt, of)
-        step = tilt - (divergence - nats) / slope.clamp(min=1e-12)
+        divergence, slope = _divergence_and_slope(centred / spread, index, count, tilt, of)
+        before, step = tilt, tilt - (divergence - nats) / slope.clamp(min=1e-12)
         tilt = step.clamp(tilt / 3, 3 * tilt).clamp(max=LARGEST)
+        if abs(tilt - before) < 1e-12 * tilt:
+            break
     return tilt / spread
 
 
-def _divergence_and_slope(a: Tensor, groups: Tensor, tilt: Tensor, of: Of) -> tuple[Tensor, Tensor]:
+def _members(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each sample's group [B] among the G groups, and their sizes [G]."""
+    _, index, count = torch.unique(groups, return_inverse=True, return_counts=True)
+    return index, count.double()
+
+
+def _divergence_and_slope(a: Tensor, index: Tensor, count: Tensor, tilt: Tensor, of: Of) -> tuple[Tensor, Tensor]:
     """The mean over samples of their group's divergence, and its derivative by the tilt."""
-    same = groups[:, None] == groups
-    sign = 1.0 if of == "teacher" else -1.0
-    exponent = torch.where(same, sign * tilt * a, -torch.inf)  # each row: the group of one sample
-    tilted = exponent.softmax(1)
-    mean = tilted @ a
-    log_mean_exp = exponent.logsumexp(1) - same.sum(1).log()
+    exponent = tilt * a if of == "teacher" else -tilt * a
+    peak = torch.full_like(count, -torch.inf).scatter_reduce(0, index, exponent, "amax")
+    share, none = torch.exp(exponent - peak[index]), torch.zeros_like(count)
+    total = none.index_add(0, index, share)
+    mean = none.index_add(0, index, share * a) / total
+    log_mean_exp = peak + (total / count).log()
     if of == "teacher":
-        variance = tilted @ a.square() - mean.square()
-        return (tilt * mean - log_mean_exp).mean(), tilt * variance.mean()
-    return (tilt * a + log_mean_exp).mean(), (a - mean).mean()
+        variance = none.index_add(0, index, share * (a - mean[index]).square()) / total
+        part = count / count.sum()
+        return (part * (tilt * mean - log_mean_exp)).sum(), tilt * (part * variance).sum()
+    return (tilt * a + log_mean_exp[index]).mean(), (a - mean[index]).mean()

@@ -219,3 +219,12 @@ def test_processes_that_cannot_share_the_batch(tiny, plugins):
     )
     with pytest.raises(InputError, match="multiple of processes x accumulation"):
         Trainer(recipe, plugins, Accelerator(cpu=True))
+
+
+def test_with_a_budget_in_nats_the_scale_of_the_reward_does_not_matter_to_the_bit(tiny, plugins):
+    """A power of two, so that nothing is rounded."""
+    one, two = (
+        weights(trained(tiny, plugins, "objective.kl=0.2", f"rewards=[{{name: classifier, weight: {weight}}}]", cycles=3))
+        for weight in (1.0, 8.0)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,295 @@
+"""Students of every objective against the best that a reward can buy: the frontier p exp(lambda r) / Z, in closed form.
+
+    python benchmarks/frontier.py run                            # what is missing, then numbers and table; hours on two cores
+    python benchmarks/frontier.py run --arms dmd,kl --seeds 2    # a part of it
+    python benchmarks/frontier.py figure                         # frontier.svg, of the numbers in frontier.json
+
+In the plane the density p of the teacher's data is known, wrong labels and outliers included. So is, on a grid, every
+p exp(lambda r) with its divergence from p, its mean reward and its precision. No distribution has a higher mean reward at that
+divergence. A student is one point: its mean reward and its divergence, from its samples in cells of the grid. Two steps per
+student, so that every objective can take part; guidance 1, at which p is DMD's own target. All arms get equally many
+samples and reward calls.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import torch
+from matplotlib import pyplot
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
+from amd_plugin.evaluate.comparison.jobs import Job, run_jobs, train_arm, worker_pool
+from amd_plugin.evaluate.comparison.result import run_folder
+from amd_plugin.host.running.run_folder import write_json
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.teacher_samples import teacher_samples
+from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe.loading import Recipe, load
+from amd_plugin.rewards.builtin.classifier import ClassifierReward
+from amd_plugin.tasks.modes2d import Modes2D
+from amd_plugin.threads import one_thread
+
+SETTINGS = ("model.student_steps=2", "objective.guidance_scale=1", "train.evaluate_every=0", "evaluate.samples=32000")
+CELL, PARTS = 0.15, 5  # edge of a cell, and points of the grid along it
+BLOCK, RARE = 4, 5e-4  # cells with less mass than this are counted in blocks of 4 x 4
+LAMBDAS = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0)
+
+# Objective, option, its values, further options: one curve each.
+SHARPENING = ("objective.strength=0", "objective.tolerance=0")
+CURVES: dict[str, tuple[str, str, tuple[float, ...], tuple[str, ...]]] = {
+    "sharpening": ("amd", "sharpening", (0.5, 1.0, 2.0, 4.0), SHARPENING),
+    "kl": ("amd", "kl", (0.05, 0.1, 0.2, 0.4), ("objective.strength=0", "objective.sharpening=1")),
+    "advantage_guidance": ("amd", "advantage_guidance", (1.0, 2.0, 4.0), (*SHARPENING, "objective.sharpening=0")),
+    "reward_gradient": ("dmd", "reward_gradient", (0.03, 0.1, 0.3), ()),
+    "policy_gradient": ("policy_gradient", "policy_weight", (0.03, 0.1, 0.3, 1.0), ()),
+    "best_of_k": ("best_of_k", "best_of", (2.0, 4.0, 8.0), ()),
+    "diffusion_nft": ("diffusion_nft", "nft_weight", (0.03, 0.1, 0.3, 1.0), ()),
+    "re_dmd": ("re_dmd", "reward_beta", (0.5, 1.0, 2.0), ()),
+    "gndm": ("gndm", "reward_gradient", (0.0, 0.03, 0.1), ()),
+    "dp_dmd": ("dp_dmd", "diversity_weight", (0.1, 1.0), ()),
+}
+
+
+class Point(NamedTuple):
+    """A distribution in the plane.
+
+    Attributes:
+        nats: divergence from p, between bins of the grid, mean over classes.
+        reward: mean reward.
+        precision: share of samples that the task's judge accepts.
+    """
+
+    nats: float
+    reward: float
+    precision: float
+
+
+class Plane:
+    """The densities of a task on a grid, and its reward.
+
+    Args:
+        task: the task; its teacher's data have the density p.
+    """
+
+    def __init__(self, task: Modes2D):
+        self.task, self._reward, self._fits = task, ClassifierReward(task), task.judge().fits
+        self._cells = 2 * BLOCK * int(task.reach / CELL / BLOCK + 2)
+        axis = (torch.arange(self._cells * PARTS) + 0.5) * CELL / PARTS - self._cells * CELL / 2
+        self._points = torch.cartesian_prod(axis, axis)
+        self._place = self._cell_of(self._points)
+        density = torch.stack([self._log_density(label).exp().double() for label in range(task.num_classes)])
+        self._density = density / density.sum(1, keepdim=True)
+        labels = torch.arange(task.num_classes).repeat_interleave(len(self._points))
+        scores, fits = self._judged(self._points.repeat(task.num_classes, 1), labels)
+        self._scores, self._accepted = (values.reshape(density.shape).double() for values in (scores, fits))
+        self._bins = self._binned()
+        self._masses = self._in_bins(self._density)
+
+    def frontier(self, tilt: float) -> Point:
+        """``p exp(tilt r) / Z``, exactly."""
+        q = self.tilted(tilt)
+        divergence = torch.special.xlogy(m := self._in_bins(q), m / self._masses.clamp(min=1e-300)).sum(1)
+        return Point(
+            float(divergence.mean()), float((q * self._scores).sum(1).mean()), float((q * self._accepted).sum(1).mean())
+        )
+
+    def tilted(self, tilt: float) -> Tensor:
+        """``p exp(tilt r) / Z`` on the grid, [classes, points]."""
+        return (self._density.log() + tilt * self._scores).softmax(1)
+
+    def draw(self, density: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(`count` samples of each class [N, 2], their labels [N]) of a density on the grid [classes, points]."""
+        chosen = torch.multinomial(density.float(), count, replacement=True, generator=draws)
+        return self._points[chosen.flatten()], torch.arange(len(density)).repeat_interleave(count)
+
+    def of_samples(self, samples: Tensor, labels: Tensor) -> Point:
+        """Estimates of samples [N, 2] with their labels [N]; the bias of an entropy of counts is taken out to first order."""
+        scores, fits = self._judged(samples, labels)
+        divergences = []
+        for label in range(self.task.num_classes):
+            bins = self._bins[label, self._cell_of(samples[labels == label])]
+            counts = torch.bincount(bins, minlength=self._masses.shape[1]).double()
+            share = counts / counts.sum()
+            # A cell of the grid's edge may have no mass in double precision.
+            plain = torch.special.xlogy(share, share / self._masses[label].clamp(min=1e-12)).sum()
+            divergences.append(float(plain - ((counts > 0).sum() - 1) / (2 * counts.sum())))
+        return Point(statistics.fmean(divergences), float(scores.double().mean()), float(fits.double().mean()))
+
+    @torch.no_grad()
+    def _judged(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self._reward(points, [], labels), self._fits(points, labels)
+
+    def _log_density(self, label: int) -> Tensor:
+        """Log density of the teacher's data of a class on the grid; wrong labels are of all classes, outliers of any place."""
+        task, points = self.task, self._points
+        every = torch.stack([task.log_density(points, torch.full((len(points),), c)) for c in range(task.num_classes)])
+        mixed = (1 - task.label_noise) * every[label].exp() + task.label_noise * every.exp().mean(0)
+        uniform = (points.abs() <= task.reach).all(1) / (2 * task.reach) ** 2
+        return ((1 - task.outliers) * mixed + task.outliers * uniform).clamp(min=1e-30).log()
+
+    def _cell_of(self, points: Tensor) -> Tensor:
+        """The cell [N] of points [N, 2]; those outside count for the nearest one."""
+        index = ((points / CELL) + self._cells / 2).floor().long().clamp(0, self._cells - 1)
+        return index[:, 0] * self._cells + index[:, 1]
+
+    def _binned(self) -> Tensor:
+        """The bin of every cell, [classes, cells]: itself, or its block where p has little mass and few samples would fall."""
+        rows = torch.arange(self._cells) // BLOCK
+        blocks = (rows[:, None] * (self._cells // BLOCK) + rows).flatten() + self._cells**2
+        empty = torch.zeros(len(self._density), self._cells**2, dtype=torch.double)
+        return torch.where(empty.index_add(1, self._place, self._density) < RARE, blocks, torch.arange(self._cells**2))
+
+    def _in_bins(self, density: Tensor) -> Tensor:
+        """Masses [classes, bins] of a density on the grid [classes, points]."""
+        count = self._cells**2 + (self._cells // BLOCK) ** 2
+        return density.new_zeros(len(density), count).scatter_add(1, self._bins[:, self._place], density)
+
+
+def arms() -> dict[str, list[Arm]]:
+    """Arms by curve, the first of which is DMD alone."""
+    chosen = {"dmd": [Arm("dmd", "dmd")]}
+    for curve, (objective, option, values, more) in CURVES.items():
+        chosen[curve] = [Arm(f"{curve}@{v:g}", objective, (*more, f"objective.{option}={v:g}")) for v in values]
+    return chosen
+
+
+def run(
+    curves: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], output: Path, workers: int, console: Console
+) -> dict[str, Any]:  # fmt: skip
+    """Trains what is missing, measures all of it, and writes `frontier.json` to `output`.
+
+    Args:
+        curves: names from `arms`.
+        seeds: the seeds; each trains its own teacher.
+        overrides: overrides of the recipe for all arms, on top of `SETTINGS`.
+        output: folder of the runs.
+        workers: number of worker processes of one thread; 1 trains in this one.
+        console: console for one line per finished run.
+    """
+    settings, plugins = (*SETTINGS, *overrides), get_plugin_manager()
+    chosen = [arm for curve in curves for arm in arms()[curve]]
+    recipes = [load("modes2d", plugins, (*settings, *arm.overrides), arm.objective) for arm in chosen]
+    jobs = [Job("modes2d", settings, output, seed, arm) for seed in seeds for arm in chosen]
+    if workers == 1:
+        for job in jobs:
+            with one_thread():
+                train_arm(job)
+            console.print(f"{job.name}, seed {job.seed}", highlight=False)
+    else:
+        with worker_pool(workers, threads=1) as pool:
+            run_jobs(pool, train_arm, jobs, console)
+    return measured(recipes[0], curves, seeds, settings, output)
+
+
+def measured(
+    recipe: Recipe, curves: Sequence[str], seeds: Sequence[int], settings: Sequence[str], output: Path
+) -> dict[str, Any]:
+    """All points, written to `frontier.json` in `output`: frontier, samples of it as a control, teachers, and students."""
+    plane = Plane(recipe.task)
+    count = recipe.config.evaluate.samples // plane.task.num_classes
+    content: dict[str, Any] = {"seeds": list(seeds), "settings": list(settings)}
+    content["frontier"] = {f"{tilt:g}": plane.frontier(tilt)._asdict() for tilt in LAMBDAS}
+    # What the estimates add to exact values, where the distribution is known.
+    content["control"] = {
+        f"{tilt:g}": plane.of_samples(*plane.draw(plane.tilted(tilt), count, torch.Generator().manual_seed(0)))._asdict()
+        for tilt in LAMBDAS
+    }
+    content["teacher"] = [teacher(recipe, plane, settings, seed)._asdict() for seed in seeds]
+    content["curves"] = {}
+    for curve in curves:
+        content["curves"][curve] = {}
+        for arm in arms()[curve]:
+            points = []
+            for seed in seeds:
+                latest = load_file(run_folder(output, arm.name, seed) / "samples" / "latest.safetensors")
+                points.append(plane.of_samples(latest["samples"], latest["labels"])._asdict())
+            content["curves"][curve][arm.name] = points
+    write_json(output / "frontier.json", content)
+    return content
+
+
+def teacher(recipe: Recipe, plane: Plane, settings: Sequence[str], seed: int) -> Point:
+    """The teacher's own samples in many steps: what a student of it can be at best without a reward."""
+    plugins = get_plugin_manager()
+    of_seed = load("modes2d", plugins, (*settings, f"train.seed={seed}"))
+    backbone = load_backbone(of_seed.config.model, of_seed.task, seed, plugins.families())
+    count = recipe.config.evaluate.samples
+    return plane.of_samples(*teacher_samples(backbone, of_seed.config.model, of_seed.task, seed, count, 1.0))
+
+
+def short_of(content: Mapping[str, Any], point: Mapping[str, float]) -> float:
+    """By how much a point's reward is below the frontier's at its divergence; that of the last lambda beyond it."""
+    nats, rewards = zip(*((p["nats"], p["reward"]) for p in content["frontier"].values()), strict=True)
+    after = next((i for i, value in enumerate(nats) if value >= point["nats"]), len(nats))
+    if after in (0, len(nats)):
+        return float(rewards[min(after, len(nats) - 1)] - point["reward"])
+    share = (point["nats"] - nats[after - 1]) / (nats[after] - nats[after - 1])
+    return float(rewards[after - 1] + share * (rewards[after] - rewards[after - 1]) - point["reward"])
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """A Markdown table: mean and standard deviation over seeds, and the distance to the frontier in reward."""
+    rows = {f"frontier, lambda {tilt}": [point] for tilt, point in content["frontier"].items()}
+    rows |= {f"samples of lambda {tilt}": [point] for tilt, point in content["control"].items()}
+    rows |= {"teacher": content["teacher"]}
+    rows |= {name: points for curve in content["curves"].values() for name, points in curve.items()}
+    lines = ["| distribution | nats from p | reward | below the frontier | precision |", "|---|---|---|---|---|"]
+    for name, points in rows.items():
+        gaps = [short_of(content, point) for point in points]
+        columns = [[p["nats"] for p in points], [p["reward"] for p in points], gaps, [p["precision"] for p in points]]
+        cells = (f"{statistics.fmean(c):.3f}" + (f" +- {statistics.stdev(c):.3f}" if len(c) > 1 else "") for c in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figure(content: Mapping[str, Any], path: Path) -> None:
+    """Draws reward and precision against divergence: the frontier, and one curve per method with its points by seed."""
+    matplotlib.rcParams |= {"svg.hashsalt": "frontier", "svg.fonttype": "none", "font.size": 8}
+    canvas, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for axes, key in zip(panels, ("reward", "precision"), strict=True):
+        frontier = [*content["frontier"].values()]
+        axes.plot([p["nats"] for p in frontier], [p[key] for p in frontier], color="0.2", linewidth=2, label="p exp(lambda r)")
+        teachers = [(p["nats"], p[key]) for p in content["teacher"]]
+        axes.scatter(*zip(*teachers, strict=True), color="0.5", marker="x", s=20, label="teacher")
+        for index, (curve, points) in enumerate(content["curves"].items()):
+            colour = pyplot.get_cmap("tab20")(index % 20)
+            means = [[statistics.fmean(p[k] for p in seeds) for k in ("nats", key)] for seeds in points.values()]
+            axes.plot(*zip(*means, strict=True), color=colour, marker="o", markersize=3, linewidth=1, label=curve)
+            every = [(p["nats"], p[key]) for seeds in points.values() for p in seeds]
+            axes.scatter(*zip(*every, strict=True), color=colour, s=3, alpha=0.5)
+        axes.set(xlabel="nats from the teacher's density", ylabel=key)
+    panels[1].legend(fontsize=6, ncols=2)
+    canvas.savefig(path, metadata={"Date": None, "Creator": None})
+    pyplot.close(canvas)
+
+
+def main() -> None:
+    """Runs what is missing and prints the table, or draws the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "figure"))
+    parser.add_argument("--arms", default=",".join(arms()), help="curves, separated by commas [default: all]")
+    parser.add_argument("--seeds", default="4", help="number of seeds, or the seeds themselves separated by commas")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
+    parser.add_argument("--output", type=Path, default=Path("runs/frontier"), help="folder of the runs")
+    parser.add_argument("--workers", type=int, default=2, help="number of worker processes of one thread [default: 2]")
+    options = parser.parse_args()
+    if options.command == "figure":
+        figure(json.loads((options.output / "frontier.json").read_text()), options.output / "frontier.svg")
+        return
+    curves = options.arms.split(",")
+    if unknown := set(curves) - set(arms()):
+        parser.error(f"--arms: must be of {', '.join(arms())}, got {', '.join(sorted(unknown))}")
+    content = run(curves, parse_seeds(options.seeds), options.overrides, options.output, options.workers, Console())
+    print(table(content))
+
+
+if __name__ == "__main__":
+    main()
