@@ -58,7 +58,8 @@ def _drawing(name: str) -> Image.Image:
 def _tinted(relative: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """[H, W, 3] of `colour` [3], darker where `relative` lightness [H, W] is below 1, and lighter above it."""
     dark = colour * relative.clip(0, 1)[..., None]
-    return dark + (1 - colour) * (relative - 1).clip(0, LIGHTEST)[..., None]
+    tinted: np.ndarray = dark + (1 - colour) * (relative - 1).clip(0, LIGHTEST)[..., None]
+    return tinted
 
 
 def _shrunk(channels: np.ndarray, size: int) -> Tensor:

@@ -18,9 +18,9 @@ TOLERANCE = 1.0
 
 
 class Asked(NamedTuple):
-    """What B prompts ask for: `count` [B] things of `object` and `colour` [B, N] (-1: any), in `relation` [B] (-1: any)."""
+    """What B prompts ask for: `number` [B] things of `object` and `colour` [B, N] (-1: any), in `relation` [B] (-1: any)."""
 
-    count: Tensor
+    number: Tensor
     object: Tensor
     colour: Tensor
     relation: Tensor
@@ -60,11 +60,11 @@ def _right(reading: Reading, peaks: Tensor, asked: Asked) -> Tensor:
     thing, colour = reading.thing[..., :-1].argmax(2), reading.colour.argmax(2)
     fits = peaks[:, None] & (thing[:, None] == asked.object[..., None])
     fits &= (asked.colour[..., None] < 0) | (colour[:, None] == asked.colour[..., None])
-    right = peaks.sum(1) == asked.count
+    right = peaks.sum(1) == asked.number
     # Objects are either all the same or all different, so that each thing asked for has as many places as the count says.
     for slot in range(asked.object.shape[1]):
         same = (asked.object == asked.object[:, slot, None]).sum(1)
-        right &= (slot >= asked.count) | (fits[:, slot].sum(1) == same)
+        right &= (slot >= asked.number) | (fits[:, slot].sum(1) == same)
     middles = [(fits[:, slot, :, None] * reading.middle).sum(1) for slot in (0, 1)]
     for relation in range(len(RELATIONS)):
         right &= (asked.relation != relation) | (margin(relation, *middles) >= -TOLERANCE)
@@ -82,7 +82,7 @@ def _soft(reading: Reading, peaks: Tensor, asked: Asked) -> Tensor:
     score = there[:, None] + kind + torch.where(asked.colour[..., None] < 0, 0, of_colour.clamp(min=FLOOR))
     extra = torch.where(peaks, nothing.clamp(min=FLOOR), 0)
     near = _near(int(nothing.shape[1] ** 0.5)).to(nothing.device)
-    pair = (asked.count == 2) & (asked.object[:, 0] != asked.object[:, 1])
+    pair = (asked.number == 2) & (asked.object[:, 0] != asked.object[:, 1])
     soft = torch.where(
         pair, _best_pair(score, extra, reading.middle, asked.relation, near), _best_row(score, extra, asked, near)
     )
@@ -112,7 +112,7 @@ def _best_row(score: Tensor, extra: Tensor, asked: Asked, near: Tensor) -> Tenso
     free = torch.ones_like(extra, dtype=torch.bool)
     total = torch.zeros_like(extra[:, 0])
     for slot in range(score.shape[1]):
-        wanted = slot < asked.count
+        wanted = slot < asked.number
         best, cell = score[:, 0].masked_fill(~free, 2 * FLOOR * score.shape[1]).max(1)
         total = total + torch.where(wanted, best.clamp(min=3 * FLOOR), 0)
         free = free & ~(near[cell] & wanted[:, None])
