@@ -1,7 +1,7 @@
 """Makes the weights of scenes that come with the package, and the tables that say how good they are.
 
-    python benchmarks/scenes_weights.py judges          # trains judges a, b and c: three to five processor minutes each
-    python benchmarks/scenes_weights.py teacher         # trains the recipe's teacher: about twenty processor minutes
+    python benchmarks/scenes_weights.py judges          # trains judges a, b and c: one to three processor minutes each
+    python benchmarks/scenes_weights.py teacher         # trains the recipe's teacher: 0.27 processor seconds per update
     python benchmarks/scenes_weights.py check           # judges on real and on falsified scenes, and the teacher's gate
     python benchmarks/scenes_weights.py tilt            # what the reward could reach: the teacher's samples, weighted
 

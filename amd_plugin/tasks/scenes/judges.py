@@ -50,9 +50,7 @@ def untrained(judge: str, objects: Sequence[str], colours: Sequence[str], seed: 
         return Detector(len(objects), len(colours), WIDTHS[judge])
 
 
-def train(
-    network: Detector, judge: str, objects: Sequence[str], colours: Sequence[str], seed: int, steps: int
-) -> list[float]:
+def train(network: Detector, judge: str, objects: Sequence[str], colours: Sequence[str], seed: int, steps: int) -> list[float]:
     """Trains the network of `judge` in place, and returns the losses; a shorter training begins like the whole one."""
     others = [name for name in OBJECTS if name not in objects]
     lessons, draws = Lessons(list(objects), others, list(colours)), generator(seed, "judge", judge, "lessons")
