@@ -32,7 +32,9 @@ class Choice(BaseModel):
 class DataConfig(Choice):
     """The task, with its options."""
 
-    task: str = Field(description="name of the task: modes2d, digits, moving_digits, or prompts for a data set of your own")
+    task: str = Field(
+        description="name of the task: modes2d, digits, moving_digits, scenes, or prompts for a data set of your own"
+    )
 
 
 class ObjectiveConfig(Choice):
@@ -91,8 +93,19 @@ class TeacherConfig(Strict):
 
     steps: int = Field(description="number of updates", ge=1)
     batch_size: int = Field(256, description="number of samples per update", ge=1)
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of a cosine schedule with warm-up")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate, after a warm-up")
+    decay: Literal["cosine", "late"] = Field(
+        "cosine", description="learning rate after warm-up; cosine: falls from the beginning; late: falls in the last two "
+        "fifths, and an interrupted or longer training goes on where the rate was constant",
+    )  # fmt: skip
     drop_label: float = Field(0.1, ge=0, lt=1, description="share of training samples without their label, for guidance")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the average of its weights, which is the teacher; 0: the last ones"
+    )
+    text: Literal["frozen", "trained"] = Field(
+        "frozen", description="weights of a pipeline's text encoders; frozen: random; trained: together with the network"
+    )
+    seed: int | None = Field(None, ge=0, description="seed of the teacher; by default train.seed, one teacher for each")
 
 
 class LoraConfig(Strict):

@@ -37,6 +37,7 @@ def distill_rewards() -> Mapping[str, Callable[..., Any]]:
         "pickscore": ".clip:pickscore",
         "random": ".controls:RandomReward",
         "video": ".video:VideoReward",
+        "scenes": ".scenes:SceneReward",
         "vlm": ".vlm:VLMReward",
     }
     return Imported(places, "amd_plugin.rewards.builtin")

@@ -21,7 +21,7 @@ from amd_plugin.models.conditions import Conditions, LabelConditions, PromptCond
 from amd_plugin.models.distilled import check_teacher
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import pipeline_folder, set_text_length, size_of, untrained
-from amd_plugin.models.embedded.teacher import trained_teacher
+from amd_plugin.models.embedded.teacher import teacher_seed, trained_teacher
 from amd_plugin.models.family import Family, Size
 from amd_plugin.models.lazy_weights import TensorReader
 from amd_plugin.models.lora_files import Layers, LoraSource
@@ -103,6 +103,7 @@ def load_backbone(
     Raises:
         InputError: for whatever cannot be used; OptionError where one key of the section is to blame.
     """
+    seed = teacher_seed(config, seed)
     if config.network in ("mlp", "dit"):
         network = trained_teacher(config, task, seed)
         return Backbone(

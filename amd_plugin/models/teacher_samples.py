@@ -61,7 +61,13 @@ def teacher_samples(
             parts.append(sample(predict, scheduler, SAMPLING_STEPS, start.to(device), draws).cpu())
         save_file({"samples": torch.cat(parts).contiguous()}, folder / "samples.safetensors")
 
-    sampling: dict[str, Any] = {"count": count, "scale": scale, "batch": batch_size, "shape": backbone.sample_shape}
+    sampling: dict[str, Any] = {
+        "noise": seed,
+        "count": count,
+        "scale": scale,
+        "batch": batch_size,
+        "shape": backbone.sample_shape,
+    }
     sampling["device"] = next(backbone.network.parameters()).device.type
     if config.path is not None:
         sampling |= {"path": config.path, "revision": config.revision, "dtype": config.dtype}

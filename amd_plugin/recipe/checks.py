@@ -165,9 +165,10 @@ def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source
         source.problem(("data", "task"), message)
     else:
         check_network(model, task)
-    if config.evaluate.samples < 5 * task.num_classes:
-        message = f"must be at least five per class, {5 * task.num_classes}, got {config.evaluate.samples}"
-        source.problem(("evaluate", "samples"), message)
+    fewest = getattr(task, "fewest_samples", None)
+    if config.evaluate.samples < (fewest or 5 * task.num_classes):
+        least = f"five per class, {5 * task.num_classes}" if fewest is None else f"one prompt of each kind, {fewest}"
+        source.problem(("evaluate", "samples"), f"must be at least {least}, got {config.evaluate.samples}")
 
 
 def _make_objective(

@@ -23,6 +23,7 @@ TASKS: Mapping[str, type[Task]] = Imported(
         "modes2d": "amd_plugin.tasks.modes2d:Modes2D",
         "digits": "amd_plugin.tasks.digits:Digits",
         "moving_digits": "amd_plugin.tasks.moving_digits:MovingDigits",
+        "scenes": "amd_plugin.tasks.scenes.task:Scenes",
         "prompts": "amd_plugin.data.prompts:Prompts",
     }
 )
@@ -52,6 +53,8 @@ class Task(Protocol):
         has_samples: whether `training_data` has any samples.
         sample_shape: shape of one sample; empty where the model decides.
         made_of: JSON-able description of everything its data depends on, for caches.
+        fewest_samples: smallest evaluation; a task without the attribute needs five samples per class.
+        credits: whom its data are from, and their licence; a task without the attribute has none to name.
         seed: seed of the run, from which the reward's classifier is trained. Held-out metrics are the same for all seeds.
     """
 

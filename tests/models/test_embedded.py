@@ -20,3 +20,35 @@ def test_whichever_process_makes_it_makes_all_of_it(tiny, plugins, tmp_path, mon
     finally:
         dist.destroy_process_group()
     assert all(len(value) == 3 for value in asked.values())
+
+
+def test_a_teacher_goes_on_where_it_was_interrupted(plugins, tmp_path, monkeypatch):
+    """To the bit, network, average and text encoders; and a longer training goes on from a shorter one's constant rate."""
+    from amd_plugin import recipe
+    from amd_plugin.models.embedded import teacher
+    from amd_plugin.models.embedded.pipelines import made_pipeline, trained_parts
+
+    monkeypatch.setattr(teacher, "SAVE_EVERY", 2)
+    chosen = "{steps: STEPS, batch_size: 4, learning_rate: 1.0e-3, decay: late, ema: 0.9, text: trained}"
+
+    def made(folder, steps, stop=None):
+        monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / folder))
+        model = f"model.teacher={chosen.replace('STEPS', str(steps))}"
+        loaded = recipe.load("digits_sdxl", plugins, (model, "evaluate.samples=100"))
+
+        def log(step, loss):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        pipeline, component = made_pipeline(loaded.config.model, loaded.task, 0, plugins.families(), log)
+        return trained_parts(pipeline, component)
+
+    straight = made("straight", 8)
+    for steps in (8, 5):
+        try:
+            made(f"after {steps}", steps, stop=5 if steps == 8 else None)
+        except KeyboardInterrupt:
+            pass
+        resumed = made(f"after {steps}", 8)
+        assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+    assert any(name.startswith("text_encoder_2.") for name in straight)

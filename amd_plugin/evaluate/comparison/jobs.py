@@ -164,7 +164,7 @@ def measure_teacher(job: Job) -> Metrics:
 def _measured_teacher(recipe: Recipe, plugins: PluginManager) -> Metrics:
     config, task, seed = recipe.config, recipe.task, recipe.config.train.seed
     if task.num_classes:
-        task.classifier()
+        RewardSet([reward.here for reward in config.rewards], plugins, task)  # trains their networks, once
     backbone = load_backbone(config.model, task, seed, plugins.families())
     count, batch = config.evaluate.samples, config.evaluate.batch_size
     samples, labels = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)

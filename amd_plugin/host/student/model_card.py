@@ -81,6 +81,7 @@ def write_card(
         teacher_lora=_teacher_lora(config.model.teacher_lora),
         sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
         base=base,
+        credits=getattr(recipe.task, "credits", ""),
         torch=torch.__version__,
     )  # fmt: skip
     write_text(folder / "README.md", re.sub(r"\n{3,}", "\n\n", card))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from amd_plugin.cache import cached
+from amd_plugin.cache import cached, root
 from amd_plugin.config import ModelConfig, TeacherConfig
 from amd_plugin.errors import OptionError
 from amd_plugin.models.conditions import LabelConditions, prompts_of
+from amd_plugin.models.embedded import teacher_state
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.family import Condition, Family
 from amd_plugin.randomness import generator
 from amd_plugin.schedule import NoiseSchedule
 from amd_plugin.tasks import Task
+
+# Updates of warm-up and share of updates with a falling learning rate, where it decays late.
+WARM_UP, LATE = 100, 0.4
+SAVE_EVERY = 100
 
 
 def trained_teacher(config: ModelConfig, task: Task, seed: int) -> nn.Module:
@@ -57,7 +66,32 @@ def training_of(config: ModelConfig) -> TeacherConfig:
 def teacher_made_of(config: ModelConfig, task: Task, seed: int) -> dict[str, Any]:
     """JSON-able description of everything that an embedded task's teacher depends on, for caches."""
     keys = {"network", "width", "depth", "heads", "patch_size", "teacher"}
-    return {"task": task.made_of, "model": config.model_dump(include=keys), "seed": seed}
+    return {"task": task.made_of, "model": config.model_dump(include=keys), "seed": teacher_seed(config, seed)}
+
+
+def state_file(config: ModelConfig, task: Task, seed: int) -> Path | None:
+    """The file of an unfinished teacher, whatever its number of updates; None where it could not go on from there."""
+    training = training_of(config)
+    if training.decay != "late":
+        return None
+    about = teacher_made_of(config.model_copy(update={"teacher": training.model_copy(update={"steps": 1})}), task, seed)
+    digest = hashlib.sha256(json.dumps([about, torch.__version__], sort_keys=True).encode()).hexdigest()[:16]
+    return root() / f"unfinished-teacher-{task.name}-{digest}.safetensors"
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer, training: TeacherConfig, start: int) -> LambdaLR:
+    if training.decay == "cosine":
+        cosine: LambdaLR = get_cosine_schedule_with_warmup(optimizer, training.steps // 10, training.steps)
+        return cosine
+    for group in optimizer.param_groups:
+        group["initial_lr"] = training.learning_rate
+    late = LATE * training.steps
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP, (training.steps - step) / late), start - 1)
+
+
+def teacher_seed(config: ModelConfig, seed: int) -> int:
+    """The seed of the teacher in a run of `seed`."""
+    return seed if config.teacher is None or config.teacher.seed is None else config.teacher.seed
 
 
 def train_teacher(
@@ -68,6 +102,9 @@ def train_teacher(
     task: Task,
     training: TeacherConfig,
     seed: int,
+    text: Sequence[nn.Module] = (),
+    state: Path | None = None,
+    log: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Trains `network` in place to denoise the task's data; some labels are dropped, for guidance.
 
@@ -79,11 +116,20 @@ def train_teacher(
         task: source of the training data.
         training: steps, batch size, learning rate and share of dropped labels.
         seed: seed of the draws.
+        text: modules behind `condition` that are trained along.
+        state: file from which an interrupted training goes on; used where the learning rate decays late.
+        log: called with the number of updates done and the loss of the last one.
     """
     draws = generator(seed, "teacher training")
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=0.0)
-    learning_rate = get_cosine_schedule_with_warmup(optimizer, training.steps // 10, training.steps)
-    for _ in range(training.steps):
+    trained = nn.ModuleList((network, *text))
+    average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=training.learning_rate, weight_decay=0.0)
+    constant = int((1 - LATE) * training.steps) if training.decay == "late" else 0
+    start = 0 if state is None else teacher_state.load(state, constant, trained, average, optimizer, draws)
+    learning_rate = _learning_rate(optimizer, training, start)
+    for step in range(start, training.steps):
+        if state is not None and start < step <= constant and step % SAVE_EVERY == 0:
+            teacher_state.save(state, step, trained, average, optimizer, draws)
         x0, labels = task.training_data(training.batch_size, draws)
         dropped = torch.rand(training.batch_size, generator=draws) < training.drop_label
         labels = torch.where(dropped, torch.full_like(labels, task.num_classes), labels)
@@ -95,3 +141,8 @@ def train_teacher(
         optimizer.step()
         learning_rate.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(trained)
+        log(step + 1, loss.item())
+    if average is not None:
+        trained.load_state_dict(average.module.state_dict())

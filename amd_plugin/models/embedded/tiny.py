@@ -41,13 +41,24 @@ TEXT_WIDTH, TEXT_LENGTH = 32, 16
 
 
 def tiny_sdxl(
-    vocabulary: Sequence[str], *, size: int = 8, width: int = 32, depth: int = 1, heads: int = 2, seed: int = 0
+    vocabulary: Sequence[str],
+    *,
+    size: int = 8,
+    channels: int = 1,
+    width: int = 32,
+    depth: int = 1,
+    heads: int = 2,
+    seed: int = 0,
 ) -> StableDiffusionXLPipeline:
-    """A Stable Diffusion XL for grey pictures of `size` x `size` pixels, a multiple of 8, with one latent per pixel.
+    """A Stable Diffusion XL for pictures of `size` x `size` pixels, a multiple of 8, with one latent per pixel and channel.
+
+    Coloured pictures are larger. Their UNet has one more level, which only carries the pixels in and out; and their schedule is
+    the noisier one of DDPM with v prediction, which begins at pure noise: white backgrounds cannot leak into the first step.
 
     Args:
         vocabulary: words of the prompts.
-        width: channels of the UNet at full resolution, a multiple of 8; twice as many at half of it.
+        channels: 1 for grey pictures, 3 for coloured ones.
+        width: channels of the UNet at full resolution, a multiple of 8; twice as many at the lowest.
         depth: transformer blocks in each attention layer.
         heads: attention heads at full resolution.
         seed: seed of all random weights.
@@ -59,20 +70,25 @@ def tiny_sdxl(
             num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TEXT_LENGTH,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
+        carry = channels > 1  # a level without residual blocks on the way down
         unet: Any = UNet2DConditionModel(
-            sample_size=size, in_channels=1, out_channels=1, block_out_channels=(width, 2 * width), layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, depth), attention_head_dim=(heads, 2 * heads), use_linear_projection=True,
+            sample_size=size, in_channels=channels, out_channels=channels,
+            block_out_channels=(*(width,) * carry, width, 2 * width), layers_per_block=(*(0,) * carry, 1, 1),
+            down_block_types=(*("DownBlock2D",) * carry, "DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", *("UpBlock2D",) * carry),
+            transformer_layers_per_block=(*(1,) * carry, 1, depth), attention_head_dim=(*(heads,) * carry, heads, 2 * heads),
+            use_linear_projection=True,
             cross_attention_dim=2 * TEXT_WIDTH, addition_embed_type="text_time", addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH, norm_num_groups=8,
         )  # fmt: skip
         encoders: dict[str, Any] = {"text_encoder": CLIPTextModel(text), "text_encoder_2": CLIPTextModelWithProjection(text)}
         encoders = {name: _frozen(_spread(encoder)) for name, encoder in encoders.items()}
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
-    )
+    betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    if carry:
+        betas = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
+    scheduler = EulerDiscreteScheduler(**betas, timestep_spacing="leading", steps_offset=1)
     return StableDiffusionXLPipeline(
-        vae=_frozen(_image_autoencoder(size)), unet=unet.eval(), scheduler=scheduler, tokenizer=tokenizer,
+        vae=_frozen(_image_autoencoder(size, channels)), unet=unet.eval(), scheduler=scheduler, tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(vocabulary), **encoders,
     )  # fmt: skip
 
@@ -111,15 +127,19 @@ def tiny_wan(
     )  # fmt: skip
 
 
-def _image_autoencoder(size: int) -> Any:
+def _image_autoencoder(size: int, channels: int) -> Any:
+    # The background of coloured pictures is white, 1; without the mean it would be most of what there is to predict.
+    white = {"latents_mean": (0.5,) * channels, "latents_std": (1.0,) * channels} if channels > 1 else {}
+    width = 2 * channels + 2
     vae: Any = AutoencoderKL(
-        latent_channels=1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=1, sample_size=size, scaling_factor=1.0,
-        mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
+        latent_channels=channels, block_out_channels=(width,), layers_per_block=1, norm_num_groups=1, sample_size=size,
+        scaling_factor=1.0, mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False, **white,
     )  # fmt: skip
-    for part, pixels in ((vae.encoder, torch.full((3,), 1 / 3)), (vae.decoder, torch.ones(1))):
-        _pass_through(part, pixels, part.conv_norm_out, constant=512.0)
-        # Over a group of [x, -x, K, -K] the norm divides by K / sqrt 2, as x is negligible beside K.
-        part.conv_norm_out.weight.data[:2] = 512.0 / 2**0.5
+    pixels = torch.full((1, 3), 1 / 3) if channels == 1 else torch.eye(3)
+    for part, inputs in ((vae.encoder, pixels), (vae.decoder, torch.eye(channels))):
+        _pass_through(part, inputs, part.conv_norm_out, constant=512.0)
+        # Over a group of [x, -x, K, -K] the norm divides by K sqrt(2 / width), as x is negligible beside K.
+        part.conv_norm_out.weight.data[:-2] = 512.0 * (2 / width) ** 0.5
     return vae
 
 
@@ -128,7 +148,7 @@ def _video_autoencoder() -> Any:
         base_dim=4, z_dim=1, dim_mult=[1], num_res_blocks=1, attn_scales=[], temperal_downsample=[], latents_mean=[0.0],
         latents_std=[1.0], scale_factor_temporal=1, scale_factor_spatial=1,
     )  # fmt: skip
-    for part, pixels in ((vae.encoder, torch.full((3,), 1 / 3)), (vae.decoder, torch.ones(1))):
+    for part, pixels in ((vae.encoder, torch.full((1, 3), 1 / 3)), (vae.decoder, torch.ones(1, 1))):
         _pass_through(part, pixels, part.norm_out, constant=4096.0)
         # Likewise per position, where the norm over channels divides by K sqrt 2 and multiplies by 2.
         part.norm_out.gamma.data[:2] = 4096.0 / 2**0.5
@@ -144,7 +164,7 @@ def _pass_through(part: Any, inputs: torch.Tensor, norm: nn.Module, constant: fl
 
     Args:
         part: encoder or decoder.
-        inputs: weights of the input channels in x.
+        inputs: weights of the input channels in each of the channels x, [x, inputs].
         norm: norm layer before the last activation; nearly linear, as K is large.
         constant: K.
     """
@@ -153,18 +173,21 @@ def _pass_through(part: Any, inputs: torch.Tensor, norm: nn.Module, constant: fl
         for last in (getattr(module, name, None) for name in ("conv2", "proj")):
             for parameter in last.parameters() if isinstance(last, nn.Module) else ():
                 nn.init.zeros_(parameter)
-    enter, leave = part.conv_in, part.conv_out
+    enter, leave, count = part.conv_in, part.conv_out, len(inputs)
     for conv in (enter, leave):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
     # The last tap of a convolution that is causal in time is the present frame.
     centre = (-1, 1, 1) if enter.weight.dim() == 5 else (1, 1)
-    enter.weight[(0, slice(None), *centre)], enter.weight[(1, slice(None), *centre)] = inputs, -inputs
-    enter.bias[2], enter.bias[3] = constant, -constant
-    if len(leave.bias) == 2:
-        leave.bias[1] = -30.0  # the encoder's log variance
-    for output in range(1 if len(leave.bias) == 2 else len(leave.bias)):
-        leave.weight[(output, 0, *centre)], leave.weight[(output, 1, *centre)] = 1.0, -1.0
+    for index, weights in enumerate(inputs):
+        enter.weight[(index, slice(None), *centre)], enter.weight[(count + index, slice(None), *centre)] = weights, -weights
+    enter.bias[2 * count], enter.bias[2 * count + 1] = constant, -constant
+    if encodes := len(leave.bias) == 2 * count:
+        leave.bias[count:] = -30.0  # the encoder's log variance
+    for output in range(count if encodes else len(leave.bias)):
+        # A decoder of one channel shows it as grey.
+        index = output % count
+        leave.weight[(output, index, *centre)], leave.weight[(output, count + index, *centre)] = 1.0, -1.0
     for parameter in norm.parameters():
         nn.init.zeros_(parameter)
 

