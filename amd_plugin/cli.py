@@ -385,16 +385,16 @@ def doctor(as_json: AsJson = False, plugin: PluginFiles = None) -> None:
 
 @app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin host fastvideo -- --config run.yaml")
 def host(
-    name: Annotated[str, typer.Argument(help="name of the toolkit: fastvideo or fastgen")],
+    name: Annotated[str, typer.Argument(help="name of the toolkit: fastvideo, fastgen or lightx2v")],
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="arguments of the toolkit, after a --")
     ] = None,
     objective: Annotated[str, typer.Option(help="objective to train with")] = "amd",
 ) -> None:
-    """Run the trainer of another toolkit, FastVideo or FastGen, with AMD as its objective."""
+    """Run the trainer of another toolkit, FastVideo, FastGen or LightX2V, with AMD as its objective."""
     from importlib import import_module
 
-    hosts = ("fastvideo", "fastgen")
+    hosts = ("fastvideo", "fastgen", "lightx2v")
     if name not in hosts:
         in_code = {"modelopt": " ModelOpt is a library: use amd_plugin.adapters.modelopt.AMDPipeline in your own loop."}
         raise InputError(f"host: one of {', '.join(hosts)}, got '{name}'.{in_code.get(name, did_you_mean(name, hosts))}")

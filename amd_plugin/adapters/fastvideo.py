@@ -22,7 +22,8 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
-from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout, wrapped
+from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout
+from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
@@ -108,7 +109,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             )
             reward: Any = lambda media, prompts: scorer(media, prompts)["avg"]  # noqa: E731
         else:
-            reward = make_reward(self._reward, plugins)
+            reward = make_reward(self._reward, plugins, self.student.device)
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
             message = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
             raise InputError(f"{message}. Use a model of FastVideo that has, or leave the reward out")
