@@ -1,6 +1,7 @@
 """Rewrites the tables of options in the docs, and the schema of recipes, from where the options are declared: ``make docs``.
 
 A table stands between ``<!-- options: amd regime -->`` and ``<!-- end -->``: an objective, and a group of options.
+The table of what hosts offer stands after ``<!-- offers -->``.
 """
 
 import json
@@ -8,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from amd_plugin.adapters import offers
 from amd_plugin.default_plugins import amd, host
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd_options import DecoupledDMDOptions, DMD2Options, DMDOptions
@@ -17,11 +19,13 @@ from amd_plugin.recipe.copying import SCHEMA
 from amd_plugin.recipe.schema import recipe_schema
 
 MODELS = {"amd": AMDOptions, "dmd": DMDOptions, "dmd2": DMD2Options, "decoupled_dmd": DecoupledDMDOptions}
+OFFERED = re.compile(r"(<!-- offers -->\n).*?(<!-- end -->)", re.DOTALL)
 MARKED = re.compile(r"(<!-- options: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generated(text: str) -> str:
     """`text` with its tables as the declarations have them."""
+    text = OFFERED.sub(lambda m: f"{m[1]}{offers.table()}\n{m[2]}", text)
     return MARKED.sub(lambda m: f"{m[1]}{table(MODELS[m[2]], m[3])}\n{m[4]}", text)
 
 

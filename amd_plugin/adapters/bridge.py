@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from amd_plugin.adapters.named_rewards import NamedRewards
 from amd_plugin.adapters.named_rewards import make_reward as make_reward
+from amd_plugin.adapters.offers import SHARED
 from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError, OptionError, RunError
 from amd_plugin.hookspecs import Objective
@@ -24,13 +26,13 @@ from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import checked, metadata, preset
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
+from amd_plugin.rewards.gradient import linearised
 from amd_plugin.rewards.protocol import traits
 from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
 
-# Fields of `Needs` that every adapter offers. How often prompts repeat is up to the user's data.
-OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
+OFFERS = SHARED  # fields of `Needs` that every adapter offers
 
 
 def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers: Collection[str] = OFFERS) -> AMDObjective:
@@ -116,6 +118,8 @@ class HostBridge:
         self.signal_fields: dict[str, Tensor] = {}
         if reward is not None:
             objective.reward_unit = traits(reward).unit
+        if reward is not None and objective.needs.reward_gradient:
+            _check_gradients(reward)
         self._decode, self._group, self._warned = decode, process_group, set[str]()
         self._plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
@@ -178,6 +182,19 @@ class HostBridge:
             return torch.ones(count) if sigma is None else torch.ones(count, device=sigma.device)
         levels = None if sigma is None else self._all_gather(sigma.detach().float().expand(count).to(self._advantage.device))
         return self.objective.sharpening_weights(self._advantage, levels)[self._own]
+
+    def reward_with_gradient(self, x0: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        """Rewards [B] of `x0` [B, ...] with their gradient with respect to it, for `Signals.reward`; NaN for failed ones.
+
+        The function `decode` of this bridge must be differentiable. Arguments are those of `advantages`.
+        """
+        texts = list(prompts) if prompts is not None else [""] * len(x0)
+        score: Callable[..., Tensor] = getattr(self.reward, "with_gradient", self.reward)
+        try:
+            return linearised(lambda samples: score(samples if self._decode is None else self._decode(samples), texts), x0)
+        except Exception as error:
+            log.warning("no gradient of the reward for these samples: %s: %s", type(error).__name__, error)
+            return torch.full((len(x0),), torch.nan, device=x0.device)
 
     @torch.no_grad()
     def outcomes(self, *key: object) -> Tensor:
@@ -271,6 +288,15 @@ class HostBridge:
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, values.contiguous(), group=self._group)
         return torch.cat(parts)
+
+
+def _check_gradients(reward: Callable[..., Any]) -> None:
+    """Raises InputError if `reward` has no gradient."""
+    if isinstance(reward, NamedRewards):
+        reward.check_gradients()
+    elif not traits(reward).differentiable:
+        message = f"needs a reward with gradients, and {reward!r} has no attribute differentiable = True"
+        raise InputError(f"amd.reward_gradient: {message}. Leave it out, or use such a reward")
 
 
 def _reward_metrics(scores: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
@@ -83,9 +84,9 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         if amd is not None and not isinstance(amd, Mapping):
             raise InputError(f"model_class.amd: must be a mapping of options, got {amd!r}")
         options, plugins = _plain(amd or {}), self.plugins or get_plugin_manager()
-        reward = make_reward(options.pop("reward", None), plugins)
+        reward = make_reward(options.pop("reward", None), plugins, torch.device(config.device))
         scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
-        objective = adaptive_objective(scale, options)
+        objective = adaptive_objective(scale, options, FASTGEN)
         super().__init__(config)
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
@@ -119,10 +120,10 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.gan_loss_weight_gen > 0):
             return super()._compute_teacher_prediction_gan_loss(perturbed_data, t, condition=condition)
 
-    def _score(self, x0: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
-        """Advantages [B] and sharpening weights [B] of student samples."""
+    def _score(self, x0: Tensor, condition: Any) -> Tensor:
+        """Advantages [B] of student samples."""
         groups = group_ids(self._prompts, len(x0)) if self._prompts else _groups(condition, len(x0))
-        return self.bridge(x0, groups, self._prompts)
+        return self.bridge.advantages(x0, groups, self._prompts)
 
     def _move_noise_levels(self, t: Tensor, role: str) -> Tensor:
         """Noise levels [B] after the plugins' samplers, from the host's draw in [0, max_t]."""
@@ -141,14 +142,15 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         neg_condition: Any = None,
     ) -> Any:
         turn, bridge = super()._student_update_step, self.bridge
-        if not (torch.is_grad_enabled() and (bridge.uses_reward or bridge.moves_noise_levels)):
+        replaces = bridge.uses_reward or self.objective.needs.noise_level
+        if not (torch.is_grad_enabled() and (replaces or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
-        advantage, _ = self._score(x0, condition)
+        advantage = self._score(x0, condition)
         t = self._move_noise_levels(t, "student") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake, _predictions_of(self.teacher) as real:
             losses, outputs = turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
-        if not bridge.uses_reward:
+        if not replaces:
             return losses, outputs
         guided = self.config.guidance_scale is not None
         if len(fake) != 1 or len(real) != 1 + guided:
@@ -157,7 +159,8 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         sigma, uncond = t / self.net.noise_scheduler.max_t, real[1] if guided else None
         output = self.objective.student_loss(Signals(x0, real[0], uncond, fake[0], sigma, advantage, **bridge.signal_fields))
         self._metrics = output.metrics
-        metrics = {f"amd_{name}": value for name, value in (output.metrics | bridge.metrics).items()}
+        own = output.metrics | bridge.metrics
+        metrics = {name if name.startswith("reward/") else f"amd_{name}": value for name, value in own.items()}
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
         return {**losses, **metrics, "vsd_loss": output.loss, "total_loss": total}, outputs
 
@@ -170,7 +173,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
-        _, weight = self._score(x0, condition)
+        self._score(x0, condition)
         t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake:
             losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
@@ -186,6 +189,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             )
             for p, x, e, s in zip(fake[0], x0, eps, t, strict=True)
         ]
+        weight = bridge.weights(t / self.net.noise_scheduler.max_t)
         loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs

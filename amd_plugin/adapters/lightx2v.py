@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.adapters.bridge import OFFERS as SHARED_OFFERS
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective
 from amd_plugin.adapters.lightx2v_host import (
     TRAINER_REGISTER,
@@ -40,12 +39,12 @@ from amd_plugin.adapters.lightx2v_records import Records
 from amd_plugin.adapters.lightx2v_turn import Turn, pictures
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import check_reward, make_reward
+from amd_plugin.adapters.offers import LIGHTX2V_IMAGE, LIGHTX2V_VIDEO
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
-OFFERS = SHARED_OFFERS | {"noise_level", "fake_score_noise_level"}
 _TEACHERS, _FAKES = ("teacher_model", "teacher_2_model"), ("fake_model", "fake_2_model", "fake_low_high_model")
 
 
@@ -60,6 +59,7 @@ class Adaptive(Records):
     Attributes:
         plugins: manager of rewards, noise-level samplers and strength schedules, set by a subclass; None stands for all
             installed plugins.
+        offers: what the trainer can give an objective, as names of fields of `amd_plugin.hookspecs.Needs`.
         objective: objective that computes the losses.
         bridge: bridge between the objective and LightX2V.
 
@@ -68,11 +68,12 @@ class Adaptive(Records):
     """
 
     plugins: PluginManager | None = None
+    offers = LIGHTX2V_IMAGE
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
         self._options, self._reward = _options(config)
-        self.objective = adaptive_objective(self._guidance(), self._options, OFFERS)
+        self.objective = adaptive_objective(self._guidance(), self._options, self.offers)
         self.bridge = HostBridge(self.objective)
         self._rung, self._turns = 0, 0
         self._turn: Turn | None = None
@@ -90,10 +91,14 @@ class Adaptive(Records):
         plugins = self.plugins or get_plugin_manager()
         reward = make_reward(self._reward, plugins, self.model.device)
         self.bridge = HostBridge(
-            self.objective, reward, lambda x0: pictures(self.model.decode_latent(x0)),
-            distributed.get_data_parallel_group(), plugins=plugins, options=self._options,
+            self.objective, reward, self._media, distributed.get_data_parallel_group(), plugins=plugins,
+            options=self._options,
         )  # fmt: skip
         super().setup(resume_ckpt_path=resume_ckpt_path)
+
+    def _media(self, x0: Tensor) -> Tensor:
+        """Decoded samples in [0, 1]."""
+        return pictures(self.model.decode_latent(x0))
 
     def _encode_conditions(self, sample: Mapping[str, Any]) -> Any:
         prompt = sample["conditioning"].get("prompt")
@@ -188,6 +193,8 @@ class Adaptive(Records):
         cond, sigma = turn.conditional_x0(), turn.sigma
         fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.signal_fields}
         uncond = turn.unconditional_x0(cond, x_pred_teacher, self.objective.guidance_scale)
+        if self.objective.needs.reward_gradient and self.bridge.uses_reward:
+            fields["reward"] = self.bridge.reward_with_gradient(latents, self._prompts)
         output = self.objective.student_loss(Signals(latents, cond, uncond, x_pred_fake_flow, **fields))
         self._metrics = output.metrics
         return output.loss
@@ -220,8 +227,19 @@ class Adaptive(Records):
         return self._moved(sample(*args, **kwargs), self.scheduler.renoise_sigma_min, self.scheduler.renoise_sigma_max)
 
 
-class AdaptiveVideo(Adaptive):
-    """`Adaptive` for trainers that draw noise levels by timestep."""
+class AdaptiveWan(Adaptive):
+    """`Adaptive` for trainers of Wan, whose decoder is differentiable."""
+
+    offers = LIGHTX2V_VIDEO
+
+    def _media(self, x0: Tensor) -> Tensor:
+        """Decoded samples [B, 3, T, H, W] in [0, 1], with their graph."""
+        videos = self.model.vae.decode(list(x0.to(self.model.device, self.model.vae_dtype)))
+        return torch.stack(videos).float() / 2 + 0.5
+
+
+class AdaptiveVideo(AdaptiveWan):
+    """`AdaptiveWan` for trainers that draw noise levels by timestep."""
 
     def _sample_score_sigma(self, batch_size: int, *args: Any, **kwargs: Any) -> Tensor:
         sigma: Tensor = super()._sample_score_sigma(batch_size, *args, **kwargs)
@@ -245,7 +263,7 @@ class AMDVideoArDmdTrainer(AdaptiveVideo, VideoArDmdTrainer):  # type: ignore[mi
         return indices
 
 
-class AMDVideoPhasedDmdTrainer(Adaptive, VideoPhasedDmdTrainer):  # type: ignore[misc]
+class AMDVideoPhasedDmdTrainer(AdaptiveWan, VideoPhasedDmdTrainer):  # type: ignore[misc]
     """LightX2V's `VideoPhasedDmdTrainer` with AMD. Complete samples are scored for the fake scores of both phases."""
 
     _complete: Tensor | None = None  # the samples of the running fake-score turn
@@ -325,7 +343,7 @@ def launch(arguments: list[str], objective: str) -> None:
     if method not in FORMS:
         raise InputError(f"{file}: training.method must be one of {', '.join(FORMS)}, got {method!r}")
     options, reward = _options(config)
-    adaptive_objective(1.0, options, OFFERS)
+    adaptive_objective(1.0, options, FORMS[method].offers)
     check_reward(reward)
     TRAINER_REGISTER.update(FORMS)
     spec = importlib.util.find_spec("lightx2v_train")

@@ -37,6 +37,14 @@ class NamedRewards:
         self.each = scores.each
         return scores.total
 
+    def check_gradients(self) -> None:
+        """Raises InputError for a reward that is not differentiable here, by name."""
+        self._rewards.check_gradients()
+
+    def with_gradient(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Weighted sum [B] with its graph; NaN where a reward of a weight other than 0 failed."""
+        return self._rewards.with_gradient(media, prompts, {})
+
 
 def make_reward(
     spec: Any, plugins: PluginManager | None = None, device: torch.device | None = None

@@ -46,7 +46,7 @@ def launched(file, stock=None):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         if stock is not None:
-            patch.setattr(adapter, "FORMS", dict.fromkeys(adapter.FORMS, stock))
+            patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": adapter.LIGHTX2V_VIDEO})})
         adapter.launch(["--config", file], "amd")
     out = yaml.safe_load(open(file))["training"]["output_dir"]
     folders = sorted(Path(out).glob("checkpoint-*"))
@@ -91,7 +91,7 @@ def test_amd_makes_the_hosts_calls_and_no_more(name):
     assert counts[0] == counts[1] > 20
 
 
-@pytest.mark.parametrize("name", ["video_dmd", "video_ar_dmd", "video_phased_dmd"])
+@pytest.mark.parametrize("name", TRAINERS)
 def test_rewards_have_statistics_of_each_exit_rung(name):
     tiny = run(name)
     tiny.train(12)
@@ -112,6 +112,19 @@ def test_noise_levels_reach_both_turns():
     torch.testing.assert_close(losses[2], losses[3], rtol=1e-5, atol=1e-7)  # and one that is never met weighs nothing
     windowed = run(reward=None, guidance_window=[0.0, 0.001]).train(1).losses
     assert windowed[0] != losses[3][0], "guidance is left out with a reward or without"
+
+
+def test_the_gradient_of_a_reward_reaches_the_student():
+    class Brightness:
+        differentiable = True
+
+        def __call__(self, media, prompts):
+            return media.flatten(1).mean(1)
+
+    rows = [run("video_dmd", Brightness(), **amd).train(3).losses for amd in ({}, {"reward_gradient": 0.3})]
+    assert rows[0] != rows[1] and all(torch.isfinite(torch.stack(losses)).all() for losses in rows)
+    with pytest.raises(InputError, match="reward_gradient: needs a reward with gradients"):
+        run("video_dmd", brightness, reward_gradient=0.3)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -155,7 +168,7 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
         ({"strenght": 1}, "amd.strenght"),
         ({"memory_share": 0.2}, "amd.memory_share: needs a memory of failures"),
         ({"advantage_guidance": 0.5}, "amd.advantage_guidance: needs a fake score"),
-        ({"reward_gradient": 0.5}, "amd.reward_gradient: needs a differentiable reward"),
+        ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
         ([1], "training.dmd.amd: must be a mapping"),
         ({"reward": "hackabel"}, "hackable"),
         ({"reward": {"name": "random", "weight": "much"}}, "reward.weight"),
