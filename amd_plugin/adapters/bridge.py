@@ -189,7 +189,8 @@ class HostBridge:
         The function `decode` of this bridge must be differentiable. Arguments are those of `advantages`.
         """
         texts = list(prompts) if prompts is not None else [""] * len(x0)
-        score: Callable[..., Tensor] = getattr(self.reward, "with_gradient", self.reward)
+        score = self.reward.with_gradient if isinstance(self.reward, NamedRewards) else self.reward
+        assert score is not None  # noqa: S101
         try:
             return linearised(lambda samples: score(samples if self._decode is None else self._decode(samples), texts), x0)
         except Exception as error:

@@ -86,7 +86,7 @@ def test_the_example_goes_on_from_a_checkpoint(tmp_path):
 
 
 def test_the_examples_groups_have_samples_of_all_ranks():
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", EXAMPLE, "--group-size", "1"]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", EXAMPLE, "--group-size", "1"]
     done = subprocess.run([sys.executable, *command, *SMALL], capture_output=True, text=True)
     assert done.returncode == 0 and "no prompt occurs twice" not in done.stderr, done.stderr
     assert "no prompt occurs twice" in run("--group-size", "1", "--groups", "1").stderr

@@ -32,6 +32,6 @@ def test_a_name_must_be_a_modules(tmp_path, name):
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine_adapter.py").write_text("precious")
-    with pytest.raises(InputError, match="mine_adapter.py is there already"):
+    with pytest.raises(InputError, match=r"mine_adapter\.py is there already"):
         write_adapter("mine", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine_adapter.py"]
