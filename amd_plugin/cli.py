@@ -383,22 +383,42 @@ def doctor(as_json: AsJson = False, plugin: PluginFiles = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin host fastvideo -- --config run.yaml")
+@app.command(
+    rich_help_panel=RUNS, epilog="Examples: amd-plugin host fastvideo -- --config run.yaml; amd-plugin host new my_trainer"
+)
 def host(
-    name: Annotated[str, typer.Argument(help="name of the toolkit: fastvideo or fastgen")],
+    name: Annotated[str, typer.Argument(help="name of the toolkit: fastvideo, fastgen or lightx2v; or new")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="arguments of the toolkit, after a --")
+        list[str] | None,
+        typer.Argument(metavar="-- ARGUMENTS", help="arguments of the toolkit, after a --; after new, a name"),
     ] = None,
     objective: Annotated[str, typer.Option(help="objective to train with")] = "amd",
 ) -> None:
-    """Run the trainer of another toolkit, FastVideo or FastGen, with AMD as its objective."""
+    """Run the trainer of another toolkit, FastVideo, FastGen or LightX2V, with AMD as its objective.
+
+    host new NAME writes an adapter for another one, with its conformance tests, into the current folder.
+    """
     from importlib import import_module
 
-    hosts = ("fastvideo", "fastgen")
+    if name == "new":
+        write_new_adapter(arguments or [])
+        return
+    hosts = ("fastvideo", "fastgen", "lightx2v")
     if name not in hosts:
         in_code = {"modelopt": " ModelOpt is a library: use amd_plugin.adapters.modelopt.AMDPipeline in your own loop."}
         raise InputError(f"host: one of {', '.join(hosts)}, got '{name}'.{in_code.get(name, did_you_mean(name, hosts))}")
     import_module(f"amd_plugin.adapters.{name}").launch(arguments or [], objective)
+
+
+def write_new_adapter(names: list[str]) -> None:
+    """Writes an adapter for the one host that is named, and says what to do with it."""
+    from amd_plugin.adapters.template import write_adapter
+
+    if len(names) != 1:
+        raise InputError(f"host new: needs one name, such as my_trainer, got {len(names)}")
+    for file in write_adapter(names[0], Path()):
+        say(f"wrote {file}")
+    say(f"check it with: pytest --pyargs amd_plugin.testing --adapter {names[0]}_conformance:Adapter")
 
 
 @recipes_app.command("list")

@@ -1,7 +1,8 @@
 """Rewrites what the docs take from elsewhere: tables of options, the schema of recipes, README's results: ``make docs``.
 
 A table stands between ``<!-- options: amd regime -->`` and ``<!-- end -->``: an objective, and a group of options. README's
-results stand between ``<!-- results -->`` and ``<!-- end -->``, and come from the numbers in docs/results.
+results stand between ``<!-- results -->`` and ``<!-- end -->``, and come from the numbers in docs/results. The table of what
+hosts offer stands after ``<!-- offers -->``.
 """
 
 import json
@@ -9,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from amd_plugin.adapters import offers
 from amd_plugin.default_plugins import amd, host
 from amd_plugin.evaluate.comparison.result import Comparison
 from amd_plugin.evaluate.directions import ARROWS
@@ -28,11 +30,13 @@ SHOWN = (
     ("digits_unreliable", "digits", ("frechet", "accuracy", "recall")),
     ("video", "video", ("frechet", "digit_accuracy")),
 )
+OFFERED = re.compile(r"(<!-- offers -->\n).*?(<!-- end -->)", re.DOTALL)
 MARKED = re.compile(r"(<!-- options: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generated(text: str) -> str:
     """`text` with its tables as the declarations have them."""
+    text = OFFERED.sub(lambda m: f"{m[1]}{offers.table()}\n{m[2]}", text)
     return MARKED.sub(lambda m: f"{m[1]}{table(MODELS[m[2]], m[3])}\n{m[4]}", text)
 
 

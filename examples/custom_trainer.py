@@ -1,25 +1,31 @@
 """AMD in a custom trainer: a one-step student of handwritten digits, in seconds on a CPU.
 
-    python examples/custom_trainer.py                                   # AMD
-    python examples/custom_trainer.py --objective dmd                   # the baseline
+    python examples/custom_trainer.py                                   # AMD; --objective dmd is the baseline
+    python examples/custom_trainer.py --checkpoint run.pt               # goes on where the last one ended
+    torchrun --nproc_per_node=2 examples/custom_trainer.py --group-size 2   # a group has samples of all ranks
 
-The comments (1) to (7) mark the lines that use this package. The rest is a plain distillation loop.
+The comments (1) to (9) mark the lines that use this package. The rest is a plain distillation loop.
 """
 
 import argparse
 import copy
+import os
 
 import torch
+import torch.distributed as dist
 from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from amd_plugin import NoiseLevel, Signals, get_plugin_manager, to_x0
 from amd_plugin.adapters import shim
 from amd_plugin.adapters.bridge import OFFERS, HostBridge
 from amd_plugin.errors import AmdPluginError
+from amd_plugin.objectives.reward_statistics import group_ids
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5
-GIVES = {*OFFERS, "noise_level"}  # what this trainer can give an objective, see `amd_plugin.hookspecs.Needs`
+GIVES = {*OFFERS, "noise_level", "fake_score_noise_level"}  # (1) see `Needs`; options that need more are refused by name
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 class Denoiser(nn.Module):
@@ -27,122 +33,115 @@ class Denoiser(nn.Module):
 
     def __init__(self, width: int = 256):
         super().__init__()
-        self.digit = nn.Embedding(CLASSES + 1, width)
-        self.image, self.time = nn.Linear(PIXELS, width), nn.Linear(1, width)
+        self.digit, self.image = nn.Embedding(CLASSES + 1, width), nn.Linear(PIXELS + 1, width)
         self.body = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, PIXELS))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
-        return self.body(self.image(x) + self.time(t[:, None]) + self.digit(digit))
+        return self.body(self.image(torch.cat([x, t[:, None]], 1)) + self.digit(digit))
+
+    def clean(self, x: torch.Tensor, t: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
+        return to_x0("flow_prediction", self(x, t, digit), x, NoiseLevel(1 - t, t))
+
+    def sample(self, digit: torch.Tensor) -> torch.Tensor:
+        return self.clean(torch.randn(len(digit), PIXELS), torch.ones(len(digit)), digit)  # in one step from noise
 
 
 def noised(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return (1 - t[:, None]) * x0 + t[:, None] * noise
 
 
-def clean(network: nn.Module, x_t: torch.Tensor, t: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
-    return to_x0("flow_prediction", network(x_t, t, digit), x_t, NoiseLevel(1 - t, t))
-
-
-def train_teacher(images: torch.Tensor, digits: torch.Tensor, steps: int) -> Denoiser:
-    teacher = Denoiser()
-    optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(images), (256,))
-        x0, digit, noise, t = images[rows], digits[rows], torch.randn(256, PIXELS), torch.rand(256)
-        digit = torch.where(torch.rand(256) < 0.1, CLASSES, digit)
-        updated(optimizer, (teacher(noised(x0, noise, t), t, digit) - (noise - x0)).square().mean())
-    return teacher.eval().requires_grad_(False)
-
-
-def train_reward(images: torch.Tensor, digits: torch.Tensor) -> nn.Module:
-    classifier = nn.Sequential(nn.Linear(PIXELS, 64), nn.ReLU(), nn.Linear(64, CLASSES))
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
-    for _ in range(200):
-        updated(optimizer, nn.functional.cross_entropy(classifier(images), digits))
-    return classifier.requires_grad_(False)
-
-
-def sample_student(student: nn.Module, digit: torch.Tensor) -> torch.Tensor:
-    """Samples [B, 64] in one step from noise."""
-    return clean(student, torch.randn(len(digit), PIXELS), torch.ones(len(digit)), digit)
-
-
 class Trainer:
-    """Trains a student and a fake score; `prompts()` returns the digits [B] of a batch, in groups of equal digits."""
+    """Trains a student and a fake score; `prompts(step)` returns the digits [B] of a rank's batch, the same on every rank."""
 
     def __init__(self, objective, teacher: nn.Module, score, prompts, steps: int):
-        self.objective, self.teacher, self.prompts, self.steps, self.step = objective, teacher, prompts, steps, 0
-        self.bridge = HostBridge(objective, score, plugins=get_plugin_manager())  # (3) from samples to advantages
-        self.student, self.fake = (copy.deepcopy(teacher).train().requires_grad_() for _ in range(2))
-        self.metrics = {}
+        self.objective, self.teacher, self.prompts, self.steps = objective, teacher, prompts, steps
+        self.step, self.metrics = 0, {}
+        self.bridge = HostBridge(objective, score, plugins=get_plugin_manager())  # (4) from samples to advantages
+        self.student, self.fake = (copy.deepcopy(teacher).requires_grad_() for _ in range(2))
         self.students = torch.optim.Adam(self.student.parameters(), lr=2e-4, betas=(0.0, 0.99))
         self.fakes = torch.optim.Adam(self.fake.parameters(), lr=4e-4, betas=(0.0, 0.99))
 
-    def scored_samples(self):
-        """(samples [B, 64], digits [B], advantages [B], weights [B] of the fake score's loss)."""
-        self.bridge.start_turn(self.step, self.steps, self.metrics)  # (4) plugins may change the strength
-        digit = self.prompts()
-        x0 = sample_student(self.student, digit)
-        return x0, digit, *self.bridge(x0, digit, digit.tolist())
+    def scored_samples(self):  # samples [B, 64], digits [B], advantages [B] within a digit's samples of all ranks
+        self.bridge.start_turn(self.step, self.steps, self.metrics)  # (5) plugins may change the strength
+        x0 = self.student.sample(digit := self.prompts(self.step))
+        return x0, digit, self.bridge.advantages(x0, group_ids(list(map(str, digit.tolist())), len(x0)), digit.tolist())
 
     def fake_score_turn(self, update: int) -> torch.Tensor:
-        x0, digit, _, weight = self.scored_samples()
+        x0, digit, _ = self.scored_samples()
         noise = torch.randn(len(x0), PIXELS)
-        t = self.bridge.move_noise_levels(torch.rand(len(x0)), "fake_score", self.step, update)  # (5) by plugins
-        prediction = self.fake(noised(x0.detach(), noise, t), t, digit)
-        loss = self.objective.fake_score_loss(prediction, noise - x0.detach(), weight).loss  # (6) the fake score's loss
-        return updated(self.fakes, loss)
+        t = self.bridge.move_noise_levels(torch.rand(len(x0)), "fake_score", self.step, update)  # (6) by plugins
+        prediction, weight = self.fake(noised(x0.detach(), noise, t), t, digit), self.bridge.weights(t)
+        return updated(self.fakes, self.objective.fake_score_loss(prediction, noise - x0.detach(), weight).loss)  # (7)
 
     def student_turn(self) -> torch.Tensor:
-        x0, digit, advantage, _ = self.scored_samples()
+        x0, digit, advantage = self.scored_samples()
         t = self.bridge.move_noise_levels(0.02 + 0.96 * torch.rand(len(x0)), "student", self.step)
         with torch.no_grad():
-            x_t = noised(x0, torch.randn(len(x0), PIXELS), t)
-            cond, uncond = clean(self.teacher, x_t, t, digit), clean(self.teacher, x_t, t, torch.full_like(digit, CLASSES))
-            predicted = clean(self.fake, x_t, t, digit)
-        output = self.objective.student_loss(Signals(x0, cond, uncond, predicted, t, advantage))  # (7) the student's loss
-        self.metrics, self.step = output.metrics, self.step + 1
+            x_t, none = noised(x0, torch.randn(len(x0), PIXELS), t), torch.full_like(digit, CLASSES)
+            calls = ((self.teacher, digit), (self.teacher, none), (self.fake, digit))
+            scores = [network.clean(x_t, t, prompt) for network, prompt in calls]
+        output = self.objective.student_loss(Signals(x0, *scores, t, advantage, **self.bridge.signal_fields))  # (8)
+        self.metrics, self.step = output.metrics | self.bridge.metrics, self.step + 1
         return updated(self.students, output.loss)
+
+    def state(self) -> dict:
+        parts = [part.state_dict() for part in (self.student, self.fake, self.students, self.fakes)]
+        return {"parts": parts, "step": self.step, "objective": self.objective.state_dict()}  # (9) JSON-able
+
+    def load(self, state: dict) -> None:
+        for part, values in zip((self.student, self.fake, self.students, self.fakes), state["parts"], strict=True):
+            part.load_state_dict(values)
+        self.objective.load_state_dict(state["objective"])
+        self.step = state["step"]
 
 
 def updated(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
     optimizer.zero_grad()
     loss.backward()
+    for parameter in optimizer.param_groups[0]["params"] if dist.is_initialized() else ():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= RANKS
     optimizer.step()
     return loss.detach()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--teacher-steps", type=int, default=1500)
-    parser.add_argument("--groups", type=int, default=16, help="prompts per batch")
-    parser.add_argument("--group-size", type=int, default=4, help="samples per prompt")
-    shim.add_arguments(parser)  # (1) --objective and its options
+    for option, default in {"steps": 150, "teacher-steps": 1500, "groups": 16, "group-size": 4, "checkpoint": ""}.items():
+        parser.add_argument(f"--{option}", type=type(default), default=default)
+    shim.add_arguments(parser)  # (2) --objective and its options
     args = parser.parse_args()
     try:
-        objective = shim.make_objective(args, offers=GIVES, guidance_scale=GUIDANCE)  # (2) the objective
+        objective = shim.make_objective(args, offers=GIVES, guidance_scale=GUIDANCE)  # (3) the objective
     except AmdPluginError as error:
         parser.error(str(error))
     torch.manual_seed(0)
-    pixels, digits = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
-    images = pixels.float() / 8 - 1
-    teacher = train_teacher(images, digits, args.teacher_steps)
-    classifier = train_reward(images, digits)
-    score = lambda media, prompts: classifier(media).log_softmax(1)[range(len(media)), prompts]  # noqa: E731
-    prompts = lambda: torch.randint(CLASSES, (args.groups,)).repeat_interleave(args.group_size)  # noqa: E731
-    trainer = Trainer(objective, teacher, score, prompts, args.steps)
-    for step in range(args.steps):
+    images, digits = torch.tensor(load_digits().data / 8 - 1).float(), torch.tensor(load_digits().target)
+    teacher = Denoiser()
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
+    for _ in range(args.teacher_steps):
+        rows, noise, t = torch.randint(len(images), (256,)), torch.randn(256, PIXELS), torch.rand(256)
+        digit = torch.where(torch.rand(256) < 0.1, CLASSES, digits[rows])
+        updated(optimizer, (teacher(noised(images[rows], noise, t), t, digit) - (noise - images[rows])).square().mean())
+    means = torch.stack([images[digits == digit].mean(0) for digit in range(CLASSES)])
+    score = lambda media, prompts: (-torch.cdist(media, means)).log_softmax(1)[range(len(media)), prompts]  # noqa: E731
+    drawn = lambda step: torch.randint(CLASSES, (args.groups,), generator=torch.Generator().manual_seed(step))  # noqa: E731
+    prompts = lambda step: drawn(step).repeat_interleave(args.group_size)  # noqa: E731
+    trainer = Trainer(objective, teacher.requires_grad_(False), score, prompts, args.steps)
+    if RANKS > 1:
+        dist.init_process_group("gloo")
+    if os.path.exists(args.checkpoint):
+        trainer.load(torch.load(args.checkpoint, weights_only=True))
+    while trainer.step < args.steps:
+        torch.manual_seed(RANKS * trainer.step + RANK)  # noise of its own on each rank, and the same in a resumed run
         fake_losses = [trainer.fake_score_turn(update) for update in range(4)]
-        loss = trainer.student_turn()
-        if step % 50 == 0:
-            print(f"step {step:4d}  student {loss:.4f}  fake score {fake_losses[-1]:.4f}")
-    torch.manual_seed(1)
-    judge = train_reward(images, digits)  # not the classifier that served as reward
-    digit = torch.arange(CLASSES).repeat_interleave(100)
-    for name, network in (("teacher", teacher), ("student", trainer.student)):
-        right = judge(sample_student(network.requires_grad_(False), digit)).argmax(1) == digit
-        print(f"{name}, one step: {right.float().mean():.2f} show their digit")
+        loss, reward = trainer.student_turn(), trainer.metrics.get("reward", torch.nan)
+        if trainer.step % 50 == 0 and RANK == 0:
+            print(f"step {trainer.step:4d}  student {loss:.4f}  fake score {fake_losses[-1]:.4f}  reward {reward:.2f}")
+    if args.checkpoint and RANK == 0:
+        torch.save(trainer.state(), args.checkpoint)
+    digit, judge = torch.arange(CLASSES).repeat_interleave(100), KNeighborsClassifier().fit(images, digits)
+    print(f"{judge.score(trainer.student.sample(digit).detach(), digit):.2f} of the student's samples show their digit")
 
 
 if __name__ == "__main__":

@@ -13,26 +13,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor
 
-from amd_plugin.config import RewardConfig
+from amd_plugin.adapters.named_rewards import NamedRewards
+from amd_plugin.adapters.named_rewards import make_reward as make_reward
+from amd_plugin.adapters.offers import SHARED
 from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError, OptionError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.objectives.amd import AMDObjective
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import checked, metadata, preset
-from amd_plugin.plugins import PluginManager, get_plugin_manager
+from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
+from amd_plugin.rewards.gradient import linearised
 from amd_plugin.rewards.protocol import traits
-from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
 
-# Fields of `Needs` that every adapter offers. How often prompts repeat is up to the user's data.
-OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
+OFFERS = SHARED  # fields of `Needs` that every adapter offers
 
 
 def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers: Collection[str] = OFFERS) -> AMDObjective:
@@ -80,48 +80,6 @@ def require_fit(objective: Objective, guidance_scale: float, offers: Collection[
     refuse_what_is_missing(objective, offers)
 
 
-def make_reward(spec: Any, plugins: PluginManager | None = None) -> Callable[..., Any] | None:
-    """A reward from a user's configuration.
-
-    Args:
-        spec: a callable, a name, ``{name, weight, options...}``, a list of names and mappings, or None for no reward.
-        plugins: manager in which names are looked up; None stands for all installed plugins.
-
-    Returns:
-        The callable itself, or the weighted sum of the named rewards; None for None.
-
-    Raises:
-        InputError: for anything else, and for a reward that is unknown or cannot be built.
-    """
-    if spec is None or callable(spec):
-        return spec  # type: ignore[no-any-return]
-    entries = [spec] if isinstance(spec, Mapping | str) else spec
-    if not isinstance(entries, Sequence) or not entries:
-        raise InputError(f"reward: must be a name with options, a list of these, or a callable, got {spec!r}")
-    configs = []
-    for entry in entries:
-        entry = {"name": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, Mapping) or entry.get("on_error", "neutral") != "neutral":
-            raise InputError(f"reward: must be a mapping with a name, without on_error (always neutral here), got {entry!r}")
-        try:
-            configs.append(RewardConfig(**{**entry, "on_error": "neutral"}))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"reward.{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from error
-    rewards = RewardSet(configs, plugins or get_plugin_manager(), None)
-    return _Total(rewards)
-
-
-class _Total:
-    """The weighted sum of rewards, as one reward."""
-
-    def __init__(self, rewards: RewardSet):
-        self._rewards, self.unit = rewards, rewards.unit
-
-    def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self._rewards(media, prompts).total
-
-
 class HostBridge:
     """An objective and its reward in somebody else's trainer: advantages, weights, noise levels and schedule factors.
 
@@ -137,7 +95,8 @@ class HostBridge:
     Attributes:
         objective: objective that computes advantages and weights.
         reward: reward as given.
-        metrics: mean reward and share of failed rewards of the last batch, 0-dim tensors.
+        metrics: mean reward and share of failed rewards of the last batch, and the mean of each named reward as
+            ``reward/NAME``, 0-dim tensors.
         signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
             ranks; empty before the first batch.
         step: number of student updates so far.
@@ -159,11 +118,15 @@ class HostBridge:
         self.signal_fields: dict[str, Tensor] = {}
         if reward is not None:
             objective.reward_unit = traits(reward).unit
+        if reward is not None and objective.needs.reward_gradient:
+            _check_gradients(reward)
         self._decode, self._group, self._warned = decode, process_group, set[str]()
         self._plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = samplers[::-1]
+        self._advantage: Tensor | None = None  # of the samples scored last, on all ranks; this rank's rows of it
+        self._own = slice(0, 0)
         self.moves_noise_levels = bool(samplers)
 
     @property
@@ -171,23 +134,29 @@ class HostBridge:
         """Whether there is a reward, and the objective needs one."""
         return self.reward is not None and self.objective.needs.reward
 
-    @torch.no_grad()
     def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-        """Scores student samples.
+        """`advantages`, and `weights` for all noise levels alike, [B] each."""
+        return self.advantages(x0, groups, prompts), self.weights()
+
+    @torch.no_grad()
+    def advantages(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None, *, rung: int = 0) -> Tensor:
+        """Scores student samples; call it once per turn.
 
         Args:
             x0: student samples [B, ...].
             groups: [B], the same number for samples of the same prompt.
             prompts: prompts [B] for the reward; None passes empty ones.
+            rung: index of the exit rung of all samples, from 0, the same on every rank; 0 for a host without rungs.
 
         Returns:
-            Advantages [B] and sharpening weights [B]; zeros and ones where no reward is used.
+            Advantages [B], zeros where no reward is used.
         """
+        self._own = slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
         if not self.uses_reward:
-            return torch.zeros(len(x0), device=x0.device), torch.ones(len(x0), device=x0.device)
-        rewards = self._score(x0.detach(), prompts)
-        batch_reward, batch_groups = self._all_gather(rewards), self._all_gather(groups.to(x0.device))
-        own = slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
+            self._advantage = None
+            return torch.zeros(len(x0), device=x0.device)
+        scores = self._all_gather(self._score(x0.detach(), prompts))
+        batch_groups, batch_reward = self._all_gather(groups.to(x0.device)), scores[:, 0]
         compared = self.objective.needs.group_size > 1
         if compared and len(batch_groups.unique()) == len(batch_groups) and "groups" not in self._warned:
             log.warning(
@@ -195,15 +164,38 @@ class HostBridge:
                 len(batch_reward),
             )
             self._warned.add("groups")
-        advantage = self.objective.advantage(batch_reward, batch_groups)
-        self.signal_fields = {"groups": batch_groups[own], "batch_advantage": advantage}
-        finite = torch.isfinite(batch_reward)
-        count = finite.sum().clamp(min=1)
-        self.metrics = {
-            "reward": torch.where(finite, batch_reward, 0.0).sum() / count,
-            "failed_rewards": 1 - finite.float().mean(),
-        }
-        return advantage[own], self.objective.sharpening_weights(advantage)[own]
+        self._advantage = self.objective.advantage(batch_reward, batch_groups, rung)
+        self.signal_fields = {"groups": batch_groups[self._own], "batch_advantage": self._advantage}
+        self.metrics = _reward_metrics(scores, getattr(self.reward, "names", ()))
+        return self._advantage[self._own]
+
+    @torch.no_grad()
+    def weights(self, sigma: Tensor | None = None) -> Tensor:
+        """Sharpening weights [B] of the samples that `advantages` scored; ones where no reward is used.
+
+        Args:
+            sigma: noise levels [B] of the fake score's turn, or [1] for all samples of this rank, as fractions of the schedule;
+                None if unknown.
+        """
+        count = self._own.stop - self._own.start
+        if self._advantage is None:
+            return torch.ones(count) if sigma is None else torch.ones(count, device=sigma.device)
+        levels = None if sigma is None else self._all_gather(sigma.detach().float().expand(count).to(self._advantage.device))
+        return self.objective.sharpening_weights(self._advantage, levels)[self._own]
+
+    def reward_with_gradient(self, x0: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        """Rewards [B] of `x0` [B, ...] with their gradient with respect to it, for `Signals.reward`; NaN for failed ones.
+
+        The function `decode` of this bridge must be differentiable. Arguments are those of `advantages`.
+        """
+        texts = list(prompts) if prompts is not None else [""] * len(x0)
+        score = self.reward.with_gradient if isinstance(self.reward, NamedRewards) else self.reward
+        assert score is not None  # noqa: S101
+        try:
+            return linearised(lambda samples: score(samples if self._decode is None else self._decode(samples), texts), x0)
+        except Exception as error:
+            log.warning("no gradient of the reward for these samples: %s: %s", type(error).__name__, error)
+            return torch.full((len(x0),), torch.nan, device=x0.device)
 
     @torch.no_grad()
     def outcomes(self, *key: object) -> Tensor:
@@ -228,10 +220,9 @@ class HostBridge:
             metrics: 0-dim tensors of the last student turn; plugins get their mean over ranks, as ``objective/NAME``.
         """
         self.step, self.signal_fields = step, {}
-        if self.objective.needs.fake_score_outcome:
-            # The scale of advantage guidance follows from the last student turn of all ranks.
-            for sums in self.objective.shared_sums:
-                sums.copy_(self._all_gather(sums[None]).mean(0))
+        # Coherence, and the scale of advantage guidance, follow from the last student turn of all ranks.
+        for sums in self.objective.shared_sums:
+            sums.copy_(self._all_gather(sums[None]).mean(0))
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}
@@ -270,18 +261,23 @@ class HostBridge:
         return levels[first : first + len(sigma)].to(sigma.dtype)
 
     def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
-        """Rewards [B] in fp32; NaN for failed ones."""
+        """The reward and its parts by name [B, 1 + K] in fp32; NaN for failed ones."""
         if prompts is None and "prompts" not in self._warned:
             log.info("this batch has no prompts: the reward gets empty ones")
             self._warned.add("prompts")
+        names: Sequence[str] = getattr(self.reward, "names", ())
+        scores = torch.full((len(x0), 1 + len(names)), torch.nan, device=x0.device)
         try:
             media = x0 if self._decode is None else self._decode(x0)
             assert self.reward is not None  # noqa: S101
             values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
-            return as_scores(values, len(x0)).detach().to(x0.device, torch.float32)
+            scores[:, 0] = as_scores(values, len(x0)).detach().to(scores)
+            for column, name in enumerate(names, 1):
+                scores[:, column] = self.reward.each[name].to(scores)  # type: ignore[attr-defined]
         except Exception as error:
             log.warning("reward failed, these samples get advantage 0: %s: %s", type(error).__name__, error)
-            return torch.full((len(x0),), torch.nan, device=x0.device)
+            scores.fill_(torch.nan)
+        return scores
 
     def _rank(self) -> int:
         return dist.get_rank(self._group) if dist.is_available() and dist.is_initialized() else 0
@@ -293,6 +289,23 @@ class HostBridge:
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, values.contiguous(), group=self._group)
         return torch.cat(parts)
+
+
+def _check_gradients(reward: Callable[..., Any]) -> None:
+    """Raises InputError if `reward` has no gradient."""
+    if isinstance(reward, NamedRewards):
+        reward.check_gradients()
+    elif not traits(reward).differentiable:
+        message = f"needs a reward with gradients, and {reward!r} has no attribute differentiable = True"
+        raise InputError(f"amd.reward_gradient: {message}. Leave it out, or use such a reward")
+
+
+def _reward_metrics(scores: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Means over those samples on which a reward did not fail, of `scores` [B, 1 + K]: the reward, and K of `names`."""
+    finite = torch.isfinite(scores)
+    means = torch.where(finite, scores, 0.0).sum(0) / finite.sum(0).clamp(min=1)
+    parts = {f"reward/{name}": means[column] for column, name in enumerate(names, 1)}
+    return {"reward": means[0], "failed_rewards": 1 - finite[:, 0].float().mean(), **parts}
 
 
 class Steering(HostBridge):

@@ -5,11 +5,15 @@ Adapters override private methods of their host, so they compare these when they
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import logging
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -27,18 +31,25 @@ class Host(NamedTuple):
         distribution: name of the host's distribution.
         minimum: oldest version that works.
         below: first untested version; for this and later ones only the signatures are compared.
-        source: requirement to give to pip.
+        source: requirement to give to pip; for a host that cannot be installed, the command that gets it.
+        package: name to import, for a host that may also be a checkout on PYTHONPATH; empty for others.
     """
 
     distribution: str
     minimum: str
     below: str
     source: str
+    package: str = ""
 
     @property
     def range(self) -> str:
         """The tested versions as a requirement, for messages."""
-        return f"{self.distribution}>={self.minimum},<{self.below}"
+        return f"{self.distribution}>={self.minimum},<{self.below}" if self.below else self.source
+
+    @property
+    def how_to_get(self) -> str:
+        """The command that gets a tested version."""
+        return self.source if self.source.startswith("git clone") else f"pip install '{self.source}'"
 
     def load(self, module: str) -> ModuleType:
         """Imports `module` of the host.
@@ -46,23 +57,28 @@ class Host(NamedTuple):
         Raises:
             MissingDependency: if it is not installed, too old, or does not import.
         """
-        try:
-            version = importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError as error:
-            message = f"{self.distribution}: this adapter needs it, but it is not installed"
-            raise MissingDependency(f"{message}. pip install '{self.source}'") from error
-        if Version(version) < Version(self.minimum):
+        version = self._version()
+        if version and Version(version) < Version(self.minimum):
             message = f"{self.distribution}: this adapter is tested with {self.range}, got {version}"
             raise MissingDependency(f"{message}. pip install --upgrade '{self.source}'")
-        if Version(version) >= Version(self.below):
-            log.warning(
-                "%s %s is newer than the tested %s; its methods are compared one by one", self.distribution, version, self.range
-            )
+        if version and Version(version) >= Version(self.below):
+            _say_untested(self.distribution, version, self.range)
         try:
             return importlib.import_module(module)
         except ImportError as error:
-            message = f"{self.distribution} {version}: {module} does not import: {type(error).__name__}: {error}"
-            raise MissingDependency(f"{message}. Mend that installation, or install a version of {self.range}") from error
+            which = f"{self.distribution} {version}".strip()
+            message = f"{which}: {module} does not import: {type(error).__name__}: {error}"
+            raise MissingDependency(f"{message}. Mend that installation, or get a tested one: {self.how_to_get}") from error
+
+    def _version(self) -> str:
+        """The installed version, or that of a checkout; empty for a checkout that states none."""
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError as error:
+            if self.package and importlib.util.find_spec(self.package) is not None:
+                return _version_of_checkout(self.package)
+            message = f"{self.distribution}: this adapter needs it, but it is not installed"
+            raise MissingDependency(f"{message}. {self.how_to_get}") from error
 
     def check(self, owner: object, expected: Mapping[str, str]) -> None:
         """Compares the parameters of functions with recorded ones.
@@ -84,4 +100,25 @@ class Host(NamedTuple):
         if changes:
             owner_name = getattr(owner, "__qualname__", getattr(owner, "__name__", repr(owner)))
             message = f"{self.distribution}: {owner_name} is not what this adapter was written for: {'; '.join(changes)}"
-            raise MissingDependency(f"{message}. Install a version of {self.range}, or a newer amd-plugin")
+            raise MissingDependency(f"{message}. Get a tested version, or a newer amd-plugin: {self.how_to_get}")
+
+
+@functools.cache
+def _say_untested(distribution: str, version: str, tested: str) -> None:
+    """Logs once that a version is newer than those that its adapter is tested with."""
+    log.warning(
+        "%s %s is not a tested version (%s): its methods are compared one by one, what they do inside is not",
+        distribution, version, tested,
+    )  # fmt: skip
+
+
+def _version_of_checkout(package: str) -> str:
+    """The version in the setup.py or pyproject.toml beside `package`; empty if there is none."""
+    spec = importlib.util.find_spec(package)
+    for folder in [*(spec.submodule_search_locations or [])][:1] if spec else []:
+        for name in ("pyproject.toml", "setup.py"):
+            file = Path(folder).parent / name
+            found = re.search(r"""^\s*version\s*=\s*["'](\d[\d.]*)["']""", file.read_text(), re.M) if file.is_file() else None
+            if found:
+                return found[1]
+    return ""

@@ -8,7 +8,6 @@ computes the adversarial terms. Hooks record the networks' predictions, and AMD'
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,29 +19,24 @@ from torch import Tensor, nn
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
-HOST = Host("fastgen", "0.1", "0.2", "git+https://github.com/NVlabs/FastGen")
+# The repository has no releases to name here: the commit is the one that the tests run on.
+TESTED = "34f30e8ff1a563555fc0c7d59f1c1409dacd8af2"
+HOST = Host("fastgen", "0.1", "0.2", f"git+https://github.com/NVlabs/FastGen@{TESTED}", package="fastgen")
 
 
 def _load(module: str) -> Any:
-    """A module of NVIDIA's FastGen. Its version is not compared, as a checkout on the path has none."""
+    """A module of NVIDIA's FastGen, and not of the unrelated package of that name on PyPI."""
     spec = importlib.util.find_spec("fastgen")
-    if spec is None:
-        message = "fastgen: this adapter needs NVIDIA's FastGen, but it is not installed"
-        raise MissingDependency(
-            f"{message}. pip install '{HOST.source}'; do not install fastgen from PyPI, which is something else"
-        )
-    if importlib.util.find_spec("fastgen.methods") is None:
+    if spec is not None and importlib.util.find_spec("fastgen.methods") is None:
         message = f"fastgen: {spec.origin or '?'} is the unrelated package of that name on PyPI, not NVIDIA's FastGen"
-        raise MissingDependency(f"{message}. pip uninstall fastgen, then pip install '{HOST.source}'")
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependency(f"fastgen: {module} does not import: {error}. See FastGen's requirements.txt") from error
+        raise MissingDependency(f"{message}. pip uninstall fastgen, then {HOST.how_to_get}")
+    return HOST.load(module)
 
 
 DMD2Model = _load("fastgen.methods").DMD2Model
@@ -90,9 +84,9 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         if amd is not None and not isinstance(amd, Mapping):
             raise InputError(f"model_class.amd: must be a mapping of options, got {amd!r}")
         options, plugins = _plain(amd or {}), self.plugins or get_plugin_manager()
-        reward = make_reward(options.pop("reward", None), plugins)
+        reward = make_reward(options.pop("reward", None), plugins, torch.device(config.device))
         scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
-        objective = adaptive_objective(scale, options)
+        objective = adaptive_objective(scale, options, FASTGEN)
         super().__init__(config)
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
@@ -126,10 +120,10 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.gan_loss_weight_gen > 0):
             return super()._compute_teacher_prediction_gan_loss(perturbed_data, t, condition=condition)
 
-    def _score(self, x0: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
-        """Advantages [B] and sharpening weights [B] of student samples."""
+    def _score(self, x0: Tensor, condition: Any) -> Tensor:
+        """Advantages [B] of student samples."""
         groups = group_ids(self._prompts, len(x0)) if self._prompts else _groups(condition, len(x0))
-        return self.bridge(x0, groups, self._prompts)
+        return self.bridge.advantages(x0, groups, self._prompts)
 
     def _move_noise_levels(self, t: Tensor, role: str) -> Tensor:
         """Noise levels [B] after the plugins' samplers, from the host's draw in [0, max_t]."""
@@ -148,14 +142,15 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         neg_condition: Any = None,
     ) -> Any:
         turn, bridge = super()._student_update_step, self.bridge
-        if not (torch.is_grad_enabled() and (bridge.uses_reward or bridge.moves_noise_levels)):
+        replaces = bridge.uses_reward or self.objective.needs.noise_level
+        if not (torch.is_grad_enabled() and (replaces or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
-        advantage, _ = self._score(x0, condition)
+        advantage = self._score(x0, condition)
         t = self._move_noise_levels(t, "student") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake, _predictions_of(self.teacher) as real:
             losses, outputs = turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
-        if not bridge.uses_reward:
+        if not replaces:
             return losses, outputs
         guided = self.config.guidance_scale is not None
         if len(fake) != 1 or len(real) != 1 + guided:
@@ -164,7 +159,8 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         sigma, uncond = t / self.net.noise_scheduler.max_t, real[1] if guided else None
         output = self.objective.student_loss(Signals(x0, real[0], uncond, fake[0], sigma, advantage, **bridge.signal_fields))
         self._metrics = output.metrics
-        metrics = {f"amd_{name}": value for name, value in (output.metrics | bridge.metrics).items()}
+        own = output.metrics | bridge.metrics
+        metrics = {name if name.startswith("reward/") else f"amd_{name}": value for name, value in own.items()}
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
         return {**losses, **metrics, "vsd_loss": output.loss, "total_loss": total}, outputs
 
@@ -177,7 +173,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
-        _, weight = self._score(x0, condition)
+        self._score(x0, condition)
         t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake:
             losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
@@ -193,6 +189,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             )
             for p, x, e, s in zip(fake[0], x0, eps, t, strict=True)
         ]
+        weight = bridge.weights(t / self.net.noise_scheduler.max_t)
         loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs
@@ -233,7 +230,8 @@ def _predictions_of(network: nn.Module) -> Iterator[list[Tensor]]:
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without the OmegaConf containers of FastGen's command line; callables stay as they are."""
-    omegaconf = _load("omegaconf")
+    import omegaconf
+
     if omegaconf.OmegaConf.is_config(options):
         return dict(omegaconf.OmegaConf.to_container(options, resolve=True))
     return dict(options)

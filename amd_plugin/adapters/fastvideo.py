@@ -22,7 +22,9 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
-from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout, wrapped
+from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout
+from amd_plugin.adapters.method_wrapping import wrapped
+from amd_plugin.adapters.offers import FASTVIDEO
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
@@ -90,11 +92,12 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             raise InputError(f"method.amd.fast_rollout: must be true or false, got {self._fast!r}")
         options.setdefault("normalizer", "global")  # as in FastVideo: one mean over the batch
         scale = self.method_config.get("real_score_guidance_scale")
-        self.objective = adaptive_objective(1.0 if scale is None else float(scale), options)
+        self.objective = adaptive_objective(1.0 if scale is None else float(scale), options, FASTVIDEO)
         self._options = options
         self.bridge = HostBridge(self.objective)
         self._sample: Tensor | None = None  # the last rollout, without graph
-        self._scored: tuple[Tensor, Tensor, Tensor] | None = None  # a rollout, its advantages and its sharpening weights
+        self._scored: tuple[Tensor, Tensor] | None = None  # a rollout, and its advantages
+        self._rung = 0  # of the last rollout, where it is the same on all ranks
         self._metrics: dict[str, Tensor] = {}
         self._turn = (0, 0)  # iteration, and micro-batch within it
 
@@ -108,7 +111,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             )
             reward: Any = lambda media, prompts: scorer(media, prompts)["avg"]  # noqa: E731
         else:
-            reward = make_reward(self._reward, plugins)
+            reward = make_reward(self._reward, plugins, self.student.device)
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
             message = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
             raise InputError(f"{message}. Use a model of FastVideo that has, or leave the reward out")
@@ -126,31 +129,36 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         losses, outputs, metrics = super().single_train_step(batch, iteration)
         self._sample, self._scored = None, None
         added = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
-        return losses, outputs, {**metrics, **{f"amd/{name}": value for name, value in added.items()}}
+        return losses, outputs, {**metrics, **{_prefixed(name): value for name, value in added.items()}}
 
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
         if self._fast and self._sample is not None and not with_grad:
             return self._sample
         short = self._fast and self._rollout_mode == "simulate" and not isinstance(self, SelfForcingMethod)
-        x0: Tensor = short_rollout(self, batch, with_grad) if short else super()._student_rollout(batch, with_grad=with_grad)
+        if short:
+            x0: Tensor = short_rollout(self, batch, with_grad)
+            exit_level = batch.dmd_latent_vis_dict["generator_timestep"]
+            self._rung = int((self._get_denoising_step_list(x0.device) == exit_level).nonzero()[0])
+        else:
+            x0 = super()._student_rollout(batch, with_grad=with_grad)
         self._sample = x0.detach()
         return x0
 
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
-        if not (self.bridge.uses_reward or self.bridge.moves_noise_levels or self._fast):
+        replaces = self.bridge.uses_reward or self.objective.needs.noise_level
+        if not (replaces or self.bridge.moves_noise_levels or self._fast):
             return super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[no-any-return]
-        predictions: list[Tensor] = []
+        predictions: list[tuple[Tensor, Tensor]] = []
         one_call = one_teacher_call(self.teacher, batch) if self._fast and self._cfg_uncond is None else nullcontext()
         with self._moving_noise_levels("student", batch), one_call, self._recording(predictions):
             loss: Tensor = super()._dmd_loss(generator_pred_x0, batch)
-        if not self.bridge.uses_reward:
+        if not replaces:
             return loss
         if len(predictions) != 3:
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(predictions)} predictions, not 3. Install {HOST.range}")
-        fake, cond, uncond = predictions
-        advantage, _ = self._score(batch)
-        fields = self.bridge.signal_fields
-        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, advantage=advantage, **fields))
+        (fake, timestep), (cond, _), (uncond, _) = predictions
+        fields = {"advantage": self._score(batch), "sigma": self._sigma(timestep, len(fake)), **self.bridge.signal_fields}
+        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields))
         self._metrics = output.metrics
         return output.loss
 
@@ -172,12 +180,13 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             yield
 
     @contextmanager
-    def _recording(self, predictions: list[Tensor]) -> Iterator[None]:
-        """Appends the predictions of critic and teacher to `predictions`, in that order."""
+    def _recording(self, predictions: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """Appends the predictions of critic and teacher to `predictions`, in that order, with their timesteps."""
 
         def record(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-            predictions.append(predict(*args, **kwargs))
-            return predictions[-1]
+            _, timestep = (arg for arg in args if isinstance(arg, Tensor))
+            predictions.append((predict(*args, **kwargs), timestep))
+            return predictions[-1][0]
 
         if isinstance(self, SelfForcingMethod):
             with wrapped(self, "_predict_x0_with_scheduler", record):
@@ -191,11 +200,11 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if not weighted:
             with self._moving_noise_levels("fake_score", batch):
                 return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
-        noised: list[tuple[Tensor, Tensor]] = []
+        noised: list[tuple[Tensor, Tensor, Tensor]] = []
         flows: list[Tensor] = []
 
         def record_noise(add: Callable[..., Tensor], clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-            noised.append((clean, noise))
+            noised.append((clean, noise, timestep))
             return add(clean, noise, timestep)
 
         def record_flow(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -207,12 +216,17 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         with self._moving_noise_levels("fake_score", batch), wrapped(*add_noise, record_noise), critic:
             _, context, outputs = super()._critic_flow_matching_loss(batch)
         # The rollout adds noise too; the last call is the critic's own.
-        x0, noise = noised[-1]
-        _, weight = self._score(batch)
+        x0, noise, timestep = noised[-1]
+        self._score(batch)
+        weight = self.bridge.weights(self._sigma(timestep, len(x0)))
         return self.objective.fake_score_loss(flows[-1], noise - x0, weight).loss, context, outputs
 
-    def _score(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Advantages [B] and sharpening weights [B] of the last rollout, which is scored once even if turns share it."""
+    def _sigma(self, timestep: Tensor, batch_size: int) -> Tensor:
+        """Noise levels [B], as fractions of the schedule, from the host's timestep [1] of all samples of a rank."""
+        return (timestep.float() / int(self.student.num_train_timesteps)).expand(batch_size)
+
+    def _score(self, batch: Any) -> Tensor:
+        """Advantages [B] of the last rollout, which is scored once even if turns share it."""
         x0 = self._sample
         if x0 is None:
             raise RunError(f"{HOST.distribution}: a loss is computed before any rollout. Install {HOST.range}")
@@ -224,8 +238,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 groups, prompts = group_ids(condition, len(x0)), None
             else:
                 groups = group_ids(prompts, len(x0))
-            self._scored = (x0, *self.bridge(x0, groups, prompts))
-        return self._scored[1:]
+            self._scored = (x0, self.bridge.advantages(x0, groups, prompts, rung=self._rung))
+        return self._scored[1]
 
 
 class AMDMethod(Adaptive, DMD2Method):  # type: ignore[misc, valid-type]
@@ -255,6 +269,11 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self._objective.load_state_dict(json.loads(state_dict["objective"]))
+
+
+def _prefixed(name: str) -> str:
+    """The name of a metric in FastVideo's tracker."""
+    return name if name.startswith("reward/") else f"amd/{name}"
 
 
 def _data_parallel() -> Any:

@@ -7,7 +7,6 @@ on all ranks. With one exit rung for all ranks, the steps after it can be left o
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,16 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-@contextmanager
-def wrapped(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Replaces the method `name` of one object: calls become ``wrapper(method, *args, **kwargs)``."""
-    shadowed = vars(owner).get(name)
-    object.__setattr__(owner, name, functools.partial(wrapper, getattr(owner, name)))
-    try:
-        yield
-    finally:
-        object.__delattr__(owner, name) if shadowed is None else object.__setattr__(owner, name, shadowed)
+from amd_plugin.adapters.method_wrapping import wrapped
 
 
 def short_rollout(method: Any, batch: Any, with_grad: bool) -> Tensor:

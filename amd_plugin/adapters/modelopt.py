@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import OFFERS as SHARED_OFFERS
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.offers import MODELOPT
 from amd_plugin.adapters.outcomes import condition_on_outcomes
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
@@ -28,7 +28,6 @@ from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
-OFFERS = SHARED_OFFERS | {"noise_level", "fake_score_outcome"}
 
 fastgen = HOST.load("modelopt.torch.fastgen")
 dmd = HOST.load("modelopt.torch.fastgen.methods.dmd")
@@ -65,7 +64,7 @@ class _Turn:
         condition: text embeddings [B, ...], by which samples are grouped.
         prompts: prompts [B] for the reward.
         predictions: network, predicted x0 and timesteps of every prediction so far.
-        scores: advantages and sharpening weights of the student's samples; None before they are scored.
+        advantage: advantages of the student's samples; None before they are scored.
         fake_call: arguments of the last prediction of the fake score.
     """
 
@@ -73,7 +72,7 @@ class _Turn:
     condition: Tensor | None
     prompts: Sequence[str] | None
     predictions: list[tuple[nn.Module, Tensor, Tensor]]
-    scores: tuple[Tensor, Tensor] | None = None
+    advantage: Tensor | None = None
     fake_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
 
@@ -136,9 +135,9 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
         in_place = objective is not None
         if objective is None:
-            objective = adaptive_objective(scale, options, OFFERS)
+            objective = adaptive_objective(scale, options, MODELOPT)
         else:
-            require_fit(objective, scale, OFFERS)
+            require_fit(objective, scale, MODELOPT)
         # A window of guidance changes the direction with a reward or without.
         self._in_place = in_place or objective.needs.noise_level
         plugins = plugins or get_plugin_manager()
@@ -199,12 +198,15 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self._score(self._turn)
         return self.bridge.move_noise_levels(t, self._turn.role, self.turns[self._turn.role])
 
-    def _score(self, turn: _Turn) -> tuple[Tensor, Tensor]:
-        """Advantages [B] and sharpening weights [B] of the turn's student samples, which are scored once."""
-        if turn.scores is None:
-            x0 = next(x0 for model, x0, _ in reversed(turn.predictions) if model is self.student)
-            turn.scores = self.bridge(x0, group_ids(turn.condition, len(x0)), turn.prompts)
-        return turn.scores
+    def _score(self, turn: _Turn) -> Tensor:
+        """Advantages [B] of the turn's student samples, which are scored once."""
+        if turn.advantage is None:
+            x0, t = next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
+            # With backward simulation all samples of all ranks leave at one rung.
+            rungs, level = self.config.sample_t_cfg.t_list, float(t[0])
+            rung = min(range(len(rungs)), key=lambda k: abs(rungs[k] - level)) if self.config.backward_simulation else 0
+            turn.advantage = self.bridge.advantages(x0, group_ids(turn.condition, len(x0)), turn.prompts, rung=rung)
+        return turn.advantage
 
     def compute_student_loss(
         self,
@@ -230,12 +232,14 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 return losses
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
             signals = self._signals(turn.predictions, guided=scale is not None)
-            advantage, _ = self._score(turn)
+            signals = signals._replace(advantage=self._score(turn))
+            if self.objective.needs.reward_gradient and self.bridge.uses_reward:
+                signals = signals._replace(reward=self.bridge.reward_with_gradient(signals.x0, turn.prompts))
             if self.outcome is not None:
                 fake_bad, fake_good = (self._fake_prediction(turn, outcome) for outcome in (BAD, GOOD))
                 signals = signals._replace(fake_bad=fake_bad, fake_good=fake_good)
         self.objective.guidance_scale = 1.0 if scale is None else scale
-        output = self.objective.student_loss(signals._replace(advantage=advantage, **self.bridge.signal_fields))
+        output = self.objective.student_loss(signals._replace(**self.bridge.signal_fields))
         self.metrics = output.metrics | self.bridge.metrics
         # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
@@ -286,7 +290,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
                 eps = torch.randn_like(latents)
                 x_t = dmd.add_noise(x0, eps, t)
-            _, weight = self._score(turn)
+            self._score(turn)
+            weight = self.bridge.weights(t)
             with self._drawn_outcomes():
                 raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type

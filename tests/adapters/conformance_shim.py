@@ -34,7 +34,7 @@ class Run:
     def __init__(self, objective, reward, order=None):
         self.order, self.random = order, torch.Generator().manual_seed(1).get_state()
         digits = DIGITS if order is None else DIGITS[order]
-        self.trainer = custom_trainer.Trainer(objective, teacher(), reward, lambda: digits, steps=10)
+        self.trainer = custom_trainer.Trainer(objective, teacher(), reward, lambda step: digits, steps=10)
 
     def train(self, steps):
         """One turn of each role is an update."""
@@ -47,18 +47,13 @@ class Run:
         roles = (self.trainer.student, self.trainer.fake)
         return Trace(losses, [p.detach().clone() for role in roles for p in role.parameters()], self.random)
 
-    def parts(self):
-        return [self.trainer.student, self.trainer.fake, self.trainer.students, self.trainer.fakes]
-
     def state(self):
-        saved = [copy.deepcopy(part.state_dict()) for part in self.parts()]
-        return saved, json.dumps(self.trainer.objective.state_dict()), self.trainer.step, self.random
+        state = copy.deepcopy(self.trainer.state())
+        return {**state, "objective": json.dumps(state["objective"])}, self.random
 
     def restore(self, state):
-        saved, objective, self.trainer.step, self.random = state
-        for part, values in zip(self.parts(), saved, strict=True):
-            part.load_state_dict(values)
-        self.trainer.objective.load_state_dict(json.loads(objective))
+        state, self.random = state
+        self.trainer.load({**state, "objective": json.loads(state["objective"])})
 
 
 def objective(name, options, scale):

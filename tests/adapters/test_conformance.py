@@ -43,6 +43,14 @@ def test_fastgen_conforms(tmp_path):
     assert done.returncode == 0 and re.search(rf"^{LAWS} passed in", done.stdout, re.M), done.stdout + done.stderr
 
 
+@pytest.mark.skipif("LIGHTX2V_SOURCE" not in os.environ, reason="LightX2V is on GitHub only; LIGHTX2V_SOURCE names a checkout")
+@pytest.mark.parametrize("trainer", ["Dmd", "VideoDmd", "VideoArDmd", "VideoPhasedDmd"])
+def test_every_trainer_of_lightx2v_conforms(tmp_path, trainer):
+    source = os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train"
+    done = conform(tmp_path, "--adapter", f"conformance_lightx2v:{trainer}", host="lightx2v", source=source)
+    assert done.returncode == 0 and re.search(rf"^{LAWS} passed in", done.stdout, re.M), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("adapter", "laws"),
     [

@@ -23,8 +23,19 @@ def test_inside_fastgen(inside):
     assert inside("fastgen", source=os.environ["FASTGEN_SOURCE"]) == 22
 
 
+@pytest.mark.skipif("LIGHTX2V_SOURCE" not in os.environ, reason="LightX2V is on GitHub only; LIGHTX2V_SOURCE names a checkout")
+def test_inside_lightx2v(inside):
+    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 26
+
+
 @pytest.mark.parametrize(
-    ("host", "message"), [("modelopt", "nvidia-modelopt"), ("fastvideo", "fastvideo>=0.2"), ("fastgen", "git+")]
+    ("host", "message"),
+    [
+        ("modelopt", "nvidia-modelopt"),
+        ("fastvideo", "fastvideo>=0.2"),
+        ("fastgen", "git+"),
+        ("lightx2v", "git clone"),
+    ],
 )
 def test_a_host_that_is_missing(host, message):
     code = f"import amd_plugin.adapters.{host}"

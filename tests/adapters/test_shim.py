@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import shim
@@ -57,16 +58,38 @@ def test_wrong_options(words, message):
         make(*words)
 
 
+SMALL = ["--steps", "2", "--teacher-steps", "20", "--groups", "2"]
+
+
 def run(*words):
-    small = ["--steps", "2", "--teacher-steps", "20", "--groups", "2"]
-    return subprocess.run([sys.executable, EXAMPLE, *small, *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, EXAMPLE, *SMALL, *words], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("objective", ["amd", "dmd"])
 def test_the_example_runs(objective):
     done = run("--objective", objective)
     assert done.returncode == 0, done.stderr
-    assert "student, one step:" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 150
+    assert "of the student's samples show their digit" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 150
+
+
+def test_the_example_goes_on_from_a_checkpoint(tmp_path):
+    straight, resumed = tmp_path / "straight.pt", tmp_path / "resumed.pt"
+    for words in (
+        ["--steps", "2", "--checkpoint", straight],
+        ["--steps", "1", "--checkpoint", resumed],
+        ["--checkpoint", resumed],
+    ):
+        assert run(*words).returncode == 0
+    a, b = (torch.load(file, weights_only=True) for file in (straight, resumed))
+    assert a["step"] == b["step"] == 2 and a["objective"] == b["objective"]
+    assert all(torch.equal(a["parts"][0][name], value) for name, value in b["parts"][0].items())
+
+
+def test_the_examples_groups_have_samples_of_all_ranks():
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", EXAMPLE, "--group-size", "1"]
+    done = subprocess.run([sys.executable, *command, *SMALL], capture_output=True, text=True)
+    assert done.returncode == 0 and "no prompt occurs twice" not in done.stderr, done.stderr
+    assert "no prompt occurs twice" in run("--group-size", "1", "--groups", "1").stderr
 
 
 def test_the_example_says_what_is_wrong():

@@ -13,13 +13,13 @@ from amd_plugin.errors import InputError
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.failure_policy import FailurePolicy
 from amd_plugin.maths.advantage import aggregate
-from amd_plugin.maths.prediction import widen
 from amd_plugin.metrics import correlation_within
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
+from amd_plugin.rewards.gradient import linearised
 from amd_plugin.rewards.reward_set import PendingScores, RewardSet, Scores
 from amd_plugin.tasks import Task
 
@@ -115,22 +115,15 @@ class Scoring:
         A sample gets NaN and no gradient if a reward failed on it, in value or in gradient. The graph of decoder and rewards is
         freed on return.
         """
-        labels, leaf = batch.labels[rows], x0.detach().requires_grad_()
-        media = self._backbone.decode(self._shrunk(leaf))
-        reward = self.rewards.with_gradient(media, self._task.prompts(labels), self._task.columns(labels))
-        valid, slope = torch.isfinite(reward), torch.zeros_like(leaf)
-        if reward.requires_grad:
-            [gradient] = torch.autograd.grad(torch.where(valid, reward, 0.0).sum(), leaf, allow_unused=True)
-            slope = torch.full_like(leaf, torch.nan) if gradient is None else gradient
-        valid &= slope.flatten(1).isfinite().all(1)
-        if not valid.all():
-            share = 1 - float(valid.float().mean())
+        labels = batch.labels[rows]
+        prompts, columns = self._task.prompts(labels), self._task.columns(labels)
+        reward = linearised(
+            lambda samples: self.rewards.with_gradient(self._backbone.decode(self._shrunk(samples)), prompts, columns), x0
+        )
+        if (share := float((~torch.isfinite(reward)).float().mean())) > 0:
             affected = f"on {share:.0%} of the samples of an update; see objective/failed_gradients"
             self.failures.warn("reward_gradient", "no gradient", affected)
-        # Masked before the product, since 0 times a gradient that is NaN is NaN.
-        slope = torch.where(valid.reshape(-1, *[1] * (x0.dim() - 1)), slope, 0.0)
-        first_order = widen(slope * (x0 - x0.detach())).flatten(1).sum(1)
-        return torch.where(valid, reward.detach(), torch.nan) + first_order
+        return reward
 
     def metrics(self) -> dict[str, Tensor]:
         """Each reward's mean in the last batch, and the share of samples that it failed on since the last call."""

@@ -82,8 +82,13 @@ class WrongNormaliser(ModelOpt):
 
 
 class FirstRowBridge(HostBridge):
-    def __call__(self, *args):
-        return tuple(values[:1].expand_as(values) for values in super().__call__(*args))
+    def advantages(self, *args, **kwargs):
+        values = super().advantages(*args, **kwargs)
+        return values[:1].expand_as(values)
+
+    def weights(self, sigma=None):
+        values = super().weights(sigma)
+        return values[:1].expand_as(values)
 
 
 class FirstRow(ModelOpt):

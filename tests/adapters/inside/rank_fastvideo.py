@@ -64,10 +64,10 @@ rewards = Rewards()
 class RecordingBridge(HostBridge):
     """Records advantages and weights."""
 
-    def __call__(self, *args):
-        advantage, weight = super().__call__(*args)
-        self.scores.append([advantage.tolist(), weight.tolist()])
-        return advantage, weight
+    def advantages(self, *args, **kwargs):
+        advantage = super().advantages(*args, **kwargs)
+        self.scores.append([advantage.tolist(), self.weights().tolist()])
+        return advantage
 
 
 class Method(AMDMethod):

@@ -45,7 +45,7 @@ def run(tmp_path, reward=None, student=None, **options):
         run_training_from_config(str(path))
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(adapter, "make_reward", lambda spec, plugins: reward)
+            patch.setattr(adapter, "make_reward", lambda spec, plugins, device: reward)
             run_training_from_config(str(path))
     method = Probe.method
     weights = [p.detach().clone() for r in (method.student, method.critic) for p in r.transformer.parameters()]

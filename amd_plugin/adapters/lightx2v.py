@@ -1,0 +1,352 @@
+"""AMD in LightX2V's trainer (`lightx2v_train`): ``amd-plugin host lightx2v -- --config run.yaml``, the YAML unchanged.
+
+Options stand under ``training.dmd.amd``: those of `AMDObjective`, and ``reward``, a name with options or a list of these.
+
+    training:
+      method: video_dmd
+      dmd:
+        amd: {sharpening: 1.0, reward: {name: clip, path: openai/clip-vit-large-patch14}}
+
+The command puts the classes of this module into LightX2V's registry of trainers, under the host's own names, and runs its
+train.py. LightX2V's own code draws noise, rolls out and calls the networks; the adapter records their predictions and replaces
+the matching loss and the fake score's. Its tricks (`ida`, `div_loss`, `cdm`, `fake_real`) stay as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amd_plugin.adapters.bridge import HostBridge, adaptive_objective
+from amd_plugin.adapters.lightx2v_host import (
+    TRAINER_REGISTER,
+    DmdTrainer,
+    VideoArDmdTrainer,
+    VideoDmdTrainer,
+    VideoPhasedDmdTrainer,
+    distributed,
+    load_config,
+)
+from amd_plugin.adapters.lightx2v_records import Records
+from amd_plugin.adapters.lightx2v_turn import Turn, pictures
+from amd_plugin.adapters.method_wrapping import wrapped
+from amd_plugin.adapters.named_rewards import check_reward, make_reward
+from amd_plugin.adapters.offers import LIGHTX2V_IMAGE, LIGHTX2V_VIDEO
+from amd_plugin.errors import InputError, RunError
+from amd_plugin.maths.signals import Signals
+from amd_plugin.objectives.reward_statistics import group_ids
+from amd_plugin.plugins import PluginManager, get_plugin_manager
+
+_TEACHERS, _FAKES = ("teacher_model", "teacher_2_model"), ("fake_model", "fake_2_model", "fake_low_high_model")
+
+
+class Adaptive(Records):
+    """A mix-in that adds AMD to a trainer of LightX2V, with options under ``training.dmd.amd``.
+
+    Samples of one prompt over all data-parallel ranks form a group. Rewards get the pictures of the model's `decode_latent`.
+
+    Args:
+        config: LightX2V's configuration.
+
+    Attributes:
+        plugins: manager of rewards, noise-level samplers and strength schedules, set by a subclass; None stands for all
+            installed plugins.
+        offers: what the trainer can give an objective, as names of fields of `amd_plugin.hookspecs.Needs`.
+        objective: objective that computes the losses.
+        bridge: bridge between the objective and LightX2V.
+
+    Raises:
+        InputError: for an option that is unknown or out of range.
+    """
+
+    plugins: PluginManager | None = None
+    offers = LIGHTX2V_IMAGE
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__(config)
+        self._options, self._reward = _options(config)
+        self.objective = adaptive_objective(self._guidance(), self._options, self.offers)
+        self.bridge = HostBridge(self.objective)
+        self._rung, self._turns = 0, 0
+        self._turn: Turn | None = None
+        self._prompts: list[str] | None = None
+        self._scored: tuple[Tensor, Tensor] | None = None  # samples, and their advantages
+        self._metrics: dict[str, Tensor] = {}
+
+    def _guidance(self) -> float:
+        """The guidance scale of the teacher in the standard form; up to 1, LightX2V calls it without guidance."""
+        scale = float(getattr(self, "guidance_distill", None) or self.guidance_scale)
+        return scale if self.guidance_scale > 1 else 1.0
+
+    def setup(self, resume_ckpt_path: str | None = None) -> None:
+        """LightX2V's setup; loads the reward first, so that one that cannot be used ends the run before its first step."""
+        plugins = self.plugins or get_plugin_manager()
+        reward = make_reward(self._reward, plugins, self.model.device)
+        self.bridge = HostBridge(
+            self.objective, reward, self._media, distributed.get_data_parallel_group(), plugins=plugins,
+            options=self._options,
+        )  # fmt: skip
+        super().setup(resume_ckpt_path=resume_ckpt_path)
+
+    def _media(self, x0: Tensor) -> Tensor:
+        """Decoded samples in [0, 1]."""
+        return pictures(self.model.decode_latent(x0))
+
+    def _encode_conditions(self, sample: Mapping[str, Any]) -> Any:
+        prompt = sample["conditioning"].get("prompt")
+        self._prompts = [prompt] if isinstance(prompt, str) else list(prompt) if prompt else None
+        return super()._encode_conditions(sample)
+
+    def _sample_synced_int(self, low: int, high: int) -> int:
+        # The last integer that is drawn before a loss is the exit rung, the same on all ranks.
+        drawn: int = super()._sample_synced_int(low, high)
+        self._rung = 0 if self.random_schedule_enabled else drawn
+        return drawn
+
+    @property
+    def _replaces_student_loss(self) -> bool:
+        return self.bridge.uses_reward or self.objective.needs.noise_level
+
+    @property
+    def _weighs_fake_loss(self) -> bool:
+        return self.bridge.uses_reward and self.objective.needs.fake_score_weight
+
+    @contextmanager
+    def _started_turn(self, role: str, condition: Any, x0: Tensor | None = None) -> Iterator[Turn | None]:
+        """A context in which predictions are recorded and noise levels moved; None where LightX2V's code runs unchanged."""
+        replaces = self._replaces_student_loss if role == "student" else self._weighs_fake_loss
+        if not (replaces or self.bridge.moves_noise_levels):
+            yield None
+            return
+        self._turns += 1
+        self.bridge.start_turn(self.student_updates, int(self.max_train_iters), self._metrics)
+        self._turn, self._scored = Turn(role, condition, replaces, x0), None
+        try:
+            yield self._turn
+        finally:
+            self._turn = None
+
+    def forward_loss(self, latent_shape: Any, conditions: Any, stage: str, **host: Any) -> Any:
+        """LightX2V's loss of a turn, with AMD's in place of the matching loss and of the fake score's."""
+        role = "fake_score" if stage == "fake" else "student"
+        with self._started_turn(role, conditions[0]) as turn:
+            if turn is None:
+                return super().forward_loss(latent_shape, conditions, stage, **host)
+            with (
+                wrapped(self.scheduler, "sample_renoise_sigma", self._moved_renoise_sigma),
+                wrapped(self.scheduler, "build_train_gt", turn.record_target),
+            ):
+                losses = super().forward_loss(latent_shape, conditions, stage, **host)
+            if role == "student" or not turn.replaces:
+                return losses
+            loss = self._weighted_loss(turn)
+            return {**losses, "fake": loss} if isinstance(losses, dict) else loss
+
+    def run_back_simulation(self, *args: Any, **kwargs: Any) -> Any:
+        """LightX2V's rollout; its sample is kept for the turn's reward."""
+        rollout = super().run_back_simulation(*args, **kwargs)
+        if self._turn is not None:
+            self._turn.x0 = rollout[0]
+        return rollout
+
+    def _predict_velocity(self, model: Any, latents: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+        velocity: Tensor = super()._predict_velocity(model, latents, sigma, condition)
+        if (turn := self._turn) is not None and not turn.matched:
+            if any(model is getattr(self, name, None) for name in _FAKES):
+                turn.fake = (latents, sigma, velocity)
+            elif turn.cond is None and any(model is getattr(self, name, None) for name in _TEACHERS):
+                turn.cond = velocity
+        return velocity
+
+    def _predict_teacher_velocity(self, latents: Tensor, sigma: Tensor, *conditions: Any) -> Tensor:
+        turn, teacher = self._turn, self.teacher_model
+        if turn is None or turn.matched or conditions[-1] is None or not teacher.cfg_on_denoiser_output():
+            return super()._predict_teacher_velocity(latents, sigma, *conditions)  # type: ignore[no-any-return]
+        velocity: Tensor = super()._predict_teacher_velocity(latents, sigma, *conditions)
+        # Guidance was applied to packed outputs; the conditional one that `_do_cfg` got is unpacked as the guided one was.
+        turn.cond = teacher.postprocess_denoiser_output(turn.cond, teacher.prepare_denoiser_input(latents))
+        return velocity
+
+    def _do_cfg(self, cond_pred: Tensor, uncond_pred: Tensor, cfg_scale: float, cfg_norm: str) -> Tensor:
+        if self._turn is not None and self._turn.cond is None:
+            self._turn.cond = cond_pred
+        return super()._do_cfg(cond_pred, uncond_pred, cfg_scale, cfg_norm)  # type: ignore[no-any-return]
+
+    def _dmd_loss(
+        self, latents: Tensor, x_pred_fake_flow: Tensor, x_pred_teacher: Tensor, norm_clip_min: float | None = None
+    ) -> Tensor:
+        loss: Tensor = super()._dmd_loss(latents, x_pred_fake_flow, x_pred_teacher, norm_clip_min=norm_clip_min)
+        turn = self._turn
+        # The tricks call this too, after the turn's own call; their losses stay as they are.
+        if turn is None or turn.matched or not turn.replaces:
+            return loss
+        turn.matched = True
+        advantage = self._score(turn, latents)
+        cond, sigma = turn.conditional_x0(), turn.sigma
+        fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.signal_fields}
+        uncond = turn.unconditional_x0(cond, x_pred_teacher, self.objective.guidance_scale)
+        if self.objective.needs.reward_gradient and self.bridge.uses_reward:
+            fields["reward"] = self.bridge.reward_with_gradient(latents, self._prompts)
+        output = self.objective.student_loss(Signals(latents, cond, uncond, x_pred_fake_flow, **fields))
+        self._metrics = output.metrics
+        return output.loss
+
+    def _weighted_loss(self, turn: Turn) -> Tensor:
+        """The fake score's loss with a weight per sample, from the turn's recorded prediction and target."""
+        if turn.fake is None or turn.target is None or turn.x0 is None:
+            raise RunError("lightx2v_train: a fake-score turn lacks a prediction, a target or a sample. Use a newer amd-plugin")
+        self._score(turn, turn.x0)
+        weight = self.bridge.weights(turn.sigma)
+        return self.objective.fake_score_loss(turn.fake[2].float(), turn.target.float(), weight).loss
+
+    def _score(self, turn: Turn, x0: Tensor) -> Tensor:
+        """Advantages [B] of the turn's samples, which are scored once."""
+        if self._scored is None or self._scored[0] is not x0:
+            groups = group_ids(self._prompts or turn.embeddings(), len(x0))
+            self._scored = (x0, self.bridge.advantages(x0, groups, self._prompts, rung=self._rung))
+        return self._scored[1]
+
+    def _moved(self, sigma: Tensor, low: float, high: float) -> Tensor:
+        """Noise levels [B] after the plugins' samplers, from the host's draw, within the host's bounds."""
+        turn = self._turn
+        if turn is None or not self.bridge.moves_noise_levels:
+            return sigma
+        if self.bridge.uses_reward and turn.x0 is not None:
+            self._score(turn, turn.x0)
+        return self.bridge.move_noise_levels(sigma, turn.role, self._turns).clamp(low, high)
+
+    def _moved_renoise_sigma(self, sample: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return self._moved(sample(*args, **kwargs), self.scheduler.renoise_sigma_min, self.scheduler.renoise_sigma_max)
+
+
+class AdaptiveWan(Adaptive):
+    """`Adaptive` for trainers of Wan, whose decoder is differentiable."""
+
+    offers = LIGHTX2V_VIDEO
+
+    def _media(self, x0: Tensor) -> Tensor:
+        """Decoded samples [B, 3, T, H, W] in [0, 1], with their graph."""
+        videos = self.model.vae.decode(list(x0.to(self.model.device, self.model.vae_dtype)))
+        return torch.stack(videos).float() / 2 + 0.5
+
+
+class AdaptiveVideo(AdaptiveWan):
+    """`AdaptiveWan` for trainers that draw noise levels by timestep."""
+
+    def _sample_score_sigma(self, batch_size: int, *args: Any, **kwargs: Any) -> Tensor:
+        sigma: Tensor = super()._sample_score_sigma(batch_size, *args, **kwargs)
+        return self._moved(sigma, self.min_step / self.num_train_timestep, self.max_step / self.num_train_timestep)
+
+
+class AMDDmdTrainer(Adaptive, DmdTrainer):  # type: ignore[misc]
+    """LightX2V's `DmdTrainer`, for images, with AMD."""
+
+
+class AMDVideoDmdTrainer(AdaptiveVideo, VideoDmdTrainer):  # type: ignore[misc]
+    """LightX2V's `VideoDmdTrainer` with AMD."""
+
+
+class AMDVideoArDmdTrainer(AdaptiveVideo, VideoArDmdTrainer):  # type: ignore[misc]
+    """LightX2V's `VideoArDmdTrainer`, for causal students, with AMD."""
+
+    def _sample_exit_indices(self, num_blocks: int, num_steps: int, device: Any) -> list[int]:
+        indices: list[int] = super()._sample_exit_indices(num_blocks, num_steps, device)
+        self._rung = int(indices[0]) if self.same_step_across_blocks else 0
+        return indices
+
+
+class AMDVideoPhasedDmdTrainer(AdaptiveWan, VideoPhasedDmdTrainer):  # type: ignore[misc]
+    """LightX2V's `VideoPhasedDmdTrainer` with AMD. Complete samples are scored for the fake scores of both phases."""
+
+    _complete: Tensor | None = None  # the samples of the running fake-score turn
+
+    def _run_full_fake_rollout(self, *args: Any, **kwargs: Any) -> Any:
+        rollout = super()._run_full_fake_rollout(*args, **kwargs)
+        self._complete, self._rung = rollout[1], self.num_inference_steps - 1
+        return rollout
+
+    def _dmd_loss_for_region(self, anchor: Tensor, student_x0: Tensor, sigma_s: Tensor, conditions: Any, *which: str) -> Any:
+        with self._started_turn("student", conditions[0], student_x0):
+            return super()._dmd_loss_for_region(anchor, student_x0, sigma_s, conditions, *which)
+
+    def _fake_loss_for_score_range(self, fake_model: Any, anchor: Tensor, sigma_s: Tensor, condition: Any, *raw: int) -> Any:
+        with self._started_turn("fake_score", condition, self._complete) as turn:
+            if turn is None:
+                return super()._fake_loss_for_score_range(fake_model, anchor, sigma_s, condition, *raw)
+            with wrapped(self, "_phased_velocity_target", turn.record_target):
+                loss = super()._fake_loss_for_score_range(fake_model, anchor, sigma_s, condition, *raw)
+            return self._weighted_loss(turn) if turn.replaces else loss
+
+    def _sample_score_sigma_range(self, batch_size: int, raw_min: int, raw_max: int, device: Any, dtype: Any) -> Tensor:
+        sigma: Tensor = super()._sample_score_sigma_range(batch_size, raw_min, raw_max, device, dtype)
+        ends = torch.tensor([max(1, raw_min, self.score_timestep_min), min(raw_max - 1, self.score_timestep_max)])
+        low, high = self._raw_timesteps_to_sigmas(ends, torch.float32).tolist()
+        return self._moved(sigma, low, high)
+
+    def _after_student_optimizer_step(self, role: str) -> None:
+        super()._after_student_optimizer_step(role)
+        # This trainer of LightX2V sends nothing to its tracker.
+        if self.amd_metrics() and self.student_updates % self.train_log_every_iters == 0:
+            self.log_metrics({}, step=self.student_updates)
+
+
+FORMS = {
+    "dmd": AMDDmdTrainer,
+    "video_dmd": AMDVideoDmdTrainer,
+    "video_ar_dmd": AMDVideoArDmdTrainer,
+    "video_phased_dmd": AMDVideoPhasedDmdTrainer,
+}
+
+
+def _options(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The options of the objective, and the reward, of ``training.dmd.amd``."""
+    options = config["training"]["dmd"].get("amd") or {}
+    if not isinstance(options, Mapping):
+        raise InputError(f"training.dmd.amd: must be a mapping of options, got {options!r}")
+    options = dict(options)
+    reward = options.pop("reward", None)
+    if reward is not None and not config["model"].get("load_vae", True):
+        raise InputError("training.dmd.amd.reward: needs pictures, but model.load_vae is false. Set it to true")
+    return options, reward
+
+
+def launch(arguments: list[str], objective: str) -> None:
+    """Runs LightX2V's train.py in this process, with AMD's form of each trainer under the host's name for it.
+
+    Args:
+        arguments: command line of train.py.
+        objective: name of the objective, ``amd``.
+
+    Raises:
+        InputError: for another objective than ``amd``, a method without a form here, or an option that is unknown or out of
+            range; before any model is loaded.
+    """
+    import argparse
+
+    if objective != "amd":
+        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. LightX2V's own objective needs no adapter")
+    parser = argparse.ArgumentParser(prog="amd-plugin host lightx2v --")
+    parser.add_argument("--config", required=True)
+    file = parser.parse_args(arguments).config
+    if not Path(file).is_file():
+        raise InputError(f"--config: {file} is not a file")
+    config = load_config(file)
+    method = config.get("training", {}).get("method")
+    if method not in FORMS:
+        raise InputError(f"{file}: training.method must be one of {', '.join(FORMS)}, got {method!r}")
+    options, reward = _options(config)
+    adaptive_objective(1.0, options, FORMS[method].offers)
+    check_reward(reward)
+    TRAINER_REGISTER.update(FORMS)
+    spec = importlib.util.find_spec("lightx2v_train")
+    [package] = list(spec.submodule_search_locations or []) if spec else [""]
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(Path(package).parent / "train.py"), run_name="__main__")

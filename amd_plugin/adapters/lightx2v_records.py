@@ -1,0 +1,73 @@
+"""What a run of LightX2V with AMD keeps: metrics in its tracker and log, and state in its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
+from amd_plugin.atomic import write_text
+from amd_plugin.objectives.amd import AMDObjective
+
+log = logging.getLogger(__name__)
+STATE = "amd_state.json"
+SHOWN = ("amd/reward", "amd/zone_share")  # the metrics in the log, beside those of each reward
+_Base = DmdTrainer if TYPE_CHECKING else object
+
+
+class Records(_Base):  # type: ignore[misc, valid-type]
+    """A mix-in over a trainer of LightX2V.
+
+    Attributes:
+        objective: objective whose state is kept.
+        bridge: bridge between the objective and LightX2V.
+        student_updates: number of student updates so far.
+    """
+
+    objective: AMDObjective
+    bridge: HostBridge
+    student_updates = 0
+    _metrics: dict[str, Tensor]
+
+    def _after_student_optimizer_step(self, role: str) -> None:
+        super()._after_student_optimizer_step(role)
+        self.student_updates += 1
+
+    def amd_metrics(self) -> dict[str, Any]:
+        """Metrics of the last student turn: ``amd/NAME``, and ``reward/NAME`` of each reward."""
+        metrics = self._metrics | self.bridge.metrics
+        return {name if name.startswith("reward/") else f"amd/{name}": float(value) for name, value in metrics.items()}
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """LightX2V's metrics with AMD's, to its tracker; the main ones also to its log."""
+        own = self.amd_metrics()
+        shown = sorted(name for name in own if name.startswith("reward/") or name in SHOWN)
+        if shown:
+            from loguru import logger
+
+            logger.info("[train] iter={} {}", step, " ".join(f"{name}={own[name]:.6f}" for name in shown))
+        super().log_metrics({**metrics, **own}, step=step)
+
+    def save_checkpoint(self, iteration: int, save_total_limit: int) -> None:
+        """LightX2V's checkpoint, with AMD's state as JSON in it."""
+        super().save_checkpoint(iteration, save_total_limit)
+        if distributed.is_main_process():
+            state = {"objective": self.objective.state_dict(), "student_updates": self.student_updates}
+            write_text(Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE), json.dumps(state))
+
+    def _load_resume_state(self, resume_ckpt_path: str) -> None:
+        super()._load_resume_state(resume_ckpt_path)
+        saved = Path(resume_ckpt_path, STATE)
+        if not saved.is_file():
+            log.warning("%s has no %s: AMD's running statistics start anew", resume_ckpt_path, STATE)
+            self.student_updates = int(Path(resume_ckpt_path).name.rpartition("-")[2])
+            return
+        state = json.loads(saved.read_text())
+        self.objective.load_state_dict(state["objective"])
+        self.student_updates = int(state["student_updates"])

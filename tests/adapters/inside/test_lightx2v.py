@@ -1,0 +1,208 @@
+"""AMD in LightX2V itself, through its train.py and trainers, on its own example YAMLs at a tiny size."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from plugin import Levels
+from ranks import two_ranks
+from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config
+
+from amd_plugin.adapters import lightx2v as adapter
+from amd_plugin.adapters.lightx2v_host import HOST
+from amd_plugin.errors import InputError, MissingDependency
+
+HACKABLE = [{"name": "hackable"}, {"name": "random", "weight": 0.5}]
+TRAINERS = list(EXAMPLES)
+
+
+def brightness(media, prompts):
+    assert media.shape == (4, 3, 5, 16, 16) and media.min() >= 0 and media.max() <= 1, media.shape
+    assert prompts == ["a cat", "a cat", "a dog", "a dog"]
+    return media.flatten(1).mean(1)
+
+
+def run(name="video_dmd", reward=brightness, **amd):
+    example, _, ours = EXAMPLES[name]
+    return Run(built(ours, config(example, amd={"reward": reward, **amd})))
+
+
+def written(folder, amd=None, name="video_dmd", **training):
+    """The host's YAML of a run of two updates in `folder`, with a checkpoint at each."""
+    settings = config(
+        EXAMPLES[name][0], amd=amd, output_dir=str(folder / "out"), **{"max_train_iters": 2, "save_every_iters": 1, **training}
+    )
+    folder.mkdir(exist_ok=True)
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return str(file)
+
+
+def launched(file, stock=None):
+    """The weights of a run of the host's train.py, by checkpoint."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        if stock is not None:
+            patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": adapter.LIGHTX2V_VIDEO})})
+        adapter.launch(["--config", file], "amd")
+    out = yaml.safe_load(open(file))["training"]["output_dir"]
+    folders = sorted(Path(out).glob("checkpoint-*"))
+    files = [file for folder in folders for file in (folder / "model_state.pt", folder / "fake_model" / "model_state.pt")]
+    return [value for file in files for value in torch.load(file, weights_only=True).values()]
+
+
+def test_the_command_runs_train_py_with_only_the_method_changed(tmp_path):
+    stock = launched(written(tmp_path / "stock"), stock=EXAMPLES["video_dmd"][1])
+    off = {"strength": 0, "sharpening": 0, "advantage_guidance": 0, "reward": HACKABLE}
+    ours = launched(written(tmp_path / "ours", off))
+    assert len(stock) > 40 and all(torch.equal(a, b) for a, b in zip(ours, stock, strict=True))
+    moved = launched(written(tmp_path / "moved", {"reward": HACKABLE}))
+    assert not all(torch.equal(a, b) for a, b in zip(moved, stock, strict=True))
+    line = r"\[train\] iter=2 amd/reward=\d\S+ amd/zone_share=\d\S+ reward/hackable=\d\S+ reward/random=\d"
+    assert re.search(line, (tmp_path / "moved" / "out" / "train.log").read_text())
+
+
+def test_a_run_resumes_with_amds_state_and_from_a_stock_checkpoint(tmp_path, caplog):
+    launched(written(tmp_path / "ours", {"reward": HACKABLE}))
+    launched(written(tmp_path / "ours", {"reward": HACKABLE}, max_train_iters=4))
+    out = tmp_path / "ours" / "out"
+    updates = [yaml.safe_load((out / f"checkpoint-{i:09d}" / "amd_state.json").read_text())["student_updates"] for i in (2, 4)]
+    assert updates == [2, 4]
+    launched(written(tmp_path / "stock"), stock=EXAMPLES["video_dmd"][1])
+    with caplog.at_level(logging.WARNING):
+        launched(written(tmp_path / "stock", {"reward": HACKABLE}, max_train_iters=3))
+    assert "running statistics start anew" in caplog.text
+    state = yaml.safe_load((tmp_path / "stock" / "out" / "checkpoint-000000003" / "amd_state.json").read_text())
+    assert state["student_updates"] == 3
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_amd_makes_the_hosts_calls_and_no_more(name):
+    counts = []
+    for reward in (None, brightness):
+        tiny, calls = run(name, reward, sharpening=1.0, strength=0.3), [0]
+        for role in [tiny.trainer.teacher_model.denoiser_module(), *tiny.roles()]:
+            role.register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
+        tiny.train(4)
+        counts.append(calls[0])
+    assert counts[0] == counts[1] > 20
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_rewards_have_statistics_of_each_exit_rung(name):
+    tiny = run(name)
+    tiny.train(12)
+    assert len(tiny.trainer.objective.state_dict()["rewards"]["updates"]) > 2
+
+
+def test_metrics_go_to_the_hosts_tracker():
+    tiny, rows = run("video_phased_dmd", [{"name": "hackable"}]), []
+    tiny.trainer.monitor.log_metrics = lambda metrics, step: rows.append(metrics)
+    tiny.train(2)
+    assert rows and all({"reward/hackable", "amd/reward", "amd/zone_share"} <= set(row) for row in rows)
+
+
+def test_noise_levels_reach_both_turns():
+    everywhere, nowhere = run(strength=0, sharpening_sigma=[0.0, 1.0]), run(strength=0, sharpening_sigma=[0.0, 0.001])
+    losses = [tiny.train(3).losses for tiny in (run(strength=0), everywhere, nowhere, run(reward=None))]
+    assert losses[0] == losses[1] != losses[2], "a window over all levels is none"
+    torch.testing.assert_close(losses[2], losses[3], rtol=1e-5, atol=1e-7)  # and one that is never met weighs nothing
+    windowed = run(reward=None, guidance_window=[0.0, 0.001]).train(1).losses
+    assert windowed[0] != losses[3][0], "guidance is left out with a reward or without"
+
+
+def test_the_gradient_of_a_reward_reaches_the_student():
+    class Brightness:
+        differentiable = True
+
+        def __call__(self, media, prompts):
+            return media.flatten(1).mean(1)
+
+    rows = [run("video_dmd", Brightness(), **amd).train(3).losses for amd in ({}, {"reward_gradient": 0.3})]
+    assert rows[0] != rows[1] and all(torch.isfinite(torch.stack(losses)).all() for losses in rows)
+    with pytest.raises(InputError, match="reward_gradient: needs a reward with gradients"):
+        run("video_dmd", brightness, reward_gradient=0.3)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("reward", [None, brightness], ids=["none", "brightness"])
+def test_plugins_move_noise_levels_and_strength(name, reward):
+    example, _, ours = EXAMPLES[name]
+    levels = Levels()
+    ours = type("Ours", (ours,), {"plugins": levels.plugins})
+    tiny = Run(built(ours, config(example, amd={"reward": reward, "sharpening": 1.0})))
+    seen, denoise = [], tiny.trainer.fake_model.denoise
+
+    def watched(inputs, sigma, condition):
+        seen.append(sigma)
+        return denoise(inputs, sigma, condition)
+
+    tiny.trainer.fake_model.denoise = watched
+    tiny.train(1)
+    assert [role for role, *_ in levels.moved] == ["student", "fake_score"]
+    assert {count for *_, count in levels.moved} == {None if reward is None else 4}
+    low = 0.4 if name != "video_phased_dmd" else 0.8  # the high phase has a floor of its own
+    assert all((low <= s).all() and (s <= max(0.5, s.min())).all() for s in seen[:2])
+    assert tiny.trainer.objective.schedule_factor == 0.5
+
+
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "scalar"])
+def test_guidance_is_the_hosts_also_on_packed_outputs_and_rescaled(norm):
+    example, stock, ours = EXAMPLES["dmd"]
+    losses = []
+    for kind, amd in ((stock, None), (ours, {"strength": 0.5, "reward": lambda media, prompts: torch.ones(len(media))})):
+        settings = config(example, amd=amd)
+        settings["training"]["teacher"]["cfg_norm"] = norm
+        tiny = Run(built(kind, settings))
+        tiny.trainer.teacher_model.cfg_on_denoiser_output = lambda: True
+        losses.append(tiny.train(3).losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter.runpy, "run_path", None)
+    for amd, message in (
+        ({"strenght": 1}, "amd.strenght"),
+        ({"memory_share": 0.2}, "amd.memory_share: needs a memory of failures"),
+        ({"advantage_guidance": 0.5}, "amd.advantage_guidance: needs a fake score"),
+        ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
+        ([1], "training.dmd.amd: must be a mapping"),
+        ({"reward": "hackabel"}, "hackable"),
+        ({"reward": {"name": "random", "weight": "much"}}, "reward.weight"),
+    ):
+        with pytest.raises(InputError, match=message):
+            adapter.launch(["--config", written(tmp_path, amd)], "amd")
+    other = yaml.safe_load(open(written(tmp_path)))
+    other["training"]["method"] = "flow"
+    (tmp_path / "flow.yaml").write_text(yaml.safe_dump(other))
+    for words, message in (
+        (["--config", str(tmp_path / "flow.yaml")], "training.method must be one of dmd, video_dmd"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml is not a file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            adapter.launch(words, "amd")
+    with pytest.raises(InputError, match="must be 'amd'"):
+        adapter.launch([], "dmd")
+
+
+def test_a_reward_needs_the_autoencoder():
+    settings = config(amd={"reward": brightness})
+    settings["model"]["load_vae"] = False
+    with pytest.raises(InputError, match="load_vae"):
+        adapter.AMDVideoDmdTrainer(settings)
+
+
+def test_a_host_of_another_version_is_refused_by_method():
+    with pytest.raises(MissingDependency, match=r"_encode_conditions takes \(self, sample\), not \(self, batch\).*git clone"):
+        HOST.check(EXAMPLES["video_dmd"][1], {"_encode_conditions": "self, batch"})
+    assert (ROOT / "train.py").is_file()
+
+
+def test_two_ranks_compare_samples_of_one_prompt():
+    first, second = two_ranks("rank_lightx2v")
+    assert first["weights"] == second["weights"], "DDP keeps them equal"
+    assert first["advantages"] == second["advantages"] and any(first["advantages"])
+    assert first["stock"] == first["off"], "to the bit, over ranks too"
