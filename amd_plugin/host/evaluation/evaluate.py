@@ -85,9 +85,10 @@ class HeldOutEvaluation:
             judge = task.judge()
             row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
         title = f"{config.objective.name}, step {trainer.step}"
-        save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
+        picture = save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
         warning = self._hacking_warning(row)
         run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(warning))} if trainer.scoring else row)
+        run_log.picture(picture, trainer.step)
         with replaced_file(output / "samples" / "latest.safetensors") as draft:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
         return evaluation, warning

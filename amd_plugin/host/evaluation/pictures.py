@@ -48,7 +48,9 @@ def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 
     return file.getvalue(), kind
 
 
-def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> None:
-    """Writes one picture of `media` [B, ...] made for `labels` [B] to `path` with the suffix ``.png`` or ``.gif``."""
+def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> Path:
+    """Writes one picture of `media` [B, ...] made for `labels` [B] to `path` with the suffix ``.png`` or ``.gif``; its file."""
     content, kind = picture(task, {title: (media, labels)})
-    write_bytes(path.with_suffix(f".{kind}"), content)
+    file = path.with_suffix(f".{kind}")
+    write_bytes(file, content)
+    return file
