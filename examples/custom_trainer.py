@@ -2,12 +2,15 @@
 
     python examples/custom_trainer.py                                   # AMD
     python examples/custom_trainer.py --objective dmd                   # the baseline
+    python examples/custom_trainer.py --config mine.yaml                # with keys named as the options
 
 The comments (1) to (7) mark the lines that use this package. The rest is a plain distillation loop.
 """
 
-import argparse
 import copy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
@@ -20,6 +23,16 @@ from amd_plugin.errors import AmdPluginError
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5
 GIVES = {*OFFERS, "noise_level"}  # what this trainer can give an objective, see `amd_plugin.hookspecs.Needs`
+
+
+@dataclass
+class Settings:
+    """Settings of this trainer, beside those of the objective."""
+
+    steps: int = 150
+    teacher_steps: int = 1500
+    groups: int = field(default=16, metadata={"help": "prompts per batch"})
+    group_size: int = field(default=4, metadata={"help": "samples per prompt"})
 
 
 class Denoiser(nn.Module):
@@ -113,26 +126,21 @@ def updated(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tenso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--teacher-steps", type=int, default=1500)
-    parser.add_argument("--groups", type=int, default=16, help="prompts per batch")
-    parser.add_argument("--group-size", type=int, default=4, help="samples per prompt")
-    shim.add_arguments(parser)  # (1) --objective and its options
-    args = parser.parse_args()
+    settings, args = shim.parse(Settings)  # (1) the trainer's own options, --objective and its options
     try:
         objective = shim.make_objective(args, offers=GIVES, guidance_scale=GUIDANCE)  # (2) the objective
     except AmdPluginError as error:
-        parser.error(str(error))
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     torch.manual_seed(0)
     pixels, digits = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
     images = pixels.float() / 8 - 1
-    teacher = train_teacher(images, digits, args.teacher_steps)
+    teacher = train_teacher(images, digits, settings.teacher_steps)
     classifier = train_reward(images, digits)
     score = lambda media, prompts: classifier(media).log_softmax(1)[range(len(media)), prompts]  # noqa: E731
-    prompts = lambda: torch.randint(CLASSES, (args.groups,)).repeat_interleave(args.group_size)  # noqa: E731
-    trainer = Trainer(objective, teacher, score, prompts, args.steps)
-    for step in range(args.steps):
+    prompts = lambda: torch.randint(CLASSES, (settings.groups,)).repeat_interleave(settings.group_size)  # noqa: E731
+    trainer = Trainer(objective, teacher, score, prompts, settings.steps)
+    for step in range(settings.steps):
         fake_losses = [trainer.fake_score_turn(update) for update in range(4)]
         loss = trainer.student_turn()
         if step % 50 == 0:

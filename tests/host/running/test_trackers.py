@@ -11,7 +11,13 @@ from amd_plugin.errors import InputError
 from amd_plugin.host import run
 
 NAMED = ("train.project=my project", "train.run_name=first try", "train.evaluate_every=2")
-TOLD = {"learning_rate/student", "learning_rate/fake_score", "time/seconds_per_update", "memory/gigabytes", "held_out/precision"}
+TOLD = {
+    "learning_rate/student",
+    "learning_rate/fake_score",
+    "time/seconds_per_update",
+    "memory/gigabytes",
+    "held_out/precision",
+}
 
 
 def train_and_go_on(tiny, plugins, folder, tracker):
@@ -115,7 +121,7 @@ def test_a_tracker_that_does_not_start_is_a_message(tiny, plugins, tmp_path, mon
         raise PermissionError("no room")
 
     monkeypatch.setattr(tensorboard, "SummaryWriter", refuse)
-    with pytest.raises(InputError, match="train.trackers: tensorboard cannot be started: PermissionError: no room"):
+    with pytest.raises(InputError, match=r"train\.trackers: tensorboard cannot be started: PermissionError: no room"):
         run.train(tiny("train.trackers=[tensorboard]"), plugins, tmp_path / "run")
 
 
