@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amd_plugin.atomic import replaced_file
+from amd_plugin.atomic import replaced_file, write_text
+from amd_plugin.data.prompts import ROWS
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.held_out import mean_scores
@@ -21,6 +23,8 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.rewards.reward_set import RewardSet
 
 log = logging.getLogger(__name__)
+
+PROMPTS = "prompts.json"  # beside the pictures: the prompts of their rows
 
 
 class HeldOutEvaluation:
@@ -89,6 +93,9 @@ class HeldOutEvaluation:
         warning = self._hacking_warning(row)
         run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(warning))} if trainer.scoring else row)
         run_log.picture(picture, trainer.step)
+        if not task.num_classes:
+            rows = torch.unique_consecutive(labels)[:ROWS]
+            write_text(output / "samples" / PROMPTS, json.dumps(task.prompts(rows), indent=1))
         with replaced_file(output / "samples" / "latest.safetensors") as draft:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
         return evaluation, warning
