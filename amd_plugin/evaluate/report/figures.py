@@ -151,7 +151,7 @@ def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str
     y = np.array([[value for _, value in points[:length]] for points in seeds], dtype=float)
     y[~np.isfinite(y)] = np.nan  # the implied tilt is infinite where a weight is 0
     mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
-    axes.plot(x, mean, color=colour, label=label, linewidth=1.6)
+    axes.plot(x, mean, color=colour, label=label, linewidth=1.6, marker="o" if length == 1 else None)
     axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from amd_plugin.evaluate.report.figures import inline
 from amd_plugin.host.checkpoint.files import step_of
-from amd_plugin.host.evaluation.evaluate import PROMPTS
+from amd_plugin.host.evaluation.pictures import PROMPTS
 
 SHOWN = 4  # pictures over time
 

@@ -23,8 +23,6 @@ from amd_plugin.evaluate.report import figures, gallery
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import results
-from amd_plugin.models.backbone import load_backbone
-from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import task_of
@@ -165,6 +163,10 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
         folders = list(runs.values())
         note = "Newest samples of the averaged students, drawn with the exported scheduler: a row per held-out prompt."
         return {"pictures": gallery.newest(folders), "samples_note": note, "prompts": gallery.prompts(folders[0])}
+    # Only pictures of embedded tasks are drawn here, and only they have to wait for diffusers.
+    from amd_plugin.models.backbone import load_backbone
+    from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
+
     count, batch = config.evaluate.samples, config.evaluate.batch_size
     task = task_of(config.data, seed)
     backbone = load_backbone(config.model, task, seed, plugins.families())

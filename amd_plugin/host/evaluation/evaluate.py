@@ -17,14 +17,12 @@ from amd_plugin.data.prompts import ROWS
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.held_out import mean_scores
-from amd_plugin.host.evaluation.pictures import save_samples
+from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.rewards.reward_set import RewardSet
 
 log = logging.getLogger(__name__)
-
-PROMPTS = "prompts.json"  # beside the pictures: the prompts of their rows
 
 
 class HeldOutEvaluation:

@@ -17,6 +17,7 @@ from amd_plugin.atomic import write_bytes
 from amd_plugin.tasks import Task
 
 MILLISECONDS_PER_FRAME = 160
+PROMPTS = "prompts.json"  # beside the pictures: the prompts of their rows
 
 
 def frames_of(media: Tensor) -> int:

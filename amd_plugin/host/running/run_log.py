@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -21,6 +20,9 @@ from torch import Tensor
 from amd_plugin.atomic import write_text
 from amd_plugin.busy import busy, duration
 from amd_plugin.host.running.trackers import Trackers
+
+if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 

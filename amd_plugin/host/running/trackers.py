@@ -9,16 +9,17 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, get_available_trackers
-from accelerate.utils import LoggerType
 from PIL import Image
 
 from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError, MissingDependency, did_you_mean
 from amd_plugin.recipe.loading import Recipe
+
+if TYPE_CHECKING:  # reading a run's log must not wait for accelerate
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,9 @@ def check_trackers(names: Sequence[str]) -> None:
         InputError: for an unknown name.
         MissingDependency: where the package of one is not installed.
     """
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
     available = {str(tracker) for tracker in get_available_trackers()}
     for index, name in enumerate(names):
         if name not in LoggerType.list():
