@@ -63,9 +63,9 @@ def parse(
 
     Exits with code 2 and a message, as argparse does, for options and files that cannot be used.
     """
-    from trl import TrlParser  # brings transformers
+    from trl import TrlParser  # type: ignore[attr-defined]  # a lazy export; brings transformers
 
-    parser = TrlParser(settings)
+    parser: Any = TrlParser(settings)  # type: ignore[arg-type]  # dataclasses, which have no type of their own
     add_arguments(parser, plugins, default)
     try:
         *own, objective = parser.parse_args_and_config(args)
