@@ -274,6 +274,10 @@ class TrainConfig(Strict):
         0, ge=0, description="number of fake-score updates before the student's first, for a student that starts elsewhere"
     )
     trackers: list[str] = Field(["tensorboard"], description="trackers, by their names in accelerate's log_with; [] for none")
+    project: str = Field("amd-plugin", pattern=r"^\w[\w .-]*$", description="name of the project in the trackers")
+    run_name: str | None = Field(
+        None, pattern=r"^\w[\w .-]*$", description="name of the run in the trackers; by default that of its folder"
+    )
 
     def harvests(self, student_steps: int) -> bool:
         """Whether the rollouts of a student of `student_steps` steps are harvested."""

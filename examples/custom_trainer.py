@@ -1,15 +1,18 @@
 """AMD in a custom trainer: a one-step student of handwritten digits, in seconds on a CPU.
 
     python examples/custom_trainer.py                                   # AMD; --objective dmd is the baseline
+    python examples/custom_trainer.py --config mine.yaml                # with keys named as the options
     python examples/custom_trainer.py --checkpoint run.pt               # goes on where the last one ended
     torchrun --nproc_per_node=2 examples/custom_trainer.py --group-size 2   # a group has samples of all ranks
 
 The comments (1) to (9) mark the lines that use this package. The rest is a plain distillation loop.
 """
 
-import argparse
 import copy
 import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -26,6 +29,17 @@ from amd_plugin.objectives.reward_statistics import group_ids
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5
 GIVES = {*OFFERS, "noise_level", "fake_score_noise_level"}  # (1) see `Needs`; options that need more are refused by name
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass
+class Settings:
+    """Settings of this trainer, beside those of the objective."""
+
+    steps: int = 150
+    teacher_steps: int = 1500
+    groups: int = field(default=16, metadata={"help": "prompts per batch"})
+    group_size: int = field(default=4, metadata={"help": "samples per prompt"})
+    checkpoint: str = field(default="", metadata={"help": "file to go on from, and to write"})
 
 
 class Denoiser(nn.Module):
@@ -106,40 +120,37 @@ def updated(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tenso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for option, default in {"steps": 150, "teacher-steps": 1500, "groups": 16, "group-size": 4, "checkpoint": ""}.items():
-        parser.add_argument(f"--{option}", type=type(default), default=default)
-    shim.add_arguments(parser)  # (2) --objective and its options
-    args = parser.parse_args()
+    settings, args = shim.parse(Settings)  # (2) the trainer's own options, --objective and its options
     try:
         objective = shim.make_objective(args, offers=GIVES, guidance_scale=GUIDANCE)  # (3) the objective
     except AmdPluginError as error:
-        parser.error(str(error))
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     torch.manual_seed(0)
     images, digits = torch.tensor(load_digits().data / 8 - 1).float(), torch.tensor(load_digits().target)
     teacher = Denoiser()
     optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
-    for _ in range(args.teacher_steps):
+    for _ in range(settings.teacher_steps):
         rows, noise, t = torch.randint(len(images), (256,)), torch.randn(256, PIXELS), torch.rand(256)
         digit = torch.where(torch.rand(256) < 0.1, CLASSES, digits[rows])
         updated(optimizer, (teacher(noised(images[rows], noise, t), t, digit) - (noise - images[rows])).square().mean())
     means = torch.stack([images[digits == digit].mean(0) for digit in range(CLASSES)])
     score = lambda media, prompts: (-torch.cdist(media, means)).log_softmax(1)[range(len(media)), prompts]  # noqa: E731
-    drawn = lambda step: torch.randint(CLASSES, (args.groups,), generator=torch.Generator().manual_seed(step))  # noqa: E731
-    prompts = lambda step: drawn(step).repeat_interleave(args.group_size)  # noqa: E731
-    trainer = Trainer(objective, teacher.requires_grad_(False), score, prompts, args.steps)
+    drawn = lambda step: torch.randint(CLASSES, (settings.groups,), generator=torch.Generator().manual_seed(step))  # noqa: E731
+    prompts = lambda step: drawn(step).repeat_interleave(settings.group_size)  # noqa: E731
+    trainer = Trainer(objective, teacher.requires_grad_(False), score, prompts, settings.steps)
     if RANKS > 1:
         dist.init_process_group("gloo")
-    if os.path.exists(args.checkpoint):
-        trainer.load(torch.load(args.checkpoint, weights_only=True))
-    while trainer.step < args.steps:
+    if os.path.exists(settings.checkpoint):
+        trainer.load(torch.load(settings.checkpoint, weights_only=True))
+    while trainer.step < settings.steps:
         torch.manual_seed(RANKS * trainer.step + RANK)  # noise of its own on each rank, and the same in a resumed run
         fake_losses = [trainer.fake_score_turn(update) for update in range(4)]
         loss, reward = trainer.student_turn(), trainer.metrics.get("reward", torch.nan)
         if trainer.step % 50 == 0 and RANK == 0:
             print(f"step {trainer.step:4d}  student {loss:.4f}  fake score {fake_losses[-1]:.4f}  reward {reward:.2f}")
-    if args.checkpoint and RANK == 0:
-        torch.save(trainer.state(), args.checkpoint)
+    if settings.checkpoint and RANK == 0:
+        torch.save(trainer.state(), settings.checkpoint)
     digit, judge = torch.arange(CLASSES).repeat_interleave(100), KNeighborsClassifier().fit(images, digits)
     print(f"{judge.score(trainer.student.sample(digit).detach(), digit):.2f} of the student's samples show their digit")
 

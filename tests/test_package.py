@@ -172,6 +172,12 @@ def test_a_recipe_of_the_plane_is_checked_with_torch_alone(arguments, code):
     assert (ended or 0) == code and {*HEAVY} & {*modules} <= {"torch", "numpy"}
 
 
+def test_a_report_of_pictures_that_lie_there_waits_for_torch_and_matplotlib_alone():
+    code = "import sys, amd_plugin.evaluate.report.report; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {*HEAVY} & {*done.stdout.split()} <= {"torch", "matplotlib", "numpy"}
+
+
 def test_sharding_is_not_imported_until_asked_for():
     code = "import sys, amd_plugin.host.training.trainer, amd_plugin.cli; print('deepspeed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

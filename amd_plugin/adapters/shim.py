@@ -3,13 +3,15 @@
     shim.add_arguments(parser)                  # --objective NAME, and --NAME.OPTION for every option of every objective
     objective = shim.make_objective(args)       # an `amd_plugin.hookspecs.Objective`
 
+In a trainer whose settings are dataclasses, as those of TRL, `parse` takes the place of the first. It also reads a YAML file.
+
 The options come from the objectives' signatures, also for objectives of plugins, and are checked as those of a recipe.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -19,8 +21,6 @@ from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, OF_RIVALS, Objective
 from amd_plugin.options import checked, options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
-
-_PREFIX = "distill"
 
 
 def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None = None, default: str = "amd") -> None:
@@ -42,9 +42,36 @@ def add_arguments(parser: argparse.ArgumentParser, plugins: PluginManager | None
         for option, field in options_model(factory).model_fields.items():
             value = "required" if field.is_required() else f"default: {field.default}"
             group.add_argument(
-                f"--{name}.{option}", dest=f"{_PREFIX}.{name}.{option}", metavar="VALUE", default=argparse.SUPPRESS,
+                f"--{name}.{option}", metavar="VALUE", default=argparse.SUPPRESS,
                 help=f"{field.description or ''} [{value}]".strip().replace("%", "%%"),
             )  # fmt: skip
+
+
+def parse(
+    *settings: type, plugins: PluginManager | None = None, default: str = "amd", args: Sequence[str] | None = None
+) -> Any:  # fmt: skip
+    """Settings of a trainer from its command line and its file ``--config FILE.yaml``, by TRL's `TrlParser`.
+
+    Args:
+        settings: dataclasses of the trainer's own settings, whose fields become options.
+        plugins: manager in which objectives are looked up; None stands for all installed plugins.
+        default: name of the default objective.
+        args: words of the command line; None stands for this process's.
+
+    Returns:
+        One instance of every dataclass, and the namespace for `make_objective`.
+
+    Exits with code 2 and a message, as argparse does, for options and files that cannot be used.
+    """
+    from trl import TrlParser  # type: ignore[attr-defined]  # a lazy export; brings transformers
+
+    parser: Any = TrlParser(settings)  # type: ignore[arg-type]  # dataclasses, which have no type of their own
+    add_arguments(parser, plugins, default)
+    try:
+        *own, objective = parser.parse_args_and_config(args)
+    except (OSError, ValueError, IndexError, yaml.YAMLError) as error:
+        parser.error(f"--config: {error}")
+    return (*own, objective)
 
 
 def make_objective(
@@ -65,10 +92,11 @@ def make_objective(
     plugins = plugins or get_plugin_manager()
     name = args.objective
     given: dict[str, Any] = {}
+    known = plugins.objectives()
     for key, text in vars(args).items():
-        if not key.startswith(f"{_PREFIX}."):
+        owner, _, option = key.rpartition(".")
+        if owner not in known:
             continue
-        owner, _, option = key.removeprefix(f"{_PREFIX}.").rpartition(".")
         if owner != name:
             raise InputError(f"--{owner}.{option}: belongs to objective '{owner}', but --objective is '{name}'. Leave one out")
         given[option] = _value(text)
@@ -83,8 +111,10 @@ def make_objective(
     return objective
 
 
-def _value(text: str) -> Any:
-    """The value of a YAML scalar or list; unlike in YAML 1.1, ``1e-5`` is a number."""
+def _value(text: Any) -> Any:
+    """The value of a YAML scalar or list; unlike in YAML 1.1, ``1e-5`` is a number. What a file has read already stays."""
+    if not isinstance(text, str):
+        return text
     try:
         value = yaml.safe_load(text)
         return float(value) if isinstance(value, str) else value

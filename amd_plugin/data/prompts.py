@@ -19,6 +19,8 @@ from amd_plugin import metrics as measure
 from amd_plugin.data.prompt_rows import PromptRows, Row
 from amd_plugin.errors import InputError, OptionError
 
+ROWS = 8  # prompts in a picture of samples
+
 
 class Prompts:
     """Prompts from a file, a folder or the hub. A label is a row of their endless, reshuffled order.
@@ -151,8 +153,8 @@ class Prompts:
         return {name: sum(values) / len(values) for name, values in names.items()}
 
     def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
-        """Up to eight prompts in rows, their samples in columns."""
-        shown = media[: 8 * self._per_prompt].float()
+        """Prompts in rows, their samples in columns."""
+        shown = media[: ROWS * self._per_prompt].float()
         videos = shown.unsqueeze(2) if shown.dim() == 4 else shown
         grid = videos.unflatten(0, (-1, self._per_prompt)).permute(3, 0, 4, 1, 5, 2).flatten(3, 4).flatten(1, 2)
 

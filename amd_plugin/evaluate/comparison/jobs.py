@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from amd_plugin.busy import EVERY, duration
 from amd_plugin.errors import AmdPluginError, RunError
 from amd_plugin.evaluate.comparison.arms import Arm, Overrides
 from amd_plugin.evaluate.comparison.result import run_folder
@@ -87,7 +88,7 @@ def run_jobs(
     results, failed = Results(), list[str]()
     futures = {pool.submit(function, job): job for job in jobs}
     try:
-        for done, future in enumerate(as_completed(futures), 1):
+        for done, future in enumerate(_finished(futures, console), 1):
             job = futures[future]
             try:
                 metrics = results[job.name, job.seed] = future.result()
@@ -104,6 +105,17 @@ def run_jobs(
     if failed:
         raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."]))
     return results
+
+
+def _finished(futures: Collection[Future[Metrics]], console: Console | None) -> Iterator[Future[Metrics]]:
+    """The futures as they end; says that the others go on where none has ended for ten seconds."""
+    pending, start = {*futures}, time.monotonic()
+    while pending:
+        ended, pending = wait(pending, EVERY, FIRST_COMPLETED)
+        yield from (future for future in futures if future in ended)
+        if not ended and console is not None:
+            spent = duration(time.monotonic() - start)
+            console.print(f"  ... {spent}, {len(futures) - len(pending)} of {len(futures)} finished", highlight=False)
 
 
 def processor_seconds(run: Path) -> float | None:

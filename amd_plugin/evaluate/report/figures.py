@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -101,7 +102,7 @@ def weights_over_time(curves: Curves) -> str | None:
         for axes, (weight, title) in zip(row, WEIGHTS.items(), strict=True):
             shares = np.array([[[line[key] for key in _share_keys(weight)] for line in lines[:length]] for lines in seeds])
             shown = axes.pcolormesh(
-                steps, range(len(EDGES)), shares.mean(0).T, vmin=0, vmax=1, cmap="cividis", shading="nearest"
+                steps, range(len(EDGES)), shares.mean(0).T, vmin=0, vmax=1, cmap="cividis", shading="nearest", rasterized=True
             )
             axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
             axes.set_title(f"{arm}: {title}", fontsize=9)
@@ -150,7 +151,7 @@ def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str
     y = np.array([[value for _, value in points[:length]] for points in seeds], dtype=float)
     y[~np.isfinite(y)] = np.nan  # the implied tilt is infinite where a weight is 0
     mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
-    axes.plot(x, mean, color=colour, label=label, linewidth=1.6)
+    axes.plot(x, mean, color=colour, label=label, linewidth=1.6, marker="o" if length == 1 else None)
     axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
 
 
@@ -162,6 +163,8 @@ def _plain(axes: Axes) -> None:
 
 
 def _inline(figure: Figure) -> str:
+    """The figure as vectors; the page turns its light ground dark where the reader's screen is."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format="png")
-    return inline(buffer.getvalue(), "png")
+    with rc_context({"svg.hashsalt": "amd-plugin"}):  # equal figures are equal files
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return inline(buffer.getvalue(), "svg+xml")

@@ -19,13 +19,10 @@ from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread
 from amd_plugin.evaluate.directions import ARROWS
-from amd_plugin.evaluate.report import figures
-from amd_plugin.host.checkpoint.files import step_of
+from amd_plugin.evaluate.report import figures, gallery
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import results
-from amd_plugin.models.backbone import load_backbone
-from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import task_of
@@ -33,9 +30,11 @@ from amd_plugin.tasks import task_of
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=True)
 
 # Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
-SIGNALS = {
+ZONE = {
     "objective/zone_share": "share of samples in the zone",
     "objective/advantage_std": "standard deviation of advantages",
+}
+SIGNALS = ZONE | {
     "objective/zone_share/low": "share in the zone, low noise",
     "objective/zone_share/high": "share in the zone, high noise",
     "objective/clip_share": "share of advantages at the limit",
@@ -99,6 +98,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
         **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
+        "rewards": figures.learning_curves(rewarded, _rewards(rewarded), palette) if rewarded else None,
         "signals": figures.learning_curves(rewarded, _signals(rewarded), palette) if rewarded else None,
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, seeds),
@@ -118,6 +118,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     evaluation = evaluation or _newest_evaluation(lines)
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
+    rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
         "title": f"{about['recipe']}, objective {about['objective']}",
         "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
@@ -126,7 +127,12 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "caveat": _caveat(config),
         **_samples(config, {about["objective"]: folder}, config.train.seed, plugins),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in held_out_names(config, evaluation)}, palette),
+        "rewards": figures.learning_curves(curves, rewards, palette),
+        "zone": figures.learning_curves(curves, zone, palette),
         "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette) if lines else None,
+        "over_time": gallery.over_time(folder),
+        "beside": gallery.pairs(folder),
+        "evaluate": f"amd-plugin evaluate {folder}" if config.model.path is not None else "",
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
@@ -154,10 +160,13 @@ def _newest_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]
 def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
     """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
     if config.model.path is not None:
-        newest = (max((run / "samples").glob("step-*.*"), key=step_of, default=None) for run in runs.values())
-        pictures = [picture for picture in newest if picture is not None]
-        note = "Samples of the averaged students for the prompts of the held-out evaluation, with the exported scheduler."
-        return {"pictures": [figures.inline(p.read_bytes(), p.suffix[1:]) for p in pictures], "samples_note": note}
+        folders = list(runs.values())
+        note = "Newest samples of the averaged students, drawn with the exported scheduler: a row per held-out prompt."
+        return {"pictures": gallery.newest(folders), "samples_note": note, "prompts": gallery.prompts(folders[0])}
+    # Only pictures of embedded tasks are drawn here, and only they have to wait for diffusers.
+    from amd_plugin.models.backbone import load_backbone
+    from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
+
     count, batch = config.evaluate.samples, config.evaluate.batch_size
     task = task_of(config.data, seed)
     backbone = load_backbone(config.model, task, seed, plugins.families())
@@ -243,9 +252,15 @@ def _config(folder: Path) -> RecipeConfig:
 
 
 def _signals(curves: figures.Curves) -> dict[str, str]:
-    """Key in metrics.jsonl -> title, for every signal of rewards and advantages that any run has."""
+    """Key in metrics.jsonl -> title, for every signal of advantages and weights that any run has."""
+    keys = {key for seeds in curves.values() for seed in seeds for line in seed for key in line}
+    return {key: title for key, title in SIGNALS.items() if key in keys}
+
+
+def _rewards(curves: figures.Curves) -> dict[str, str]:
+    """Key in metrics.jsonl -> title, for every reward that any run has."""
     keys = dict.fromkeys(key for seeds in curves.values() for seed in seeds for line in seed for key in line)
-    titles = {key: title for key, title in SIGNALS.items() if key in keys}
+    titles: dict[str, str] = {}
     for prefix, title in REWARD_SIGNALS.items():
         titles |= {key: title.format(key.removeprefix(prefix)) for key in keys if key.startswith(prefix)}
     return titles

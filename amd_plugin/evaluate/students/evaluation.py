@@ -39,6 +39,8 @@ from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
 
+PAIRS = 6  # prompts of which the report shows teacher beside student
+
 
 def evaluate(
     run: Path, plugins: PluginManager, output: Path | None = None, *, at: str | None = None, weights: Weights = "ema",
@@ -74,7 +76,9 @@ def evaluate(
     say = (lambda text: None) if console is None else lambda text: console.print(text, highlight=False, markup=False)
 
     batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
-    write_sample = _sample_writer(media, suite, config.evaluate.fps)
+    writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
+    if suite.form not in suites.REPEATS:  # a benchmark's folder holds what its scorer reads, and nothing else
+        writers["teacher"] = _sample_writer(folder / "teacher", suite, config.evaluate.fps)
     measurements: dict[str, Measurements] = {}
     for role in ("student", "teacher") if teacher else ("student",):
         make_sampler = student_sampler if role == "student" else teacher_sampler
@@ -83,7 +87,7 @@ def evaluate(
             groups = draw_samples(latents, student, suite, make_sampler(student, accelerator), device, batch)
             measurements[role] = measure(
                 _with_progress(groups, suite, role, say), partial(load_samples, latents), task, student.backbone, device,
-                metric_models, batch, write_sample if role == "student" else None,
+                metric_models, batch, writers.get(role),
             )  # fmt: skip
     reference, described = _reference(student, suite, metric_models, measurements, device)
     rows = summary.rows(
@@ -95,7 +99,20 @@ def evaluate(
         measurements=measurements, latents=folder / "latents", trained_on=_trained_on(student, plugins),
     )  # fmt: skip
     write_results(result, folder)
+    _write_pairs(folder, suite)
     return result
+
+
+def _write_pairs(folder: Path, suite: Suite) -> None:
+    """Names the pictures of teacher and student that belong together, for the report."""
+    rows = []
+    for group in suite.groups[:PAIRS]:
+        found = {role: next(folder.glob(f"{place}/{group.files[0]}*"), None) if group.files else None
+                 for role, place in (("student", "samples"), ("teacher", "teacher"))}  # fmt: skip
+        if all(found.values()):
+            files = {role: str(path.relative_to(folder)) for role, path in found.items() if path is not None}
+            rows.append({"prompt": group.prompt, **files})
+    write_json(folder / "pairs.json", rows)
 
 
 def _accelerator(config: RecipeConfig) -> Accelerator:

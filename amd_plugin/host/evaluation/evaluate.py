@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amd_plugin.atomic import replaced_file
+from amd_plugin.atomic import replaced_file, write_text
+from amd_plugin.data.prompts import ROWS
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.held_out import mean_scores
-from amd_plugin.host.evaluation.pictures import save_samples
+from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.rewards.reward_set import RewardSet
@@ -85,9 +87,13 @@ class HeldOutEvaluation:
             judge = task.judge()
             row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
         title = f"{config.objective.name}, step {trainer.step}"
-        save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
+        picture = save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
         warning = self._hacking_warning(row)
         run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(warning))} if trainer.scoring else row)
+        run_log.picture(picture, trainer.step)
+        if not task.num_classes:
+            rows = torch.unique_consecutive(labels)[:ROWS]
+            write_text(output / "samples" / PROMPTS, json.dumps(task.prompts(rows), indent=1))
         with replaced_file(output / "samples" / "latest.safetensors") as draft:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
         return evaluation, warning

@@ -17,6 +17,7 @@ from amd_plugin.atomic import write_bytes
 from amd_plugin.tasks import Task
 
 MILLISECONDS_PER_FRAME = 160
+PROMPTS = "prompts.json"  # beside the pictures: the prompts of their rows
 
 
 def frames_of(media: Tensor) -> int:
@@ -48,7 +49,9 @@ def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 
     return file.getvalue(), kind
 
 
-def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> None:
-    """Writes one picture of `media` [B, ...] made for `labels` [B] to `path` with the suffix ``.png`` or ``.gif``."""
+def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> Path:
+    """Writes one picture of `media` [B, ...] made for `labels` [B] to `path` with the suffix ``.png`` or ``.gif``; its file."""
     content, kind = picture(task, {title: (media, labels)})
-    write_bytes(path.with_suffix(f".{kind}"), content)
+    file = path.with_suffix(f".{kind}")
+    write_bytes(file, content)
+    return file

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
-from amd_plugin.errors import InputError, MissingDependency, RunError, did_you_mean
+from amd_plugin.errors import InputError, RunError
+from amd_plugin.host.running.trackers import check_trackers
 from amd_plugin.recipe.loading import Recipe
 
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     cpu = distributed.device == "cpu" or not torch.cuda.is_available()
     launched = int(os.environ.get("WORLD_SIZE", 1))
     _refuse_wrappers()
-    _check_trackers(trackers)
+    check_trackers(trackers)
     group: dict[str, Any] = {"backend": "gloo"} if cpu else {}
     if distributed.timeout is not None:
         group["timeout"] = timedelta(seconds=distributed.timeout)
@@ -43,8 +43,9 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     precision = distributed.mixed_precision
     try:
         accelerator = Accelerator(
-            cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=str(output), kwargs_handlers=handlers
-        )
+            cpu=cpu, mixed_precision=precision, log_with=trackers or None, kwargs_handlers=handlers,
+            project_config=ProjectConfiguration(str(output), str(output / "tensorboard")),
+        )  # fmt: skip
     except ValueError as error:  # accelerate keeps the first settings of a process for all its life
         message = f"distributed.mixed_precision: accelerate refuses '{precision}': {error}"
         raise RunError(f"{message} Start runs with other settings in a process of their own") from error
@@ -79,13 +80,3 @@ def _refuse_wrappers() -> None:
                 f"accelerate launch was told to use {wrapper}, which would wrap whatever is loaded. Launch without it; the "
                 "recipe's distributed section says what is sharded"
             )
-
-
-def _check_trackers(trackers: Sequence[str]) -> None:
-    available = {str(tracker) for tracker in get_available_trackers()}
-    for index, tracker in enumerate(trackers):
-        if tracker not in LoggerType.list():
-            hint = did_you_mean(tracker, LoggerType.list())
-            raise InputError(f"train.trackers.{index}: unknown tracker, got '{tracker}'.{hint}")
-        if tracker not in available:
-            raise MissingDependency(f"train.trackers.{index}: the package of '{tracker}' is not installed")

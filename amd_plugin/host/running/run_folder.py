@@ -26,8 +26,8 @@ from amd_plugin.recipe.loading import Recipe, load
 # Keys that a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
     "train": (
-        "max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "accumulation",
-        "max_failed_rewards", "failed_rewards_window", "stop_on_hacking",
+        "max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "project", "run_name",
+        "accumulation", "max_failed_rewards", "failed_rewards_window", "stop_on_hacking",
     ),
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
     "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
@@ -40,11 +40,14 @@ PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "acceler
 
 # Keys that no metric of a finished run depends on.
 NO_RESULT_DEPENDS_ON = {
-    "train": ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "stop_on_hacking"),
+    "train": (
+        "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "project", "run_name",
+        "stop_on_hacking",
+    ),
     "rewards": ("offload", "pool"),
     "evaluate": ("features", "fps"),
     "model": ("distilled_teacher",),
-}
+}  # fmt: skip
 
 
 def open_folder(output: Path, recipe: Recipe) -> None:

@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from amd_plugin.atomic import write_text
 from amd_plugin.busy import busy, duration
+from amd_plugin.host.running.trackers import Trackers
+
+if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +34,20 @@ class RunLog:
         path: file metrics.jsonl. Lines of steps after `step` are dropped, since a resumed run writes them anew.
         step: number of student updates so far.
         max_steps: number of student updates at the end of the run.
-        accelerator: the run's processes and trackers.
+        accelerator: the run's processes.
         console: console for progress: a bar on a terminal, lines elsewhere; no output where None.
+        trackers: the run's trackers.
 
     Attributes:
         last: metrics written last, by name.
     """
 
-    def __init__(self, path: Path, step: int, max_steps: int, accelerator: Accelerator, console: Console | None):
+    def __init__(
+        self, path: Path, step: int, max_steps: int, accelerator: Accelerator, console: Console | None,
+        trackers: Trackers | None = None,
+    ):  # fmt: skip
         self._accelerator, self._max_steps, self._console = accelerator, max_steps, console
+        self._trackers = trackers or Trackers()
         self._window: list[dict[str, Tensor]] = []
         self._held_out = ""
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
@@ -78,8 +87,13 @@ class RunLog:
         """Takes held-out metrics into the lines that follow."""
         self._held_out = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:2])
 
-    def write(self, step: int) -> dict[str, float]:
-        """Writes and shows the means since the last call, over steps and processes; returns them. Call on every process."""
+    def write(self, step: int, settings: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Writes and shows the means since the last call, over steps and processes; returns them. Call on every process.
+
+        Args:
+            step: student updates so far.
+            settings: what else only the trackers get, e.g. learning rates.
+        """
         names = sorted({name for metrics in self._window for name in metrics})
         if not names:
             return {}
@@ -97,7 +111,7 @@ class RunLog:
         each, memory = self._seconds / self._updates, _gigabytes()
         if self._file is not None:
             # Not in metrics.jsonl, which is equal for equal runs.
-            self._accelerator.log({"time/seconds_per_update": each, "memory/gigabytes": memory}, step=step)
+            self._trackers.log({"time/seconds_per_update": each, "memory/gigabytes": memory, **settings}, step)
         note = self._note(each * (self._max_steps - step), each, memory)
         if self._bar is not None:
             self._bar.update(self._row, completed=step, note=note)
@@ -126,10 +140,15 @@ class RunLog:
             finite = {name: value for name, value in values.items() if value == value}
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
-            self._accelerator.log(finite, step=step)
+            self._trackers.log(finite, step)
+
+    def picture(self, path: Path, step: int) -> None:
+        """Sends the picture at `path` to the trackers."""
+        self._trackers.picture(path, step)
 
     def close(self) -> None:
-        """Stops the bar and closes the file."""
+        """Stops the bar, closes the file, and ends the runs of the trackers."""
+        self._trackers.close()
         if self._bar is not None:
             self._bar.stop()
         if self._file is not None:

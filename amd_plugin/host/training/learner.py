@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -141,6 +141,12 @@ def parameter_groups(role: Role, learning_rate: float, train: TrainConfig) -> tu
 def _set_learning_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], step: int, train: TrainConfig) -> None:
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["lr"] = peak * _learning_rate_factor(step, train)
+
+
+def learning_rates(step: int, train: TrainConfig, trained: Iterable[str]) -> dict[str, float]:
+    """The learning rate of each of the roles `trained` in the update after `step` student updates, as metrics."""
+    peaks = {"student": train.student_lr, "fake_score": train.fake_lr, "discriminator": train.discriminator_lr or train.fake_lr}
+    return {f"learning_rate/{role}": peaks[role] * _learning_rate_factor(step, train) for role in trained}
 
 
 def _learning_rate_factor(step: int, train: TrainConfig) -> float:

@@ -1,9 +1,12 @@
 """The report of runs that are not at their end, as it is typed."""
 
+import json
 import shutil
+from html import escape
 
 import pytest
 
+from amd_plugin.evaluate.students import evaluation
 from amd_plugin.host import run
 
 
@@ -21,7 +24,7 @@ def test_a_run_without_a_result_is_reported_so_far(cli, stopped):
     assert code == 0, printed
     page = (stopped / "report.html").read_text()
     assert "not finished: 4 of 4 updates" in page and f"amd-plugin train --resume {stopped}" in page
-    assert page.count("data:image/png;base64,") == 3 and "<td>" in page
+    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 4 and "<td>" in page
 
 
 def test_a_run_that_failed_before_its_first_evaluation_is_reported_too(cli, stopped):
@@ -44,3 +47,27 @@ def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_p
     page = (folder / "report.html").read_text()
     assert "--set data.label_noise=0 the teacher" in page and "outliers" not in page
     assert page.count("<img ") == page.count(' alt="') and "prefers-color-scheme: dark" in page
+
+
+def test_a_pipelines_report_has_prompts_and_the_teacher_beside_the_student(cli, piped, plugins, tmp_path):
+    folder = tmp_path / "run"
+    run.train(piped("sdxl", "train.evaluate_every=1"), plugins, folder)
+    assert cli("report", folder)[0] == 0
+    page = (folder / "report.html").read_text()
+    prompts = json.loads((folder / "samples" / "prompts.json").read_text())
+    assert prompts and all(escape(prompt) in page for prompt in prompts)
+    assert f"amd-plugin evaluate {folder}, then" in page and "after 1 student updates" in page
+    evaluation.evaluate(folder, plugins, samples=8)
+    assert cli("report", folder)[0] == 0
+    page = (folder / "report.html").read_text()
+    assert f'alt="Sample of the teacher for: {escape(prompts[0])}"' in page and "then the report again" not in page
+    assert page.count("<img ") == page.count(' alt="')
+
+
+def test_equal_runs_have_equal_charts(stopped):
+    from amd_plugin.evaluate.report import figures
+    from amd_plugin.host.running.run_log import read
+
+    curves = {"amd": [read(stopped / "metrics.jsonl")]}
+    charts = {figures.learning_curves(curves, {"held_out/tv": "tv"}, figures.colours(["amd"])) for _ in range(2)}
+    assert len(charts) == 1

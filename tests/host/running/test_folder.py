@@ -26,7 +26,7 @@ def test_what_a_run_leaves(tiny, plugins, tmp_path):
     assert [line["step"] for line in lines if "loss/student" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "held_out/tv" in line] == [2, 4]
     assert all("objective/zone_share" in line for line in lines if "loss/student" in line)
-    assert list(folder.glob("tracker/**/events*")), "TensorBoard wrote nothing"
+    assert list(folder.glob("tensorboard/amd-plugin/events*")), "TensorBoard wrote nothing"
     assert {p.name for p in folder.iterdir()} >= {"config.yaml", "run.json", "checkpoints", "samples", "student"}
     assert (folder / "samples" / "step-000004.png").stat().st_size > 1000
     card = (folder / "student" / "README.md").read_text()
