@@ -1,15 +1,25 @@
 """Files and folders that are written completely or not at all: under another name in the same place, then renamed.
 
 What was written is on the disk before it is renamed, and the new name after, so that this holds for a loss of power too.
+A draft carries its process in its name: several may write the same thing, and what a killed one left is told apart.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+HOST = re.sub(r"\W", "_", socket.gethostname())[:32]
+LONGEST = 100  # bytes of a name that its draft keeps; a name may have 255
+
+# Of drafts, and of folders that are put aside for the moment in which a new one takes their name.
+_DRAFT = re.compile(r"\.(?P<name>.*)\.(?P<host>\w+)-(?P<process>\d+)\.(?P<kind>tmp|old)(\.\w+)?")
 
 
 @contextmanager
@@ -26,7 +36,7 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: where the folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    draft = _beside(path, "tmp", path.stem, path.suffix)
     try:
         yield draft
         if durable:
@@ -42,20 +52,20 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to fill; renamed to `path`, in place of what was there, at the end of the block.
 
-    Where the block raises, `path` stays as it was. Only one process may write the same folder at a time.
+    Where the block raises, `path` stays as it was. Several processes may write the same folder: the last one wins.
 
     Raises:
         OSError: where the folder cannot be written.
     """
-    draft = path.with_name(f".{path.name}.tmp")
+    sweep(path.parent)
+    draft = _beside(path, "tmp", path.name)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         yield draft
         for entry in (*draft.rglob("*"), draft):
             _wait_for_disk(entry)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(draft, path)
+        _take_place(draft, path)
         _wait_for_disk(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -63,14 +73,69 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, whole or not at all; raises OSError where it cannot be written."""
-    with replaced_file(path) as draft:
-        draft.write_text(text)
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all; raises OSError where it cannot be written."""
     with replaced_file(path) as draft:
         draft.write_bytes(content)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether `path` is something half written, by its name."""
+    return _DRAFT.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes of this machine that were killed left half written in `folder`.
+
+    A folder that was put aside for a new one that never came gets its name back.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        draft = _DRAFT.fullmatch(entry.name)
+        if draft is None or draft["host"] != HOST or _lives(int(draft["process"])):
+            continue
+        home = entry.with_name(draft["name"])
+        with suppress(OSError):  # another process sweeps too
+            if draft["kind"] == "old" and not home.exists():
+                os.replace(entry, home)
+            elif entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _beside(path: Path, kind: str, name: str, suffix: str = "") -> Path:
+    short = name.encode()[:LONGEST].decode(errors="ignore")
+    return path.with_name(f".{short}.{HOST}-{os.getpid()}.{kind}{suffix}")
+
+
+def _take_place(draft: Path, path: Path) -> None:
+    """Renames the folder `draft` to `path`, whatever other processes do to `path` at the same time."""
+    aside = _beside(path, "old", path.name)
+    while True:
+        shutil.rmtree(aside, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            with suppress(FileNotFoundError):
+                os.replace(path, aside)
+        try:
+            os.replace(draft, path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _wait_for_disk(path: Path) -> None:

@@ -1,11 +1,14 @@
 """What is made once and kept, e.g. teachers and classifiers, by a hash of everything that it depends on.
 
-It lies under ``$AMD_PLUGIN_CACHE``, or ``amd-plugin`` in the user's cache folder. Deleting it costs time only.
+It lies under ``$AMD_PLUGIN_CACHE``, or ``amd-plugin`` in the user's cache folder. Deleting it costs time only, and so does a
+cache that is damaged, or that this user may not use: what it should hold is made anew.
 """
 
 import hashlib
 import json
+import logging
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
@@ -16,8 +19,15 @@ import torch
 from filelock import FileLock
 
 from amd_plugin.atomic import replaced_folder
+from amd_plugin.checksums import changed, checksums
 from amd_plugin.errors import InputError
+from amd_plugin.json_files import read
 from amd_plugin.threads import one_thread
+
+log = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def root() -> Path:
@@ -37,27 +47,52 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
         made_of: JSON-able; everything that the result depends on beside this package's code and the libraries' versions,
             which are added here.
         make: function that fills the empty folder it is given.
-
-    Raises:
-        InputError: where the cache folder cannot be made.
     """
     description = json.dumps(dict(made_of), sort_keys=True)
     digest = hashlib.sha256("\0".join((description, _code(), torch.__version__, version("diffusers"))).encode()).hexdigest()[
         :16
     ]
     folder = root() / f"{kind}-{digest}"
-    if folder.is_dir():
-        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if problem := _problem(folder):
+                if folder.exists():
+                    log.warning("cache %s: %s; it is made anew", folder, problem)
+                _fill(folder, make, description)
+        return folder
     except OSError as error:
-        raise InputError(f"cache folder {folder.parent}: cannot be made: {error}. Set AMD_PLUGIN_CACHE") from error
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            with replaced_folder(folder) as draft, one_thread():
-                make(draft)
-                (draft / "made_of.json").write_text(description)
-    return folder
+        log.warning(
+            "cache %s: cannot be used: %s; %s is made for this process alone. Set AMD_PLUGIN_CACHE", folder, error, kind
+        )
+    own = _own_root() / folder.name
+    if not own.exists():
+        _fill(own, make, description)
+    return own
+
+
+def _fill(folder: Path, make: Callable[[Path], None], description: str) -> None:
+    with replaced_folder(folder) as draft, one_thread():
+        make(draft)
+        (draft / "made_of.json").write_text(description)
+        # Last, of everything else: a folder without it is not complete.
+        (draft / CHECKSUMS).write_text(json.dumps(checksums(draft)))
+
+
+def _problem(folder: Path) -> str:
+    """What is wrong with a folder of the cache; empty where it is as it was made."""
+    try:
+        return changed(folder, read(folder / CHECKSUMS, dict[str, str], "It is made anew"))
+    except InputError as error:
+        return str(error)
+
+
+@lru_cache
+def _own_root() -> Path:
+    """A folder that ends with this process, in place of a cache that cannot be used."""
+    folder = tempfile.TemporaryDirectory(prefix="amd-plugin-")
+    _kept.append(folder)
+    return Path(folder.name)
 
 
 @lru_cache

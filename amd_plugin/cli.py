@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -21,7 +22,7 @@ from rich.logging import RichHandler
 from rich.measure import Measurement
 from rich.table import Table
 
-from amd_plugin import __version__, plugin_files
+from amd_plugin import __version__, interrupts, plugin_files
 from amd_plugin import recipe as recipes
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
@@ -367,13 +368,22 @@ def plugins(
         say(f"{kind}: {', '.join(names)}")
 
 
-@app.command(rich_help_panel=HERE, epilog="Example: amd-plugin doctor")
-def doctor(as_json: AsJson = False, plugin: PluginFiles = None) -> None:
-    """Check versions, devices, plugins, cache and hub, for a bug report; exits with 1 if something is wrong."""
+@app.command(rich_help_panel=HERE, epilog="Examples: amd-plugin doctor, amd-plugin doctor runs/digits-amd")
+def doctor(
+    run: Annotated[Path | None, typer.Argument(help="folder of a run, to verify its files instead")] = None,
+    as_json: AsJson = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Check versions, devices, plugins, cache and hub, or the files of a run; exits with 1 if something is wrong."""
     from amd_plugin.doctor import examine
 
     with redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output
-        findings = examine(get_plugin_manager())
+        if run is None:
+            findings = examine(get_plugin_manager())
+        else:
+            from amd_plugin.host.running.run_check import examine_run
+
+            findings = examine_run(run, get_plugin_manager())
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     for finding in [] if as_json else findings:
@@ -475,14 +485,29 @@ def schema(plugin: PluginFiles = None) -> None:
     typer.echo(json.dumps(recipe_schema(get_plugin_manager()), indent=1))
 
 
+def _answered() -> None:
+    """Runs the command; where a signal has ended it, in whatever way, says so in one line and exits with its code."""
+    try:
+        app()
+    except AmdPluginError:
+        raise
+    except (Exception, KeyboardInterrupt, SystemExit) as end:
+        signum = interrupts.received.signum
+        if not signum or (isinstance(end, SystemExit) and end.code != 130):
+            raise
+        err.print("interrupted" if signum == signal.SIGINT else "terminated", style="red")
+        sys.exit(128 + signum)
+
+
 def main() -> None:
     """Runs the command line, and turns the package's own errors into a message and an exit code."""
     # At a lower level, deepspeed and torch would report missing accelerators in every run on a CPU.
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)]
     )
+    interrupts.answer()
     try:
-        app()
+        _answered()
     except AmdPluginError as error:
         if os.environ.get("AMD_PLUGIN_DEBUG"):
             raise
@@ -496,9 +521,6 @@ def main() -> None:
             raise
         err.print(f"error: {error}. Install it, or the extra of amd-plugin that brings it", style="red", soft_wrap=True)
         sys.exit(MissingDependency.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted", style="red")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Files and folders are complete, or as they were before."""
 
 import os
+import subprocess
 
 import pytest
 
-from amd_plugin.atomic import replaced_file, replaced_folder, write_bytes, write_text
+from amd_plugin.atomic import HOST, replaced_file, replaced_folder, sweep, write_bytes, write_text
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -44,11 +45,24 @@ def test_an_exception_leaves_the_old_content_and_no_draft(tmp_path):
 
 def test_what_an_interrupted_process_left_does_not_get_into_the_folder(tmp_path):
     path = tmp_path / "folder"
-    (tmp_path / ".folder.tmp").mkdir()
-    (tmp_path / ".folder.tmp" / "half of it").touch()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".folder.{HOST}-{dead.pid}.tmp"
+    left.mkdir()
+    (left / "half of it").touch()
     with replaced_folder(path) as draft:
         (draft / "all of it").touch()
-    assert [entry.name for entry in path.iterdir()] == ["all of it"]
+    assert [entry.name for entry in path.iterdir()] == ["all of it"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_was_put_aside_gets_its_name_back_and_drafts_of_the_living_stay(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".folder.{HOST}-{dead.pid}.old").mkdir()
+    mine = tmp_path / f".file.{HOST}-{os.getpid()}.tmp.json"
+    mine.touch()
+    sweep(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [mine.name, "folder"]
 
 
 @pytest.mark.parametrize("durable", [True, False])

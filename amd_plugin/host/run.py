@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from accelerate import Accelerator
 from rich.console import Console
 
 from amd_plugin.busy import busy
@@ -18,16 +20,18 @@ from amd_plugin.errors import AmdPluginError, RunError
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
+from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
 from amd_plugin.host.running.rank_probe import RankProbe
-from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
-from amd_plugin.host.running.run_log import RunLog
-from amd_plugin.host.running.run_state import rescue, restore, save
+from amd_plugin.host.running.run_folder import find_checkpoint, is_run, open_folder, write_json
+from amd_plugin.host.running.run_log import LogState, RunLog
+from amd_plugin.host.running.run_state import Progress, rescue, restore, save
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.host.student.export import export, export_run
 from amd_plugin.host.training.learner import learning_rates
 from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.interrupts import Interrupted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.threads import one_thread
@@ -61,33 +65,55 @@ def train(
 def _train(
     recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None, console: Console | None
 ) -> dict[str, float]:
-    accelerator = make_accelerator(recipe, output)
-    start = on_main(accelerator, lambda: find_checkpoint(output, recipe, resume))
+    accelerator, lock = make_accelerator(recipe, output), FolderLock(output)
+
+    def begin() -> Path | None:
+        if is_run(output):  # other folders are not touched before everything is checked
+            lock.acquire()
+        return find_checkpoint(output, recipe, resume)
+
+    try:
+        start = on_main(accelerator, begin)
+        return _prepared(accelerator, recipe, plugins, output, start, lock, console)
+    finally:
+        lock.release()
+
+
+def _prepared(
+    accelerator: Accelerator, recipe: Recipe, plugins: PluginManager, output: Path, start: Path | None, lock: FolderLock,
+    console: Console | None,
+) -> dict[str, float]:  # fmt: skip
     probe = RankProbe(accelerator, recipe.config.distributed.timeout)
     waiting = "preparing teacher and rewards; what has to be trained or embedded for them is kept for later runs"
     with _preparing(probe), busy(console, waiting):
         trainer = Trainer(recipe, plugins, accelerator)
     try:
-        return _run(trainer, start, output, console, probe)
+        return _run(trainer, start, output, lock, console, probe)
     finally:
         if trainer.rewards is not None:
             trainer.rewards.close()
 
 
-def _run(trainer: Trainer, start: Path | None, output: Path, console: Console | None, probe: RankProbe) -> dict[str, float]:
+def _run(
+    trainer: Trainer, start: Path | None, output: Path, lock: FolderLock, console: Console | None, probe: RankProbe
+) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
-    last_metrics: dict[str, float] = {}
+    log_state = LogState()
     with _preparing(probe):
         evaluate = HeldOutEvaluation(trainer)
         if start is not None:
-            last_metrics, evaluations = restore(trainer, start)
+            log_state, evaluations, evaluated = restore(trainer, start)
             evaluate.alarm.load_state_dict(evaluations)
+            if not start.resolve().is_relative_to(output.resolve()):  # what another run has written is not in this folder
+                log_state.lines, evaluated = None, None
+            if evaluated is not None:
+                evaluate.latest = (trainer.step, evaluated)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
-    on_main(accelerator, lambda: open_folder(output, recipe))
-    trackers = Trackers()
-    on_main(accelerator, lambda: trackers.start(accelerator, recipe, output))
-    run_log = RunLog(output / "metrics.jsonl", trainer.step, recipe.config.train.max_steps, accelerator, console, trackers)
-    run_log.last = last_metrics
+    on_main(accelerator, lambda: open_folder(output, recipe, lock))
+    trackers, resumed_at = Trackers(), None if start is None else trainer.step
+    on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
+    max_steps = recipe.config.train.max_steps
+    run_log = RunLog(output / "metrics.jsonl", trainer.step, max_steps, accelerator, console, trackers, log_state)
     try:
         return _loop(trainer, evaluate, run_log, output, probe)
     finally:
@@ -110,43 +136,74 @@ def _preparing(probe: RankProbe) -> Iterator[None]:
 
 def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output: Path, probe: RankProbe) -> dict[str, float]:
     train, hook = trainer.train, trainer.plugins.hook
-    evaluation: dict[str, float] = {}
-
-    def held_out() -> dict[str, float]:
-        with run_log.pausing("evaluating"):
-            values = evaluate(run_log, output)
-        run_log.show_held_out({name: values[name] for name in held_out_names(trainer.recipe.config, values)})
-        return values
-
     with Preemption() as preemption:
+        step = _Step(trainer, evaluate, run_log, output, preemption)
         try:
+            if trainer.step:
+                step.end()  # a run that was stopped may have left something undone
             while trainer.step < train.max_steps:
                 factors = hook.distill_strength_schedule(step=trainer.step, max_steps=train.max_steps, metrics=run_log.last)
                 run_log.add(trainer.cycle(math.prod(factors), run_log.last))
-                step, last = trainer.step, trainer.step == train.max_steps
-                if step % train.log_every == 0 or last:
-                    metrics = run_log.write(step, learning_rates(step - 1, train, trainer.learners))
-                    if trainer.accelerator.is_main_process:
-                        hook.distill_on_step(step=step, metrics=metrics)
-                if last or (train.evaluate_every and step % train.evaluate_every == 0):
-                    evaluation = held_out()
-                if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                    save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
-                if signum := preemption.requested(trainer.accelerator):
-                    checkpoint = save(trainer, run_log.last, evaluate.alarm.state_dict(), output)
-                    advice = f"go on with: amd-plugin train --resume {output}"
-                    raise Preempted(f"stopped after step {step}; saved {checkpoint}; {advice}", signum)
+                step.end()
         except Preempted:
             raise
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
             message = f"{probe.unresponsive_ranks(error)}{kind}{error}"
-            outcome = rescue(trainer, run_log.last, evaluate.alarm.state_dict(), output, probe)
+            outcome = rescue(trainer, partial(step.progress, together=False), output, probe)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}") from error
-    evaluation = evaluation or held_out()
     with run_log.pausing("writing the student"):
-        _finish(trainer, evaluation, output)
-    return evaluation
+        _finish(trainer, evaluate.latest[1], output)
+    return evaluate.latest[1]
+
+
+class _Step:
+    """What is due between two cycles: a line of metrics, an evaluation, a checkpoint, the end by a signal."""
+
+    def __init__(self, trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output: Path, preemption: Preemption):
+        self._trainer, self._evaluate, self._log, self._output = trainer, evaluate, run_log, output
+        self._preemption, self._saved = preemption, trainer.step
+
+    def end(self) -> None:
+        """Does what is due after the trainer's step and not done yet. Call on every process.
+
+        Raises:
+            Preempted: after a signal; a checkpoint was written first.
+        """
+        trainer, train = self._trainer, self._trainer.train
+        step, last = trainer.step, trainer.step == train.max_steps
+        if step % train.log_every == 0 or last:
+            metrics = self._log.write(step, learning_rates(step - 1, train, trainer.learners))
+            if metrics and trainer.accelerator.is_main_process:
+                trainer.plugins.hook.distill_on_step(step=step, metrics=metrics)
+        if (last or (train.evaluate_every and step % train.evaluate_every == 0)) and self._evaluate.latest[0] != step:
+            self._held_out()
+        if step != self._saved and (last or (train.checkpoint_every and step % train.checkpoint_every == 0)):
+            self._save()
+        if signum := self._preemption.requested(trainer.accelerator):
+            checkpoint = self._save()
+            raise Preempted(
+                f"stopped after step {step}; saved {checkpoint}; go on with: amd-plugin train --resume {self._output}", signum
+            )
+
+    def progress(self, *, together: bool) -> Progress:
+        """The rest of the state, see `RunLog.state`."""
+        step, values = self._evaluate.latest
+        evaluated = values if step == self._trainer.step else None
+        return Progress(self._log.state(together=together), self._evaluate.alarm.state_dict(), evaluated)
+
+    def _held_out(self) -> None:
+        try:
+            with self._log.pausing("evaluating"):
+                values = self._evaluate(self._log, self._output, self._preemption)
+        except Interrupted:  # the run goes on with the evaluation
+            return
+        self._log.show_held_out({name: values[name] for name in held_out_names(self._trainer.recipe.config, values)})
+
+    def _save(self) -> Path:
+        path = save(self._trainer, self.progress(together=True), self._output)
+        self._saved = self._trainer.step
+        return path
 
 
 def _finish(trainer: Trainer, evaluation: dict[str, float], output: Path) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -38,6 +39,7 @@ from amd_plugin.evaluate.comparison.tables import markdown
 from amd_plugin.evaluate.comparison.time_to_quality import updates_to_quality
 from amd_plugin.evaluate.directions import Direction
 from amd_plugin.host.running import run_log
+from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
@@ -75,7 +77,7 @@ def compare(
     runs = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]
     workers = min(workers or cores(), len(arms) * len(seeds))
     job = partial(Job, recipe, tuple(overrides), output)
-    with worker_pool(workers, threads=max(1, cores() // workers)) as pool:
+    with _locked(output), worker_pool(workers, threads=max(1, cores() // workers)) as pool:
         missing = [(seed, arm) for seed, arm in runs if not (run_folder(output, arm.name, seed) / "evaluation.json").is_file()]
         with busy(console, "estimating how long it takes"):
             seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
@@ -91,6 +93,21 @@ def compare(
     comparison.write(output)
     write_text(output / "compare.md", markdown(comparison))
     return comparison
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Inside, no other comparison works in the folder `output`."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error}") from error
+    lock = FolderLock(output)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _expected(pool: ProcessPoolExecutor, probe: Job, recipe: Recipe, missing: int, workers: int, output: Path) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,9 +14,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from typing_extensions import TypedDict
 
 from amd_plugin.busy import EVERY, duration
-from amd_plugin.errors import AmdPluginError, RunError
+from amd_plugin.errors import AmdPluginError, InputError, RunError
 from amd_plugin.evaluate.comparison.arms import Arm, Overrides
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host import run
@@ -25,6 +25,7 @@ from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.running.accelerator import make_accelerator
 from amd_plugin.host.running.run_folder import finished, write_json
 from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.json_files import read
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
@@ -38,6 +39,12 @@ PROBED = 3  # updates whose time is measured
 
 # Time for a run to write its checkpoint before its worker ends, in seconds.
 GRACE = 30
+
+
+class Cost(TypedDict):
+    """The content of cost.json."""
+
+    processor_seconds: float
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,8 @@ def run_jobs(
                 line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # a terminal tells all of a group, and a scheduler this process alone
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     if failed:
@@ -121,7 +130,10 @@ def _finished(futures: Collection[Future[Metrics]], console: Console | None) -> 
 def processor_seconds(run: Path) -> float | None:
     """Processor seconds of the run in `run`, its evaluations included; None where they are unknown."""
     cost = run / "cost.json"
-    return float(json.loads(cost.read_text())["processor_seconds"]) if cost.is_file() else None
+    try:
+        return read(cost, Cost, "It is written anew")["processor_seconds"] if cost.is_file() else None
+    except InputError:  # nothing depends on it
+        return None
 
 
 def seconds_per_update(job: Job) -> float:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.directions import Direction, badness
+from amd_plugin.json_files import read
 
 FILE = "compare.json"
 
@@ -77,10 +78,20 @@ class Comparison:
     @classmethod
     def from_file(cls, path: Path) -> Comparison:
         """The comparison in the file `path`; raises InputError where it cannot be read."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read as a comparison: {error}. Run amd-plugin compare again") from error
+        found = read(path, cls, "Run amd-plugin compare again")
+        if problem := found._problem():
+            raise InputError(f"{path}: {problem}. Run amd-plugin compare again")
+        return found
+
+    def _problem(self) -> str:
+        """How parts of the comparison contradict each other; empty where they do not."""
+        if self.baseline not in self.arms:
+            return f"baseline: is none of the arms, got {self.baseline!r}"
+        metrics = self.arms[self.baseline].keys()
+        for arm, values in self.arms.items():
+            if values.keys() != metrics or any(len(each) != len(self.seeds) for each in values.values()):
+                return f"arms.{arm}: must have one value per seed for each metric of the others"
+        return "" if metrics <= self.better.keys() else "better: does not name every metric"
 
     def write(self, folder: Path) -> None:
         """Writes `compare.json` to `folder`."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import amd_plugin
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread
@@ -22,7 +22,7 @@ from amd_plugin.evaluate.directions import ARROWS
 from amd_plugin.evaluate.report import figures, gallery
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
-from amd_plugin.host.running.run_folder import results
+from amd_plugin.host.running.run_folder import about, is_run, repair, results
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import task_of
@@ -109,10 +109,11 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
 
 
 def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
-    config = _config(folder)
-    about = json.loads((folder / "run.json").read_text())
+    if is_run(folder):
+        repair(folder)
+    config, known = _config(folder), about(folder)
     lines = run_log.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
-    curves = {about["objective"]: [lines]}
+    curves = {known.objective: [lines]}
     evaluation = results(folder)
     unfinished = "" if evaluation is not None else _unfinished(folder, config, lines)
     evaluation = evaluation or _newest_evaluation(lines)
@@ -120,12 +121,12 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
     rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
-        "title": f"{about['recipe']}, objective {about['objective']}",
+        "title": f"{known.recipe}, objective {known.objective}",
         "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
-        f"amd-plugin compare {about['recipe']}.",
+        f"amd-plugin compare {known.recipe}.",
         "unfinished": unfinished,
         "caveat": _caveat(config),
-        **_samples(config, {about["objective"]: folder}, config.train.seed, plugins),
+        **_samples(config, {known.objective: folder}, config.train.seed, plugins),
         "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in held_out_names(config, evaluation)}, palette),
         "rewards": figures.learning_curves(curves, rewards, palette),
         "zone": figures.learning_curves(curves, zone, palette),
@@ -135,8 +136,8 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "evaluate": f"amd-plugin evaluate {folder}" if config.model.path is not None else "",
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
-        "table": {"metrics": list(evaluation), "rows": [(about["objective"], [f"{v:.4g}" for v in evaluation.values()])]},
-        "commands": [about["command"]],
+        "table": {"metrics": list(evaluation), "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
+        "commands": [known.command],
     }  # fmt: skip
 
 
@@ -248,7 +249,8 @@ def _config(folder: Path) -> RecipeConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"{folder}: neither a run (no config.yaml) nor a comparison (no compare.json)")
-    return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
+    with unreadable_is_input_error(f"{path}: cannot be read"):
+        return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
 
 
 def _signals(curves: figures.Curves) -> dict[str, str]:

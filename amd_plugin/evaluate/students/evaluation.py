@@ -11,11 +11,11 @@ samples in ``samples/`` or in a benchmark's own layout, and the results.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +35,7 @@ from amd_plugin.evaluate.students.samples import draw_samples, load_samples, pre
 from amd_plugin.evaluate.students.suite import Group, Suite
 from amd_plugin.host.running.run_folder import write_json
 from amd_plugin.host.student.load import Student, load_student
+from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
@@ -183,10 +184,8 @@ def _open_folder(folder: Path, student: Student, weights: Weights, *, replace: b
         while block := file.read(1 << 24):
             digest.update(block)
     drawn = {"step": student.step, "weights": weights, "sha256": digest.hexdigest()}
-    try:
-        old = json.loads((folder / "drawn.json").read_text()) if (folder / "drawn.json").is_file() else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'drawn.json'}: cannot be read: {error}. Choose another folder with --output") from error
+    advice = "Choose another folder with --output"
+    old = read(folder / "drawn.json", dict[str, Any], advice) if (folder / "drawn.json").is_file() else None
     if folder.exists() and (not folder.is_dir() or (old is None and any(folder.iterdir()))):
         raise InputError(f"--output {folder}: is not empty and holds no evaluation. Choose another folder")
     if old not in (None, drawn):

@@ -3,6 +3,22 @@
 What a run puts into them is decided in `amd_plugin.host.running`.
 """
 
-from amd_plugin.host.checkpoint.files import available, check, find, load, save, tensors_on
+from amd_plugin.host.checkpoint.files import (
+    available,
+    check,
+    find,
+    load,
+    name_of,
+    newest,
+    partials,
+    read_state,
+    save,
+    step_of,
+    tensors_on,
+    verify,
+)
 
-__all__ = ["available", "check", "find", "load", "save", "tensors_on"]
+__all__ = [
+    "available", "check", "find", "load", "name_of", "newest", "partials", "read_state", "save", "step_of", "tensors_on",
+    "verify",
+]  # fmt: skip

@@ -1,7 +1,8 @@
 """Checkpoints without pickle: safetensors and JSON, complete or not there at all.
 
 A checkpoint is a folder ``step-NNNNNN`` that is written under another name and renamed once its manifest, written last,
-lists every file with its size. Random numbers have no state to save: seed and step determine them (`amd_plugin.randomness`).
+lists every file with its size and checksum. Random numbers have no state to save: seed and step determine them
+(`amd_plugin.randomness`). What is read back is input like any other: it is checked, and ends in one kind of error.
 """
 
 from __future__ import annotations
@@ -16,23 +17,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from amd_plugin.atomic import replaced_folder
-from amd_plugin.errors import InputError
+from amd_plugin.checksums import changed, checksums
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host.checkpoint import streamed
+from amd_plugin.json_files import Step, read
 from amd_plugin.models.lazy_weights import LazyTensor, materialize
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+ADVICE = "Use an earlier one"
+PARTIAL = "-partial"
+
+
+class Manifest(BaseModel):
+    """The content of manifest.json.
+
+    Attributes:
+        format: version of the layout of a checkpoint.
+        files: file -> its size in bytes.
+        checksums: file -> its checksum; empty in format 1, which had none.
+    """
+
+    format: int
+    files: dict[str, int]
+    checksums: dict[str, str] = {}
+
+
+class State(BaseModel):
+    """The content of state.json; further keys are those that were given to `save`.
+
+    Attributes:
+        step: number of student updates.
+        rest: file stem -> what is no tensor in it, see `_split`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    step: Step
+    rest: dict[str, dict[str, Any]]
 
 
 def save(
     folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int, *, writes: bool = True,
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, str] | None = None, partial: bool = False,
 ) -> Path:  # fmt: skip
     """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
 
@@ -44,15 +78,18 @@ def save(
         keep: number of checkpoints to keep.
         writes: whether this process writes; the others only take part in gathering tensors.
         about: words about the run for the header of every file, beside the step.
+        partial: whether the state holds a part of the next step's updates: it goes to ``step-NNNNNN-partial``, which stands
+            beside the checkpoints and removes none of them.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
         OSError: where it cannot be written, after all tensors have been gathered.
+        NotFinite: where a tensor holds NaN or an infinity: nobody could go on from it.
     """
-    path = folder / f"step-{step:06d}"
-    failure: OSError | None = None
+    path = folder / name_of(step, partial=partial)
+    failure: Exception | None = None
     rest: dict[str, Any] = {}
     header = {"format": "pt", "step": str(step), **(about or {})}
     with ExitStack() as stack:
@@ -66,7 +103,7 @@ def save(
             flat, rest[name] = _split(state_dict)
             try:
                 streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failure is None, about=header)
-            except OSError as error:
+            except (OSError, streamed.NotFinite) as error:
                 failure = error
         if failure is not None:
             raise failure
@@ -74,60 +111,103 @@ def save(
             return path
         write_json(draft / "state.json", {"step": step, "rest": rest, **state})
         sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes})
-    for old in available(folder)[:-keep]:
+        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": checksums(draft)})
+    for old in () if partial else (*available(folder)[:-keep], *partials(folder, before=step)):
         shutil.rmtree(old, ignore_errors=True)
     return path
 
 
-def load(path: Path, *, lazy: bool = False) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def name_of(step: int, *, partial: bool = False) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:06d}{PARTIAL if partial else ''}"
+
+
+def partials(folder: Path, before: float = float("inf")) -> list[Path]:
+    """What was rescued in `folder` in the middle of a step, before the step `before`, oldest first."""
+    found = {path: step_of(path.with_name(path.name.removesuffix(PARTIAL))) for path in folder.glob(f"step-*{PARTIAL}")}
+    return sorted((path for path, step in found.items() if step < before), key=found.__getitem__)
+
+
+def load(path: Path, *, lazy: bool = False, kind: type[State] = State) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(tensors, state) as they were given to `save`.
 
     Args:
         lazy: whether tensors are returned as `LazyTensor`, each to be read on its own.
+        kind: what state.json must hold.
 
     Raises:
-        InputError: if the checkpoint is missing, incomplete, or of a newer version of this package.
+        InputError: if the checkpoint is missing, incomplete, damaged, or of a newer version of this package.
     """
-    check(path)
-    try:
-        state = json.loads((path / "state.json").read_text())
+    # Processes that each read a share would each read everything for that; the first of them has, in `verify`.
+    (check if lazy else verify)(path)
+    stored = _stored if lazy else load_file
+    with unreadable_is_input_error(f"checkpoint {path}: cannot be read", f" {ADVICE}"):
+        state = _read(path, "state.json", kind).model_dump()
         rest = state.pop("rest")
-        stored = _stored if lazy else load_file
         return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"checkpoint {path}: cannot be read: {type(error).__name__}: {error}. Use an earlier one") from error
 
 
-def check(path: Path) -> None:
-    """Raises InputError, saying what is wrong, unless `path` is a complete checkpoint this version can read."""
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, without its tensors; raises InputError where it cannot be read."""
+    check(path)
+    state: dict[str, Any] = _read(path, "state.json", State).model_dump()
+    return state
+
+
+def check(path: Path) -> Manifest:
+    """The manifest of a complete checkpoint that this version can read; of its files only the sizes are looked at.
+
+    Raises:
+        InputError: saying what is wrong.
+    """
     if not path.is_dir():
         raise InputError(f"checkpoint {path}: there is no such folder")
     if (path / "checkpoints").is_dir():
         raise InputError(f"checkpoint {path}: is a run's folder. Name one of {path / 'checkpoints'}, or leave out --output")
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
-        raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. Use an earlier one")
-    try:
-        written = json.loads(manifest.read_text())
-        version, files = int(written["format"]), dict(written["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"checkpoint {path}: its manifest.json cannot be read: {error}. Use an earlier one") from error
-    if version > FORMAT:
-        raise InputError(f"checkpoint {path}: has format {version}, this version reads up to {FORMAT}. Upgrade amd-plugin")
-    if "state.json" not in files:
-        raise InputError(f"checkpoint {path}: its manifest.json names no state.json. Use an earlier one")
-    for name, size in files.items():
+    if not (path / "manifest.json").is_file():
+        raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. {ADVICE}")
+    manifest: Manifest = _read(path, "manifest.json", Manifest)
+    if manifest.format > FORMAT:
+        raise InputError(
+            f"checkpoint {path}: has format {manifest.format}, this version reads up to {FORMAT}. Upgrade amd-plugin"
+        )
+    if "state.json" not in manifest.files:
+        raise InputError(f"checkpoint {path}: its manifest.json names no state.json. {ADVICE}")
+    for name, size in manifest.files.items():
+        if Path(name).name != name or "\0" in name:
+            raise InputError(f"checkpoint {path}: manifest.json: files: must be names in this folder, got {name!r}. {ADVICE}")
         actual = (path / name).stat().st_size if (path / name).is_file() else 0
         if actual != size:
-            raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {actual}. Use an earlier one")
+            raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {actual}. {ADVICE}")
+        if manifest.format > 1 and name not in manifest.checksums:
+            raise InputError(f"checkpoint {path}: manifest.json: checksums: there is none of {name}. {ADVICE}")
+    return manifest
+
+
+def verify(path: Path) -> None:
+    """Reads every file of a checkpoint; raises InputError, saying what is wrong, unless all are as they were written."""
+    manifest = check(path)
+    if problem := changed(path, {name: manifest.checksums[name] for name in manifest.files if manifest.checksums}):
+        raise InputError(f"checkpoint {path}: is damaged: {problem}. {ADVICE}")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that `verify` accepts, with a warning for each newer one; None where there is none."""
+    for path in reversed(available(folder)):
+        try:
+            verify(path)
+            return path
+        except InputError as error:
+            log.warning("%s; it is left out", str(error).removesuffix(f". {ADVICE}"))
+    return None
 
 
 def available(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     complete = []
     # By number: a name has more digits after a million steps.
-    for path in sorted(folder.glob("step-*"), key=step_of) if folder.is_dir() else []:
+    whole = [path for path in folder.glob("step-*") if not path.name.endswith(PARTIAL)] if folder.is_dir() else []
+    for path in sorted(whole, key=step_of):
         try:
             check(path)
             complete.append(path)
@@ -148,12 +228,12 @@ def find(folder: Path, at: str | None = None) -> Path:
     Raises:
         InputError: if there is none.
     """
-    usable = available(folder)
     if at is None:
-        if not usable:
+        if (path := newest(folder)) is None:
             raise InputError(f"{folder}: holds no complete checkpoint")
-        return usable[-1]
-    path = folder / f"step-{int(at):06d}" if at.isdecimal() else Path(at)
+        return path
+    usable = available(folder)
+    path = next((path for path in usable if str(step_of(path)) == (at.lstrip("0") or "0")), Path(at))
     if at.isdecimal() and path not in usable:
         steps = ", ".join(str(step_of(path)) for path in usable) or "none"
         raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {steps}")
@@ -183,14 +263,21 @@ def _split(state: Any, prefix: str = "") -> tuple[dict[str, Tensor | LazyTensor]
 
 
 def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
-    kind, value = next(iter(rest.items()))
-    if kind == "tensor":
-        return flat[value]
-    if kind == "dict":
-        return {key: _join(flat, inner) for key, inner in value}
-    if kind == "list":
-        return [_join(flat, inner) for inner in value]
-    return value
+    """What `_split` took apart; raises KeyError, TypeError or ValueError where `rest` is nothing that it makes."""
+    match rest:
+        case {"tensor": name}:
+            return flat[name]
+        case {"dict": list(pairs)}:
+            return {key: _join(flat, inner) for key, inner in pairs}
+        case {"list": list(parts)}:
+            return [_join(flat, inner) for inner in parts]
+        case {"plain": value}:
+            return value
+    raise ValueError(f"state.json: rest: no part of a state: {str(rest)[:60]}")
+
+
+def _read(path: Path, name: str, kind: type[BaseModel]) -> Any:
+    return read(path / name, kind, ADVICE, f"checkpoint {path}")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -22,6 +22,10 @@ TYPES = {
 }  # fmt: skip
 
 
+class NotFinite(ValueError):
+    """A tensor that is to be kept holds NaN or an infinity."""
+
+
 def write(
     path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True, about: Mapping[str, str] | None = None
 ) -> None:
@@ -35,23 +39,26 @@ def write(
 
     Raises:
         OSError: for a file that cannot be written, after all tensors have been read.
+        NotFinite: for a tensor that holds NaN or an infinity, likewise.
     """
     file: Any = None
-    failure: OSError | None = None
+    failure: Exception | None = None
     try:
         if writes:
             file = path.open("wb")
             file.write(_header(tensors, about or {}))
     except OSError as error:
         failure = error
-    for value in tensors.values():
+    for name, value in tensors.items():
         if not (writes or isinstance(value, LazyTensor)):
             continue
         whole = materialize(value)
         try:
             if writes and failure is None:
+                if not torch.isfinite(whole).all():
+                    raise NotFinite(f"{path.stem}: {name.lstrip('.')} holds NaN or an infinity")
                 file.write(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        except OSError as error:
+        except (OSError, NotFinite) as error:
             failure = error
     if file is not None:
         file.close()

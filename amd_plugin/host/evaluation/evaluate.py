@@ -18,8 +18,10 @@ from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
+from amd_plugin.host.running.preemption import Preemption
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.interrupts import Interrupted
 from amd_plugin.rewards.reward_set import RewardSet
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class HeldOutEvaluation:
     Attributes:
         rewards: rewards that judge the run and that it is not trained on; empty on all processes but the main one.
         alarm: reward-hacking alarm with the history of evaluations.
+        latest: (step, held-out metrics) of the last evaluation; of step -1 before there is one.
 
     Raises:
         InputError: for a held-out reward that cannot be built.
@@ -44,39 +47,59 @@ class HeldOutEvaluation:
         judges = [reward.here for reward in evaluate.rewards if trainer.accelerator.is_main_process]
         self.rewards = RewardSet(judges, trainer.plugins, trainer.task, device=trainer.accelerator.device)
         directions = {name: trainer.task.metrics.get(name, "up") for name in (*evaluate.held_out, *self.rewards.configs)}
+        self.latest: tuple[int, dict[str, float]] = (-1, {})
         self.alarm = HackingAlarm({} if trainer.rewards is None else trainer.rewards.weights, directions)
 
-    def __call__(self, run_log: RunLog, output: Path) -> dict[str, float]:
+    def __call__(self, run_log: RunLog, output: Path, preemption: Preemption) -> dict[str, float]:
         """Held-out metrics of the averaged student, the same on all processes. Call on every process.
 
         The main process also logs them to `run_log`, and writes a picture and the samples to the folder `output`.
 
         Raises:
+            Interrupted: on every process, where a signal came; the evaluation can be made again.
             RunError: on every process, where the evaluation fails, or a reward looks hacked and the recipe says to stop then.
         """
         trainer = self._trainer
         labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
         is_main = trainer.accelerator.is_main_process
         # All processes have to call a student that is sharded over them.
-        samples = trainer.sample(labels, "evaluation") if is_main or trainer.student_is_sharded else torch.empty(0)
-        outcome: list[Any] = [{}, "", ""]
+        samples = trainer.sample(labels, "evaluation") if trainer.student_is_sharded else None
+        outcome: list[Any] = [{}, "", "", 0]
         cause = None
         if is_main:
             try:
-                outcome[:2] = self._judge(run_log, output, samples, labels)
+                if samples is None:
+                    samples = trainer.sample(labels, "evaluation", between=preemption.stop_point)
+                outcome[:2] = self._judge(run_log, output, samples, labels, preemption)
+            except Interrupted as signal:
+                outcome[3] = int(signal.args[0])
             except Exception as error:  # broadcast first: a lone exception would leave the other processes waiting
                 outcome[2], cause = f"{type(error).__name__}: {error}", error
         broadcast_object_list(outcome)
         evaluation: dict[str, float] = outcome[0]
-        warning, failure = outcome[1:]
+        warning, failure, signum = outcome[1:]
+        if signum:
+            raise Interrupted(signum)
         if failure:
             raise RunError(f"the held-out evaluation failed: {failure}") from cause
+        self.latest = (trainer.step, evaluation)
         if warning and trainer.train.stop_on_hacking:
             raise RunError(f"{warning}\nTo go on all the same, set train.stop_on_hacking to false")
         return evaluation
 
-    def _judge(self, run_log: RunLog, output: Path, samples: Tensor, labels: Tensor) -> tuple[dict[str, float], str]:
-        """(held-out metrics, warning about a reward that looks hacked or "") of `samples`, logged and drawn."""
+    def _judge(
+        self, run_log: RunLog, output: Path, samples: Tensor, labels: Tensor, preemption: Preemption
+    ) -> tuple[dict[str, float], str]:
+        """(held-out metrics, warning about a reward that looks hacked or "") of `samples`, drawn, then logged."""
+        with preemption.leaving():
+            evaluation, row, picture = self._measured(output, samples, labels)
+        warning = self._hacking_warning(row)
+        run_log.record(self._trainer.step, {**row, "hacking_alarm": float(bool(warning))} if self._trainer.scoring else row)
+        run_log.picture(picture, self._trainer.step)
+        return evaluation, warning
+
+    def _measured(self, output: Path, samples: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str, float], Path]:
+        """(held-out metrics, a line of metrics.jsonl, the picture's file) of `samples`, which are written too."""
         trainer, task = self._trainer, self._trainer.task
         config = trainer.recipe.config
         media = trainer.backbone.decode_in_parts(samples, config.evaluate.batch_size)
@@ -88,15 +111,12 @@ class HeldOutEvaluation:
             row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
         title = f"{config.objective.name}, step {trainer.step}"
         picture = save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
-        warning = self._hacking_warning(row)
-        run_log.record(trainer.step, {**row, "hacking_alarm": float(bool(warning))} if trainer.scoring else row)
-        run_log.picture(picture, trainer.step)
         if not task.num_classes:
             rows = torch.unique_consecutive(labels)[:ROWS]
             write_text(output / "samples" / PROMPTS, json.dumps(task.prompts(rows), indent=1))
         with replaced_file(output / "samples" / "latest.safetensors") as draft:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
-        return evaluation, warning
+        return evaluation, row, picture
 
     def _hacking_warning(self, row: dict[str, float]) -> str:
         """The warning about a reward that looks hacked after the evaluation `row`; empty if none does."""

@@ -93,6 +93,7 @@ class HackingAlarm:
         """Adds one evaluation, a line of metrics.jsonl; returns the first reward that looks hacked by now."""
         names = [f"{key}/{name}" for name in self._signs for key in ("evaluated_reward", "evaluated_spread")]
         names += ["step", *(f"held_out/{name}" for name in self._directions)]
+        self._rows = [earlier for earlier in self._rows if earlier.get("step") != row["step"]]  # evaluated again
         self._rows.append({name: row[name] for name in names if math.isfinite(row.get(name, math.nan))})
         findings = (self._judge(rows, name) for rows in windows(self._rows) for name in self._signs)
         first = next((finding for finding in findings if finding is not None), None)

@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM end a run at a step boundary, with a checkpoint; a second one ends it at once."""
+"""Ctrl-C and SIGTERM end a run at a step boundary, with a checkpoint; a second one, after a second, ends it at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import torch
 from accelerate import Accelerator
 
 from amd_plugin.errors import AmdPluginError
+from amd_plugin.interrupts import SIGNALS, Interrupted, Received, leave
 
 
 class Preempted(AmdPluginError):
@@ -28,13 +31,13 @@ class Preemption:
     """Context manager that turns the two signals into a request that all processes agree on."""
 
     def __init__(self) -> None:
-        self._signum = 0
+        self._received, self._may_leave = Received(), False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Preemption:
         # Python delivers signals to the main thread only; elsewhere the host program keeps its own handlers.
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in SIGNALS:
                 self._before[signum] = signal.signal(signum, self._on_signal)
         return self
 
@@ -45,11 +48,28 @@ class Preemption:
     def requested(self, accelerator: Accelerator) -> int:
         """The signal that some process received, 0 if none did. Call on every process, at the same step."""
         if accelerator.num_processes == 1:
-            return self._signum
-        flags = accelerator.gather(torch.tensor([self._signum], device=accelerator.device))
+            return self._received.signum
+        flags = accelerator.gather(torch.tensor([self._received.signum], device=accelerator.device))
         return int(flags.max())
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Around work that changes no state and can be done again: a signal, also an earlier one, raises Interrupted there."""
+        self._may_leave = True
+        try:
+            self.stop_point()
+            yield
+        finally:
+            self._may_leave = False
+
+    def stop_point(self) -> None:
+        """Raises Interrupted if a signal has come; for work that changes state, between two of its parts."""
+        if self._received.signum:
+            raise Interrupted(self._received.signum)
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum:
-            raise KeyboardInterrupt
-        self._signum = signum
+        first = not self._received.signum
+        if self._received.add(signum) and not first:
+            leave(signum)
+        if first and self._may_leave:
+            raise Interrupted(signum)

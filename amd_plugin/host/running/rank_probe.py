@@ -31,7 +31,7 @@ class RankProbe:
 
         Call on every process that is left.
         """
-        if self._group is None or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+        if self._group is None or not of_communication(error):
             return ""
         others = [rank for rank in range(self._count) if rank != self._rank]
         silent = [rank for rank, answered in zip(others, self._probe(others), strict=True) if not answered]
@@ -58,6 +58,11 @@ class RankProbe:
             except RuntimeError:
                 exchanges.append([])
         return [_completed(exchange) for exchange in exchanges]
+
+
+def of_communication(error: BaseException) -> bool:
+    """Whether `error` says that processes could not communicate."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _completed(exchange: list[Any]) -> bool:

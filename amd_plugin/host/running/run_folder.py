@@ -1,8 +1,12 @@
-"""The folder of a run: whether a run may use it, and the checkpoint it continues from."""
+"""The folder of a run: whether a run may use it, and the checkpoint it continues from.
+
+What describes the run, config.yaml and run.json, is written anew from the newest checkpoint where it is lost or damaged.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -15,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 import amd_plugin
-from amd_plugin.atomic import write_text
-from amd_plugin.errors import InputError
+from amd_plugin.atomic import is_draft, sweep, write_text
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
+from amd_plugin.host.running.folder_lock import FolderLock, is_lock
+from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 
@@ -36,6 +43,8 @@ MAY_CHANGE = {
     "model": ("rung_conditioning", "distilled_teacher"),
 }  # fmt: skip
 
+SECTIONS = {"model", "data", "objective", "train"}
+
 PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 # Keys that no metric of a finished run depends on.
@@ -50,17 +59,47 @@ NO_RESULT_DEPENDS_ON = {
 }  # fmt: skip
 
 
-def open_folder(output: Path, recipe: Recipe) -> None:
-    """Creates the run's folder, or prepares it for the continuation of its run.
+log = logging.getLogger(__name__)
+
+
+class About(BaseModel):
+    """The content of run.json.
+
+    Attributes:
+        recipe, objective: their names.
+        overrides: overrides ``a.b=value`` that were applied to the recipe's file.
+        command: command line.
+        started: time of the last start.
+        versions: package -> version.
+        commit: git commit of this package's source; empty where it is installed.
+    """
+
+    recipe: str
+    objective: str
+    overrides: tuple[str, ...] = ()
+    command: str = ""
+    started: str = ""
+    versions: dict[str, str] = {}
+    commit: str = ""
+
+
+def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
+    """Creates the run's folder, or prepares it for the continuation of its run; takes its `lock` in any case.
 
     Raises:
-        InputError: where it cannot be written.
+        InputError: where it cannot be written, or another process works in it.
     """
     try:
-        (output / "samples").mkdir(parents=True, exist_ok=True)
+        new = not is_run(output)
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if new and is_run(output):
+            raise InputError(f"--output {output}: another process has begun a run there meanwhile. Choose another folder")
+        for folder in (output, output / "samples", output / "checkpoints"):
+            sweep(folder)
         # Results of an earlier end are not the results of this run.
         (output / "evaluation.json").unlink(missing_ok=True)
-        write_text(output / "config.yaml", recipe.as_yaml())
+        # config.yaml makes the folder a run's, so that it comes last.
         write_json(
             output / "run.json",
             {
@@ -73,6 +112,8 @@ def open_folder(output: Path, recipe: Recipe) -> None:
                 "commit": _commit(),
             },
         )
+        write_text(output / "config.yaml", recipe.as_yaml())
+        (output / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written: {error}") from error
 
@@ -88,9 +129,9 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
-    config = output / "config.yaml"
-    if config.is_file():
-        changed = recipe.differs(_saved(config), differences)
+    if is_run(output):
+        repair(output)
+        changed = recipe.differs(_saved(output / "config.yaml"), differences)
         if changed:
             raise InputError(
                 f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
@@ -98,24 +139,73 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         if resume is None:
             message = f"holds a run already. Go on with amd-plugin train --resume {output}, or choose another folder"
             raise InputError(f"--output {output}: {message}")
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(not _is_beginning(entry) for entry in output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
     if resume is None:
         return None
     if resume != "auto":
-        checkpoint.check(Path(resume))
+        checkpoint.verify(Path(resume))
         return Path(resume)
-    usable = checkpoint.available(output / "checkpoints")
-    if not usable and any((output / "checkpoints").glob("step-*")):
+    newest, rescued = checkpoint.newest(output / "checkpoints"), checkpoint.partials(output / "checkpoints")
+    for path in rescued[-1:]:
+        costs = "what follows is not to the bit what an undisturbed run would give"
+        if newest is not None:
+            choice = f"going on from {newest.name}, which is exact. With --resume {path} less is repeated, and {costs}"
+        else:
+            newest, choice = path, f"going on from it, for lack of any other: {costs}"
+        log.warning("%s holds a part of a step that failed; %s", path, choice)
+    if newest is None and any((output / "checkpoints").glob("step-*")):
         raise InputError(
             f"--resume auto: none of the checkpoints in {output / 'checkpoints'} can be used; see the warnings above"
         )
-    return usable[-1] if usable else None
+    return newest
+
+
+def _is_beginning(entry: Path) -> bool:
+    """Whether a run that was killed before it had a config.yaml may have left this."""
+    return is_lock(entry) or is_draft(entry) or entry.name == "run.json"
 
 
 def is_run(output: Path) -> bool:
     """Whether the folder `output` holds a run."""
-    return (output / "config.yaml").is_file()
+    return (output / "config.yaml").is_file() or any((output / "checkpoints").glob("step-*/manifest.json"))
+
+
+def repair(output: Path) -> None:
+    """Writes config.yaml and run.json of a run anew where they are lost or damaged, from its newest checkpoint, and says so.
+
+    Raises:
+        InputError: where there is no checkpoint to write them from.
+    """
+    config, about = output / "config.yaml", output / "run.json"
+    broken = {}
+    for path, check in ((config, _saved), (about, _about)):
+        try:
+            check(path)
+        except InputError as error:
+            broken[path] = str(error)
+    if not broken:
+        return
+    source = checkpoint.newest(output / "checkpoints")
+    if source is None and config in broken:
+        raise InputError(f"{broken[config]}. There is no checkpoint to write it from: delete {output}, and start again")
+    saved = {"recipe": _saved(config)} if source is None else checkpoint.read_state(source)
+    recipe = saved["recipe"]
+    contents = {
+        config: yaml.safe_dump(recipe, sort_keys=False),
+        about: json.dumps(
+            {"recipe": saved.get("name") or output.name, "objective": str(recipe["objective"].get("name")),
+             "overrides": list(saved.get("overrides", ()))}, indent=1,
+        ),
+    }  # fmt: skip
+    for path, problem in broken.items():
+        write_text(path, contents[path])
+        log.warning("%s; it was written anew from %s", problem, config if source is None else source)
+
+
+def about(output: Path) -> About:
+    """What run.json says of the run in `output`; raises InputError where it cannot be read."""
+    return _about(output / "run.json")
 
 
 def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = (), objective: str | None = None) -> Recipe:
@@ -126,12 +216,10 @@ def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = ()
     """
     if not is_run(output):
         raise InputError(f"{output}: holds no run (no config.yaml)")
+    repair(output)
     recipe = load(str(output / "config.yaml"), plugins, overrides, objective)
-    try:
-        about = json.loads((output / "run.json").read_text())
-        recipe.name, recipe.overrides = about["recipe"], (*about.get("overrides", ()), *recipe.overrides)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{output / 'run.json'}: cannot be read: {error}") from error
+    known = about(output)
+    recipe.name, recipe.overrides = known.recipe, (*known.overrides, *recipe.overrides)
     return recipe
 
 
@@ -161,9 +249,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def results(output: Path) -> dict[str, float] | None:
-    """The held-out metrics of the run in `output`; None where it is not complete."""
-    evaluation = output / "evaluation.json"
-    return json.loads(evaluation.read_text()) if evaluation.is_file() else None
+    """The held-out metrics of the run in `output`; None where it is not complete, or the file is damaged, with a warning."""
+    if not (output / "evaluation.json").is_file():
+        return None
+    try:
+        return read_results(output)
+    except InputError as error:
+        log.warning("%s", error)
+        return None
+
+
+def read_results(output: Path) -> dict[str, float]:
+    """The held-out metrics in the file evaluation.json of a run; raises InputError where it cannot be read."""
+    advice = f"amd-plugin train --resume {output} makes it anew"
+    return read(output / "evaluation.json", dict[str, float], advice)
 
 
 def changes_of_result(output: Path, recipe: Recipe) -> list[str]:
@@ -199,8 +298,15 @@ def _commit() -> str:
         return ""
 
 
-def _saved(config: Path) -> Any:
-    try:
-        return yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{config}: cannot be read: {error}") from error
+def _saved(config: Path) -> dict[str, Any]:
+    """The recipe in a run's config.yaml, which has all of its sections."""
+    with unreadable_is_input_error(f"{config}: cannot be read"):
+        recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
+        missing = SECTIONS - recipe.keys() if isinstance(recipe, dict) else SECTIONS
+    if missing:
+        raise InputError(f"{config}: is not what a run writes: {', '.join(sorted(missing))} is missing")
+    return recipe  # type: ignore[no-any-return]
+
+
+def _about(path: Path) -> About:
+    return read(path, About, "Delete it, and it is written anew")

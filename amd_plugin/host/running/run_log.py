@@ -1,42 +1,64 @@
-"""Metrics of a run while it runs: metrics.jsonl, trackers, a progress bar or plain lines."""
+"""Metrics of a run while it runs: metrics.jsonl, trackers, a progress bar or plain lines.
+
+A line belongs to a step that a checkpoint vouches for: a run that goes on from one cuts what came after it, and takes up the
+means that were being formed.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
+import os
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from amd_plugin.atomic import write_text
+from amd_plugin.atomic import write_bytes
 from amd_plugin.busy import busy, duration
+from amd_plugin.errors import InputError
 from amd_plugin.host.running.trackers import Trackers
+from amd_plugin.json_files import read_lines
 
 if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
     from accelerate import Accelerator
 
-log = logging.getLogger(__name__)
+Line = dict[str, float]  # of metrics.jsonl
+
+
+class LogState(BaseModel):
+    """A `RunLog` in a checkpoint.
+
+    Attributes:
+        lines: number of lines of metrics.jsonl; None where it is unknown.
+        window: name -> (sum, number of values) since the last line, over processes.
+        last: the metrics written last, by name.
+    """
+
+    lines: int | None = None
+    window: dict[str, tuple[float, float]] = {}
+    last: Line = {}
 
 
 class RunLog:
     """Collects the metrics of every step, and writes their mean over each logging interval.
 
     Args:
-        path: file metrics.jsonl. Lines of steps after `step` are dropped, since a resumed run writes them anew.
+        path: file metrics.jsonl. What no checkpoint vouches for is cut, since a resumed run writes it anew.
         step: number of student updates so far.
         max_steps: number of student updates at the end of the run.
         accelerator: the run's processes.
         console: console for progress: a bar on a terminal, lines elsewhere; no output where None.
         trackers: the run's trackers.
+        state: state of the log in the checkpoint that the run goes on from.
 
     Attributes:
         last: metrics written last, by name.
@@ -44,18 +66,22 @@ class RunLog:
 
     def __init__(
         self, path: Path, step: int, max_steps: int, accelerator: Accelerator, console: Console | None,
-        trackers: Trackers | None = None,
+        trackers: Trackers | None = None, state: LogState | None = None,
     ):  # fmt: skip
         self._accelerator, self._max_steps, self._console = accelerator, max_steps, console
-        self._trackers = trackers or Trackers()
-        self._window: list[dict[str, Tensor]] = []
+        self._trackers, state = trackers or Trackers(), state or LogState()
+        # In double precision, in which a sum of some thousand single ones does not depend on their order.
+        self._window: dict[str, Tensor] = {}
+        if accelerator.is_main_process:  # the sums are of all processes, and the others begin with none
+            self._window = {name: self._pair(*pair) for name, pair in state.window.items()}
         self._held_out = ""
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
-        self.last: dict[str, float] = {}
+        self.last: Line = dict(state.last)
         self._file = self._bar = None
         if accelerator.is_main_process:
-            lines = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
-            write_text(path, "".join(f"{line}\n" for line in lines))
+            kept = _vouched_for(path, step, state.lines) if path.exists() else []
+            write_bytes(path, b"".join(line + b"\n" for line in kept))
+            self._lines = len(kept)
             self._file = path.open("a")
             if console is not None and console.is_terminal:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -65,8 +91,24 @@ class RunLog:
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, without waiting for the device."""
-        self._window.append(dict(metrics))
+        for name, value in metrics.items():
+            value = value.detach().to(self._accelerator.device, torch.float64)
+            pair = torch.stack((value.nan_to_num(0.0, torch.inf, -torch.inf), (~value.isnan()).double()))
+            self._window[name] = self._window[name] + pair if name in self._window else pair
         self._updates += 1
+
+    def state(self, *, together: bool) -> LogState:
+        """The state for a checkpoint; what it counts as written is on the disk then.
+
+        Args:
+            together: whether every process calls this; else the sums are those of this process alone.
+        """
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        names, total = self._total(together)
+        pairs = {name: (pair[0], pair[1]) for name, pair in zip(names, total.tolist(), strict=True)}
+        return LogState(lines=None if self._file is None else self._lines, window=pairs, last=self.last)
 
     @contextmanager
     def pausing(self, what: str) -> Iterator[None]:
@@ -94,15 +136,10 @@ class RunLog:
             step: student updates so far.
             settings: what else only the trackers get, e.g. learning rates.
         """
-        names = sorted({name for metrics in self._window for name in metrics})
+        names, total = self._total(together=True)
         if not names:
             return {}
-        # A process may lack a value that others have, e.g. where none of its samples is at that noise level.
-        means = torch.stack([torch.stack([m[n].float() for m in self._window if n in m]).nanmean() for n in names])
-        defined = ~means.isnan()
-        both = torch.stack((torch.where(defined, means, 0.0), defined.float())).to(self._accelerator.device)
-        total, count = self._accelerator.reduce(both, "sum")
-        means = total / count
+        means = (total[:, 0] / total[:, 1]).float()
         self._window.clear()
         self.last = dict(zip(names, means.tolist(), strict=True))
         self.record(step, self.last)
@@ -118,6 +155,15 @@ class RunLog:
         elif self._console is not None and self._accelerator.is_main_process:
             self._console.print(f"step {step}/{self._max_steps}  {note}", highlight=False)
         return self.last
+
+    def _total(self, together: bool) -> tuple[list[str], Tensor]:
+        """(names, their sums and numbers of values [N, 2]); a process may lack values that others have, but no name."""
+        names = sorted(self._window)
+        total = torch.stack([self._window[name] for name in names]) if names else torch.empty(0, 2)
+        return names, self._accelerator.reduce(total, "sum") if names and together else total
+
+    def _pair(self, total: float, count: float) -> Tensor:
+        return torch.tensor([total, count], dtype=torch.float64, device=self._accelerator.device)
 
     def _pause(self) -> None:
         self._seconds += time.monotonic() - self._resumed_at
@@ -140,6 +186,7 @@ class RunLog:
             finite = {name: value for name, value in values.items() if value == value}
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
+            self._lines += 1
             self._trackers.log(finite, step)
 
     def picture(self, path: Path, step: int) -> None:
@@ -155,15 +202,14 @@ class RunLog:
             self._file.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a line that is not JSON, e.g. one cut short by a crash, is left out with a warning."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            log.warning("%s: a line is not JSON and is left out", path)
-    return lines
+def read(path: Path, *, strict: bool = False) -> list[Line]:
+    """The lines of a metrics.jsonl; one that is none, e.g. cut short by a crash, is left out with a warning.
+
+    Raises:
+        InputError: where the file cannot be read; with `strict`, also for the first line that is none.
+    """
+    lines = read_lines(path, Line, strict=strict)
+    return [content for _, content in lines if _has_step(path, content, strict)]
 
 
 def _gigabytes() -> float:
@@ -173,8 +219,15 @@ def _gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in kilobytes
 
 
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+def _has_step(path: Path, line: Line, strict: bool = False) -> bool:
+    """Whether a line of metrics.jsonl has what every line has."""
+    found = line.get("step", -1.0) >= 0
+    if strict and not found:
+        raise InputError(f"{path}: a line has no step, got {str(line)[:60]}")
+    return found
+
+
+def _vouched_for(path: Path, step: int, count: int | None) -> Sequence[bytes]:
+    """The lines of a metrics.jsonl that a checkpoint of `step` vouches for, the first `count` if that is known."""
+    lines = [(line, content) for line, content in read_lines(path, Line) if _has_step(path, content)]
+    return [line for line, content in lines[:count] if content["step"] <= step]

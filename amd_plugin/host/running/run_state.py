@@ -5,30 +5,65 @@ Where each process holds a share of the trained weights, all of them save and lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
+from pydantic import Field
 
 import amd_plugin
-from amd_plugin.errors import InputError, OptionError, RunError
+from amd_plugin.errors import InputError, OptionError, RunError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
-from amd_plugin.host.running.rank_probe import RankProbe
+from amd_plugin.host.checkpoint.files import ADVICE, State
+from amd_plugin.host.running.rank_probe import RankProbe, of_communication
 from amd_plugin.host.running.run_folder import differences
+from amd_plugin.host.running.run_log import Line, LogState
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.step_conditioning import check_tables
 
-Evaluations = Sequence[Mapping[str, float]]
+
+class RunState(State):
+    """What state.json of a run holds.
+
+    Attributes:
+        recipe: the resolved recipe.
+        name, overrides: the recipe's name, and the overrides that were applied to its file.
+        objective, plugins: their own states.
+        evaluations: history of the hacking alarm.
+        evaluated: held-out metrics of exactly this step; None where it was not evaluated.
+        failed_rewards: reward -> shares of failed samples in the last batches.
+        log: state of the run's log.
+        last_metrics: the metrics written last, in checkpoints of earlier versions.
+    """
+
+    recipe: dict[str, Any]
+    name: str = ""
+    overrides: tuple[str, ...] = ()
+    objective: Any
+    plugins: dict[str, Any]
+    evaluations: list[Line] = Field(default_factory=list)
+    evaluated: Line | None = None
+    failed_rewards: dict[str, list[float]] = Field(default_factory=dict)
+    log: LogState = Field(default_factory=LogState)
+    last_metrics: Line = Field(default_factory=dict)
 
 
-def save(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Evaluations, output: Path) -> Path:
+class Progress(NamedTuple):
+    """What a checkpoint holds of a run beside its trainer, see `RunState`."""
+
+    log: LogState
+    evaluations: list[Line]
+    evaluated: Line | None
+
+
+def save(trainer: Trainer, progress: Progress, output: Path) -> Path:
     """Writes a checkpoint and returns its folder. Call on every process: all of them wait until it is there.
 
     Args:
         trainer: the trainer between two cycles.
-        last_metrics: metrics last logged, for hooks that read them.
-        evaluations: history of the hacking alarm.
+        progress: the rest of the run.
         output: the run's folder.
 
     Raises:
@@ -36,7 +71,7 @@ def save(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Evalu
     """
     outcome, cause = [""], None
     try:
-        _write(trainer, last_metrics, evaluations, output)
+        _write(trainer, progress, output)
     except RuntimeError:  # communication failed, so the other processes cannot be reached
         raise
     except Exception as error:
@@ -47,12 +82,11 @@ def save(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Evalu
     return _checkpoint(trainer, output)
 
 
-def rescue(
-    trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Evaluations, output: Path, probe: RankProbe
-) -> str:
-    """Saves the state that an interrupted cycle left; returns a sentence for the user about the outcome.
+def rescue(trainer: Trainer, progress: Callable[[], Progress], output: Path, probe: RankProbe) -> str:
+    """Saves the state of a run that failed; returns a sentence for the user about the outcome.
 
-    A checkpoint of the cycle's beginning is exact, and is kept where there is one.
+    A checkpoint of this step is exact, and is kept where there is one. What a cycle has left that failed in its middle is not:
+    it goes beside the checkpoints, under a name that says so.
     """
     path, exists = _checkpoint(trainer, output), [False]
     if trainer.has_shares and not probe.complete():
@@ -63,41 +97,67 @@ def rescue(
         exists[0] = path.exists()
         if trainer.has_shares:
             broadcast_object_list(exists)
-        if not exists[0]:
-            _write(trainer, last_metrics, evaluations, output)
-        return f"saved {path}; --resume auto repeats the step"
+        if exists[0]:
+            return f"saved {path} before; --resume auto repeats the step"
+        _write(trainer, progress(), output, partial=trainer.mid_cycle)
+        if not trainer.mid_cycle:
+            return f"saved {path}; --resume auto repeats the step"
+        partial = checkpoint.name_of(trainer.step, partial=True)
+        return f"saved {path.with_name(partial)}, with a part of the step; --resume auto prefers a checkpoint between steps"
     except Exception as error:
         return f"it could not be saved: {type(error).__name__}: {error}"
 
 
-def restore(trainer: Trainer, path: Path) -> tuple[dict[str, float], Evaluations]:
-    """Sets `trainer` to the state of the checkpoint `path`; returns (metrics last logged, history of the hacking alarm).
+def restore(trainer: Trainer, path: Path) -> Progress:
+    """Sets `trainer` to the state of the checkpoint `path`; returns the rest.
 
     Raises:
         InputError: for a checkpoint that cannot be read or does not fit the recipe.
     """
-    tensors, state = checkpoint.load(path, lazy=trainer.has_shares)
-    changed = trainer.recipe.differs(state["recipe"], differences)
+    tensors, values = checkpoint.load(path, lazy=trainer.has_shares, kind=RunState)
+    state = RunState.model_construct(**values)
+    changed = trainer.recipe.differs(state.recipe, differences)
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
-    if state["step"] > trainer.train.max_steps:
-        raise InputError(f"checkpoint {path}: is of step {state['step']}, beyond train.max_steps {trainer.train.max_steps}")
+    if state.step > trainer.train.max_steps:
+        raise InputError(f"checkpoint {path}: is of step {state.step}, beyond train.max_steps {trainer.train.max_steps}")
+    parts = trainer.state()
+    if missing := sorted(parts.keys() - tensors.keys()):
+        raise InputError(f"checkpoint {path}: holds no {', '.join(missing)}. {ADVICE}")
     try:
         check_tables(tensors["fake_score"], trainer.fake_score.network)
     except OptionError as error:
         raise InputError(f"checkpoint {path}: {error}") from error
-    for name, part in trainer.state().items():
+    for name, part in parts.items():
         stored = tensors[name]
-        part.load_state_dict(stored if trainer.has_shares else checkpoint.tensors_on(stored, trainer.accelerator.device))
-    trainer.objective.load_state_dict(state["objective"])
-    trainer.plugins.hook.distill_load_state_dict(state=state["plugins"])
+        with _fitting(path, name):
+            part.load_state_dict(stored if trainer.has_shares else checkpoint.tensors_on(stored, trainer.accelerator.device))
+    with _fitting(path, "state.json: objective"):
+        trainer.objective.load_state_dict(state.objective)
+    trainer.plugins.hook.distill_load_state_dict(state=state.plugins)
     if trainer.scoring is not None:
-        trainer.scoring.load_state_dict(state.get("failed_rewards", {}))
-    trainer.step = state["step"]
-    return state["last_metrics"], state.get("evaluations", [])
+        trainer.scoring.load_state_dict(state.failed_rewards)
+    trainer.step = state.step
+    log = LogState.model_validate(values["log"])
+    log.last = log.last or state.last_metrics
+    # Held-out metrics of other settings are not those that this run would have found.
+    same = state.recipe.get("evaluate") == trainer.recipe.as_dict()["evaluate"]
+    return Progress(log, state.evaluations, state.evaluated if same else None)
 
 
-def _write(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Evaluations, output: Path) -> None:
+@contextmanager
+def _fitting(path: Path, part: str) -> Iterator[None]:
+    """Names the part of a checkpoint that cannot be taken up; failures of communication pass."""
+    try:
+        with unreadable_is_input_error(f"checkpoint {path}: {part} does not fit this run", f" {ADVICE}"):
+            yield
+    except InputError as error:
+        if error.__cause__ is not None and of_communication(error.__cause__):
+            raise error.__cause__ from None
+        raise
+
+
+def _write(trainer: Trainer, progress: Progress, output: Path, *, partial: bool = False) -> None:
     """Writes on the main process; the others take part where each holds a share of the weights."""
     main = trainer.accelerator.is_main_process
     if not (main or trainer.has_shares):
@@ -105,27 +165,30 @@ def _write(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Eva
     state: dict[str, Any] = {}
     failure: Exception | None = None
     try:
-        state = _state(trainer, last_metrics, evaluations) if main else {}
+        state = _state(trainer, progress) if main else {}
     except Exception as error:  # the other processes gather weights with this one all the same
         failure = error
     tensors = {name: part.state_dict() for name, part in trainer.state().items()}
     folder, keep = output / "checkpoints", trainer.train.keep_checkpoints
     about = {"recipe": trainer.recipe.name, "amd_plugin": amd_plugin.__version__}
-    checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main and failure is None, about=about)
+    checkpoint.save(folder, trainer.step, tensors, state, keep, writes=main and failure is None, about=about, partial=partial)
     if failure is not None:
         raise failure
 
 
-def _state(trainer: Trainer, last_metrics: Mapping[str, float], evaluations: Evaluations) -> dict[str, Any]:
+def _state(trainer: Trainer, progress: Progress) -> dict[str, Any]:
     return {
+        "recipe": trainer.recipe.as_dict(),
+        "name": trainer.recipe.name,
+        "overrides": list(trainer.recipe.overrides),
         "objective": trainer.objective.state_dict(),
         "plugins": dict(trainer.plugins.hook.distill_state_dict()),
-        "recipe": trainer.recipe.as_dict(),
-        "last_metrics": dict(last_metrics),
-        "evaluations": list(evaluations),
+        "evaluations": list(progress.evaluations),
+        "evaluated": progress.evaluated,
         "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
+        "log": progress.log.model_dump(),
     }
 
 
 def _checkpoint(trainer: Trainer, output: Path) -> Path:
-    return output / "checkpoints" / f"step-{trainer.step:06d}"
+    return output / "checkpoints" / checkpoint.name_of(trainer.step)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from amd_plugin.errors import InputError
-from amd_plugin.host.running.run_folder import find_run, is_run
+from amd_plugin.host.running.run_folder import about, find_run, is_run, repair
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 
@@ -54,8 +53,8 @@ def start_of(
     loaded = load(recipe, plugins, overrides, objective)
     folder = output or Path("runs") / f"{loaded.name}-{loaded.config.objective.name}"
     if resume is not None and is_run(folder):
-        earlier = json.loads((folder / "run.json").read_text()).get("overrides", [])
-        loaded = load(recipe, plugins, (*earlier, *overrides), objective)
+        repair(folder)
+        loaded = load(recipe, plugins, (*about(folder).overrides, *overrides), objective)
     return Start(loaded, folder, resume)
 
 

@@ -33,8 +33,14 @@ class Trackers:
     def __init__(self) -> None:
         self._working: list[GeneralTracker] = []
 
-    def start(self, accelerator: Accelerator, recipe: Recipe, output: Path) -> None:
-        """Starts the trackers that the recipe names, and tells them the resolved recipe. Call on the main process only.
+    def start(self, accelerator: Accelerator, recipe: Recipe, output: Path, resumed_at: int | None = None) -> None:
+        """Starts the trackers that the recipe names, and gives them the resolved recipe. Call on the main process only.
+
+        Args:
+            accelerator: the run's processes.
+            recipe: the run's recipe.
+            output: the run's folder.
+            resumed_at: the step that a run goes on from; TensorBoard cuts what came after it, as metrics.jsonl does.
 
         Raises:
             InputError: where one does not start, e.g. without a login.
@@ -47,6 +53,7 @@ class Trackers:
         own = {  # arguments of the trackers for the name of a run, and for going on with it
             "wandb": {"name": name, "dir": str(output), "id": earlier.get("wandb"), "resume": "allow"},
             "trackio": {"name": earlier.get("trackio", name), "resume": "allow", "embed": False},
+            "tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1},
             "mlflow": {"run_name": name, "run_id": earlier.get("mlflow")},
         }
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from amd_plugin.atomic import write_text
 from amd_plugin.config import LoraFile
 from amd_plugin.host.running import run_log
+from amd_plugin.host.running.run_folder import about as run_about
 from amd_plugin.host.student.adapter_files import LORA_FILE
 from amd_plugin.host.student.sampler_settings import SamplerSettings
 from amd_plugin.models.backbone import Backbone
@@ -45,7 +45,7 @@ def write_card(
     """
     config, family = recipe.config, cast("Family", backbone.family)
     lines = run_log.read(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
-    about = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
+    about = run_about(run) if (run / "run.json").is_file() else None
     held_out = {
         key.removeprefix("held_out/"): value
         for line in lines if line["step"] == step and weights == "ema"

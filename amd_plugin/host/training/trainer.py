@@ -11,7 +11,7 @@ The objective decides what signals, rewards and weights do. Nothing here depends
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -85,6 +85,7 @@ class Trainer:
 
     # The state.
     step: int  # student updates so far
+    mid_cycle: bool  # a cycle was begun and not ended, so that the state is of no step
 
     def __init__(self, recipe: Recipe, plugins: PluginManager, accelerator: Accelerator):
         self.recipe, self.plugins, self.accelerator, self.train = recipe, plugins, accelerator, recipe.config.train
@@ -95,7 +96,7 @@ class Trainer:
         self.has_shares, self.student_is_sharded = setup.roles.has_shares, setup.roles.student_is_sharded
         self.forward, self.rollouts, self.scoring = setup.forward, setup.rollouts, setup.scoring
         self.memory, self.adversary = setup.memory, setup.adversary
-        self.step = 0
+        self.step, self.mid_cycle = 0, False
 
     @property
     def rewards(self) -> RewardSet | None:
@@ -112,6 +113,7 @@ class Trainer:
         Raises:
             RunError: for a gradient that is not finite, before it is applied, or for a failed reward.
         """
+        self.mid_cycle = True
         self.objective.schedule_factor = schedule_factor
         for warm_up in range(0 if self.step else self.train.fake_warmup):
             self.fake_score_turn(0, warm_up)
@@ -122,6 +124,7 @@ class Trainer:
         metrics |= self.student_turn(last_metrics)
         self.step += 1
         self.ema.update()
+        self.mid_cycle = False
         return metrics
 
     def fake_score_turn(self, update: int, warm_up: int | None = None) -> Metrics:
@@ -196,12 +199,13 @@ class Trainer:
         return metrics
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, purpose: str) -> Tensor:
+    def sample(self, labels: Tensor, purpose: str, between: Callable[[], None] = lambda: None) -> Tensor:
         """Samples [N, ...] of the student's EMA on the CPU, drawn with the exported scheduler.
 
         Args:
             labels: the labels [N].
             purpose: the key of the random numbers.
+            between: called before each batch.
         """
         device = self.accelerator.device
         draws = generator(self.train.seed, purpose, device=device)
@@ -210,6 +214,7 @@ class Trainer:
         samples = []
         with self.ema.applied():
             for first in range(0, len(labels), size):
+                between()
                 condition = self.forward.condition(labels[first : first + size].to(device))
                 predict = lambda x, t, c=condition: self.forward.caller.call(self.student, x, t, c)  # noqa: E731
                 part = sample(predict, self.backbone.scheduler, len(self.forward.ladder), noise[first : first + size], draws)

@@ -184,8 +184,10 @@ def test_a_reward_that_breaks_stops_the_run_with_a_checkpoint(tiny, plugins, tmp
     recipe = tiny("rewards=[{name: broken}]")
     with pytest.raises(RunError, match=said):
         run.train(recipe, plugins, tmp_path / "run")
-    saved = checkpoint.available(tmp_path / "run" / "checkpoints")
-    assert [path.name for path in saved] == ["step-000002"]
+    # It broke in the middle of a step: what was saved says so, and is no checkpoint between steps.
+    saved = checkpoint.partials(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in saved] == ["step-000002-partial"]
+    assert checkpoint.available(tmp_path / "run" / "checkpoints") == []
 
     Broken.calls = 0
     neutral = tiny("rewards=[{name: broken, on_error: neutral}]")

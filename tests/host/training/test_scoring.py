@@ -147,7 +147,7 @@ def test_a_reward_that_keeps_failing_ends_the_run(tiny, with_rewards, tmp_path):
     assert [path.name for path in checkpoint.available(tmp_path / "run" / "checkpoints")] == ["step-000001"]
     with pytest.raises(RunError, match=r"last 6 batches"):
         run.train(recipe, with_rewards, tmp_path / "again", resume=str(tmp_path / "run" / "checkpoints" / "step-000001"))
-    assert [path.name for path in checkpoint.available(tmp_path / "again" / "checkpoints")] == ["step-000001"]
+    assert [path.name for path in checkpoint.partials(tmp_path / "again" / "checkpoints")] == ["step-000001-partial"]
     never = tiny(*common[:1], "train.max_failed_rewards=1", "rewards=[{name: failing, kind: raises, on_error: neutral}]")
     run.train(never, with_rewards, tmp_path / "never")
 
@@ -254,7 +254,8 @@ def test_ctrl_c_ends_a_run_and_its_workers_with_a_checkpoint(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
     assert "go on with: amd-plugin train --resume run" in log.read_text() and "Traceback" not in log.read_text()
-    assert checkpoint.available(tmp_path / "run" / "checkpoints")
+    folder = tmp_path / "run" / "checkpoints"
+    assert checkpoint.available(folder) + checkpoint.partials(folder)
     for _ in range(100):
         try:
             os.killpg(process.pid, 0)

@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM end every command in one line, with exit code 130 or 143, and nothing half written.
+
+Both raise an exception where the program stands, so that whatever was begun is cleaned up on the way out.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FIRST = 1.0  # seconds that belong to the first signal: launchers repeat theirs, and terminals send it to a whole group
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end. It is no `Exception`, so that nothing takes it for a failure of its own."""
+
+
+class Received:
+    """The signals that a process got.
+
+    Attributes:
+        signum: number of the first signal; 0 before there is one.
+    """
+
+    def __init__(self) -> None:
+        self.signum, self._at = 0, 0.0
+
+    def add(self, signum: int) -> bool:
+        """Whether the signal is news: the first one, or one that comes after the first one's second."""
+        now = time.monotonic()
+        if self.signum and now - self._at < FIRST:
+            return False
+        self._at = self._at if self.signum else now
+        self.signum = self.signum or signum
+        return True
+
+
+received = Received()
+
+
+def answer() -> None:
+    """From now on both signals raise `Interrupted` in the main thread; elsewhere the host program keeps its own handlers."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in SIGNALS:
+            signal.signal(signum, leave)
+
+
+def leave(signum: int, frame: FrameType | None = None) -> None:
+    """Handler of a signal; raises Interrupted unless it only repeats the first one."""
+    if received.add(signum):
+        raise Interrupted(signum)

@@ -1,0 +1,193 @@
+"""What a run has written is the same whether it was stopped or not; files that rot or get lost are noticed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from amd_plugin.errors import InputError, RunError
+from amd_plugin.host import checkpoint, run
+from amd_plugin.host.running import run_folder
+from amd_plugin.host.running.preemption import Preempted
+from amd_plugin.tasks import TASKS
+
+EVERY = ("train.max_steps=6", "train.log_every=3", "train.evaluate_every=3", "train.checkpoint_every=2")
+
+
+class Killed(BaseException):
+    """Like SIGKILL, nothing of the program answers it."""
+
+
+def same(one, two):
+    newest = max((two / "checkpoints").glob("step-*")).name
+    for file in sorted((two / "checkpoints" / newest).glob("*.safetensors")):
+        first, second = load_file(one / "checkpoints" / newest / file.name), load_file(file)
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first), file.name
+    for name in ("metrics.jsonl", "evaluation.json"):
+        assert (one / name).read_text() == (two / name).read_text(), name
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    from amd_plugin import get_plugin_manager, recipe
+    from tests.helpers.recipes import TINY
+
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    plugins = get_plugin_manager()
+    run.train(recipe.load("modes2d", plugins, (*TINY, *EVERY)), plugins, folder)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["a checkpoint", "an evaluation", "the student", "a line", "the last evaluation"])
+def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straight, tiny, plugins, tmp_path, monkeypatch):
+    from amd_plugin.host.running import run_log
+
+    module, name, call = {
+        "a checkpoint": (run, "save", 2),
+        "an evaluation": (TASKS["modes2d"], "evaluate", 1),
+        "the last evaluation": (TASKS["modes2d"], "evaluate", 2),
+        "the student": (run, "export", 1),
+        "a line": (run_log.RunLog, "write", 2),
+    }[place]
+    original, calls = getattr(module, name), []
+
+    def killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return original(*arguments, **options)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed)
+        with pytest.raises(Killed):
+            run.train(tiny(*EVERY), plugins, folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "half a li')
+    run.train(tiny(*EVERY), plugins, folder, resume="auto")
+    same(straight, folder)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_an_evaluation_is_answered_there_and_repeated_ones_are_one(
+    signum, straight, tiny, plugins, tmp_path, monkeypatch
+):
+    def endless(self, media, labels, samples):
+        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signum)
+        raise AssertionError("the evaluation went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TASKS["modes2d"], "evaluate", endless)
+        with pytest.raises(Preempted, match="stopped after step 3") as caught:
+            run.train(tiny(*EVERY), plugins, tmp_path / "run")
+    assert caught.value.exit_code == 128 + signum
+    run.train(tiny(*EVERY), plugins, tmp_path / "run", resume="auto")
+    same(straight, tmp_path / "run")
+
+
+def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_taken(straight, tiny, plugins, tmp_path, caplog, cli):
+    folder = tmp_path / "run"
+    run.train(tiny(*EVERY), plugins, folder)
+    weights = folder / "checkpoints" / "step-000006" / "student.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 16
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"step-000006: is damaged: the bytes of student.safetensors"):
+        checkpoint.load(weights.parent)
+    code, printed = cli("doctor", folder)
+    assert code == 1 and "step-000006: PROBLEM" in printed and "step-000004: is whole" in printed
+    run.train(tiny(*EVERY), plugins, folder, resume="auto")
+    assert "step-000006: is damaged" in caplog.text and "left out" in caplog.text
+    same(straight, folder)
+    assert cli("doctor", folder)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("manifest.json", '{"format": 2, "files": {"state.json": "x"}}'),
+        ("manifest.json", "[" * 9000),
+        ("manifest.json", '{"format": 1, "files": {"../state.json": 3}}'),
+        ("state.json", '{"step": "4"}'),
+        ("state.json", '{"step": 4, "rest": {"student": {"tensor": 5}}}'),
+        ("state.json", '{"step": 1e999}'),
+        ("state.json", "\udcff"),
+    ],
+)
+def test_state_from_a_file_is_input(saved, file, content):
+    path = saved
+    (path / file).write_bytes(content.encode(errors="surrogateescape"))
+    if file == "state.json":  # by somebody who knows the format
+        manifest = {"format": 1, "files": {name.name: name.stat().st_size for name in path.iterdir()}}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="Use an earlier one"):
+        checkpoint.load(path)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return checkpoint.save(tmp_path, 4, {"student": torch.nn.Linear(2, 2).state_dict()}, {}, keep=1)
+
+
+def test_what_is_not_finite_is_never_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="student: w holds NaN or an infinity"):
+        checkpoint.save(tmp_path, 4, {"student": {"w": torch.tensor([1.0, torch.nan])}}, {}, keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "cut", "binary"])
+def test_a_folder_that_lost_its_description_is_repaired(how, straight, tiny, plugins, tmp_path, caplog):
+    folder = tmp_path / "run"
+    run.train(tiny(*EVERY), plugins, folder)
+    before = (folder / "config.yaml").read_text()
+    for name in ("config.yaml", "run.json"):
+        path = folder / name
+        content = {"gone": None, "empty": b"", "cut": path.read_bytes()[:60], "binary": b"\xff\x00\xfe" * 9}[how]
+        path.unlink() if content is None else path.write_bytes(content)
+    found = run_folder.find_run(folder, plugins)
+    assert found.name == "modes2d" and (folder / "config.yaml").read_text() == before
+    assert caplog.text.count("written anew from") == 2
+
+
+def test_two_at_once_are_told_apart(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    run.train(tiny(), plugins, folder)
+    code = "import sys; from pathlib import Path; from amd_plugin.host.running.folder_lock import FolderLock\n"
+    code += f"lock = FolderLock(Path({str(folder)!r})); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"process {holder.pid} on .* is at work in it"):
+            run.train(tiny("train.max_steps=5"), plugins, folder, resume="auto")
+    finally:
+        holder.kill()  # a lock is no longer held by a process that is dead, whatever stands in its file
+        holder.wait()
+    run.train(tiny("train.max_steps=5"), plugins, folder, resume="auto")
+
+
+def test_what_was_rescued_in_the_middle_of_a_step_is_named_and_not_preferred(straight, tiny, plugins, tmp_path, caplog):
+    folder = tmp_path / "run"
+    from amd_plugin.host.training.trainer import Trainer
+
+    original = Trainer.student_turn
+
+    def breaks(trainer, *rest):
+        if trainer.step == 3:
+            raise ZeroDivisionError
+        return original(trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "student_turn", breaks)
+        with pytest.raises(RunError, match="step-000003-partial, with a part of the step"):
+            run.train(tiny(*EVERY), plugins, folder)
+    run.train(tiny(*EVERY), plugins, folder, resume="auto")
+    assert "going on from step-000002, which is exact" in caplog.text
+    same(straight, folder)
+    assert checkpoint.partials(folder / "checkpoints") == []
