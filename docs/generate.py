@@ -1,4 +1,4 @@
-"""Rewrites the tables of options in the docs, and the schema of recipes, from where the options are declared: ``make docs``.
+"""Rewrites tables of options, the page of the command line and the schema of recipes from their declarations: ``make docs``.
 
 A table stands between ``<!-- options: amd regime -->`` and ``<!-- end -->``: an objective, and a group of options.
 """
@@ -8,6 +8,10 @@ import re
 import sys
 from pathlib import Path
 
+import typer
+from typer.cli import get_docs_for_click
+
+from amd_plugin.cli import app
 from amd_plugin.default_plugins import amd, host
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd_options import DecoupledDMDOptions, DMD2Options, DMDOptions
@@ -33,15 +37,23 @@ def schema() -> str:
     return json.dumps(recipe_schema(manager), indent=1) + "\n"
 
 
+def command_line() -> str:
+    """The page of all commands, in typer's own form of their help."""
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="amd-plugin")
+    return get_docs_for_click(obj=command, ctx=context, name="amd-plugin", title="Command line").strip() + "\n"
+
+
 def main() -> None:
     """Rewrites all pages and the schema; with ``--check`` names those that would change and ends with 1."""
     stale = []
-    file = Path(__file__).parents[1] / "recipes" / SCHEMA
-    if not file.is_file() or file.read_text() != schema():
-        stale.append(file.name)
-        if "--check" not in sys.argv:
-            file.write_text(schema())
-    for page in sorted(Path(__file__).parent.glob("*.md")):
+    docs = Path(__file__).parent
+    for file, text in ((docs.parent / "recipes" / SCHEMA, schema()), (docs / "cli.md", command_line())):
+        if not file.is_file() or file.read_text() != text:
+            stale.append(file.name)
+            if "--check" not in sys.argv:
+                file.write_text(text)
+    for page in sorted(docs.glob("*.md")):
         text = page.read_text()
         if (new := generated(text)) != text:
             stale.append(page.name)
