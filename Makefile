@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/demo
 
-.PHONY: install demo quick docs test lint evidence clean
+.PHONY: install demo quick docs site test lint evidence clean
 
 install: $(VENV)/.installed
 # torch first and with pip: pip's configuration may name a CPU build, and once one is there the ranges of other packages pull no other.
@@ -39,6 +39,13 @@ quick: install
 # The tables of options in docs/, from where options are declared.
 docs: install
 	$(BIN)/python docs/generate.py
+
+# The documentation as a site, in site/; a link that leads nowhere fails. It imports nothing of the package.
+site: install
+	@$(BIN)/python -c "import material, mkdocstrings" 2> /dev/null || { \
+		$(BIN)/python -m pip install --no-compile --quiet --upgrade "pip>=25.1" && \
+		$(BIN)/python -m pip install --no-compile --quiet --constraint constraints.txt --group docs; }
+	$(BIN)/python -m mkdocs build --strict
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

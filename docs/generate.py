@@ -1,4 +1,4 @@
-"""Rewrites what the docs take from elsewhere: tables of options, the schema of recipes, README's results: ``make docs``.
+"""Rewrites what docs take from elsewhere: options, the command line, the schema of recipes, README's results: ``make docs``.
 
 A table stands between ``<!-- options: amd regime -->`` and ``<!-- end -->``: an objective, and a group of options. README's
 results stand between ``<!-- results -->`` and ``<!-- end -->``, and come from the numbers in docs/results. The table of what
@@ -10,7 +10,11 @@ import re
 import sys
 from pathlib import Path
 
+import typer
+from typer.cli import get_docs_for_click
+
 from amd_plugin.adapters import offers
+from amd_plugin.cli import app
 from amd_plugin.default_plugins import amd, host
 from amd_plugin.evaluate.comparison.result import Comparison
 from amd_plugin.evaluate.directions import ARROWS
@@ -67,19 +71,24 @@ def schema() -> str:
     return json.dumps(recipe_schema(manager), indent=1) + "\n"
 
 
+def command_line() -> str:
+    """The page of all commands, in typer's own form of their help."""
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="amd-plugin")
+    return get_docs_for_click(obj=command, ctx=context, name="amd-plugin", title="Command line").strip() + "\n"
+
+
 def main() -> None:
     """Rewrites all pages and the schema; with ``--check`` names those that would change and ends with 1."""
     stale = []
-    file, front = ROOT / "recipes" / SCHEMA, ROOT / "README.md"
-    if (new := readme(front.read_text())) != front.read_text():
-        stale.append(front.name)
-        if "--check" not in sys.argv:
-            front.write_text(new)
-    if not file.is_file() or file.read_text() != schema():
-        stale.append(file.name)
-        if "--check" not in sys.argv:
-            file.write_text(schema())
-    for page in sorted(Path(__file__).parent.glob("*.md")):
+    docs, front = ROOT / "docs", ROOT / "README.md"
+    whole = {ROOT / "recipes" / SCHEMA: schema(), docs / "cli.md": command_line(), front: readme(front.read_text())}
+    for file, text in whole.items():
+        if not file.is_file() or file.read_text() != text:
+            stale.append(file.name)
+            if "--check" not in sys.argv:
+                file.write_text(text)
+    for page in sorted(docs.glob("*.md")):
         text = page.read_text()
         if (new := generated(text)) != text:
             stale.append(page.name)

@@ -1,0 +1,141 @@
+"""The pages and the site: what they say to type is understood, what they name exists, and no link leads nowhere."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+import torch
+import typer
+
+from tests.helpers.documentation import ROOT, blocks
+from tests.helpers.training import trained
+
+TUTORIALS = [f"docs/tutorials/{path.name}" for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+PLACEHOLDERS = {"RECIPE": "digits", "N": "1"}
+GUIDES = ["docs/index.md", "docs/choosing.md", "docs/reading-a-run.md", "docs/troubleshooting.md"]
+
+
+def code_blocks(page, language):
+    """Blocks inside of list items too, without their indentation."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(code) for _, code in found]
+
+
+def commands(page):
+    """Every `amd-plugin` command line of a page, in blocks and in the text."""
+    lines = [line for code in code_blocks(page, "bash") for line in code.splitlines()]
+    lines += re.findall(r"`(amd-plugin [^`]+)`", (ROOT / page).read_text())
+    return [shlex.split(line)[1:] for line in lines if line.startswith("amd-plugin ")]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Where the tutorials' files are: recipes copied as they say, and the reward."""
+    from amd_plugin import recipe as recipes
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMD_PLUGIN_LOAD", os.environ["AMD_PLUGIN_LOAD"])  # --plugin adds to it
+    recipes.copy("sdxl_4step", tmp_path / "mine.yaml")
+    recipes.copy("wan21_14b_zero3", tmp_path)
+    (reward,) = code_blocks("docs/tutorials/your-own-reward.md", "python")
+    (tmp_path / "my_reward.py").write_text(reward)
+
+
+@pytest.mark.parametrize("page", [*TUTORIALS, *GUIDES])
+def test_commands_are_understood(page, workplace):
+    """Each is parsed by the command line itself, and a recipe is loaded with its overrides."""
+    from amd_plugin import get_plugin_manager
+    from amd_plugin import recipe as recipes
+    from amd_plugin.cli import app
+
+    group = typer.main.get_command(app)
+    for arguments in commands(page):
+        arguments = [PLACEHOLDERS.get(argument, argument) for argument in arguments]
+        command, rest = group, arguments
+        while hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        given = command.make_context(command.name, list(rest)).params
+        if given.get("recipe") is not None:
+            recipes.load(given["recipe"], get_plugin_manager(), given.get("overrides") or (), given.get("objective"))
+
+
+def test_the_trainers_tutorial_runs():
+    (code,) = blocks("docs/tutorials/your-own-trainer.md", "python")
+    names = {}
+    exec(code, names)
+    assert torch.isfinite(names["x0"].grad).all() and torch.isfinite(names["prediction"].grad).all()
+    json.dumps(names["saved"])
+
+
+def test_the_rewards_tutorial_runs(plugins):
+    (code,) = code_blocks("docs/tutorials/your-own-reward.md", "python")
+    module = types.ModuleType("documented")
+    exec(code, module.__dict__)
+    plugins.register(module, "documented")
+    assert plugins.rewards()["little_ink"]()(torch.ones(3, 1, 8, 8), [""] * 3).tolist() == [-1.0] * 3
+
+
+def settings():
+    """Dotted names of all settings of recipes, from their schema."""
+    schema = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
+
+    def under(node, prefix):
+        if "$ref" in node:
+            yield from under(schema["$defs"][node["$ref"].rsplit("/", 1)[1]], prefix)
+        for key, value in node.get("properties", {}).items():
+            yield f"{prefix}{key}"
+            yield from under(value, f"{prefix}{key}.")
+        for kind in ("allOf", "anyOf", "oneOf", "then", "else"):
+            for value in node[kind] if isinstance(node.get(kind), list) else [node[kind]] if kind in node else ():
+                yield from under(value, prefix)
+
+    return set(under(schema, ""))
+
+
+@pytest.mark.parametrize("page", [*TUTORIALS, *GUIDES])
+def test_settings_exist(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    sections = "model|data|objective|train|evaluate|distributed"
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)[`=:]", text)) - {"evaluate.rewards"}
+    assert named <= settings()
+
+
+def documented_names():
+    """Patterns of the names that the page lists, with its placeholders in capitals."""
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs/reading-a-run.md").read_text(), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(.*?)`", row)]
+    return {name: re.compile(re.sub(r"NAME|BAND|LEVEL|EDGE", r"[\\w./-]+", name)) for name in names}
+
+
+def test_names_of_the_log_are_those_of_the_page(tiny, plugins):
+    """What two cycles log is documented; what is documented is logged by them, or by a part of the code that they do not run."""
+    trainer = trained(tiny, plugins, "objective.strength=0.5", "objective.guidance_scale=2", cycles=1, objective="amd")
+    logged = set(trainer.cycle())
+    assert len(logged) > 20
+    patterns = documented_names()
+    assert not [name for name in logged if not any(pattern.fullmatch(name) for pattern in patterns.values())]
+    code = "\n".join(path.read_text() for path in (ROOT / "amd_plugin").rglob("*.py"))
+    for name, pattern in patterns.items():
+        words = [re.sub(r"_?(NAME|BAND|LEVEL|EDGE)", "", part) for part in name.split("/")]
+        assert any(pattern.fullmatch(one) for one in logged) or all(word in code for word in words), name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="the group docs of pyproject.toml is not installed")
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    subprocess.run(command, check=True, cwd=ROOT)
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text()
+        if page.name != "404.html":
+            for link in re.findall(r'(?:href|src)="?([^"\s>]+)', text):
+                target = link.split("#")[0].split("?")[0]
+                if target and not re.match(r"\w+:", target):
+                    assert (page.parent / target).exists(), (page.name, link)
+        assert not re.search(r'<(?:script|link rel="?stylesheet|img)[^>]*(?:src|href)="?https?:', text), page.name
