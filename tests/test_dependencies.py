@@ -17,7 +17,15 @@ NO_IMPORT = {
     "ftfy": "diffusers' Wan pipeline cleans prompts with it",
 }
 # Imported without being declared.
-HOSTS = {"fastvideo", "fastgen", "modelopt", "nemo_automodel"}  # an adapter is imported where its host is
+HOSTS = {
+    "fastvideo",
+    "fastgen",
+    "lightx2v_train",
+    "loguru",
+    "modelopt",
+    "nemo_automodel",
+    "omegaconf",
+}  # an adapter is imported where its host is
 ONLY_IN = {"pytest": "testing"}  # whoever runs the conformance tests has it
 HEAVY = {"diffusers", "transformers", "accelerate", "deepspeed", "datasets", "trl", "sklearn", "matplotlib", "peft"}
 

@@ -105,7 +105,7 @@ def _run(
             log_state, evaluations, evaluated = restore(trainer, start)
             evaluate.alarm.load_state_dict(evaluations)
             if not start.resolve().is_relative_to(output.resolve()):  # what another run has written is not in this folder
-                log_state.lines, evaluated = None, None
+                log_state.lines = None
             if evaluated is not None:
                 evaluate.latest = (trainer.step, evaluated)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.

@@ -80,7 +80,7 @@ class Shim:
 class Stock:
     """A host's own loss, written out: DMD2's, with guidance in the offset form."""
 
-    needs = Needs()
+    needs, shared_sums = Needs(), ()
 
     def __init__(self, scale):
         self.scale, self.dmd = scale, objective("dmd", {}, 1.0)

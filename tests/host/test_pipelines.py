@@ -1,5 +1,6 @@
 """From a pipeline folder to a few-step student that plain diffusers loads: every family, every way of sharing weights."""
 
+import functools
 import re
 
 import pytest
@@ -18,9 +19,8 @@ FULL = ("model.roles=separate",)
 def spied(monkeypatch):
     """Timesteps at which students are called from now on, without gradient and with."""
     visited = set()
-    original = Forward.rollout
 
-    def rollout(self, batch, rows, *, grad):
+    def watched(original, self, *arguments, **options):
         hook = self.roles.student.network.register_forward_pre_hook(
             lambda module, args, kwargs: visited.update(
                 torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else None)).flatten().tolist()
@@ -28,11 +28,12 @@ def spied(monkeypatch):
             with_kwargs=True,
         )
         try:
-            return original(self, batch, rows, grad=grad)
+            return original(self, *arguments, **options)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(Forward, "rollout", rollout)
+    for name in ("descent", "leave", "rollout"):
+        monkeypatch.setattr(Forward, name, functools.partialmethod(functools.partial(watched, getattr(Forward, name))))
     return visited
 
 

@@ -73,7 +73,7 @@ def tiny_sdxl(
         carry = channels > 1  # a level without residual blocks on the way down
         unet: Any = UNet2DConditionModel(
             sample_size=size, in_channels=channels, out_channels=channels,
-            block_out_channels=(*(width,) * carry, width, 2 * width), layers_per_block=(*(0,) * carry, 1, 1),
+            block_out_channels=(*(width,) * carry, width, 2 * width), layers_per_block=(0, 1, 1) if carry else 1,
             down_block_types=(*("DownBlock2D",) * carry, "DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", *("UpBlock2D",) * carry),
             transformer_layers_per_block=(*(1,) * carry, 1, depth), attention_head_dim=(*(heads,) * carry, heads, 2 * heads),

@@ -1,5 +1,6 @@
 """FastVideo's own Wan example, only its method changed: LoRA, EMA, validation and checkpoints are the stock host's to the bit."""
 
+import json
 import os
 import socket
 
@@ -93,7 +94,8 @@ def test_rewards_see_what_the_hosts_autoencoder_decodes_and_a_resumed_run_equals
     resumed = run(files, tmp_path / "b", amd=amd, callbacks=STATE, resume=str(resumed_from))
     steps = [line for line in straight.lines if "total_loss" in line]
     assert {"amd/reward", "amd/failed_rewards"} <= set(steps[-1]) and steps[-1]["amd/failed_rewards"] == 0
-    assert [line for line in resumed.lines if "total_loss" in line] == steps[5:]
-    assert Probe.method.objective.state_dict() == state and state["rewards"]["updates"]["0"] == 10
+    # As text, in which a number that is NaN, for lack of samples at a noise level, equals itself.
+    assert json.dumps([line for line in resumed.lines if "total_loss" in line]) == json.dumps(steps[5:])
+    assert Probe.method.objective.state_dict() == state and sum(state["rewards"]["updates"].values()) == 10
     last = [whole(p) for p in Probe.method.student.transformer.parameters()]
     assert all(map(torch.equal, last, straight.tensors))

@@ -35,7 +35,7 @@ def test_it_survives_its_file_with_the_same_keys_in_the_same_order(comparison, t
 def test_a_file_that_is_none_is_said(tmp_path):
     for content in ("[", "{}", '{"task": "x", "purr": 1}'):
         (tmp_path / FILE).write_text(content)
-        with pytest.raises(InputError, match=r"compare.json: cannot be read as a comparison"):
+        with pytest.raises(InputError, match=r"compare.json: cannot be read"):
             Comparison.from_file(tmp_path / FILE)
 
 

@@ -140,7 +140,7 @@ def test_what_is_no_run_is_said(cli, digits, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text((digits / "config.yaml").read_text())
     code, printed = cli("evaluate", tmp_path)
-    assert code == 2 and "run.json" in printed
+    assert code == 2 and "holds no complete checkpoint" in printed
     (tmp_path / "run.json").write_text((digits / "run.json").read_text())
     code, printed = cli("evaluate", tmp_path)
     assert code == 2 and "holds no complete checkpoint" in printed

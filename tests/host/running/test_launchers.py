@@ -134,7 +134,7 @@ def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
     assert done.stderr.count("reward 'moody' failed: process 1: RuntimeError: rank one had enough") == 2, done.stderr
     assert done.stderr.count("saved run/checkpoints/step-000000") == 1
     assert done.stderr.count("process 0 saves run/checkpoints/step-000000, if it can") == 1
-    assert (tmp_path / "run" / "checkpoints" / "step-000000" / "manifest.json").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "step-000000-partial" / "manifest.json").is_file()
 
 
 def test_a_worker_that_hangs_on_one_rank_stops_all_of_them(tmp_path):
