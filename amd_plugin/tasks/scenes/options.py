@@ -10,7 +10,8 @@ from amd_plugin.errors import did_you_mean
 from amd_plugin.options import Strict, option
 from amd_plugin.tasks.scenes.grammar import COLOURS, NUMBERS, OBJECTS
 
-Names = Annotated[tuple[str, ...], Field(min_length=3)]
+# Lists count as tuples: options that come back from a file are lists.
+Names = Annotated[tuple[str, ...], Field(min_length=3, strict=False)]
 
 
 class SceneOptions(Strict):
@@ -20,7 +21,7 @@ class SceneOptions(Strict):
         tuple(OBJECTS)[:12], "names of the objects, at least three; the others are what judges must not accept"
     )
     colours: Names = option(tuple(COLOURS)[:6], "names of the colours, at least three")
-    counts: Annotated[tuple[int, ...], Field(min_length=1)] = option(
+    counts: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = option(
         (2, 3, 4), "numbers that prompts count to, from 2, 3 and 4"
     )
     per_prompt: int = option(4, "number of evaluation samples per prompt; GenEval has 4", ge=2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amd_plugin import metrics as measure
 from amd_plugin.errors import InputError, OptionError
-from amd_plugin.options import takes
+from amd_plugin.options import made, takes
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.judge import Judge
 from amd_plugin.tasks.scenes.detector import Detector
@@ -45,7 +45,7 @@ class Scenes:
 
     @takes(SceneOptions)
     def __init__(self, **options: Any) -> None:
-        chosen = SceneOptions(**options)
+        chosen = made(SceneOptions, options)
         self._options = chosen
         self._prompts = prompts(chosen.objects, chosen.colours, chosen.counts)
         self._labels = {prompt.text: label for label, prompt in enumerate(self._prompts)}

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, OptionError
 from amd_plugin.tasks.scenes.grammar import COLOURS, KINDS, OBJECTS, RELATIONS, prompts
+from amd_plugin.tasks.scenes.task import Scenes
 
 
 def test_every_prompt_once_and_each_kind_as_often_as_it_can_be_said():
@@ -48,3 +49,10 @@ def test_options_that_make_no_scenes_are_refused_by_name(plugins, override, prob
 
     with pytest.raises(InputError, match=problem):
         recipe.load("scenes", plugins, (override,))
+
+
+def test_options_that_come_back_from_a_runs_folder_make_the_same_scenes():
+    options = {"objects": ["dog", "cat", "apple"], "colours": ["red", "blue", "gray"], "counts": [2]}
+    assert Scenes(**options).made_of == Scenes(**{name: tuple(value) for name, value in options.items()}).made_of
+    with pytest.raises(OptionError, match="Did you mean 'apple'"):
+        Scenes(objects=["dog", "cat", "aple"])
