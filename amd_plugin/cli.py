@@ -340,6 +340,25 @@ def export(
         say(f"hub: {push(folder, push_to_hub, private=not public)}")
 
 
+@app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin replay runs/digits-amd/nonfinite/step-000120")
+def replay(
+    dump: Annotated[Path, typer.Argument(help="folder of an update that was not finite")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Repeat an update that was NaN or infinite, and say what is so first: reward, teacher, fake score, direction, loss."""
+    from amd_plugin.host.running.replay import replay as repeat
+
+    with busy(err, "preparing the networks of the run"):
+        found = repeat(dump, get_plugin_manager(), overrides or ())
+    if as_json:
+        typer.echo(json.dumps({**found._asdict(), "stages": [stage._asdict() for stage in found.stages]}, indent=1))
+        return
+    for line in found.lines():
+        say(line)
+
+
 @app.command(rich_help_panel=HERE, epilog="Example: amd-plugin plugins --plugin my_reward.py")
 def plugins(
     as_json: AsJson = False,

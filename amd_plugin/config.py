@@ -267,6 +267,14 @@ class TrainConfig(Strict):
     failed_rewards_window: int = Field(
         50, ge=1, description="number of scored batches for the share of failed samples; earlier, no run stops for it"
     )
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        "raise",
+        description="action when the gradient of an update is NaN or infinite; the update is left out in any case, and dumped "
+        "for `amd-plugin replay`; raise: stop the run with a checkpoint; skip: go on, and count it",
+    )
+    max_skipped: int = Field(
+        10, ge=0, description="largest number of skipped updates within 1,000 steps before the run stops all the same"
+    )
     stop_on_hacking: bool = Field(
         False, description="stop with a checkpoint when the reward-hacking alarm triggers, instead of only a warning"
     )

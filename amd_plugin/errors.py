@@ -68,3 +68,8 @@ def unreadable_is_input_error(message: str, hint: str = "", longest: int = 300) 
     except Exception as error:  # OSError, ValueError, RuntimeError, hub, pickle and safetensors errors alike
         cause = " ".join(str(error).split())[:longest]
         raise InputError(f"{message}: {type(error).__name__}: {cause}.{hint}") from error
+
+
+def printable(text: str) -> str:
+    """`text` with every control character as an escape, e.g. of a prompt: a terminal obeys some of them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -110,6 +110,7 @@ def _run(
                 evaluate.latest = (trainer.step, evaluated)
     # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
     on_main(accelerator, lambda: open_folder(output, recipe, lock))
+    trainer.non_finite.run = output
     trackers, resumed_at = Trackers(), None if start is None else trainer.step
     on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
     max_steps = recipe.config.train.max_steps

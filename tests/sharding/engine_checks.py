@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from transformers import UMT5EncoderModel
 
 from amd_plugin import get_plugin_manager, recipe
-from amd_plugin.errors import RunError
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.lazy_weights import materialize
 from amd_plugin.sharding.frozen import held
@@ -30,7 +29,7 @@ def gap(one, two):
 
 
 def refused(trainer, name):
-    """Whether an update by a loss that only the last process has as NaN is refused by this one, and leaves everything be."""
+    """Whether an update by a loss that only the last process has as NaN is finite on this one, and how much it changes."""
     learner, before = trainer.learners[name], weights(trainer.learners[name].role)
     x = torch.zeros(2, *trainer.backbone.sample_shape)
     output = trainer.forward.caller.call(
@@ -38,11 +37,8 @@ def refused(trainer, name):
     )
     last = trainer.accelerator.process_index == trainer.accelerator.num_processes - 1
     learner.backward(output.sum() * (float("nan") if last else 1.0))
-    try:
-        learner.update(trainer.step, {"output": output})
-    except RunError as error:
-        return str(error), gap(before, weights(learner.role))
-    return "", 0.0
+    norm = learner.update(trainer.step)
+    return bool(norm.isfinite()), gap(before, weights(learner.role))
 
 
 def look(trainer, trained):

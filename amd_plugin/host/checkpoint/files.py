@@ -66,7 +66,7 @@ class State(BaseModel):
 
 def save(
     folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], keep: int, *, writes: bool = True,
-    about: Mapping[str, str] | None = None, partial: bool = False,
+    about: Mapping[str, str] | None = None, partial: bool = False, finite: bool = True,
 ) -> Path:  # fmt: skip
     """Writes ``folder/step-NNNNNN`` and removes all but the newest `keep` checkpoints.
 
@@ -80,6 +80,7 @@ def save(
         about: words about the run for the header of every file, beside the step.
         partial: whether the state holds a part of the next step's updates: it goes to ``step-NNNNNN-partial``, which stands
             beside the checkpoints and removes none of them.
+        finite: whether tensors must be finite, as those of a state to go on from.
 
     Returns:
         The checkpoint's folder.
@@ -102,7 +103,8 @@ def save(
         for name, state_dict in tensors.items():
             flat, rest[name] = _split(state_dict)
             try:
-                streamed.write(draft / f"{name}.safetensors", flat, writes=writes and failure is None, about=header)
+                here = writes and failure is None
+                streamed.write(draft / f"{name}.safetensors", flat, writes=here, about=header, finite=finite)
             except (OSError, streamed.NotFinite) as error:
                 failure = error
         if failure is not None:

@@ -27,14 +27,16 @@ class NotFinite(ValueError):
 
 
 def write(
-    path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True, about: Mapping[str, str] | None = None
-) -> None:
+    path: Path, tensors: Mapping[str, Tensor | LazyTensor], *, writes: bool = True, about: Mapping[str, str] | None = None,
+    finite: bool = True,
+) -> None:  # fmt: skip
     """Writes `tensors` to `path`. Each `LazyTensor` is read when its turn comes, as fp32, whatever happens to the file.
 
     Args:
         path: the file.
         tensors: name -> tensor.
         about: words about the file for its header, where safetensors' tools show them.
+        finite: whether a tensor must be finite.
         writes: whether this process writes. False only reads each `LazyTensor`, in which all processes take part.
 
     Raises:
@@ -55,7 +57,7 @@ def write(
         whole = materialize(value)
         try:
             if writes and failure is None:
-                if not torch.isfinite(whole).all():
+                if finite and not torch.isfinite(whole).all():
                     raise NotFinite(f"{path.stem}: {name.lstrip('.')} holds NaN or an infinity")
                 file.write(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         except (OSError, NotFinite) as error:

@@ -16,6 +16,7 @@ from amd_plugin.atomic import replaced_file, write_text
 from amd_plugin.data.prompts import ROWS
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
+from amd_plugin.host.evaluation.health import health, problems
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
 from amd_plugin.host.running.preemption import Preemption
@@ -47,6 +48,7 @@ class HeldOutEvaluation:
         judges = [reward.here for reward in evaluate.rewards if trainer.accelerator.is_main_process]
         self.rewards = RewardSet(judges, trainer.plugins, trainer.task, device=trainer.accelerator.device)
         directions = {name: trainer.task.metrics.get(name, "up") for name in (*evaluate.held_out, *self.rewards.configs)}
+        self._told: set[str] = set()
         self.latest: tuple[int, dict[str, float]] = (-1, {})
         self.alarm = HackingAlarm({} if trainer.rewards is None else trainer.rewards.weights, directions)
 
@@ -106,6 +108,7 @@ class HeldOutEvaluation:
         evaluation = task.evaluate(media, labels, samples)
         evaluation |= mean_scores(self.rewards, task, media, labels, config.evaluate.batch_size)
         row = {f"held_out/{name}": value for name, value in evaluation.items()}
+        row |= health(media, labels)
         if trainer.scoring is not None:
             judge = task.judge()
             row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
@@ -118,15 +121,22 @@ class HeldOutEvaluation:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
         return evaluation, row, picture
 
+    def _levers(self) -> list[str]:
+        """The options that set the influence of the reward, with their values."""
+        return [f"objective.{name} (now {value})" for name, value in self._trainer.objective.reward_levers.items() if value]
+
     def _hacking_warning(self, row: dict[str, float]) -> str:
         """The warning about a reward that looks hacked after the evaluation `row`; empty if none does."""
         triggered_before = self.alarm.triggered
         finding = self.alarm.add({"step": self._trainer.step, **row})
+        for problem in problems(self.alarm.rows, self._trainer.objective.guidance_scale, self._levers()):
+            if (kind := problem.partition(":")[0]) not in self._told:
+                self._told.add(kind)
+                log.warning("step %d: %s", self._trainer.step, problem)
         if finding is None:
             return ""
-        options = self._trainer.objective.reward_levers
-        levers = [f"objective.{name} (now {value})" for name, value in options.items() if value]
-        advice = f"Lower {' or '.join(levers) or 'the strength of the objective'}, or give it less weight beside another reward"
+        levers = " or ".join(self._levers()) or "the strength of the objective"
+        advice = f"Lower {levers}, or give it less weight beside another reward"
         warning = f"{finding}. {advice}; look at the samples first"
         if not triggered_before:
             log.warning("%s", warning)

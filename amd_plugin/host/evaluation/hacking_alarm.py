@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import kendalltau
 
+from amd_plugin.host.evaluation.health import HEALTH
+
 FEWEST, WINDOW = 4, 8
 ALPHA, RISE, FALL = 0.05, 0.1, 0.05
 
@@ -92,13 +94,18 @@ class HackingAlarm:
     def add(self, row: Row) -> HackingFinding | None:
         """Adds one evaluation, a line of metrics.jsonl; returns the first reward that looks hacked by now."""
         names = [f"{key}/{name}" for name in self._signs for key in ("evaluated_reward", "evaluated_spread")]
-        names += ["step", *(f"held_out/{name}" for name in self._directions)]
+        names += ["step", *HEALTH, *(f"held_out/{name}" for name in self._directions)]
         self._rows = [earlier for earlier in self._rows if earlier.get("step") != row["step"]]  # evaluated again
         self._rows.append({name: row[name] for name in names if math.isfinite(row.get(name, math.nan))})
         findings = (self._judge(rows, name) for rows in windows(self._rows) for name in self._signs)
         first = next((finding for finding in findings if finding is not None), None)
         self.triggered = first is not None
         return first
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The history of evaluations, the last one last."""
+        return self._rows
 
     def state_dict(self) -> list[dict[str, float]]:
         """The history of evaluations, JSON-able."""

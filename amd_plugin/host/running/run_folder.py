@@ -34,7 +34,7 @@ from amd_plugin.recipe.loading import Recipe, load
 MAY_CHANGE = {
     "train": (
         "max_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "project", "run_name",
-        "accumulation", "max_failed_rewards", "failed_rewards_window", "stop_on_hacking",
+        "accumulation", "max_failed_rewards", "failed_rewards_window", "stop_on_hacking", "on_nonfinite", "max_skipped",
     ),
     "rewards": ("on_error", "timeout", "device", "offload", "pool"),
     "evaluate": ("samples", "held_out", "rewards", "features", "fps"),
@@ -51,7 +51,7 @@ PACKAGES = ("amd-plugin", "torch", "diffusers", "transformers", "peft", "acceler
 NO_RESULT_DEPENDS_ON = {
     "train": (
         "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers", "project", "run_name",
-        "stop_on_hacking",
+        "stop_on_hacking", "on_nonfinite", "max_skipped",
     ),
     "rewards": ("offload", "pool"),
     "evaluate": ("features", "fps"),

@@ -34,6 +34,7 @@ class RunState(State):
         evaluations: history of the hacking alarm.
         evaluated: held-out metrics of exactly this step; None where it was not evaluated.
         failed_rewards: reward -> shares of failed samples in the last batches.
+        skipped: the steps of the last skipped updates.
         log: state of the run's log.
         last_metrics: the metrics written last, in checkpoints of earlier versions.
     """
@@ -46,6 +47,7 @@ class RunState(State):
     evaluations: list[Line] = Field(default_factory=list)
     evaluated: Line | None = None
     failed_rewards: dict[str, list[float]] = Field(default_factory=dict)
+    skipped: list[int] = Field(default_factory=list)
     log: LogState = Field(default_factory=LogState)
     last_metrics: Line = Field(default_factory=dict)
 
@@ -137,6 +139,7 @@ def restore(trainer: Trainer, path: Path) -> Progress:
     trainer.plugins.hook.distill_load_state_dict(state=state.plugins)
     if trainer.scoring is not None:
         trainer.scoring.load_state_dict(state.failed_rewards)
+    trainer.non_finite.load_state_dict(state.skipped)
     trainer.step = state.step
     log = LogState.model_validate(values["log"])
     log.last = log.last or state.last_metrics
@@ -186,6 +189,7 @@ def _state(trainer: Trainer, progress: Progress) -> dict[str, Any]:
         "evaluations": list(progress.evaluations),
         "evaluated": progress.evaluated,
         "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),
+        "skipped": trainer.non_finite.state_dict(),
         "log": progress.log.model_dump(),
     }
 

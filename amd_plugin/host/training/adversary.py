@@ -11,6 +11,7 @@ from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.learner import Learner
 from amd_plugin.host.training.real_samples import RealSamples
+from amd_plugin.host.training.turn import Trace, traced
 from amd_plugin.maths.adversarial import Adversarial
 from amd_plugin.models.discriminator import features_of, make_discriminator
 from amd_plugin.models.roles import Role
@@ -39,24 +40,21 @@ class Adversary:
         self._place = forward.backbone.family.features(self._fake_score.network)
         head = make_discriminator(self._place, generator(train.seed, "discriminator").initial_seed()).to(accelerator.device)
         rate = train.discriminator_lr or train.fake_lr
-        self.learner = Learner(Role(head), "discriminator", rate, train, accelerator)
+        self.learner = Learner(Role(head), rate, train, accelerator)
 
     def timestep(self, batch: Batch) -> Tensor:
         """The timesteps [B] at which the discriminator sees the samples of `batch`."""
         return self._forward.schedule.timestep(self._forward.noise_levels(batch, "discriminator"))
 
-    def turn(self, batch: Batch, parts: list[slice], rollouts: list[Tensor]) -> dict[str, Tensor]:
-        """Updates the head once, on `rollouts` and as many real samples; returns metrics.
+    def gradients(self, batch: Batch, parts: list[slice], rollouts: list[Tensor]) -> tuple[dict[str, Tensor], Trace]:
+        """Accumulates the head's gradients on `rollouts` and as many real samples; returns metrics, and what was computed.
 
         Args:
             batch: the joined batch.
             parts: the rows of each micro-batch.
             rollouts: the student's samples of each micro-batch.
-
-        Raises:
-            RunError: for a gradient that is not finite.
         """
-        timestep = self.timestep(batch)
+        timestep, trace = self.timestep(batch), Trace()
         real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.updates_before)
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")
         losses = []
@@ -71,8 +69,8 @@ class Adversary:
             loss = self._losses.discriminator_loss(*logits)
             self.learner.backward(loss / len(parts))
             losses.append(loss.detach())
-        norm = self.learner.update(batch.step, {"real": real})
-        return {"loss/discriminator": torch.stack(losses).mean(), "grad_norm/discriminator": norm}
+            trace.append(traced({"x0": x0, "real": real[rows], "loss": loss.expand(len(x0))}))
+        return {"loss/discriminator": torch.stack(losses).mean()}, trace
 
     def student_loss(self, x0: Tensor, batch: Batch, rows: slice, timestep: Tensor) -> Tensor:
         """The student's adversarial loss, a scalar with gradients to `x0` [b, ...] only, none to fake score or head.

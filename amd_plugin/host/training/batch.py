@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +91,26 @@ class Batch:
         """The rungs [b] of `rows`, on the device; a number where the batch has only one."""
         rungs = self.rungs[rows]
         return int(rungs[0]) if bool((self.rungs == self.rungs[0]).all()) else rungs.to(self._device)
+
+    @classmethod
+    def restored(cls, source: BatchSource, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
+        """The batch that gave `state` and `tensors`."""
+        batch = cls.__new__(cls)
+        batch.step, batch.position, batch.updates_before = state["step"], state["position"], state["updates_before"]
+        batch._start, batch._key, batch.group_size = state["start"], tuple(state["key"]), state["group_size"]
+        batch._seed, batch._device = source.train.seed, source.device
+        batch._shape = (len(tensors["labels"]), *source.sample_shape)
+        batch.labels, batch.real = tensors["labels"].to(source.device), tensors["real"].to(source.device)
+        batch.rungs = tensors["rungs"]
+        return batch
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(JSON-able, tensors): all that `restored` needs."""
+        plain = {
+            "step": self.step, "position": self.position, "updates_before": self.updates_before, "start": self._start,
+            "key": list(self._key), "group_size": self.group_size,
+        }  # fmt: skip
+        return plain, {"labels": self.labels, "rungs": self.rungs.contiguous(), "real": self.real}
 
     def by_group(self, values: Tensor) -> Tensor:
         """`values` [groups, ...], once for each sample of its group: [B, ...]."""

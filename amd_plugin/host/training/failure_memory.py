@@ -50,10 +50,10 @@ class FailureMemory:
         return x0, labels, remembered
 
     def add(self, batch: Batch, x0: Tensor, advantage: Tensor) -> None:
-        """Adds the worst eighth of the joined batch `x0` [B, ...], as far as its `advantage` [B] is below 0."""
+        """Adds the worst eighth of the joined batch `x0` [B, ...], if finite and of an `advantage` [B] below 0."""
         count = max(1, len(x0) // WORST)
         worst = advantage.topk(count, largest=False).indices
-        worst = worst[advantage[worst] < 0]
+        worst = worst[(advantage[worst] < 0) & torch.isfinite(x0[worst]).flatten(1).all(1)]
         rungs = batch.rungs.to(worst.device)[worst]
         for rung in sorted(set(batch.rungs.tolist())):
             of_rung = worst[rungs == rung]

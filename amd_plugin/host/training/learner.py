@@ -1,8 +1,8 @@
-"""The optimizer of a trained role: its learning rate, and one update that refuses gradients that are not finite."""
+"""The optimizer of a trained role: its learning rate, and an update that is left out where gradients are not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.config import TrainConfig
-from amd_plugin.errors import RunError
 from amd_plugin.models.roles import Role
 from amd_plugin.models.step_conditioning import in_outcomes
 from amd_plugin.sharding.engine import EngineSettings, engine_for
@@ -32,17 +31,14 @@ class RoleOptimizer(Protocol):
         """Accumulates the gradients of the scalar `loss` in the role's parameters."""
         ...
 
-    def update(self, step: int, suspects: Mapping[str, Any]) -> Tensor:
-        """Applies the accumulated gradients and returns their norm before clipping.
+    def update(self, step: int) -> Tensor:
+        """Applies the accumulated gradients and returns their norm before clipping, the same on every process.
 
-        Call it after as many backward passes as the recipe accumulates.
+        Call it after as many backward passes as the recipe accumulates. Where the norm is not finite, nothing is updated and
+        the gradients are dropped.
 
         Args:
             step: student updates so far.
-            suspects: the tensors that an error names if they are not finite, by name.
-
-        Raises:
-            RunError: for a gradient that is not finite; nothing was updated.
         """
         ...
 
@@ -52,14 +48,13 @@ class Learner:
 
     Args:
         role: the role; its network is wrapped for several processes here, unless other roles share it.
-        name: the role's name in messages.
         learning_rate: the peak learning rate.
         train: betas, clipping, warm-up and decay.
         accelerator: the processes over which gradients are averaged.
     """
 
-    def __init__(self, role: Role, name: str, learning_rate: float, train: TrainConfig, accelerator: Accelerator):
-        self.role, self._name, self._train, self._accelerator = role, name, train, accelerator
+    def __init__(self, role: Role, learning_rate: float, train: TrainConfig, accelerator: Accelerator):
+        self.role, self._train, self._accelerator = role, train, accelerator
         groups, self._peaks = parameter_groups(role, learning_rate, train)
         optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=train.betas, fused=True)
         if role.shared:
@@ -73,7 +68,7 @@ class Learner:
         self.role.activate()
         self._accelerator.backward(loss)
 
-    def update(self, step: int, suspects: Mapping[str, Any]) -> Tensor:
+    def update(self, step: int) -> Tensor:
         """See `RoleOptimizer.update`."""
         parameters = self.role.parameters()
         if self.role.shared and self._accelerator.num_processes > 1:
@@ -81,10 +76,9 @@ class Learner:
                 parameter.grad = self._accelerator.reduce(parameter.grad, "mean")
         norm: Tensor = self._accelerator.clip_grad_norm_(parameters, self._train.clip_norm)
         # The norm is that of gradients averaged over all processes, so that all of them decide alike.
-        if not torch.isfinite(norm):
-            raise _not_finite(step, self._name, suspects)
-        _set_learning_rates(self.optimizer, self._peaks, step, self._train)
-        self.optimizer.step()
+        if torch.isfinite(norm):
+            _set_learning_rates(self.optimizer, self._peaks, step, self._train)
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
@@ -94,13 +88,12 @@ class EngineLearner:
 
     Args:
         role: the role, with a network of its own.
-        name: the role's name in messages.
         learning_rate: the peak learning rate.
         settings: the settings of all engines.
     """
 
-    def __init__(self, role: Role, name: str, learning_rate: float, settings: EngineSettings):
-        self.role, self._name, self._train = role, name, settings.train
+    def __init__(self, role: Role, learning_rate: float, settings: EngineSettings):
+        self.role, self._train = role, settings.train
         groups, self._peaks = parameter_groups(role, learning_rate, settings.train)
 
         def adam() -> torch.optim.Adam:
@@ -116,12 +109,12 @@ class EngineLearner:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-batch
 
-    def update(self, step: int, suspects: Mapping[str, Any]) -> Tensor:
+    def update(self, step: int) -> Tensor:
         """See `RoleOptimizer.update`."""
         _set_learning_rates(self.optimizer.optimizer, self._peaks, step, self._train)
         self._engine.step()
         if not self._engine.was_step_applied():
-            raise _not_finite(step, self._name, suspects)
+            return torch.tensor(torch.nan)
         return torch.as_tensor(self._engine.get_global_grad_norm()).float()
 
 
@@ -153,19 +146,3 @@ def _learning_rate_factor(step: int, train: TrainConfig) -> float:
     warm_up = min(1.0, (step + 1) / (train.warmup_steps + 1))
     decay = 1 - 0.9 * step / train.max_steps if train.decay == "linear" else 1.0
     return warm_up * decay
-
-
-def _not_finite(step: int, name: str, suspects: Mapping[str, Any]) -> RunError:
-    return RunError(f"step {step + 1}, {name} update: the gradient is not finite; {_non_finite_tensors(suspects)}")
-
-
-def _non_finite_tensors(suspects: Mapping[str, Any]) -> str:
-    """The names of tensors with non-finite values, and the samples of this process that have them."""
-    culprits = []
-    for name, value in suspects.items():
-        if isinstance(value, Tensor):
-            elements = (~torch.isfinite(value.detach())).flatten(1 if value.dim() > 1 else 0)
-            rows = elements.any(1) if elements.dim() > 1 else elements
-            if rows.any():
-                culprits.append(f"{name} in samples {rows.nonzero().flatten().tolist()[:8]}")
-    return "; ".join(culprits) or "no tensor of this process is; look at the others, or lower the learning rate"

@@ -82,11 +82,10 @@ def build_roles(
             network.compile()
     learners: dict[str, RoleOptimizer] = {}
     for name, rate in (("student", train.student_lr), ("fake_score", train.fake_lr)):
-        title = name.replace("_", " ")
         if stage == "none":
-            learners[name] = Learner(roles[name], title, rate, train, accelerator)
+            learners[name] = Learner(roles[name], rate, train, accelerator)
         else:
-            learners[name] = EngineLearner(roles[name], title, rate, EngineSettings(accelerator, train, stage, read))
+            learners[name] = EngineLearner(roles[name], rate, EngineSettings(accelerator, train, stage, read))
     sharded = stage != "none" or (shared and config.distributed.teacher != "none")
     ema = EMA(roles["student"], train.ema)
     return Roles(roles["student"], roles["fake_score"], roles["teacher"], learners, ema, stage != "none", sharded)

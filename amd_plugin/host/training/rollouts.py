@@ -115,6 +115,7 @@ class Rollouts:
         accelerator: the run's processes.
 
     Attributes:
+        source: the run's batches.
         rows: this process's rows of the joined batch.
         micro_batches: the same rows, by micro-batch.
     """
@@ -124,7 +125,7 @@ class Rollouts:
         accelerator: Accelerator,
     ):  # fmt: skip
         self._train = train = source.train
-        self._source, self._forward, self._objective, self._scoring, self._real = source, forward, objective, scoring, real
+        self.source, self._forward, self._objective, self._scoring, self._real = source, forward, objective, scoring, real
         self.rows = process_rows(train.batch_size, accelerator.process_index, accelerator.num_processes)
         self.micro_batches = micro_batches(self.rows, train.accumulation)
         self._ahead: dict[tuple[str, int], Samples] = {}
@@ -133,7 +134,7 @@ class Rollouts:
 
     def batch(self, step: int, turn: str, update: int) -> Batch:
         """The joined batch of one update with rollouts of its own."""
-        batch = Batch(self._source, step, turn, update)
+        batch = Batch(self.source, step, turn, update)
         if self._real is not None:
             groups = self._train.batch_size // self._train.group_size
             batch.start_from(*self._real.draw(groups, batch.generator("real start"), batch.position))
@@ -146,7 +147,7 @@ class Rollouts:
         same now as later. A graph for the student's turn is not kept meanwhile: its last call is repeated.
         """
         self._ahead.clear()
-        if self._source.harvests:
+        if self.source.harvests:
             sets = [self.batch(step, "rollouts", index) for index in range(self._train.rollout_sets)]
             self._harvest = Harvest(self._forward, sets, self.micro_batches, self._train.seed, step)
         if self._scoring is not None and self._scoring.rewards.overlaps:

@@ -10,8 +10,9 @@ The objective decides what signals, rewards and weights do. Nothing here depends
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -27,9 +28,11 @@ from amd_plugin.host.training.extra_signals import with_extra_signals
 from amd_plugin.host.training.failure_memory import FailureMemory
 from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.learner import RoleOptimizer
+from amd_plugin.host.training.non_finite import NonFinitePolicy
 from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.scoring import Scoring
 from amd_plugin.host.training.setup import set_up
+from amd_plugin.host.training.turn import Trace, Turn, traced, with_directions, without_graph
 from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
@@ -83,6 +86,8 @@ class Trainer:
     memory: FailureMemory | None
     adversary: Adversary | None
 
+    non_finite: NonFinitePolicy  # what becomes of an update that is not finite
+
     # The state.
     step: int  # student updates so far
     mid_cycle: bool  # a cycle was begun and not ended, so that the state is of no step
@@ -96,6 +101,7 @@ class Trainer:
         self.has_shares, self.student_is_sharded = setup.roles.has_shares, setup.roles.student_is_sharded
         self.forward, self.rollouts, self.scoring = setup.forward, setup.rollouts, setup.scoring
         self.memory, self.adversary = setup.memory, setup.adversary
+        self.non_finite = NonFinitePolicy(self.train)
         self.step, self.mid_cycle = 0, False
 
     @property
@@ -111,7 +117,7 @@ class Trainer:
             last_metrics: the last logged metrics, for `distill_advantage_schedule`.
 
         Raises:
-            RunError: for a gradient that is not finite, before it is applied, or for a failed reward.
+            RunError: for a gradient that is not finite, which is not applied, or for a failed reward.
         """
         self.mid_cycle = True
         self.objective.schedule_factor = schedule_factor
@@ -122,6 +128,7 @@ class Trainer:
         for update in range(self.train.fake_updates):
             metrics = self.fake_score_turn(update)
         metrics |= self.student_turn(last_metrics)
+        metrics |= self.non_finite.metrics(list(self.learners))
         self.step += 1
         self.ema.update()
         self.mid_cycle = False
@@ -134,69 +141,107 @@ class Trainer:
             update: index of the update within its cycle.
             warm_up: index of an update before the first cycle; None within a cycle.
         """
-        parts, learner, schedule = self.rollouts.micro_batches, self.learners["fake_score"], self.forward.schedule
         batch, exits, advantage, again = self.rollouts.for_fake_score(self.step, update, warm_up)
-        rollouts = [exit.x0 for exit in exits]
         sigma = self.forward.noise_levels(batch, "fake_score", None, advantage)
         weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
-        outcome = self._outcomes(batch, advantage)
-        timestep, noise = schedule.timestep(sigma), batch.normal("noise")
-        losses, by_level, suspects = [], [], {}
-        for rows, x0 in zip(parts, rollouts, strict=True):
-            t, labels = timestep[rows], batch.labels[rows]
-            part_weight = None if weight is None else weight[rows]
-            part_outcome = None if outcome is None else outcome[rows]
-            if self.memory is not None and part_weight is not None:
+        outcome, parts = self._outcomes(batch, advantage), self.rollouts.micro_batches
+        turn = Turn("fake_score", batch, parts, exits, advantage, sigma, weight, outcome)
+        metrics, trace = self.fake_score_gradients(turn)
+        metrics = self._updated(turn, metrics, trace)
+        if self.adversary is not None:
+            adversarial = turn._replace(role="discriminator")
+            metrics |= self._updated(adversarial, *self.adversary.gradients(batch, parts, [exit.x0 for exit in exits]))
+        if self.memory is not None and advantage is not None and not again:
+            self.memory.add(batch, self.accelerator.gather(torch.cat([exit.x0 for exit in exits])), advantage)
+        return metrics
+
+    def fake_score_gradients(self, turn: Turn) -> tuple[Metrics, Trace]:
+        """Accumulates the gradients of the fake score's loss; returns metrics, and what was computed."""
+        schedule, batch, losses, by_level, trace = self.forward.schedule, turn.batch, [], [], Trace()
+        timestep, noise = schedule.timestep(turn.sigma), batch.normal("noise")
+        for rows, exit in zip(turn.parts, turn.exits, strict=True):
+            x0, t, labels = exit.x0, timestep[rows], batch.labels[rows]
+            weight = None if turn.weight is None else turn.weight[rows]
+            outcome = None if turn.outcome is None else turn.outcome[rows]
+            if self.memory is not None and weight is not None:
                 x0, labels, remembered = self.memory.recall(batch, rows, x0, labels)
-                part_weight = torch.where(remembered, 1.0, part_weight)
-                part_outcome = None if part_outcome is None else part_outcome.where(~remembered, NONE)
+                weight = torch.where(remembered, 1.0, weight)
+                outcome = None if outcome is None else outcome.where(~remembered, NONE)
             x_t = schedule.level(t).add_noise(x0, noise[rows])
-            self.fake_score.rung, self.fake_score.outcome = batch.rungs_of(rows), part_outcome
+            self.fake_score.rung, self.fake_score.outcome = batch.rungs_of(rows), outcome
             prediction = self.forward.caller.call(self.fake_score, x_t, t, self.forward.condition(labels))
-            target = schedule.target(x0, noise[rows], t)
-            output = self.objective.fake_score_loss(prediction, target, part_weight)
-            learner.backward(output.loss / len(parts))
+            output = self.objective.fake_score_loss(prediction, schedule.target(x0, noise[rows], t), weight)
+            self.learners["fake_score"].backward(output.loss / len(turn.parts))
             self.fake_score.outcome = NONE
             losses.append(output.loss.detach())
-            by_level.append(by_band(output.per_sample, sigma[rows]))
-            suspects = {"x0": x0, "prediction": prediction}
-        if self.memory is not None and advantage is not None and not again:
-            self.memory.add(batch, self.accelerator.gather(torch.cat(rollouts)), advantage)
+            by_level.append(by_band(output.per_sample, turn.sigma[rows]))
+            trace.append(traced({"x0": x0, "weight": weight, "prediction": prediction, "loss": output.per_sample}))
         metrics = {f"loss/fake_score/{name}": _mean(part[name] for part in by_level) for name in by_level[0]}
-        metrics |= {"loss/fake_score": _mean(losses), "grad_norm/fake_score": learner.update(self.step, suspects)}
-        if self.adversary is not None:
-            metrics |= self.adversary.turn(batch, parts, rollouts)
-        return metrics
+        return metrics | {"loss/fake_score": _mean(losses)}, trace
 
     def student_turn(self, last_metrics: Mapping[str, float] = MappingProxyType({})) -> Metrics:
         """Updates the student; `last_metrics` are for `distill_advantage_schedule`."""
-        parts, learner = self.rollouts.micro_batches, self.learners["student"]
         batch, exits, advantage, _ = self.rollouts.for_student(self.step)
         metrics = {} if self.scoring is None else self.scoring.metrics()
         sigma = self.forward.noise_levels(batch, "student", self.objective.needs.match_range, advantage)
         factors = self._advantage_factors(sigma, last_metrics)
-        outputs, suspects = [], {}
-        for rows, (x, x0) in zip(parts, exits, strict=True):
+        turn = Turn("student", batch, self.rollouts.micro_batches, exits, advantage, sigma, factors=factors)
+        before = copy.deepcopy(self.objective)  # the loss adds to its statistics, which must not keep what is left out
+        found, trace, signals = self.student_gradients(turn)
+        metrics |= self._updated(turn, found, trace, signals, before)
+        for sums in self.objective.shared_sums:
+            sums.copy_(self.accelerator.reduce(sums, "mean"))
+        return metrics
+
+    def student_gradients(self, turn: Turn) -> tuple[Metrics, Trace, list[Signals]]:
+        """Accumulates the gradients of the student's loss; returns metrics, what was computed, and the signals."""
+        batch, outputs, trace, seen, adversarial = turn.batch, [], Trace(), list[Signals](), list[Tensor]()
+        for rows, (x, x0) in zip(turn.parts, turn.exits, strict=True):
             x0 = x0 if x0.requires_grad else self.forward.leave(x, batch, rows, grad=True).x0
-            signals = self._with_reward(self.forward.signals(x0, batch, rows, sigma, advantage), batch, rows)
-            signals = signals if factors is None else signals._replace(advantage_factor=factors[rows])
+            signals = self._with_reward(self.forward.signals(x0, batch, rows, turn.sigma, turn.advantage), batch, rows)
+            signals = signals if turn.factors is None else signals._replace(advantage_factor=turn.factors[rows])
             signals = with_extra_signals(self.forward, signals, batch, rows)
             output = self.objective.student_loss(signals)
             loss = output.loss
             if self.adversary is not None:
-                adversarial = self.adversary.student_loss(x0, batch, rows, self.adversary.timestep(batch))
-                metrics["loss/student_adversarial"] = adversarial.detach()
-                loss = loss + adversarial
-            learner.backward(loss / len(parts))
+                adversarial.append(self.adversary.student_loss(x0, batch, rows, self.adversary.timestep(batch)))
+                loss = loss + adversarial[-1]
+            self.learners["student"].backward(loss / len(turn.parts))
             outputs.append(output)
-            suspects = signals._asdict()
+            seen.append(without_graph(signals))
+            trace.append(traced({**seen[-1]._asdict(), "loss": output.per_sample}))
         names = dict.fromkeys(name for output in outputs for name in output.metrics)  # a micro-batch may lack some rungs
-        metrics |= {f"objective/{name}": _mean(o.metrics[name] for o in outputs if name in o.metrics) for name in names}
+        metrics = {f"objective/{name}": _mean(o.metrics[name] for o in outputs if name in o.metrics) for name in names}
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
-        metrics["grad_norm/student"] = learner.update(self.step, suspects)
-        for sums in self.objective.shared_sums:
-            sums.copy_(self.accelerator.reduce(sums, "mean"))
-        return metrics
+        if adversarial:
+            metrics["loss/student_adversarial"] = adversarial[-1].detach()
+        return metrics, trace, seen
+
+    def _updated(
+        self, turn: Turn, metrics: Metrics, trace: Trace, signals: Sequence[Signals] = (), before: Objective | None = None
+    ) -> Metrics:
+        """Applies the gradients of `turn`, or leaves it out; returns its metrics, which are NaN in the second case.
+
+        Args:
+            turn: the update.
+            metrics: its metrics so far.
+            trace: what it computed.
+            signals: the student's signals, by micro-batch.
+            before: the objective as it was before them.
+
+        Raises:
+            RunError: where the recipe does not let the update be left out.
+        """
+        norm = self.learners[turn.role].update(self.step)
+        metrics = metrics | {f"grad_norm/{turn.role}": norm}
+        # The next update must wait for this answer, so that a dump has the weights that this one began with.
+        if bool(torch.isfinite(norm)):
+            return metrics
+        if before is not None:
+            vars(self.objective).update(vars(copy.deepcopy(before)))
+            trace = with_directions(copy.deepcopy(before), signals, trace)
+        self.non_finite.refuse(self, turn, trace, self.objective.state_dict())
+        return {name: torch.full_like(value, torch.nan) for name, value in metrics.items()}
 
     @torch.no_grad()
     def sample(self, labels: Tensor, purpose: str, between: Callable[[], None] = lambda: None) -> Tensor:

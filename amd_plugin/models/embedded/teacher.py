@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amd_plugin.cache import cached, root
 from amd_plugin.config import ModelConfig, TeacherConfig
-from amd_plugin.errors import OptionError
+from amd_plugin.errors import OptionError, RunError
 from amd_plugin.models.conditions import LabelConditions, prompts_of
 from amd_plugin.models.embedded import teacher_state
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
@@ -119,6 +120,9 @@ def train_teacher(
         text: modules behind `condition` that are trained along.
         state: file from which an interrupted training goes on; used where the learning rate decays late.
         log: called with the number of updates done and the loss of the last one.
+
+    Raises:
+        RunError: where a loss or the weights are not finite.
     """
     draws = generator(seed, "teacher training")
     trained = nn.ModuleList((network, *text))
@@ -137,6 +141,8 @@ def train_teacher(
         noise = torch.randn(x0.shape, generator=draws)
         output = family.call(network, schedule.level(timestep).add_noise(x0, noise), timestep, condition(labels))
         loss = nn.functional.mse_loss(output, schedule.target(x0, noise, timestep))
+        if not math.isfinite(loss.item()):
+            raise RunError(f"the teacher's training failed: the loss of update {step + 1} is not finite; {_cause(x0)}")
         loss.backward()
         optimizer.step()
         learning_rate.step()
@@ -146,3 +152,12 @@ def train_teacher(
         log(step + 1, loss.item())
     if average is not None:
         trained.load_state_dict(average.module.state_dict())
+    if any(not torch.isfinite(weights).all() for weights in trained.state_dict().values()):
+        raise RunError(f"the teacher's training failed: its weights are not finite; {_cause(torch.zeros(1))}")
+
+
+def _cause(x0: Tensor) -> str:
+    """What to do about a training of which something is not finite, after a batch `x0` [B, ...]."""
+    if bad := (~torch.isfinite(x0.flatten(1))).any(1).nonzero().flatten().tolist() if x0.dim() > 1 else []:
+        return f"{len(bad)} of {len(x0)} samples of its data are not; mend the task's data"
+    return "lower model.teacher.learning_rate"
