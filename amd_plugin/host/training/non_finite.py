@@ -77,7 +77,7 @@ class NonFinitePolicy:
         findings = diagnose(trainer, turn, trace)
         place = self._dump(trainer, turn, trace, findings, objective)
         message = f"step {trainer.step + 1}, {turn.role.replace('_', ' ')} update: {described(trainer, turn, findings)}"
-        message = f"{message}. The update was left out. {place}"
+        message = f"{message}. The update was left out. {place}".rstrip()
         self._now[turn.role] = self._now.get(turn.role, 0.0) + 1
         self._skipped = [step for step in self._skipped if step > trainer.step - WINDOW] + [trainer.step]
         if self._train.on_nonfinite == "raise":
