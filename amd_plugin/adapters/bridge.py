@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -78,6 +78,21 @@ def require_fit(objective: Objective, guidance_scale: float, offers: Collection[
         )
         raise InputError(f"objective: {message}")
     refuse_what_is_missing(objective, offers)
+
+
+class Scored(NamedTuple):
+    """The scores of a turn's samples, for a later turn of the same samples.
+
+    Attributes:
+        own: rows of this rank's samples among those of all ranks.
+        advantage: advantages of the samples of all ranks; None where no reward is used.
+        signal_fields, metrics: attributes of `HostBridge` after the samples were scored.
+    """
+
+    own: slice
+    advantage: Tensor | None
+    signal_fields: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 class HostBridge:
@@ -167,6 +182,17 @@ class HostBridge:
         self._advantage = self.objective.advantage(batch_reward, batch_groups, rung)
         self.signal_fields = {"groups": batch_groups[self._own], "batch_advantage": self._advantage}
         self.metrics = _reward_metrics(scores, getattr(self.reward, "names", ()))
+        return self._advantage[self._own]
+
+    def scored(self) -> Scored:
+        """What `advantages` computed last, for `recall`."""
+        return Scored(self._own, self._advantage, self.signal_fields, self.metrics)
+
+    def recall(self, scored: Scored, device: torch.device) -> Tensor:
+        """The advantages [B] of samples on `device` that an earlier turn scored, in place of `advantages` in this one."""
+        self._own, self._advantage, self.signal_fields, self.metrics = scored
+        if self._advantage is None:
+            return torch.zeros(self._own.stop - self._own.start, device=device)
         return self._advantage[self._own]
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.harvest import checked_rollouts
 from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.signals import Signals
@@ -84,6 +85,8 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         if amd is not None and not isinstance(amd, Mapping):
             raise InputError(f"model_class.amd: must be a mapping of options, got {amd!r}")
         options, plugins = _plain(amd or {}), self.plugins or get_plugin_manager()
+        # Its students of several steps are trained from noised data, by one call.
+        checked_rollouts(options.pop("rollouts", "fresh"), "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
         reward = make_reward(options.pop("reward", None), plugins, torch.device(config.device))
         scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
         objective = adaptive_objective(scale, options, FASTGEN)

@@ -7,7 +7,7 @@
 FastVideo's own code draws noise, rolls out and calls the networks. The adapter records their predictions and replaces
 FastVideo's losses by AMD's. Without a reward, or with strength and sharpening 0, FastVideo's own code runs unchanged.
 ``amd.fast_rollout: true`` saves a third of the forwards: one exit rung for all ranks, one rollout for student and critic, one
-teacher call for both branches of guidance.
+teacher call for both branches of guidance. ``amd.rollouts: harvest`` rolls out once for all turns of a cycle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
-from amd_plugin.adapters.fastvideo_rollout import one_teacher_call, short_rollout
+from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
+from amd_plugin.adapters.harvest import Harvest, checked_rollouts
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.offers import FASTVIDEO
 from amd_plugin.errors import InputError, RunError
@@ -61,10 +62,10 @@ _Base = DMD2Method if TYPE_CHECKING else object
 
 
 class Adaptive(_Base):  # type: ignore[misc, valid-type]
-    """A mix-in that adds AMD to a method of FastVideo, with options under ``method.amd``: those of `AMDObjective` and two more.
+    """A mix-in that adds AMD to a method of FastVideo, with options under ``method.amd``: those of `AMDObjective` and more.
 
-    ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` saves
-    forwards. A group holds the samples of one prompt over all data-parallel ranks.
+    ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` and
+    ``rollouts: harvest`` save forwards. A group holds the samples of one prompt over all data-parallel ranks.
 
     Args:
         cfg, role_models: arguments of the host's method.
@@ -90,6 +91,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._reward, self._fast = options.pop("reward", None), options.pop("fast_rollout", False)
         if not isinstance(self._fast, bool):
             raise InputError(f"method.amd.fast_rollout: must be true or false, got {self._fast!r}")
+        self._harvest_all = checked_rollouts(options.pop("rollouts", "fresh"), "method.amd.rollouts", self._cannot_harvest())
         options.setdefault("normalizer", "global")  # as in FastVideo: one mean over the batch
         scale = self.method_config.get("real_score_guidance_scale")
         self.objective = adaptive_objective(1.0 if scale is None else float(scale), options, FASTVIDEO)
@@ -100,6 +102,18 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._rung = 0  # of the last rollout, where it is the same on all ranks
         self._metrics: dict[str, Tensor] = {}
         self._turn = (0, 0)  # iteration, and micro-batch within it
+        self._harvests: dict[int, Harvest] = {}  # of the cycle, by micro-batch
+        self._raw_batch: Any = None  # of the turn
+
+    def _cannot_harvest(self) -> str:
+        """Why this run has no rollouts to harvest; empty if it has."""
+        if isinstance(self, SelfForcingMethod):
+            return "needs samples at all rungs of one rollout, and SelfForcingMethod rolls out chunk by chunk to one rung each"
+        if self._rollout_mode != "simulate":
+            return f"needs rollout_mode: simulate, got {self._rollout_mode!r}, where a turn makes one call from noised data"
+        if len(self.method_config.get("dmd_denoising_steps") or ()) < 2:
+            return "needs a student of several steps: with one step a turn makes one call"
+        return ""
 
     def on_train_start(self) -> None:
         """Loads the reward, so that one that cannot be used ends the run before its first step."""
@@ -123,15 +137,51 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> tuple[Any, Any, dict[str, Any]]:
         """FastVideo's training step, with AMD's metrics beside its own."""
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
-        every = max(1, int(self.method_config.get("generator_update_interval") or 1))
-        last = int(self.training_config.loop.max_train_steps)
+        every, last = self._updates_per_cycle, int(self.training_config.loop.max_train_steps)
         self.bridge.start_turn((iteration - 1) // every, last // every, self._metrics)
-        losses, outputs, metrics = super().single_train_step(batch, iteration)
+        self._raw_batch = self._batch_of_cycle(batch) if self._harvest_all else batch
+        losses, outputs, metrics = super().single_train_step(self._raw_batch, iteration)
         self._sample, self._scored = None, None
         added = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
         return losses, outputs, {**metrics, **{_prefixed(name): value for name, value in added.items()}}
 
+    @property
+    def _updates_per_cycle(self) -> int:
+        """The number of the critic's updates in a cycle, of which the last comes with the student's."""
+        return max(1, int(self.method_config.get("generator_update_interval") or 1))
+
+    def _batch_of_cycle(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch whose samples were harvested in this cycle; `batch` before that.
+
+        Samples are not in checkpoints. So a run rolls out anew after each, and a resumed one trains what a straight one does.
+        """
+        iteration, micro_batch = self._turn
+        saves = int(self.training_config.checkpoint.training_state_checkpointing_steps or 0)
+        starts = (iteration - 1) % self._updates_per_cycle == 0 or (saves > 0 and (iteration - 1) % saves == 0)
+        if starts and micro_batch == 0:
+            self._harvests.clear()
+        return self._harvests[micro_batch].inputs if micro_batch in self._harvests else batch
+
+    def _harvested(self, batch: Any, with_grad: bool) -> Tensor:
+        """The turn's samples of the cycle's rollout, which the cycle's first turn makes."""
+        iteration, micro_batch = self._turn
+        if micro_batch not in self._harvests:
+            self._harvests[micro_batch] = harvest(self, batch, self._raw_batch)
+        shared = self._harvests[micro_batch]
+        if with_grad:
+            self._rung = shared.rung
+            x0 = call_at(self, shared.x, shared.rung, batch, with_grad=True)
+        else:
+            self._rung = shared.rung_of_fake_score((iteration - 1) % self._updates_per_cycle)
+            x0 = shared.samples[self._rung]
+            rungs = self._get_denoising_step_list(x0.device)
+            batch.dmd_latent_vis_dict["generator_timestep"] = rungs[self._rung : self._rung + 1].float()
+        self._sample = x0.detach()
+        return x0
+
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
+        if self._harvest_all:
+            return self._harvested(batch, with_grad)
         if self._fast and self._sample is not None and not with_grad:
             return self._sample
         short = self._fast and self._rollout_mode == "simulate" and not isinstance(self, SelfForcingMethod)
@@ -230,6 +280,9 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         x0 = self._sample
         if x0 is None:
             raise RunError(f"{HOST.distribution}: a loss is computed before any rollout. Install {HOST.range}")
+        shared = self._harvests.get(self._turn[1])
+        if shared is not None and (scored := shared.scores.get(self._rung)) is not None:
+            return self.bridge.recall(scored, x0.device)
         if self._scored is None or self._scored[0] is not x0:
             infos = getattr(batch, "infos", None)
             prompts = [str(info.get("prompt") or info.get("caption") or "") for info in infos] if infos else None
@@ -239,6 +292,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             else:
                 groups = group_ids(prompts, len(x0))
             self._scored = (x0, self.bridge.advantages(x0, groups, prompts, rung=self._rung))
+            if shared is not None:
+                shared.scores[self._rung] = self.bridge.scored()
         return self._scored[1]
 
 

@@ -1,7 +1,8 @@
-"""Fewer forwards in FastVideo for the same distribution: a rollout up to the exit rung, and one teacher call instead of two.
+"""Fewer forwards in FastVideo: a rollout up to the exit rung or one per cycle, and one teacher call instead of two.
 
 FastVideo always rolls out N - 1 steps: each rank draws an exit rung of its own, and sharded networks need equally many calls
-on all ranks. With one exit rung for all ranks, the steps after it can be left out, as they never reach the sample.
+on all ranks. With one exit rung for all ranks, the steps after it can be left out, as they never reach the sample. A rollout
+through all rungs gives a sample at each of them, which the turns of a cycle can share.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from amd_plugin.adapters.harvest import Harvest, agreed_rung
 from amd_plugin.adapters.method_wrapping import wrapped
 
 
@@ -26,23 +27,52 @@ def short_rollout(method: Any, batch: Any, with_grad: bool) -> Tensor:
         batch: FastVideo's training batch.
         with_grad: whether the last step has a graph.
     """
-    shape, device, draws = batch.latents.shape, batch.latents.device, method.cuda_generator
-    rungs = method._get_denoising_step_list(device)
-    exit_rung = torch.randint(len(rungs), [1], device=device, generator=draws)
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(exit_rung, src=0)
-    x = torch.randn(shape, device=device, dtype=batch.latents.dtype, generator=draws)
-    options = {"conditional": True, "cfg_uncond": method._cfg_uncond, "attn_kind": "vsa"}
-    last = int(exit_rung)
+    rungs = method._get_denoising_step_list(batch.latents.device)
+    last = int(agreed_rung(len(rungs), batch.latents.device, method.cuda_generator))
+    x = _noise_like(method, batch.latents)
     for index in range(last):
-        with torch.no_grad():
-            x0 = method.student.predict_x0(x, rungs[index : index + 1], batch, **options)
-            noise = torch.randn(shape, device=device, dtype=x0.dtype, generator=draws)
-            x = method.student.add_noise(x0, noise, rungs[index + 1 : index + 2])
+        x0 = call_at(method, x, index, batch, with_grad=False)
+        x = _renoised(method, x0, index + 1)
+    return call_at(method, x, last, batch, with_grad=with_grad)
+
+
+def harvest(method: Any, batch: Any, raw_batch: Any) -> Harvest:
+    """The samples of one rollout from noise through all rungs; each has the distribution of `short_rollout` at its rung.
+
+    Args:
+        method: FastVideo's `DMD2Method`, in rollout mode ``simulate``.
+        batch: FastVideo's training batch.
+        raw_batch: the batch of FastVideo's data that `batch` was made of.
+    """
+    count = len(method._get_denoising_step_list(batch.latents.device))
+    rung = int(agreed_rung(count, batch.latents.device, method.cuda_generator))
+    inputs, samples = [_noise_like(method, batch.latents)], list[Tensor]()
+    for index in range(count):
+        samples.append(call_at(method, inputs[-1], index, batch, with_grad=False))
+        if index + 1 < count:
+            inputs.append(_renoised(method, samples[-1], index + 1))
+    return Harvest(raw_batch, samples, inputs[rung], rung)
+
+
+def call_at(method: Any, x: Tensor, index: int, batch: Any, *, with_grad: bool) -> Tensor:
+    """The student's samples from its inputs `x` at the rung `index`, by one call."""
+    rung = method._get_denoising_step_list(x.device)[index : index + 1]
+    batch.dmd_latent_vis_dict["generator_timestep"] = rung.float().detach()
     with torch.set_grad_enabled(with_grad):
-        x0 = method.student.predict_x0(x, rungs[last : last + 1], batch, **options)
-    batch.dmd_latent_vis_dict["generator_timestep"] = rungs[last : last + 1].float().detach()
-    return x0  # type: ignore[no-any-return]
+        x0: Tensor = method.student.predict_x0(x, rung, batch, conditional=True, cfg_uncond=method._cfg_uncond, attn_kind="vsa")
+    return x0
+
+
+def _renoised(method: Any, x0: Tensor, index: int) -> Tensor:
+    """The student's inputs at the rung `index`, from the samples of the rung before."""
+    rung = method._get_denoising_step_list(x0.device)[index : index + 1]
+    with torch.no_grad():
+        x: Tensor = method.student.add_noise(x0, _noise_like(method, x0), rung)
+    return x
+
+
+def _noise_like(method: Any, x: Tensor) -> Tensor:
+    return torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=method.cuda_generator)
 
 
 @contextmanager

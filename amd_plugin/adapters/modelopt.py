@@ -7,6 +7,7 @@ code runs unchanged.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.harvest import Rollouts, checked_rollouts
+from amd_plugin.adapters.modelopt_rollout import Given, HarvestedCycle, cannot_harvest, harvest
 from amd_plugin.adapters.offers import MODELOPT
 from amd_plugin.adapters.outcomes import condition_on_outcomes
 from amd_plugin.errors import InputError, RunError
@@ -26,6 +29,8 @@ from amd_plugin.maths.advantage_guidance import BAD, GOOD
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+
+log = logging.getLogger(__name__)
 
 HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
 
@@ -50,7 +55,7 @@ HOST.check(
     },
 )
 HOST.check(dmd, {"dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn"})
-HOST.check(dmd, {"add_noise": "x0, eps, t", "rf_alpha": "t", "rf_sigma": "t"})
+HOST.check(dmd, {"add_noise": "x0, eps, t", "x0_to_eps": "x0, x_t, t", "rf_alpha": "t", "rf_sigma": "t"})
 
 TeacherSharding = Literal["none", "zero3", "zero3_offload"]
 
@@ -61,19 +66,19 @@ class _Turn:
 
     Attributes:
         role: ``student`` or ``fake_score``.
-        condition: text embeddings [B, ...], by which samples are grouped.
-        prompts: prompts [B] for the reward.
+        given: arguments of the turn; samples are grouped by their text embeddings.
         predictions: network, predicted x0 and timesteps of every prediction so far.
         advantage: advantages of the student's samples; None before they are scored.
         fake_call: arguments of the last prediction of the fake score.
+        harvested: sample that answers the student's next call; None before a harvest, and after that call.
     """
 
     role: str
-    condition: Tensor | None
-    prompts: Sequence[str] | None
+    given: Given
     predictions: list[tuple[nn.Module, Tensor, Tensor]]
     advantage: Tensor | None = None
     fake_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    harvested: Tensor | None = None
 
 
 # To a type checker a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
@@ -96,6 +101,10 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         sharding: sharding of the teacher by that hook: ``none``, ``zero3`` or ``zero3_offload``.
         plugins: manager of rewards, noise-level samplers, strength schedules and sharding; None: all installed plugins.
         max_steps: number of student updates of the whole run, for strength schedules; 0 if unknown.
+        rollouts: ``fresh`` for a rollout in each turn, as in the host; ``harvest`` for one in each cycle, whose samples all its
+            turns use. A cycle is some calls of `compute_fake_score_loss`, then the student's; the arguments of its first call
+            replace those of the others.
+        accumulation: number of calls per update, for ``harvest`` in a loop that accumulates gradients.
         host: further arguments of the host's pipeline.
 
     Attributes:
@@ -127,12 +136,17 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         sharding: TeacherSharding = "none",
         plugins: PluginManager | None = None,
         max_steps: int = 0,
+        rollouts: Rollouts = "fresh",
+        accumulation: int = 1,
         **host: Any,
     ):
         scale = 1.0 if config.guidance_scale is None else config.guidance_scale
         for name in {"strength", "sharpening"} & (amd or {}).keys():
             raise InputError(f"amd.{name}: is an argument of AMDPipeline. Pass {name}=... instead")
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
+        if not (isinstance(accumulation, int) and accumulation >= 1):
+            raise InputError(f"accumulation: must be a whole number from 1, got {accumulation!r}")
+        self._cycle = HarvestedCycle(accumulation) if checked_rollouts(rollouts, "rollouts", cannot_harvest(config)) else None
         in_place = objective is not None
         if objective is None:
             objective = adaptive_objective(scale, options, MODELOPT)
@@ -158,6 +172,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state for the user's checkpoint, beside networks and optimizers."""
+        if self._cycle is not None and self._cycle.is_pending:
+            log.warning("a checkpoint within a cycle is without its harvested samples: a resumed run rolls out anew")
         return {"objective": self.objective.state_dict(), "turns": dict(self.turns)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -166,12 +182,15 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
         self.objective.load_state_dict(dict(state["objective"]))
         self.turns = {role: int(count) for role, count in state["turns"].items()}
+        if self._cycle is not None:
+            self._cycle.clear()
 
     @contextmanager
-    def _start_turn(self, role: str, condition: Tensor | None, prompts: Sequence[str] | None) -> Iterator[_Turn]:
+    def _start_turn(self, role: str, given: Given) -> Iterator[_Turn]:
         """A context in which predictions are recorded, and noise levels pass through the plugins' samplers."""
         self.bridge.start_turn(self.turns["student"], self._max_steps, self.metrics)
-        self._turn = _Turn(role, condition, prompts, [])
+        given = given if self._cycle is None else self._cycle.start_turn(role, given)
+        self._turn = _Turn(role, given, [])
         try:
             yield self._turn
             self.turns[role] += 1
@@ -181,13 +200,32 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
     def _predict_x0(
         self, model: nn.Module, hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:  # fmt: skip
-        """The host's prediction, recorded during a turn."""
-        x0: Tensor = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
+        """The host's prediction, or the harvested sample that the student gave before; recorded during a turn."""
+        if self._turn is not None and self._turn.harvested is not None and model is self.student:
+            x0, self._turn.harvested = self._turn.harvested, None
+        else:
+            x0 = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
         if self._turn is not None:
             if model is self.fake_score:
                 self._turn.fake_call = ((hidden_states, timestep, *args), kwargs)
             self._turn.predictions.append((model, x0, timestep))
         return x0
+
+    def _build_student_input(self, latents: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The host's rollout; with harvested rollouts, the input that was kept for the student's turn."""
+        turn, cycle = self._turn, self._cycle
+        if cycle is None or turn is None or (turn.role == "student" and cycle.current is None):
+            return super()._build_student_input(latents, noise, *args, **kwargs)  # type: ignore[no-any-return]
+        if cycle.current is None:
+            cycle.add(harvest(self, dmd, turn.given, kwargs))
+        assert cycle.current is not None  # noqa: S101
+        level = float(self.config.sample_t_cfg.t_list[cycle.rung])
+        t = torch.full((len(noise),), level, device=noise.device, dtype=torch.float32)
+        if turn.role == "student":
+            return cycle.current.x, t
+        # The host calls the student next, and gets this sample whatever the input is.
+        turn.harvested = cycle.current.samples[cycle.rung]
+        return turn.harvested, t
 
     def sample_timesteps(self, n: int, **kwargs: Any) -> Tensor:
         """Noise levels [n] as fractions of the schedule: the host's draw, during a turn after the plugins' samplers."""
@@ -200,13 +238,27 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     def _score(self, turn: _Turn) -> Tensor:
         """Advantages [B] of the turn's student samples, which are scored once."""
-        if turn.advantage is None:
-            x0, t = next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
-            # With backward simulation all samples of all ranks leave at one rung.
-            rungs, level = self.config.sample_t_cfg.t_list, float(t[0])
-            rung = min(range(len(rungs)), key=lambda k: abs(rungs[k] - level)) if self.config.backward_simulation else 0
-            turn.advantage = self.bridge.advantages(x0, group_ids(turn.condition, len(x0)), turn.prompts, rung=rung)
+        if turn.advantage is not None:
+            return turn.advantage
+        x0, t = next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
+        shared, rung = None if self._cycle is None else self._cycle.current, self._rung(t)
+        if shared is not None and (scored := shared.scores.get(rung)) is not None:
+            turn.advantage = self.bridge.recall(scored, x0.device)
+            return turn.advantage
+        groups = group_ids(turn.given.condition, len(x0))
+        turn.advantage = self.bridge.advantages(x0, groups, turn.given.prompts, rung=rung)
+        if shared is not None:
+            shared.scores[rung] = self.bridge.scored()
         return turn.advantage
+
+    def _rung(self, t: Tensor) -> int:
+        """The index of the exit rung at `t` [B]; with backward simulation it is that of all samples of all ranks."""
+        if self._cycle is not None and self._cycle.current is not None:
+            return self._cycle.rung
+        if not self.config.backward_simulation:
+            return 0
+        rungs, level = self.config.sample_t_cfg.t_list, float(t[0])
+        return min(range(len(rungs)), key=lambda k: abs(rungs[k] - level))
 
     def compute_student_loss(
         self,
@@ -224,7 +276,9 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             latents, noise, encoder_hidden_states, guidance_scale, kwargs: arguments of the host's method.
             prompts: prompts [B] for the reward; None passes empty ones.
         """
-        with self._start_turn("student", encoder_hidden_states, prompts) as turn:
+        with self._start_turn("student", Given(latents, noise, encoder_hidden_states, prompts, kwargs)) as turn:
+            latents, noise, encoder_hidden_states, _, shared = turn.given
+            kwargs = {**shared, **{name: value for name, value in kwargs.items() if name.startswith("negative_")}}
             losses: dict[str, Tensor] = super().compute_student_loss(
                 latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
             )
@@ -234,7 +288,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             signals = self._signals(turn.predictions, guided=scale is not None)
             signals = signals._replace(advantage=self._score(turn))
             if self.objective.needs.reward_gradient and self.bridge.uses_reward:
-                signals = signals._replace(reward=self.bridge.reward_with_gradient(signals.x0, turn.prompts))
+                signals = signals._replace(reward=self.bridge.reward_with_gradient(signals.x0, turn.given.prompts))
             if self.outcome is not None:
                 fake_bad, fake_good = (self._fake_prediction(turn, outcome) for outcome in (BAD, GOOD))
                 signals = signals._replace(fake_bad=fake_bad, fake_good=fake_good)
@@ -279,7 +333,9 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """The host's loss with one sharpening weight per sample, larger for failures; arguments as `compute_student_loss`."""
-        with self._start_turn("fake_score", encoder_hidden_states, prompts) as turn:
+        with self._start_turn("fake_score", Given(latents, noise, encoder_hidden_states, prompts, kwargs)) as turn:
+            latents, noise, encoder_hidden_states, _, shared = turn.given
+            kwargs = dict(shared)
             kwargs["encoder_hidden_states"] = encoder_hidden_states
             weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
             if not (weighted or self.outcome is not None):

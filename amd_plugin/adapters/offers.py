@@ -15,11 +15,12 @@ LEVELS = frozenset({"noise_level", "fake_score_noise_level"})
 # What no option asks for by name: it is there or not.
 BESIDE_NEEDS = {
     "rungs": "statistics of rewards for each exit rung",
+    "harvest": "one rollout for all updates of a cycle (`rollouts: harvest`)",
     "rung_conditioning": "a fake score that is conditioned on the exit rung",
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
-MODELOPT = SHARED | LEVELS | {"fake_score_outcome", "reward_gradient", "rungs"}
-FASTVIDEO = SHARED | LEVELS | {"rungs"}
+MODELOPT = SHARED | LEVELS | {"fake_score_outcome", "reward_gradient", "rungs", "harvest"}
+FASTVIDEO = SHARED | LEVELS | {"rungs", "harvest"}
 FASTGEN = SHARED | LEVELS
 LIGHTX2V_IMAGE = SHARED | LEVELS | {"rungs"}
 LIGHTX2V_VIDEO = LIGHTX2V_IMAGE | {"reward_gradient"}
@@ -34,7 +35,9 @@ HOSTS = {
 CONDITIONS = {
     ("ModelOpt", "fake_score_outcome"): "networks of a known family",
     ("ModelOpt", "rungs"): "with `backward_simulation`",
-    ("FastVideo", "rungs"): "with `fast_rollout`",
+    ("ModelOpt", "harvest"): "with `backward_simulation`",
+    ("FastVideo", "rungs"): "with `fast_rollout` or `rollouts: harvest`",
+    ("FastVideo", "harvest"): "`DMD2Method` with `rollout_mode: simulate`",
 }
 
 

@@ -11,7 +11,8 @@ import pytest
     ("host", "about", "count"),
     [
         ("modelopt", "", 43), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 18),
-        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 8), ("fastvideo", "_wan", 5),
+        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 12), ("fastvideo", "_wan", 5),
+        ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 9),
     ],
 )  # fmt: skip
 def test_inside_a_host_from_pypi(inside, host, about, count):

@@ -2,7 +2,7 @@
 
     python -c "import rank_fastvideo; rank_fastvideo.main()" RANK PORT FOLDER FAILS
 
-Trains twice, without and with `fast_rollout`; FAILS: in which iterations the reward of which rank fails, as JSON {"0": [1, 2]}.
+Trains with the host's rollouts, with `fast_rollout`, and with harvested rollouts; FAILS: in which iterations the reward of which rank fails, as JSON {"0": [1, 2]}.
 """
 
 import collections
@@ -118,13 +118,14 @@ def main():
         setattr(dist, name, counted(getattr(dist, name)))
     fastvideo.train.trainer.build_tracker = lambda *args, **kwargs: Log()
     ModelBase.device = torch.device("cpu")
-    print(json.dumps([trained(f"{folder}/{rank}.yaml", fast) for fast in (False, True)]))
+    kinds = ({}, {"fast_rollout": True}, {"rollouts": "harvest"})
+    print(json.dumps([trained(f"{folder}/{rank}.yaml", kind) for kind in kinds]))
     dist.destroy_process_group()
 
 
-def trained(path, fast):
+def trained(path, kind):
     """Eight iterations of the host's trainer: the record of each step, and the student's weights."""
-    options = {"reward": {"name": "mine"}, "side": "both", "fast_rollout": fast}
+    options = {"reward": {"name": "mine"}, "side": "both", **kind}
     written = settings(os.path.dirname(path), "rank_fastvideo.Method", options, steps=8, processes=2, batch=2)
     for role in written["models"].values():
         role["_target_"] = "rank_fastvideo.Half"

@@ -89,6 +89,8 @@ def test_without_an_adversary_the_teachers_graph_is_not_built():
 def test_bad_options():
     with pytest.raises(InputError, match="strenght"):
         model(AMDModel, amd={"strenght": 1})
+    with pytest.raises(InputError, match=r"model_class\.amd\.rollouts: harvest needs rollouts, and FastGen has none"):
+        model(AMDModel, amd={"rollouts": "harvest"})
     with pytest.raises(InputError, match="mapping"):
         model(AMDModel, amd=3)
 

@@ -18,11 +18,11 @@ FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The record of each rank, without and with `fast_rollout`."""
+    """The record of each rank, by kind of rollout."""
     return two_ranks("rank_fastvideo", tmp_path_factory.mktemp("run"), json.dumps(FAILS))
 
 
-@pytest.fixture(params=[False, True], ids=["stock rollout", "fast_rollout"])
+@pytest.fixture(params=range(3), ids=["stock rollout", "fast_rollout", "harvest"])
 def ranks(request, trained):
     return request.param, [rank[request.param] for rank in trained]
 
@@ -36,8 +36,11 @@ def test_every_rank_makes_the_same_calls_whatever_its_rewards_did(ranks):
 
 
 def test_the_exit_rung_is_agreed_where_that_saves_forwards(ranks):
-    fast, (first, second) = ranks
-    if fast:
+    kind, (first, second) = ranks
+    if kind == 2:
+        assert first["rungs"] == second["rungs"] and len({step[-1] for step in first["rungs"]}) > 1
+        assert [step["student"] for step in first["forwards"]] == [4, 1] * 4
+    elif kind == 1:
         assert first["rungs"] == second["rungs"] and len({step[0] for step in first["rungs"]}) > 1
         depth = {1000: 1, 750: 2, 500: 3, 250: 4}
         assert [step["student"] for step in first["forwards"]] == [depth[step[0]] for step in first["rungs"]]
