@@ -6,7 +6,8 @@
 Every arm is a process with one thread around the same diffusers WanTransformer3DModel: same weights, batch, steps, guidance
 with a teacher call of both conditions, precision (fp32) and Adam. Arms take turns, in a new random order each cycle, so that
 they share the machine's moods. The hosts are their stock trainers: `DMDPipeline` of ModelOpt in the loop of its example,
-`DMD2Method` in FastVideo's trainer. Only the arms of AMD have a reward; it is random, so its cost is the decoder's.
+re-noising with fresh noise as all others do, and `DMD2Method` in FastVideo's trainer; and both with AMD through our adapters.
+Only the arms of AMD have a reward; it is random, so its cost is the decoder's.
 
     rows          samples that networks were called with, in units of the batch; by role, with and without graph
     calls         network calls by what ZeRO-3 would gather: once without graph, twice with one
@@ -42,7 +43,18 @@ OURS = {
     "ours, dmd, fresh, 4 micro-batches": ("dmd", "train.accumulation=4"),
     "ours, dmd, harvest, 4 micro-batches": ("dmd", "train.rollouts=harvest", "train.accumulation=4"),
 }
-HOSTS = {"ModelOpt": "modelopt", "FastVideo": "fastvideo"}
+STOCK = {"ModelOpt": "modelopt", "FastVideo": "fastvideo"}
+REWARD: dict[str, Any] = {"reward": {"name": "random"}}
+# The hosts' own trainers through our adapters.
+ADAPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "ModelOpt, amd": ("modelopt", REWARD),
+    "ModelOpt, amd, harvest": ("modelopt", REWARD | {"rollouts": "harvest"}),
+    "FastVideo, amd": ("fastvideo", REWARD),
+    "FastVideo, amd, fast_rollout": ("fastvideo", REWARD | {"fast_rollout": True}),
+    "FastVideo, amd, harvest": ("fastvideo", REWARD | {"fast_rollout": True, "rollouts": "harvest"}),
+}
+HOST_OF = STOCK | {arm: host for arm, (host, _) in ADAPTED.items()}
+ALL = [*OURS, *HOST_OF]
 Cycle = Callable[[], None]
 
 
@@ -67,6 +79,15 @@ class Count:
             self.counts["gathers"] += 2 if graph else 1
 
         network.register_forward_pre_hook(called, with_kwargs=True)
+
+    def decoding(self, decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """`decode`, with its samples counted."""
+
+        def counted(samples: Any) -> Any:
+            self.counts["decoded"] += len(samples)
+            return decode(samples)
+
+        return counted
 
     def take(self) -> dict[str, int]:
         """The counts since the last call."""
@@ -97,13 +118,7 @@ def ours(folder: Path, steps: int, objective: str, *settings: str) -> tuple[Cycl
     for role in ("student", "fake_score", "teacher"):
         count.watch(role, getattr(trainer, role).network)
     if trainer.scoring is not None:
-        decode = trainer.backbone.decode
-
-        def counted(samples: Any) -> Any:
-            count.counts["decoded"] += len(samples)
-            return decode(samples)
-
-        trainer.backbone.decode = counted
+        trainer.backbone.decode = count.decoding(trainer.backbone.decode)
     return lambda: (trainer.cycle(), None)[1], count
 
 
@@ -123,8 +138,8 @@ def networks(folder: Path) -> dict[str, Any]:
     return made
 
 
-def modelopt(folder: Path, steps: int) -> tuple[Cycle, Count]:
-    """A cycle of ModelOpt's stock pipeline."""
+def modelopt(folder: Path, steps: int, amd: dict[str, Any] | None) -> tuple[Cycle, Count]:
+    """A cycle of ModelOpt's stock pipeline, or of ours over it with the arguments `amd`."""
     import torch
     from modelopt.torch.fastgen import DMDConfig, DMDPipeline, EMAConfig
     from modelopt.torch.fastgen.config import SampleTimestepConfig
@@ -135,11 +150,17 @@ def modelopt(folder: Path, steps: int) -> tuple[Cycle, Count]:
     rungs = [0.999, *(round(1 - k / steps, 3) for k in range(1, steps)), 0.0]
     config = DMDConfig(
         pred_type="flow", num_train_timesteps=1000, student_sample_steps=steps, backward_simulation=True, guidance_scale=3.0,
+        student_sample_type="sde",
         sample_t_cfg=SampleTimestepConfig(t_list=rungs, time_dist_type="shifted", shift=3.0), ema=EMAConfig(decay=0.99),
     )  # fmt: skip
-    pipe = DMDPipeline(made["student"], made["teacher"], made["fake_score"], config)
+    cls: Any = DMDPipeline
+    if amd is not None:
+        from amd_plugin.adapters.modelopt import AMDPipeline as cls
+
+        amd = {**amd, "decode": count.decoding(lambda latents: latents)}
+    pipe = cls(made["student"], made["teacher"], made["fake_score"], config, **(amd or {}))
     optimizers = {name: torch.optim.Adam(made[name].parameters(), lr=1e-6, fused=True) for name in ("student", "fake_score")}
-    text = torch.randn(BATCH, 8, made["student"].config.text_dim)
+    text = torch.randn(BATCH // GROUP, 8, made["student"].config.text_dim).repeat_interleave(GROUP, 0)
 
     def step(role: str, output: dict[str, Any]) -> None:
         output["total"].backward()
@@ -176,18 +197,20 @@ class Gate:
                 yield {}
 
 
-def fastvideo(folder: Path, steps: int) -> tuple[Cycle, Count]:
-    """FastVideo's stock trainer; it does not return."""
+def fastvideo(folder: Path, steps: int, amd: dict[str, Any] | None) -> tuple[Cycle, Count]:
+    """FastVideo's trainer with its stock method, or with ours and the options `amd`; it does not return."""
     import fastvideo.train.trainer
     import torch
     import yaml
     from fastvideo.train.entrypoint.train import run_training_from_config
     from fastvideo.train.models.base import ModelBase
-    from toy_fastvideo import STOCK, Log, Toy, settings
+    from toy_fastvideo import OURS as OURS_IN_FASTVIDEO
+    from toy_fastvideo import STOCK as STOCK_IN_FASTVIDEO
+    from toy_fastvideo import Log, Toy, settings
 
     made, count = networks(folder), Count()
-    text = torch.randn(BATCH, 8, made["student"].config.text_dim)
-    answer = answers(count)
+    text = torch.randn(BATCH // GROUP, 8, made["student"].config.text_dim).repeat_interleave(GROUP, 0)
+    answer, decode = answers(count), count.decoding(lambda latents: latents.transpose(1, 2))
 
     class Wan(Toy):  # type: ignore[misc]  # the host has no types
         """A role around diffusers' network. FastVideo's samples have frames before channels."""
@@ -207,10 +230,13 @@ def fastvideo(folder: Path, steps: int) -> tuple[Cycle, Count]:
                 dmd_latent_vis_dict={},
             )  # fmt: skip
 
+        def decode_latents(self, latents: Any) -> Any:
+            return decode(latents)
+
         def predict_noise(self, noisy: Any, timestep: Any, batch: Any, *, conditional: bool, **others: Any) -> Any:
             condition = batch.conditional_dict if conditional else batch.unconditional_dict
-            x, t = noisy.permute(0, 2, 1, 3, 4), timestep.flatten()[:1].expand(len(noisy))
-            return self.transformer(x, t, condition["encoder_hidden_states"], return_dict=False)[0].permute(0, 2, 1, 3, 4)
+            x, t = noisy.transpose(1, 2), timestep.flatten()[:1].expand(len(noisy))
+            return self.transformer(x, t, condition["encoder_hidden_states"], return_dict=False)[0].transpose(1, 2)
 
     sys.modules["cycle_roles"] = SimpleNamespace(Wan=Wan)  # type: ignore[assignment]  # imported by name below
     os.environ.update(
@@ -219,14 +245,15 @@ def fastvideo(folder: Path, steps: int) -> tuple[Cycle, Count]:
     fastvideo.train.trainer.build_tracker = lambda *args, **kwargs: Log()
     ModelBase.device = torch.device("cpu")
     rungs = [round(1000 * (1 - k / steps)) for k in range(steps)]
+    method = STOCK_IN_FASTVIDEO if amd is None else OURS_IN_FASTVIDEO
     run = settings(
-        folder / "fastvideo", STOCK, None, steps=10**6, generator_update_interval=UPDATES, batch=BATCH,
+        folder / "fastvideo", method, amd, steps=10**6, generator_update_interval=UPDATES, batch=BATCH,
         dmd_denoising_steps=rungs, real_score_guidance_scale=3.0,
     )  # fmt: skip
     run["callbacks"] = {"grad_clip": {"max_grad_norm": 10.0}}
     for role in run["models"].values():
         role["_target_"] = "cycle_roles.Wan"
-    path = folder / "fastvideo.yaml"
+    path = folder / f"fastvideo-{os.getpid()}.yaml"
     path.write_text(yaml.safe_dump(run))
     run_training_from_config(str(path))
     raise AssertionError("the trainer ended")
@@ -255,9 +282,10 @@ def work(arm: str, folder: Path, steps: int) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if arm == "FastVideo":
-        fastvideo(folder, steps)
-    cycle, count = modelopt(folder, steps) if arm == "ModelOpt" else ours(folder, steps, *OURS[arm])
+    _, amd = ADAPTED.get(arm, ("", None))
+    if HOST_OF.get(arm) == "fastvideo":
+        fastvideo(folder, steps, amd)
+    cycle, count = modelopt(folder, steps, amd) if arm in HOST_OF else ours(folder, steps, *OURS[arm])
     answer = answers(count)
     while True:
         answer()
@@ -284,8 +312,8 @@ class Arm:
 
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         code = ""
-        if name in HOSTS:
-            env = environment(HOSTS[name])  # type: ignore[no-untyped-call]  # tests have no types
+        if name in HOST_OF:
+            env = environment(HOST_OF[name])  # type: ignore[no-untyped-call]  # tests have no types
             env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(ROOT / "tests" / "adapters" / "inside")])
             code = "import conftest; "  # declares the operators that FastVideo expects of torchvision
         arguments = ["cycle.py", "--steps", str(steps), "--arm", name, "--folder", str(folder)]
@@ -340,10 +368,11 @@ def table(arms: list[Arm]) -> str:
 
 
 def ratios(arms: list[Arm]) -> str:
-    """The time of our arms over each host's, as the median of each cycle's ratio."""
+    """The time of our arms over each stock host's, as the median of each cycle's ratio; of an adapter's over its own host's."""
     lines = []
     for arm in arms:
-        for host in (other for other in arms if other.name in HOSTS and arm.name in OURS):
+        hosts = STOCK if arm.name in OURS else {name for name in STOCK if arm.name != name and HOST_OF[arm.name] == STOCK[name]}
+        for host in (other for other in arms if other.name in hosts):
             ratio = statistics.median(a / b for a, b in zip(arm.seconds, host.seconds, strict=True))
             lines.append(f"{arm.name}: {ratio:.2f} x {host.name}'s time")
     return "\n".join(lines)
@@ -354,7 +383,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cycles", type=int, default=12, help="number of cycles that count, after one that does not")
     parser.add_argument("--steps", type=int, default=4, help="number of steps of the student")
-    parser.add_argument("--arms", nargs="+", default=[*OURS, *HOSTS], choices=[*OURS, *HOSTS], metavar="ARM")
+    parser.add_argument("--arms", nargs="+", default=ALL, choices=ALL, metavar="ARM")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
