@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.logging import RichHandler
 from rich.measure import Measurement
 from rich.table import Table
@@ -28,6 +28,7 @@ from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean
 from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.terminal import PlainConsole, PlainFormatter, check_working_folder, take_any_text
 
 HELP = {"help_option_names": ["-h", "--help"]}
 RUNS, RESULTS, HERE = "Before and during a run", "What a run has made", "What is installed here"
@@ -39,8 +40,8 @@ app = typer.Typer(
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes, which say what is trained and how.")
 app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
 
-out = Console()
-err = Console(stderr=True)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def _existing(recipe: str | None) -> str | None:
@@ -105,7 +106,7 @@ def show_whole(table: Table) -> None:
     """Prints a table without cutting a name: as wide as it is where it is piped, row by row where a terminal is too narrow."""
     room = out.width if out.is_terminal else 10_000
     if Measurement.get(out, out.options.update_width(10_000), table).maximum <= room:
-        (out if out.is_terminal else Console(file=out.file, width=room)).print(table)
+        (out if out.is_terminal else PlainConsole(file=out.file, width=room)).print(table)
         return
     head, *columns = table.columns
     say(str(table.title))
@@ -521,11 +522,13 @@ def _answered() -> None:
 def main() -> None:
     """Runs the command line, and turns the package's own errors into a message and an exit code."""
     # At a lower level, deepspeed and torch would report missing accelerators in every run on a CPU.
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)]
-    )
+    handler = RichHandler(console=err, show_path=False, show_time=False)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    take_any_text()
     interrupts.answer()
     try:
+        check_working_folder()
         _answered()
     except AmdPluginError as error:
         if os.environ.get("AMD_PLUGIN_DEBUG"):

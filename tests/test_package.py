@@ -33,7 +33,7 @@ FLOORS = [
         "parent_watch",
         "randomness",
     },
-    {"json_files", "plugin_files", "threads"},
+    {"json_files", "plugin_files", "terminal", "threads"},
     {"cache", "contract", "metrics", "options"},
     {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},

@@ -85,7 +85,7 @@ def _prepared(
 ) -> dict[str, float]:  # fmt: skip
     probe = RankProbe(accelerator, recipe.config.distributed.timeout)
     waiting = "preparing teacher and rewards; what has to be trained or embedded for them is kept for later runs"
-    with _preparing(probe), busy(console, waiting):
+    with _naming_silent_ranks(probe), busy(console, waiting):
         trainer = Trainer(recipe, plugins, accelerator)
     try:
         return _run(trainer, start, output, lock, console, probe)
@@ -99,7 +99,7 @@ def _run(
 ) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
     log_state = LogState()
-    with _preparing(probe):
+    with _naming_silent_ranks(probe):
         evaluate = HeldOutEvaluation(trainer)
         if start is not None:
             log_state, evaluations, evaluated = restore(trainer, start)
@@ -123,15 +123,15 @@ def _run(
 
 
 @contextmanager
-def _preparing(probe: RankProbe) -> Iterator[None]:
-    """Names the process that fails the others before there is anything to save."""
+def _naming_silent_ranks(probe: RankProbe, outcome: str = "Stopped before the first step") -> Iterator[None]:
+    """Names the process that fails the others where there is nothing to save, before the first step or after the last."""
     try:
         yield
     except AmdPluginError:
         raise
     except Exception as error:
         if unresponsive := probe.unresponsive_ranks(error):
-            raise RunError(f"{unresponsive}{type(error).__name__}: {error}\nStopped before the first step") from error
+            raise RunError(f"{unresponsive}{type(error).__name__}: {error}\n{outcome}") from error
         raise
 
 
@@ -153,7 +153,8 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
             message = f"{probe.unresponsive_ranks(error)}{kind}{error}"
             outcome = rescue(trainer, partial(step.progress, together=False), output, probe)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}") from error
-    with run_log.pausing("writing the student"):
+    saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}"
+    with _naming_silent_ranks(probe, f"Stopped while the student was written. {saved}"), run_log.pausing("writing the student"):
         _finish(trainer, evaluate.latest[1], output)
     return evaluate.latest[1]
 

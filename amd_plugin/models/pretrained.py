@@ -5,7 +5,6 @@ Weights are read from safetensors only, and no code that comes with a model is e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from amd_plugin.errors import InputError, unreadable_is_input_error
+from amd_plugin.json_files import read
 from amd_plugin.models.family import Family
 from amd_plugin.models.lazy_weights import TensorReader, Weights, meta_network
 from amd_plugin.models.lora_files import LoraSource
@@ -58,11 +58,7 @@ class Pretrained:
             if not file.is_file():
                 entries = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
                 raise InputError(f"{self.key}: {folder} is no diffusers pipeline: it has no model_index.json, but {entries}")
-            try:
-                index = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise InputError(f"{self.key}: {file} cannot be read: {error}") from error
-            return dict(index)
+            return read(file, dict[str, Any], "Fetch it again", f"{self.key}: {folder}")
         if folder.is_file():
             how = "make one with diffusers: Pipeline.from_single_file(FILE).save_pretrained(FOLDER), with the pipeline's class"
             raise InputError(f"{self.key}: {self.path} is a single file, and a folder in diffusers' layout is needed; {how}")
@@ -80,12 +76,13 @@ class Pretrained:
         """
         index = self.index()
         name = str(index.get("_class_name"))
+        self._refuse_code(index, name)
         if name not in families:
             names = ", ".join(sorted(families))
             raise InputError(f"{self.key}: {self.path} is a {name}, which no installed family can distil. Known are {names}")
         kind = families[name]
         for part, wanted in ((kind.component, kind.network), ("vae", kind.autoencoder), ("scheduler", None)):
-            actual = (index.get(part) or [None, None])[1]
+            _, actual = _entry(index.get(part))
             if actual is None or (wanted is not None and actual != wanted):
                 needed = f"a {wanted} as its {part}" if wanted else f"a {part}"
                 raise InputError(f"{self.key}: {self.path} needs {needed} to be distilled, found {actual or 'none'}")
@@ -93,6 +90,17 @@ class Pretrained:
             if Path(self.path).expanduser().is_dir() and not folder.is_dir():
                 raise InputError(f"{self.key}: {folder} is missing, though model_index.json names it")
         return kind(index, self.network_config(kind))
+
+    def _refuse_code(self, index: Mapping[str, Any], name: str) -> None:
+        """Raises InputError for a pipeline, or a part, of a class that comes with it: its code would have to be run."""
+        own = [] if isinstance(index.get("_class_name"), str) else [name]
+        for part, value in index.items():
+            library, kind = _entry(value)
+            known = library in (None, "diffusers", "transformers") or hasattr(diffusers.pipelines, str(library))
+            own += [] if known or part.startswith("_") else [f"{part} ({kind} of {library})"]
+        if own:
+            problem = f"has classes of its own, {', '.join(own)}, and no code that comes with a model is ever run"
+            raise InputError(f"{self.key}: {self.path} {problem}. Save it with classes of diffusers and transformers")
 
     def network_config(self, kind: type[Family]) -> dict[str, Any]:
         """The config of the network that is distilled.
@@ -223,6 +231,12 @@ class Pretrained:
         hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
         with quiet(), unreadable_is_input_error(f"{self.key}: {self.path}: {part} cannot be read", hint, longest=400):
             yield
+
+
+def _entry(value: Any) -> tuple[str | None, str | None]:
+    """(library, class) of a part in a model_index.json; (None, None) for an empty one, and for what is no part."""
+    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
+    return (value[0], value[1]) if pair else (None, None)
 
 
 def tells_words_apart(tokenizer: Any) -> bool:

@@ -6,6 +6,7 @@ Samples of a benchmark are written in the folder layout that its official scorer
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,8 +168,8 @@ def _vbench(path: Path, content: Any) -> Suite:
     for index, entry in enumerate(_entries(path, content, dict)):
         _require(path, index, isinstance(entry.get("dimension"), list), "dimension")
         prompt = _prompt(path, index, entry.get("prompt_en"))
-        if "/" in prompt or len(f"{prompt}-0.mp4".encode()) > 255:
-            message = "VBench finds videos by their prompt, and this one is no file name (it has a slash, or is too long)"
+        if "/" in prompt or not prompt.isprintable() or len(f"{prompt}-0.mp4".encode()) > 255:
+            message = "VBench finds videos by their prompt, and this one is no file name (a slash, a line end, too long)"
             raise InputError(f"--prompts {path}: entry {index + 1}: {message}: {prompt[:60]!r}. Leave the entry out")
         if prompt not in groups:  # a prompt with one entry per dimension is sampled once
             files = [f"{prompt}-{repeat}.mp4" for repeat in range(REPEATS["vbench"])]
@@ -176,6 +177,7 @@ def _vbench(path: Path, content: Any) -> Suite:
     return Suite("vbench", list(groups.values()))
 
 
+NO_TEXT = re.compile("[\\0\ud800-\udfff]")  # half characters, which cannot be written to a file
 _READERS: dict[str, Callable[[Path, Any], Suite]] = {"geneval": _geneval, "hpdv2": _hpdv2, "vbench": _vbench}
 
 
@@ -205,7 +207,9 @@ def _entries(path: Path, content: Any, kind: type) -> list[Any]:
 
 
 def _prompt(path: Path, index: int, value: Any) -> str:
-    _require(path, index, isinstance(value, str) and bool(value.strip()) and "\0" not in value, "a prompt that is not blank")
+    _require(
+        path, index, isinstance(value, str) and bool(value.strip()) and not NO_TEXT.search(value), "a prompt that is not blank"
+    )
     return str(value)
 
 

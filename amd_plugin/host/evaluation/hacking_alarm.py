@@ -96,7 +96,7 @@ class HackingAlarm:
         names = [f"{key}/{name}" for name in self._signs for key in ("evaluated_reward", "evaluated_spread")]
         names += ["step", *HEALTH, *(f"held_out/{name}" for name in self._directions)]
         self._rows = [earlier for earlier in self._rows if earlier.get("step") != row["step"]]  # evaluated again
-        self._rows.append({name: row[name] for name in names if math.isfinite(row.get(name, math.nan))})
+        self._rows.append({name: float(row[name]) for name in names if math.isfinite(row.get(name, math.nan))})
         findings = (self._judge(rows, name) for rows in windows(self._rows) for name in self._signs)
         first = next((finding for finding in findings if finding is not None), None)
         self.triggered = first is not None

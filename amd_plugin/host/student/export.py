@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -67,6 +68,16 @@ def export(
             comfyui = write_adapter(folder, student, backbone, recipe, step)
             backbone.scheduler.save_pretrained(folder / "scheduler")
             card(folder, adapter_alone=True, comfyui=comfyui)
+        _forget_places(draft)
+
+
+def _forget_places(folder: Path) -> None:
+    """Removes the place that each part was read from, which libraries note in its config, where it is on this machine."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and Path(str(content.get("_name_or_path", ""))).expanduser().is_absolute():
+            del content["_name_or_path"]
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_network(folder: Path, student: Role, backbone: Backbone, config: ModelConfig) -> None:

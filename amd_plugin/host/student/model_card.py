@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
@@ -24,6 +25,8 @@ from amd_plugin.models.family import Family
 from amd_plugin.recipe.loading import Recipe
 
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=False, trim_blocks=True)  # noqa: S701 (Markdown)
+
+PLACE = re.compile(r"(file:/)?(/|~|[A-Za-z]:\\).*")  # of a file on some machine
 
 
 def write_card(
@@ -83,8 +86,20 @@ def write_card(
         base=base,
         credits=getattr(recipe.task, "credits", ""),
         torch=torch.__version__,
+        settings=yaml.safe_dump(without_places(recipe.as_dict()), sort_keys=False),
     )  # fmt: skip
     write_text(folder / "README.md", re.sub(r"\n{3,}", "\n\n", card))
+
+
+def without_places(value: Any) -> Any:
+    """A recipe's plain values without the folders of this machine: of a path, its last part is left."""
+    if isinstance(value, Mapping):
+        return {key: without_places(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(entry) for entry in value]
+    if isinstance(value, str) and (PLACE.match(value) or ("/" in value and Path(value).exists())):
+        return next((part for part in reversed(re.split(r"[/\\]", value)) if part), "")
+    return value
 
 
 def _metadata(

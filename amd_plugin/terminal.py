@@ -1,0 +1,49 @@
+"""The terminal, kept from control characters in what others wrote: prompts, names, messages of files and plugins."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from amd_plugin.errors import InputError, printable
+
+
+class PlainConsole(Console):
+    """A console on which no text can move the cursor, change colours or set the window's title."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text as rich renders it, with control characters as escapes."""
+        return super().render_str(plain(text), **options)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log messages with control characters as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message of `record`."""
+        return plain(super().format(record))
+
+
+def plain(text: str) -> str:
+    """`text` with every control character but line ends and tabs as an escape."""
+    return "".join(part if part in "\n\t" else printable(part) for part in text) if not text.isprintable() else text
+
+
+def take_any_text() -> None:
+    """Has characters that standard output and error cannot encode written as escapes: not all terminals speak UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_working_folder() -> None:
+    """Raises InputError where the working folder was deleted: neither relative paths nor libraries work then."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError("the working folder does not exist any more; change to another one") from error
