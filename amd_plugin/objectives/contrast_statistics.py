@@ -18,7 +18,7 @@ RATIO = 0.3  # of the scaled contrast to the matching term; in a prototype on pi
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
 REST = 2.0  # largest scale at which a converged student rests
 MEAN = 0.5  # of P(bad | a) over a group, whose advantages have the mean 0
-LARGEST = 20.0
+LARGEST = 100.0
 
 MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
 
@@ -124,9 +124,9 @@ def tilt(sums: Tensor) -> Tensor:
 
 
 def confidence(sums: Tensor) -> Tensor:
-    """Confidence in [0, 1] in the sign of the measured agreement, ``1 - 16 / z^2``; 0 below four standard errors."""
+    """Confidence in [0, 1] in the sign of the measured agreement, ``1 - 4 / z^2``; 0 below two standard errors."""
     agreement = sums[..., AGREEMENT]
-    chance = _quotient(16 * sums[..., NOISE], agreement.square())
+    chance = _quotient(4 * sums[..., NOISE], agreement.square())
     return torch.where(agreement > 0, (1 - chance).clamp(min=0), 0.0)
 
 
@@ -163,7 +163,7 @@ def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
     success = torch.log1p(-failure_probability(advantage).double())
     same = (groups[:, None] == groups).double()
     low, high = success.new_zeros(()), success.new_tensor(LARGEST)
-    for _ in range(20):
+    for _ in range(24):
         gamma = (low + high) / 2
         tilted = torch.where(same > 0, gamma * success, -torch.inf).softmax(1)  # each row: the tilted group of one sample
         divergence = (torch.special.xlogy(tilted, tilted) + tilted * same.sum(1, keepdim=True).log()).sum(1).mean()

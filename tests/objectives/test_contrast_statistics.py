@@ -58,11 +58,14 @@ def test_a_calibrated_contrast_is_reliable_and_a_longer_one_less_so():
     assert confidence(measured(400).sum(0)) > 0.9
 
 
-def test_a_reward_that_says_nothing_has_no_confidence_and_no_scale():
-    for seeds in range(5):
-        running = measured(100, informative=False, length=0.2, lead=seeds * 0.0)
-        assert confidence(running.sum(0)) == 0
-        assert automatic_scale(running.sum(0), torch.tensor(5.0)) == 0
+def test_a_reward_that_says_nothing_has_hardly_any_confidence_and_an_inverted_contrast_none():
+    statistics, pushed = ContrastStatistics(), []
+    for seed in range(600):
+        statistics.update(dmd()(turn(seed, informative=False, length=0.2)))
+        statistics.finish_turn()
+        sums = statistics.running.sum(0)
+        pushed.append(float(automatic_scale(sums, torch.tensor(LARGEST), LARGEST) * ratio(sums)))
+    assert sum(pushed) / len(pushed) < 0.05 * RATIO, "noise of the contrast is not amplified"
     inverted = measured(100, length=-1.0)
     assert reliability(inverted.sum(0)) < 0 and automatic_scale(inverted.sum(0), torch.tensor(5.0)) == 0
 

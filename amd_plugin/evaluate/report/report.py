@@ -232,6 +232,8 @@ def _caveat(config: RecipeConfig) -> str:
             "There is no ground truth here: the held-out metrics compare pixels, and rewards are models with blind spots. "
             "Look at the samples, and judge by rewards that were not trained on."
         )
+    if not {"label_noise", "outliers"} & set(config.data.options):
+        return "Nobody put errors into the teacher's data: what the teacher gets wrong, it gets wrong by itself."
     noise, outliers = (config.data.options.get(name, 0.0) for name in ("label_noise", "outliers"))
     if not noise and not outliers:
         return "The teacher is reliable: its data had no wrong labels and no outliers. AMD should gain little over DMD here."

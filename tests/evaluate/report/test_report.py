@@ -6,8 +6,10 @@ from html import escape
 
 import pytest
 
+from amd_plugin.evaluate.report import report
 from amd_plugin.evaluate.students import evaluation
 from amd_plugin.host import run
+from amd_plugin.recipe.loading import load
 
 
 @pytest.fixture
@@ -71,3 +73,12 @@ def test_equal_runs_have_equal_charts(stopped):
     curves = {"amd": [read(stopped / "metrics.jsonl")]}
     charts = {figures.learning_curves(curves, {"held_out/tv": "tv"}, figures.colours(["amd"])) for _ in range(2)}
     assert len(charts) == 1
+
+
+def test_what_is_said_of_the_teacher_follows_from_its_data(plugins):
+    def said(name, *overrides):
+        return report._caveat(load(name, plugins, overrides).config)
+
+    assert "20% of its training labels are random" in said("modes2d")
+    assert "AMD should gain little" in said("modes2d", "data.label_noise=0", "data.outliers=0")
+    assert "gets wrong by itself" in said("scenes")
