@@ -36,9 +36,10 @@ evidence: install
 quick: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/laws tests/maths tests/objectives tests/recipe tests/schedule tests/test_cli.py
 
-# The tables of options in docs/, from where options are declared.
+# The tables of options in docs/, from where options are declared, and what the headers of recipes say of plans.
 docs: install
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/plan_headers.py
 
 # The documentation as a site, in site/; a link that leads nowhere fails. It imports nothing of the package.
 site: install

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,15 +16,16 @@ from amd_plugin.models.family import Caller
 from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.models.roles import Role, StartNetworks, make_roles
 from amd_plugin.models.step_conditioning import PARTS, conditions
+from amd_plugin.plan.measured import measured
 from amd_plugin.plan.model_spec import ModelSpec, build_autoencoder, fake_mode, fill_with_fakes
 from amd_plugin.plan.trace import Trace, along, trace
 
 PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_traced: dict[str, Any] = {}
+# Settings of a model that say where it lies or what it is asked for, and change no operation of a call.
+NOT_MEASURED = {"path", "revision", "variant", "negative_prompt", "decoder"}
 
 
-@dataclass(frozen=True)
-class Tensors:
+class Tensors(NamedTuple):
     """The parameters of a role, each time as (number of elements, bytes of weights, number of tensors).
 
     Attributes:
@@ -48,7 +47,13 @@ def sizes(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool = False) -> d
         config: the recipe.
         outcomes: whether the fake score is conditioned on the outcome of each sample.
     """
-    return {name: _tensors(role) for name, role in _roles(spec, config, None, outcomes=outcomes).items()}
+    made_of = _made_of(spec, config, outcomes=outcomes)
+
+    def measure() -> dict[str, list[Any]]:
+        return {name: list(_tensors(role)) for name, role in _roles(spec, config, None, outcomes=outcomes).items()}
+
+    numbers = measured("sizes", made_of, measure, keep=_is_ours(spec))
+    return {name: Tensors(tuple(trained), tuple(frozen), largest) for name, (trained, frozen, largest) in numbers.items()}
 
 
 def traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bool) -> dict[str, Trace]:
@@ -60,13 +65,44 @@ def traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bool) -> d
         batch: number of samples per call.
         uncond: whether the teacher is called for twice as many samples, with and without prompt.
     """
-    settings = (config.model.model_dump(), config.train.gradient_checkpointing, config.distributed.mixed_precision)
-    key = json.dumps([spec.network[1], *settings, config.distributed.trained != "none", batch, uncond], default=str)
-    if key not in _traced:
-        measure = partial(network_traces, spec, config, batch, uncond)
-        networks = along(measure, spec.depth) if spec.depth else measure(None)
-        _traced[key] = {**networks, **_decode(spec, batch)}
-    return dict(_traced[key])
+    made_of = {
+        **_made_of(spec, config),
+        "shapes": {"sample": spec.sample_shape, "condition": spec.family.condition_shapes(spec.tokens)},
+        "autoencoder": _described(spec.autoencoder),
+        "checkpointing": config.train.gradient_checkpointing,
+        "batch": batch,
+        "uncond": uncond,
+    }
+
+    def measure() -> dict[str, list[int]]:
+        networks = partial(network_traces, spec, config, batch, uncond)
+        found = along(networks, spec.depth) if spec.depth else networks(None)
+        return {name: list(costs) for name, costs in {**found, **_decode(spec, batch)}.items()}
+
+    return {name: Trace(*costs) for name, costs in measured("traces", made_of, measure, keep=_is_ours(spec)).items()}
+
+
+def _made_of(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool = False) -> dict[str, Any]:
+    """What the networks of all roles depend on."""
+    tables = conditions(config.model, spec.family, outcomes=outcomes)
+    return {
+        "family": type(spec.family).__name__,
+        "network": _described(spec.network),
+        "model": config.model.model_dump(exclude=NOT_MEASURED),
+        "conditions": tables and (tables.rungs, tables.outcomes),
+        "engines": config.distributed.trained != "none",
+        "precision": config.distributed.mixed_precision,
+    }
+
+
+def _described(part: tuple[Any, dict[str, Any]] | None) -> Any:
+    """Class and config of a part, without what a config says of the file that it was read from."""
+    return part and (part[0].__name__, {key: value for key, value in part[1].items() if not key.startswith("_")})
+
+
+def _is_ours(spec: ModelSpec) -> bool:
+    """Whether a model is called by this package's code alone."""
+    return type(spec.family).__module__.startswith("amd_plugin.")
 
 
 def network_traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bool, depth: int | None) -> dict[str, Trace]:
