@@ -15,7 +15,8 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
 
     Args:
         name_or_path: name of a shipped recipe, or path of a YAML file.
-        to: file or folder to write to; by default the recipe's file name in the current directory.
+        to: file to write, with the ending .yaml or .yml; anything else is a folder, which is made where it does not exist. By
+            default the recipe's file name in the current directory.
 
     Returns:
         Paths of the copies, the recipe first.
@@ -25,7 +26,7 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
     """
     source = find(name_or_path)
     target = to or Path(source.name)
-    if target.is_dir():
+    if target.is_dir() or target.suffix not in (".yaml", ".yml"):
         target = target / source.name
     launch, schema = source.parent / "launch", source.parent / SCHEMA
     copies = {source: target}
@@ -38,7 +39,7 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
             raise InputError(f"{path}: exists already; nothing was touched")
     for file, path in copies.items():
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             # Launch files name the recipe beside them.
             path.write_text(file.read_text().replace(source.name, target.name))
         except OSError as error:
