@@ -25,6 +25,7 @@ HOSTS = {
     "modelopt",
     "nemo_automodel",
     "omegaconf",
+    "wandb",
 }  # an adapter is imported where its host is
 ONLY_IN = {"pytest": "testing"}  # whoever runs the conformance tests has it
 HEAVY = {"diffusers", "transformers", "accelerate", "deepspeed", "datasets", "trl", "sklearn", "matplotlib", "peft"}

@@ -154,14 +154,15 @@ class HostBridge:
         return self.advantages(x0, groups, prompts), self.weights()
 
     @torch.no_grad()
-    def advantages(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None, *, rung: int = 0) -> Tensor:
+    def advantages(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None, *, rung: int | Tensor = 0) -> Tensor:
         """Scores student samples; call it once per turn.
 
         Args:
             x0: student samples [B, ...].
             groups: [B], the same number for samples of the same prompt.
             prompts: prompts [B] for the reward; None passes empty ones.
-            rung: index of the exit rung of all samples, from 0, the same on every rank; 0 for a host without rungs.
+            rung: index of the exit rung of all samples, from 0, the same on every rank; or that of each [B], and then samples
+                are compared with those of their own rung. 0 for a host without rungs.
 
         Returns:
             Advantages [B], zeros where no reward is used.
@@ -179,7 +180,10 @@ class HostBridge:
                 len(batch_reward),
             )
             self._warned.add("groups")
-        self._advantage = self.objective.advantage(batch_reward, batch_groups, rung)
+        if isinstance(rung, Tensor):
+            self._advantage = self._by_rung(batch_reward, batch_groups, self._all_gather(rung.to(x0.device)))
+        else:
+            self._advantage = self.objective.advantage(batch_reward, batch_groups, rung)
         self.signal_fields = {"groups": batch_groups[self._own], "batch_advantage": self._advantage}
         self.metrics = _reward_metrics(scores, getattr(self.reward, "names", ()))
         return self._advantage[self._own]
@@ -194,6 +198,25 @@ class HostBridge:
         if self._advantage is None:
             return torch.zeros(self._own.stop - self._own.start, device=device)
         return self._advantage[self._own]
+
+    def _by_rung(self, reward: Tensor, groups: Tensor, rungs: Tensor) -> Tensor:
+        """Advantages [N] of samples at exit rungs [N], with the statistics of each rung."""
+        advantage = torch.zeros_like(reward)
+        for rung in rungs.unique().tolist():
+            of_rung = rungs == rung
+            advantage[of_rung] = self.objective.advantage(reward[of_rung], groups[of_rung], rung)
+        return advantage
+
+    def one_rung_per_group(self, values: Tensor, groups: Tensor) -> Tensor:
+        """`values` [B] of each sample's rung, with that of the first sample of its group, over all ranks.
+
+        Args:
+            values: indices of rungs, or their noise levels.
+            groups: [B], the same number for samples of the same prompt.
+        """
+        batch_values, batch_groups = self._all_gather(values), self._all_gather(groups.to(values.device))
+        first = (groups.to(values.device)[:, None] == batch_groups[None]).int().argmax(1)
+        return batch_values[first]
 
     @torch.no_grad()
     def weights(self, sigma: Tensor | None = None) -> Tensor:
@@ -213,12 +236,24 @@ class HostBridge:
         """Rewards [B] of `x0` [B, ...] with their gradient with respect to it, for `Signals.reward`; NaN for failed ones.
 
         The function `decode` of this bridge must be differentiable. Arguments are those of `advantages`.
+
+        Raises:
+            RunError: if what it decodes has no graph.
         """
         texts = list(prompts) if prompts is not None else [""] * len(x0)
         score = self.reward.with_gradient if isinstance(self.reward, NamedRewards) else self.reward
         assert score is not None  # noqa: S101
+
+        def scored(samples: Tensor) -> Tensor:
+            media = self.media(samples)
+            if not media.requires_grad:
+                raise RunError("amd.reward_gradient: this host decodes samples without a graph. Set it to 0")
+            return score(media, texts)
+
         try:
-            return linearised(lambda samples: score(samples if self._decode is None else self._decode(samples), texts), x0)
+            return linearised(scored, x0)
+        except RunError:
+            raise
         except Exception as error:
             log.warning("no gradient of the reward for these samples: %s: %s", type(error).__name__, error)
             return torch.full((len(x0),), torch.nan, device=x0.device)
@@ -286,6 +321,10 @@ class HostBridge:
             levels = moved
         return levels[first : first + len(sigma)].to(sigma.dtype)
 
+    def media(self, x0: Tensor) -> Tensor:
+        """What rewards get of samples `x0` [B, ...]."""
+        return x0 if self._decode is None else self._decode(x0)
+
     def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
         """The reward and its parts by name [B, 1 + K] in fp32; NaN for failed ones."""
         if prompts is None and "prompts" not in self._warned:
@@ -294,7 +333,7 @@ class HostBridge:
         names: Sequence[str] = getattr(self.reward, "names", ())
         scores = torch.full((len(x0), 1 + len(names)), torch.nan, device=x0.device)
         try:
-            media = x0 if self._decode is None else self._decode(x0)
+            media = self.media(x0)
             assert self.reward is not None  # noqa: S101
             values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
             scores[:, 0] = as_scores(values, len(x0)).detach().to(scores)
@@ -304,6 +343,17 @@ class HostBridge:
             log.warning("reward failed, these samples get advantage 0: %s: %s", type(error).__name__, error)
             scores.fill_(torch.nan)
         return scores
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Rows [N of all ranks, ...] from `rows` [n, ...] on the CPU, in order of rank; n may differ between ranks."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return rows
+        device = torch.device("cuda") if dist.get_backend(self._group) == "nccl" else rows.device
+        counts = self._all_gather(torch.tensor([len(rows)], device=device)).tolist()
+        padded = torch.zeros((max(counts), *rows.shape[1:]), dtype=rows.dtype, device=device)
+        padded[: len(rows)] = rows.to(device)
+        parts = self._all_gather(padded[None])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).cpu()
 
     def _rank(self) -> int:
         return dist.get_rank(self._group) if dist.is_available() and dist.is_initialized() else 0

@@ -8,23 +8,31 @@ computes the adversarial terms. Hooks record the networks' predictions, and AMD'
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.harvest import checked_rollouts
+from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.offers import FASTGEN
+from amd_plugin.adapters.own_options import check_switch, split_options
+from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+
+log = logging.getLogger(__name__)
 
 # The repository has no releases to name here: the commit is the one that the tests run on.
 TESTED = "34f30e8ff1a563555fc0c7d59f1c1409dacd8af2"
@@ -52,6 +60,8 @@ HOST.check(
         "single_train_step": "self, data, iteration",
         "gen_data_from_net": "self, input_student, t_student, condition",
         "_compute_teacher_prediction_gan_loss": "self, perturbed_data, t, condition",
+        "_generate_noise_and_time": "self, real_data",
+        "build_model": "self",
         "_student_update_step": f"{_DRAWS}, data, condition, neg_condition",
         "_fake_score_discriminator_update_step": f"{_DRAWS}, real_data, condition",
     },
@@ -64,7 +74,10 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     Args:
         config: configuration of `DMD2Model`.
-        amd: options of `AMDObjective`, and ``reward``: a name with options, a list of these, or a callable.
+        amd: options of `AMDObjective`, and four more. ``reward`` is a name with options, a list of these, or a callable. With
+            ``share_rungs``, samples of one prompt leave a student of several steps at one rung, and rewards have statistics for
+            each. ``rung_conditioning`` gives the fake score a table of exit rungs. ``held_out`` names rewards that judge the
+            samples of FastGen's validation.
         decode: function of samples to media; None decodes with the network's autoencoder, or not at all if it has none.
 
     Attributes:
@@ -72,6 +85,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             installed plugins.
         objective: objective that computes the losses.
         bridge: bridge between the objective and FastGen.
+        validation: the alarm's history; None without option ``held_out``.
         max_iter: number of iterations of FastGen's trainer, set by `AMDStateCallback`; 0 if unknown.
 
     Raises:
@@ -82,20 +96,37 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     max_iter = 0
 
     def __init__(self, config: Any, amd: Mapping[str, Any] | None = None, decode: Callable[[Tensor], Tensor] | None = None):
-        if amd is not None and not isinstance(amd, Mapping):
-            raise InputError(f"model_class.amd: must be a mapping of options, got {amd!r}")
-        options, plugins = _plain(amd or {}), self.plugins or get_plugin_manager()
+        options, own = split_options(_plain(amd), "model_class.amd")
+        share, plugins = options.pop("share_rungs", False), self.plugins or get_plugin_manager()
+        check_switch(share, "model_class.amd.share_rungs")
         # Its students of several steps are trained from noised data, by one call.
         checked_rollouts(options.pop("rollouts", "fresh"), "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
-        reward = make_reward(options.pop("reward", None), plugins, torch.device(config.device))
+        reward = make_reward(own.reward, plugins, torch.device(config.device))
         scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
         objective = adaptive_objective(scale, options, FASTGEN)
+        rungs = config.student_sample_steps if own.rung_conditioning else 0
+        outcomes = objective.needs.fake_score_outcome if reward is not None else False
+        if (rungs or outcomes) and config.fsdp_meta_init:
+            message = "needs a fake score with weights, and model.fsdp_meta_init builds it without. Set that to False"
+            raise InputError(f"model_class.amd.{'rung_conditioning' if rungs else 'advantage_guidance'}: {message}")
+        self._conditions = FakeScoreConditions(rungs, outcomes, plugins, "model_class.amd")
         super().__init__(config)
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
+        self.validation = None
+        if own.held_out is not None:
+            self.validation = Validation(self.bridge, own.held_out, plugins, torch.device(config.device))
+        self._share = share and self.bridge.uses_reward
+        self._rungs: Tensor | None = None  # exit rungs [B] of the turn's samples; None for a student of one step
+        self._data: Mapping[str, Any] = {}
         self._sample: Tensor | None = None  # the turn's student sample, for the host's next call of gen_data_from_net
         self._turn, self._metrics = (0, 0), dict[str, Tensor]()  # turn: iteration, and micro-batch within it
         self._prompts: list[str] | None = None
+
+    def build_model(self) -> None:
+        """FastGen's networks; the fake score's tables come before its optimizer and before DDP or FSDP."""
+        super().build_model()
+        self._conditions.add_to(self.fake_score)
 
     def _decode(self, x0: Tensor) -> Tensor:
         """Media in [0, 1]."""
@@ -105,11 +136,24 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         """FastGen's training step; its validation steps, which run without gradients, stay without AMD."""
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
-        texts, every = data.get("condition_raw"), self.config.student_update_freq
-        self._prompts = list(texts) if isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts) else None
+        self._data, every, self._prompts = data, self.config.student_update_freq, _texts(data)
         if torch.is_grad_enabled():
             self.bridge.start_turn(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
         return super().single_train_step(data, iteration)
+
+    def _generate_noise_and_time(self, real_data: Tensor) -> Any:
+        """FastGen's draws; the indices of the exit rungs are kept, and with ``share_rungs`` made the same for a prompt."""
+
+        def draw(sample: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            t, self._rungs = sample(*args, **kwargs, return_ids=True)
+            if self._share and torch.is_grad_enabled():
+                groups = self._groups(self._data.get("condition"), len(t))
+                t, self._rungs = (self.bridge.one_rung_per_group(values, groups) for values in (t, self._rungs))
+            return t
+
+        self._rungs = None
+        with wrapped(self.net.noise_scheduler, "sample_from_t_list", draw):
+            return super()._generate_noise_and_time(real_data)
 
     def gen_data_from_net(self, input_student: Tensor, t_student: Tensor, condition: Any = None) -> Tensor:
         """FastGen's student sample; the one that was scored already, if the turn has one."""
@@ -125,8 +169,17 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     def _score(self, x0: Tensor, condition: Any) -> Tensor:
         """Advantages [B] of student samples."""
-        groups = group_ids(self._prompts, len(x0)) if self._prompts else _groups(condition, len(x0))
-        return self.bridge.advantages(x0, groups, self._prompts)
+        rung = self._rungs if self._share and self._rungs is not None else 0
+        return self.bridge.advantages(x0, self._groups(condition, len(x0)), self._prompts, rung=rung)
+
+    def prompts_of(self, data: Mapping[str, Any], count: int) -> list[str]:
+        """Texts of `count` samples of a batch, or else names by which samples of the same condition have the same."""
+        return _texts(data) or [str(group) for group in self._groups(data.get("condition"), count).tolist()]
+
+    def _groups(self, condition: Any, batch_size: int) -> Tensor:
+        """Ids [B] of the prompts."""
+        texts = condition.get("text_embeds") if isinstance(condition, Mapping) else condition
+        return group_ids(self._prompts or (texts[0] if isinstance(texts, list | tuple) else texts), batch_size)
 
     def _move_noise_levels(self, t: Tensor, role: str) -> Tensor:
         """Noise levels [B] after the plugins' samplers, from the host's draw in [0, max_t]."""
@@ -145,6 +198,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         neg_condition: Any = None,
     ) -> Any:
         turn, bridge = super()._student_update_step, self.bridge
+        self._conditions.choose(self._rungs)
         replaces = bridge.uses_reward or self.objective.needs.noise_level
         if not (torch.is_grad_enabled() and (replaces or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
@@ -159,8 +213,11 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         if len(fake) != 1 or len(real) != 1 + guided:
             message = f"a student step makes {len(fake)} fake-score and {len(real)} teacher calls, not 1 and {1 + guided}"
             raise RunError(f"fastgen: {message}. Use a newer amd-plugin")
-        sigma, uncond = t / self.net.noise_scheduler.max_t, real[1] if guided else None
-        output = self.objective.student_loss(Signals(x0, real[0], uncond, fake[0], sigma, advantage, **bridge.signal_fields))
+        sigma, uncond = t / self.net.noise_scheduler.max_t, real[1].x0 if guided else None
+        fields = bridge.signal_fields | self._conditions.contrast(self._rungs, fake[0].again)
+        if self.objective.needs.reward_gradient and bridge.uses_reward:
+            fields["reward"] = bridge.reward_with_gradient(x0, self._prompts)
+        output = self.objective.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
         own = output.metrics | bridge.metrics
         metrics = {name if name.startswith("reward/") else f"amd_{name}": value for name, value in own.items()}
@@ -172,11 +229,15 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     ) -> Any:  # fmt: skip
         turn, bridge = super()._fake_score_discriminator_update_step, self.bridge
         weighted = bridge.uses_reward and self.objective.needs.fake_score_weight
-        if not (torch.is_grad_enabled() and (weighted or bridge.moves_noise_levels)):
+        self._conditions.choose(self._rungs)
+        scored = weighted or self._conditions.takes_outcomes
+        if not (torch.is_grad_enabled() and (scored or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         self._score(x0, condition)
+        if self._conditions.takes_outcomes:
+            self._conditions.choose(self._rungs, bridge.outcomes("fake_score", *self._turn))
         t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake:
             losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
@@ -190,7 +251,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             _losses.denoising_score_matching_loss(
                 space, net_pred=p[None], x0=x[None], eps=e[None], noise_scheduler=self.net.noise_scheduler, t=s[None]
             )
-            for p, x, e, s in zip(fake[0], x0, eps, t, strict=True)
+            for p, x, e, s in zip(fake[0].x0, x0, eps, t, strict=True)
         ]
         weight = bridge.weights(t / self.net.noise_scheduler.max_t)
         loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
@@ -209,40 +270,80 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
         self._model = model
         model.max_iter = int(self.config.trainer.max_iter)
 
+    @torch.no_grad()
+    def on_validation_step_end(
+        self, model: Any, data_batch: Any, output_batch: Any, loss_dict: Any, step: int = 0, iteration: int = 0, idx: int = 0
+    ) -> None:
+        """Judges the samples of the first set of FastGen's validation."""
+        if model.validation is None or idx:
+            return
+        with torch.random.fork_rng():  # whoever samples after this gets FastGen's own random numbers
+            samples = output_batch["gen_rand"]
+            samples = samples() if callable(samples) else samples
+        model.validation.add(model.bridge.media(samples), model.prompts_of(data_batch, len(samples)))
+
+    def on_validation_end(self, model: Any, iteration: int = 0, idx: int = 0) -> None:
+        """Metrics of the validation in FastGen's log, and in W&B if it runs."""
+        if model.validation is None or idx:
+            return
+        metrics = model.validation.finish(iteration)
+        log.info(
+            "validation at iteration %d: %s", iteration, " ".join(f"{name}={value:.4f}" for name, value in metrics.items())
+        )
+        import wandb  # a requirement of FastGen
+
+        if wandb.run is not None:
+            wandb.log({f"val{idx}/{name}": value for name, value in metrics.items()}, step=iteration)
+
     def state_dict(self) -> dict[str, Any]:
-        """State of the objective."""
-        return dict(self._model.objective.state_dict())
+        """State of the objective and of the alarm."""
+        validation = self._model.validation
+        history = {} if validation is None else {"validations": validation.state_dict()}
+        return {**self._model.objective.state_dict(), **history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self._model.objective.load_state_dict(dict(state_dict))
+        state = dict(state_dict)
+        history = state.pop("validations", [])
+        self._model.objective.load_state_dict(state)
+        if self._model.validation is not None:
+            self._model.validation.load_state_dict(history)
+
+
+class _Prediction(NamedTuple):
+    """A prediction [B, ...] of a network, and the call that makes it again."""
+
+    x0: Tensor
+    again: Callable[[], Tensor]
 
 
 @contextmanager
-def _predictions_of(network: nn.Module) -> Iterator[list[Tensor]]:
+def _predictions_of(network: nn.Module) -> Iterator[list[_Prediction]]:
     """Records the predictions of `network`; where it returns features too, the prediction comes first."""
-    predictions: list[Tensor] = []
-    hook = network.register_forward_hook(
-        lambda _, args, output: predictions.append(output[0] if isinstance(output, list | tuple) else output)
-    )
+    predictions: list[_Prediction] = []
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, list | tuple) else output
+        predictions.append(_Prediction(first, functools.partial(network, *args, **kwargs)))
+
+    hook = network.register_forward_hook(record, with_kwargs=True)
     try:
         yield predictions
     finally:
         hook.remove()
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(data: Mapping[str, Any]) -> list[str] | None:
+    """The texts of a batch; None if its conditions are none."""
+    texts = data.get("condition_raw")
+    return list(texts) if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts) else None
+
+
+def _plain(options: Any) -> Any:
     """Options without the OmegaConf containers of FastGen's command line; callables stay as they are."""
     import omegaconf
 
-    if omegaconf.OmegaConf.is_config(options):
-        return dict(omegaconf.OmegaConf.to_container(options, resolve=True))
-    return dict(options)
-
-
-def _groups(condition: Any, batch_size: int) -> Tensor:
-    texts = condition.get("text_embeds") if isinstance(condition, Mapping) else condition
-    return group_ids(texts[0] if isinstance(texts, list | tuple) else texts, batch_size)
+    return omegaconf.OmegaConf.to_container(options, resolve=True) if omegaconf.OmegaConf.is_config(options) else options
 
 
 def launch(arguments: list[str], objective: str) -> None:

@@ -12,21 +12,26 @@ teacher call for both branches of guidance. ``amd.rollouts: harvest`` rolls out 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
 from amd_plugin.adapters.harvest import Harvest, checked_rollouts
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.offers import FASTVIDEO
+from amd_plugin.adapters.own_options import check_switch, split_options
+from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
@@ -37,6 +42,7 @@ _matching = "fastvideo.train.methods.distribution_matching"
 DMD2Method = HOST.load(f"{_matching}.dmd2").DMD2Method
 SelfForcingMethod = HOST.load(f"{_matching}.self_forcing").SelfForcingMethod
 Callback = HOST.load("fastvideo.train.callbacks.callback").Callback
+ValidationCallback = HOST.load("fastvideo.train.callbacks.validation").ValidationCallback
 ModelBase = HOST.load("fastvideo.train.models.base").ModelBase
 
 _TURNS = {
@@ -51,7 +57,19 @@ _TURNS = {
 }
 _PREDICT = "self, noisy_latents, timestep, batch, conditional, cfg_uncond, attn_kind"
 HOST.check(DMD2Method, _TURNS)
-HOST.check(SelfForcingMethod, {**_TURNS, "_sf_add_noise": "self, clean_latents, noise, timestep"})
+HOST.check(
+    SelfForcingMethod,
+    {**_TURNS, "_sf_add_noise": "self, clean_latents, noise, timestep",
+     "_sample_exit_indices": "self, num_blocks, num_steps, device"},
+)  # fmt: skip
+HOST.check(
+    ValidationCallback,
+    {
+        "_run_validation": "self, method, step",
+        "_run_validation_for_steps": "self, num_inference_steps, transformer",
+        "_get_pipeline": "self, transformer",
+    },
+)
 HOST.check(
     ModelBase,
     {"predict_x0": _PREDICT, "predict_noise": _PREDICT, "add_noise": "self, clean_latents, noise, timestep",
@@ -61,11 +79,21 @@ HOST.check(
 _Base = DMD2Method if TYPE_CHECKING else object
 
 
-class Adaptive(_Base):  # type: ignore[misc, valid-type]
-    """A mix-in that adds AMD to a method of FastVideo, with options under ``method.amd``: those of `AMDObjective` and more.
+class Prediction(NamedTuple):
+    """A prediction of x0 [B, ...] at a timestep [1], and the call that makes it again."""
 
-    ``reward`` is a name with options, or ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` and
-    ``rollouts: harvest`` save forwards. A group holds the samples of one prompt over all data-parallel ranks.
+    x0: Tensor
+    timestep: Tensor
+    again: Callable[[], Tensor]
+
+
+class Adaptive(_Base):  # type: ignore[misc, valid-type]
+    """A mix-in that adds AMD to a method of FastVideo.
+
+    Options under ``method.amd`` are those of `AMDObjective` and a few more. ``reward`` is a name with options, or
+    ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` and ``rollouts: harvest`` save forwards.
+    ``rung_conditioning`` gives the critic a table of exit rungs. ``held_out`` names rewards that judge the samples of
+    FastVideo's validation. A group holds the samples of one prompt over all data-parallel ranks.
 
     Args:
         cfg, role_models: arguments of the host's method.
@@ -75,31 +103,37 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             installed plugins.
         objective: objective that computes the losses.
         bridge: bridge between the objective and FastVideo.
+        validation: the alarm's history; None without option ``held_out``.
+        watched: whether `AMDStateCallback` gives `validation` the host's samples.
 
     Raises:
         InputError: for an option that is unknown or out of range.
     """
 
     plugins: PluginManager | None = None
+    validation: Validation | None = None
+    watched = False
 
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]):
-        super().__init__(cfg=cfg, role_models=role_models)
-        options = self.method_config.get("amd") or {}
-        if not isinstance(options, dict):
-            raise InputError(f"method.amd: must be a mapping of options, got {options!r}")
-        options = dict(options)
-        self._reward, self._fast = options.pop("reward", None), options.pop("fast_rollout", False)
-        if not isinstance(self._fast, bool):
-            raise InputError(f"method.amd.fast_rollout: must be true or false, got {self._fast!r}")
-        self._harvest_all = checked_rollouts(options.pop("rollouts", "fresh"), "method.amd.rollouts", self._cannot_harvest())
+        method = dict(cfg.method)
+        options, self._own = split_options(method.get("amd"), "method.amd")
+        self._fast, rollouts = options.pop("fast_rollout", False), options.pop("rollouts", "fresh")
+        check_switch(self._fast, "method.amd.fast_rollout")
         options.setdefault("normalizer", "global")  # as in FastVideo: one mean over the batch
-        scale = self.method_config.get("real_score_guidance_scale")
-        self.objective = adaptive_objective(1.0 if scale is None else float(scale), options, FASTVIDEO)
-        self._options = options
+        scale = method.get("real_score_guidance_scale")
+        objective = adaptive_objective(1.0 if scale is None else float(scale), options, FASTVIDEO)
+        rungs = len(method.get("dmd_denoising_steps") or []) if self._own.rung_conditioning else 0
+        outcomes = objective.needs.fake_score_outcome if self._own.reward is not None else False
+        conditions = FakeScoreConditions(rungs, outcomes, self.plugins or get_plugin_manager(), "method.amd")
+        if "critic" in role_models:
+            conditions.add_to(role_models["critic"].transformer)  # before FastVideo builds the critic's optimizer
+        super().__init__(cfg=cfg, role_models=role_models)
+        self._harvest_all = checked_rollouts(rollouts, "method.amd.rollouts", self._cannot_harvest())
+        self.objective, self._conditions, self._options = objective, conditions, options
         self.bridge = HostBridge(self.objective)
         self._sample: Tensor | None = None  # the last rollout, without graph
         self._scored: tuple[Tensor, Tensor] | None = None  # a rollout, and its advantages
-        self._rung = 0  # of the last rollout, where it is the same on all ranks
+        self._rung, self._one_rung = 0, False  # of this rank's last rollout; whether it is that of all ranks
         self._metrics: dict[str, Tensor] = {}
         self._turn = (0, 0)  # iteration, and micro-batch within it
         self._harvests: dict[int, Harvest] = {}  # of the cycle, by micro-batch
@@ -119,13 +153,13 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """Loads the reward, so that one that cannot be used ends the run before its first step."""
         super().on_train_start()
         plugins = self.plugins or get_plugin_manager()
-        if isinstance(self._reward, dict) and set(self._reward) == {"fastvideo"}:
+        if isinstance(self._own.reward, dict) and set(self._own.reward) == {"fastvideo"}:
             scorer = HOST.load("fastvideo.train.methods.rl.rewards").build_multi_reward_scorer(
-                self._reward["fastvideo"], device=self.student.device
+                self._own.reward["fastvideo"], device=self.student.device
             )
             reward: Any = lambda media, prompts: scorer(media, prompts)["avg"]  # noqa: E731
         else:
-            reward = make_reward(self._reward, plugins, self.student.device)
+            reward = make_reward(self._own.reward, plugins, self.student.device)
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
             message = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
             raise InputError(f"{message}. Use a model of FastVideo that has, or leave the reward out")
@@ -133,9 +167,14 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
             seed=int(self.training_config.data.seed),
         )  # fmt: skip
+        if self._own.held_out is not None:
+            self.validation = Validation(self.bridge, self._own.held_out, plugins, self.student.device)
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> tuple[Any, Any, dict[str, Any]]:
         """FastVideo's training step, with AMD's metrics beside its own."""
+        if self.validation is not None and not self.watched:
+            message = "needs the callbacks validation and amd (AMDStateCallback), which give it the samples of validations"
+            raise InputError(f"method.amd.held_out: {message}. Add both, or leave it out")
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
         every, last = self._updates_per_cycle, int(self.training_config.loop.max_train_steps)
         self.bridge.start_turn((iteration - 1) // every, last // every, self._metrics)
@@ -176,7 +215,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             x0 = shared.samples[self._rung]
             rungs = self._get_denoising_step_list(x0.device)
             batch.dmd_latent_vis_dict["generator_timestep"] = rungs[self._rung : self._rung + 1].float()
-        self._sample = x0.detach()
+        self._sample, self._one_rung = x0.detach(), True
         return x0
 
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
@@ -187,18 +226,21 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         short = self._fast and self._rollout_mode == "simulate" and not isinstance(self, SelfForcingMethod)
         if short:
             x0: Tensor = short_rollout(self, batch, with_grad)
-            exit_level = batch.dmd_latent_vis_dict["generator_timestep"]
-            self._rung = int((self._get_denoising_step_list(x0.device) == exit_level).nonzero()[0])
         else:
             x0 = super()._student_rollout(batch, with_grad=with_grad)
+        exit_level = batch.dmd_latent_vis_dict.get("generator_timestep")
+        if exit_level is not None:  # self-forcing gives none
+            self._rung = int((self._get_denoising_step_list(x0.device) - exit_level).abs().argmin())
+        self._one_rung = short
         self._sample = x0.detach()
         return x0
 
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
+        self._conditions.choose(self._rung)
         replaces = self.bridge.uses_reward or self.objective.needs.noise_level
         if not (replaces or self.bridge.moves_noise_levels or self._fast):
             return super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[no-any-return]
-        predictions: list[tuple[Tensor, Tensor]] = []
+        predictions: list[Prediction] = []
         one_call = one_teacher_call(self.teacher, batch) if self._fast and self._cfg_uncond is None else nullcontext()
         with self._moving_noise_levels("student", batch), one_call, self._recording(predictions):
             loss: Tensor = super()._dmd_loss(generator_pred_x0, batch)
@@ -206,8 +248,11 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             return loss
         if len(predictions) != 3:
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(predictions)} predictions, not 3. Install {HOST.range}")
-        (fake, timestep), (cond, _), (uncond, _) = predictions
-        fields = {"advantage": self._score(batch), "sigma": self._sigma(timestep, len(fake)), **self.bridge.signal_fields}
+        fake, cond, uncond = (prediction.x0 for prediction in predictions)
+        fields = {"advantage": self._score(batch), "sigma": self._sigma(predictions[0].timestep, len(fake))}
+        fields |= self.bridge.signal_fields | self._conditions.contrast(self._rung, predictions[0].again)
+        if self.objective.needs.reward_gradient and self.bridge.uses_reward:
+            fields["reward"] = self.bridge.reward_with_gradient(generator_pred_x0, self._prompts(batch))
         output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields))
         self._metrics = output.metrics
         return output.loss
@@ -230,13 +275,14 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             yield
 
     @contextmanager
-    def _recording(self, predictions: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-        """Appends the predictions of critic and teacher to `predictions`, in that order, with their timesteps."""
+    def _recording(self, predictions: list[Prediction]) -> Iterator[None]:
+        """Appends the predictions of critic and teacher to `predictions`, in that order."""
 
         def record(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
             _, timestep = (arg for arg in args if isinstance(arg, Tensor))
-            predictions.append((predict(*args, **kwargs), timestep))
-            return predictions[-1][0]
+            call = functools.partial(predict, *args, **kwargs)
+            predictions.append(Prediction(call(), timestep, call))
+            return predictions[-1].x0
 
         if isinstance(self, SelfForcingMethod):
             with wrapped(self, "_predict_x0_with_scheduler", record):
@@ -247,7 +293,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     def _critic_flow_matching_loss(self, batch: Any) -> tuple[Tensor, Any, dict[str, Any]]:
         weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
-        if not weighted:
+        if not (weighted or self._conditions.parameters()):
             with self._moving_noise_levels("fake_score", batch):
                 return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
         noised: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -258,13 +304,21 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             return add(clean, noise, timestep)
 
         def record_flow(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            # Only now there is a sample, with a rung and an outcome.
+            outcome: int | Tensor = NONE
+            if self._conditions.takes_outcomes:
+                self._score(batch)
+                outcome = self.bridge.outcomes("fake_score", *self._turn)
+            self._conditions.choose(self._rung, outcome)
             flows.append(predict(*args, **kwargs))
             return flows[-1]
 
         add_noise = (self, "_sf_add_noise") if isinstance(self, SelfForcingMethod) else (self.student, "add_noise")
         critic = wrapped(self.critic, "predict_noise", record_flow)
         with self._moving_noise_levels("fake_score", batch), wrapped(*add_noise, record_noise), critic:
-            _, context, outputs = super()._critic_flow_matching_loss(batch)
+            loss, context, outputs = super()._critic_flow_matching_loss(batch)
+        if not weighted:
+            return loss, context, outputs
         # The rollout adds noise too; the last call is the critic's own.
         x0, noise, timestep = noised[-1]
         self._score(batch)
@@ -284,17 +338,21 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if shared is not None and (scored := shared.scores.get(self._rung)) is not None:
             return self.bridge.recall(scored, x0.device)
         if self._scored is None or self._scored[0] is not x0:
-            infos = getattr(batch, "infos", None)
-            prompts = [str(info.get("prompt") or info.get("caption") or "") for info in infos] if infos else None
-            if prompts is None or not any(prompts):
-                condition = (batch.conditional_dict or {}).get("encoder_hidden_states")
-                groups, prompts = group_ids(condition, len(x0)), None
+            prompts = self._prompts(batch)
+            if prompts is None:
+                groups = group_ids((batch.conditional_dict or {}).get("encoder_hidden_states"), len(x0))
             else:
                 groups = group_ids(prompts, len(x0))
-            self._scored = (x0, self.bridge.advantages(x0, groups, prompts, rung=self._rung))
+            self._scored = (x0, self.bridge.advantages(x0, groups, prompts, rung=self._rung if self._one_rung else 0))
             if shared is not None:
                 shared.scores[self._rung] = self.bridge.scored()
         return self._scored[1]
+
+    def _prompts(self, batch: Any) -> list[str] | None:
+        """The texts of the samples; None if there are none."""
+        infos = getattr(batch, "infos", None) or []
+        prompts = [str(info.get("prompt") or info.get("caption") or "") for info in infos]
+        return prompts if any(prompts) else None
 
 
 class AMDMethod(Adaptive, DMD2Method):  # type: ignore[misc, valid-type]
@@ -303,6 +361,22 @@ class AMDMethod(Adaptive, DMD2Method):  # type: ignore[misc, valid-type]
 
 class AMDSelfForcingMethod(Adaptive, SelfForcingMethod):  # type: ignore[misc, valid-type]
     """FastVideo's `SelfForcingMethod` with AMD; see `Adaptive` for its options."""
+
+    def __init__(self, *, cfg: Any, role_models: dict[str, Any]):
+        super().__init__(cfg=cfg, role_models=role_models)
+        if self._own.rung_conditioning and not self._same_step_across_blocks:
+            message = "needs method.same_step_across_blocks, without which the parts of a sample have rungs of their own"
+            raise InputError(f"method.amd.rung_conditioning: {message}")
+
+    def _sample_exit_indices(self, **parts: Any) -> list[int]:
+        indices: list[int] = super()._sample_exit_indices(**parts)
+        self._exit = indices[0] if self._same_step_across_blocks and indices else None  # rank 0 draws for all
+        return indices
+
+    def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
+        x0 = super()._student_rollout(batch, with_grad=with_grad)
+        self._rung, self._one_rung = self._exit or 0, self._exit is not None
+        return x0
 
 
 class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
@@ -313,17 +387,49 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
     """
 
     def on_train_start(self, method: Any, iteration: int = 0) -> None:
-        """Keeps the objective for checkpoints."""
-        self._objective = method.objective
+        """Keeps the method for checkpoints, and watches FastVideo's validation if the method judges it."""
+        self._method = method
+        callbacks = [] if method.validation is None else self._callback_dict._callbacks.values()
+        for callback in callbacks:
+            if isinstance(callback, ValidationCallback):
+                # FastVideo has no hook between sampling and saving, and calls these attributes of the callback.
+                callback._run_validation = functools.partial(self._start, callback._run_validation)
+                callback._run_validation_for_steps = functools.partial(
+                    self._watch, callback, callback._run_validation_for_steps
+                )
+                method.watched = True
+
+    def _start(self, run: Callable[..., Any], method: Any, step: int) -> None:
+        self._iteration = step
+        run(method, step)
+
+    def _watch(self, callback: Any, run: Callable[..., Any], steps: int, *, transformer: Any) -> Any:
+        """FastVideo's samples of one validation, whose metrics go to its tracker."""
+        validation, pipeline = self._method.validation, callback._get_pipeline(transformer=transformer)
+
+        def judged(forward: Callable[..., Any], batch: Any, *args: Any) -> Any:
+            sampled = forward(batch, *args)
+            validation.add(sampled.output.float(), [str(batch.prompt)] * len(sampled.output))
+            return sampled
+
+        with wrapped(pipeline, "forward", judged):
+            result = run(steps, transformer=transformer)
+        callback.tracker.log(validation.finish(self._iteration), self._iteration)
+        return result
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the objective, as one JSON text."""
+        """State of the objective and of the alarm, as one JSON text."""
         # FastVideo restores only keys that the state has at that moment, and the objective's keys change as it runs.
-        return {"objective": json.dumps(self._objective.state_dict())}
+        validation = self._method.validation
+        state = {"objective": self._method.objective.state_dict()}
+        return {"objective": json.dumps(state | ({} if validation is None else {"validations": validation.state_dict()}))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self._objective.load_state_dict(json.loads(state_dict["objective"]))
+        state = json.loads(state_dict["objective"])
+        self._method.objective.load_state_dict(state.get("objective", state))  # before 0.1.0: the objective's alone
+        if self._method.validation is not None:
+            self._method.validation.load_state_dict(state.get("validations", []))
 
 
 def _prefixed(name: str) -> str:

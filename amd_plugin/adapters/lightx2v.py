@@ -14,6 +14,7 @@ the matching loss and the fake score's. Its tricks (`ida`, `div_loss`, `cdm`, `f
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import runpy
 import sys
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective
+from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.lightx2v_host import (
     TRAINER_REGISTER,
     DmdTrainer,
@@ -39,13 +41,17 @@ from amd_plugin.adapters.lightx2v_records import Records
 from amd_plugin.adapters.lightx2v_turn import Turn, pictures
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import check_reward, make_reward
-from amd_plugin.adapters.offers import LIGHTX2V_IMAGE, LIGHTX2V_VIDEO
+from amd_plugin.adapters.offers import LIGHTX2V_IMAGE, LIGHTX2V_PHASED, LIGHTX2V_VIDEO
+from amd_plugin.adapters.own_options import OwnOptions, split_options
+from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
-_TEACHERS, _FAKES = ("teacher_model", "teacher_2_model"), ("fake_model", "fake_2_model", "fake_low_high_model")
+_TEACHERS, _FAKE_ROLES = ("teacher_model", "teacher_2_model"), ("fake", "fake_2", "fake_low_high")
+_FAKES = tuple(f"{role}_model" for role in _FAKE_ROLES)
 
 
 class Adaptive(Records):
@@ -72,8 +78,19 @@ class Adaptive(Records):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
-        self._options, self._reward = _options(config)
+        self._options, self._own = _options(config)
         self.objective = adaptive_objective(self._guidance(), self._options, self.offers)
+        if self._own.rung_conditioning and (why := self._no_rungs()):
+            raise InputError(f"training.dmd.amd.rung_conditioning: {why}. Leave it out")
+        outcomes = self.objective.needs.fake_score_outcome if self._own.reward is not None else False
+        rungs = self.num_inference_steps if self._own.rung_conditioning else 0
+        with_lora = [role for role in _FAKE_ROLES if config["training"].get(role, {}).get("train_type") == "lora"]
+        if with_lora and (rungs or outcomes is True):
+            option = "rung_conditioning" if rungs else "advantage_guidance"
+            message = f"needs training.{with_lora[0]}.train_type: full, as a checkpoint of lora has nothing beside it"
+            raise InputError(f"training.dmd.amd.{option}: {message}")
+        outcomes = False if with_lora else outcomes
+        self._conditions = FakeScoreConditions(rungs, outcomes, self.plugins or get_plugin_manager(), "training.dmd.amd")
         self.bridge = HostBridge(self.objective)
         self._rung, self._turns = 0, 0
         self._turn: Turn | None = None
@@ -86,19 +103,73 @@ class Adaptive(Records):
         scale = float(getattr(self, "guidance_distill", None) or self.guidance_scale)
         return scale if self.guidance_scale > 1 else 1.0
 
+    def _no_rungs(self) -> str:
+        """Why samples have no exit rung here; empty if they have one."""
+        if "rung_conditioning" not in self.offers:
+            return "this trainer does not train its fake scores on samples of the rungs"
+        return "training.dmd.random_schedule draws other rungs for each update" if self.random_schedule_enabled else ""
+
+    def _setup_trainable_model(self, model: Any, role: str = "student") -> None:
+        super()._setup_trainable_model(model, role=role)
+        if role in _FAKE_ROLES:  # before it is sharded, and before its optimizer
+            self._conditions.add_to(model.denoiser_module())
+
+    def _setup_ida_trick(self) -> None:
+        with self._conditions.hidden():  # the trick pairs the student's parameters with the fake score's
+            super()._setup_ida_trick()
+
     def setup(self, resume_ckpt_path: str | None = None) -> None:
         """LightX2V's setup; loads the reward first, so that one that cannot be used ends the run before its first step."""
+        if self.objective.needs.reward_gradient and not self._decodes_with_graph:
+            message = f"{type(self.model).__name__} has no image_processor, and gives pictures without a graph"
+            raise InputError(f"training.dmd.amd.reward_gradient: {message}. Leave it out")
         plugins = self.plugins or get_plugin_manager()
-        reward = make_reward(self._reward, plugins, self.model.device)
+        reward = make_reward(self._own.reward, plugins, self.model.device)
         self.bridge = HostBridge(
             self.objective, reward, self._media, distributed.get_data_parallel_group(), plugins=plugins,
             options=self._options,
         )  # fmt: skip
+        if self._own.held_out is not None:
+            if not self.infer_every_iters:
+                message = "judges the samples of inference.infer_every_iters, and there are none"
+                raise InputError(f"training.dmd.amd.held_out: {message}. Set it, or leave this out")
+            self.validation = Validation(self.bridge, self._own.held_out, plugins, self.model.device)
         super().setup(resume_ckpt_path=resume_ckpt_path)
 
+    def run_inference(self, current_iter: int) -> None:
+        """LightX2V's validation; its samples are judged, and the metrics go to its log and tracker."""
+        if self.validation is None:
+            super().run_inference(current_iter)
+            return
+        prompts = [row["prompt"] for row in self.dataloader_eval.dataset.samples]
+        own = iter(prompts[distributed.get_data_parallel_rank() :: distributed.get_data_parallel_world_size()])
+
+        def judged(decode: Any, latent: Tensor) -> Any:
+            decoded = decode(latent)
+            assert self.validation is not None  # noqa: S101
+            self.validation.add(pictures(decoded), [next(own)])
+            return decoded
+
+        with wrapped(self.model, "decode_latent", judged):
+            super().run_inference(current_iter)
+        self.log_validation(self.validation.finish(current_iter), current_iter)
+
+    @property
+    def _decodes_with_graph(self) -> bool:
+        return hasattr(self.model, "image_processor")
+
     def _media(self, x0: Tensor) -> Tensor:
-        """Decoded samples in [0, 1]."""
-        return pictures(self.model.decode_latent(x0))
+        """Decoded samples in [0, 1], with their graph where the model converts them by an `image_processor` of diffusers."""
+        if not self._decodes_with_graph:
+            return pictures(self.model.decode_latent(x0))
+
+        def as_tensor(convert: Any, image: Tensor, output_type: str) -> Tensor:
+            kept: Tensor = convert(image, output_type="pt")
+            return kept.float()
+
+        with wrapped(self.model.image_processor, "postprocess", as_tensor):
+            media: Tensor = self.model.decode_latent(x0)
+        return media
 
     def _encode_conditions(self, sample: Mapping[str, Any]) -> Any:
         prompt = sample["conditioning"].get("prompt")
@@ -123,7 +194,7 @@ class Adaptive(Records):
     def _started_turn(self, role: str, condition: Any, x0: Tensor | None = None) -> Iterator[Turn | None]:
         """A context in which predictions are recorded and noise levels moved; None where LightX2V's code runs unchanged."""
         replaces = self._replaces_student_loss if role == "student" else self._weighs_fake_loss
-        if not (replaces or self.bridge.moves_noise_levels):
+        if not (replaces or self.bridge.moves_noise_levels or self._conditions.parameters()):
             yield None
             return
         self._turns += 1
@@ -158,13 +229,26 @@ class Adaptive(Records):
         return rollout
 
     def _predict_velocity(self, model: Any, latents: Tensor, sigma: Tensor, condition: Any) -> Tensor:
-        velocity: Tensor = super()._predict_velocity(model, latents, sigma, condition)
-        if (turn := self._turn) is not None and not turn.matched:
-            if any(model is getattr(self, name, None) for name in _FAKES):
-                turn.fake = (latents, sigma, velocity)
-            elif turn.cond is None and any(model is getattr(self, name, None) for name in _TEACHERS):
+        turn, predict = self._turn, super()._predict_velocity
+        if turn is None or turn.matched:
+            return predict(model, latents, sigma, condition)  # type: ignore[no-any-return]
+        if any(model is getattr(self, name, None) for name in _FAKES):
+            self._conditions.choose(self._rung, self._outcomes(turn))
+            turn.fake_again = functools.partial(predict, model, latents, sigma, condition)
+            velocity: Tensor = turn.fake_again()
+            turn.fake = (latents, sigma, velocity)
+        else:
+            velocity = predict(model, latents, sigma, condition)
+            if turn.cond is None and any(model is getattr(self, name, None) for name in _TEACHERS):
                 turn.cond = velocity
         return velocity
+
+    def _outcomes(self, turn: Turn) -> int | Tensor:
+        """The outcomes [B] of the turn's samples, for which the fake score is trained; none in a student's turn."""
+        if turn.role == "student" or not self._conditions.takes_outcomes or turn.x0 is None:
+            return NONE
+        self._score(turn, turn.x0)
+        return self.bridge.outcomes("fake_score", self._turns)
 
     def _predict_teacher_velocity(self, latents: Tensor, sigma: Tensor, *conditions: Any) -> Tensor:
         turn, teacher = self._turn, self.teacher_model
@@ -192,6 +276,7 @@ class Adaptive(Records):
         advantage = self._score(turn, latents)
         cond, sigma = turn.conditional_x0(), turn.sigma
         fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.signal_fields}
+        fields |= self._conditions.contrast(self._rung, turn.fake_x0_again)
         uncond = turn.unconditional_x0(cond, x_pred_teacher, self.objective.guidance_scale)
         if self.objective.needs.reward_gradient and self.bridge.uses_reward:
             fields["reward"] = self.bridge.reward_with_gradient(latents, self._prompts)
@@ -228,9 +313,10 @@ class Adaptive(Records):
 
 
 class AdaptiveWan(Adaptive):
-    """`Adaptive` for trainers of Wan, whose decoder is differentiable."""
+    """`Adaptive` for trainers of Wan, which decodes to pictures with their graph."""
 
     offers = LIGHTX2V_VIDEO
+    _decodes_with_graph = True
 
     def _media(self, x0: Tensor) -> Tensor:
         """Decoded samples [B, 3, T, H, W] in [0, 1], with their graph."""
@@ -257,6 +343,10 @@ class AMDVideoDmdTrainer(AdaptiveVideo, VideoDmdTrainer):  # type: ignore[misc]
 class AMDVideoArDmdTrainer(AdaptiveVideo, VideoArDmdTrainer):  # type: ignore[misc]
     """LightX2V's `VideoArDmdTrainer`, for causal students, with AMD."""
 
+    def _no_rungs(self) -> str:
+        mixed = "training.dmd.same_step_across_blocks is false, so that the parts of a sample have rungs of their own"
+        return super()._no_rungs() if self.same_step_across_blocks else mixed
+
     def _sample_exit_indices(self, num_blocks: int, num_steps: int, device: Any) -> list[int]:
         indices: list[int] = super()._sample_exit_indices(num_blocks, num_steps, device)
         self._rung = int(indices[0]) if self.same_step_across_blocks else 0
@@ -266,6 +356,7 @@ class AMDVideoArDmdTrainer(AdaptiveVideo, VideoArDmdTrainer):  # type: ignore[mi
 class AMDVideoPhasedDmdTrainer(AdaptiveWan, VideoPhasedDmdTrainer):  # type: ignore[misc]
     """LightX2V's `VideoPhasedDmdTrainer` with AMD. Complete samples are scored for the fake scores of both phases."""
 
+    offers = LIGHTX2V_PHASED
     _complete: Tensor | None = None  # the samples of the running fake-score turn
 
     def _run_full_fake_rollout(self, *args: Any, **kwargs: Any) -> Any:
@@ -306,16 +397,12 @@ FORMS = {
 }
 
 
-def _options(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The options of the objective, and the reward, of ``training.dmd.amd``."""
-    options = config["training"]["dmd"].get("amd") or {}
-    if not isinstance(options, Mapping):
-        raise InputError(f"training.dmd.amd: must be a mapping of options, got {options!r}")
-    options = dict(options)
-    reward = options.pop("reward", None)
-    if reward is not None and not config["model"].get("load_vae", True):
+def _options(config: Mapping[str, Any]) -> tuple[dict[str, Any], OwnOptions]:
+    """The options of the objective, and those of the adapter, of ``training.dmd.amd``."""
+    options, own = split_options(config["training"]["dmd"].get("amd"), "training.dmd.amd")
+    if own.reward is not None and not config["model"].get("load_vae", True):
         raise InputError("training.dmd.amd.reward: needs pictures, but model.load_vae is false. Set it to true")
-    return options, reward
+    return options, own
 
 
 def launch(arguments: list[str], objective: str) -> None:
@@ -342,9 +429,10 @@ def launch(arguments: list[str], objective: str) -> None:
     method = config.get("training", {}).get("method")
     if method not in FORMS:
         raise InputError(f"{file}: training.method must be one of {', '.join(FORMS)}, got {method!r}")
-    options, reward = _options(config)
+    options, own = _options(config)
     adaptive_objective(1.0, options, FORMS[method].offers)
-    check_reward(reward)
+    check_reward(own.reward)
+    check_reward(own.held_out, where="held_out")
     TRAINER_REGISTER.update(FORMS)
     spec = importlib.util.find_spec("lightx2v_train")
     [package] = list(spec.submodule_search_locations or []) if spec else [""]

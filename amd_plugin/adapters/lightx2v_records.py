@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
+from amd_plugin.adapters.validation import Validation
 from amd_plugin.atomic import write_text
 from amd_plugin.objectives.amd import AMDObjective
 
@@ -28,11 +29,13 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         objective: objective whose state is kept.
         bridge: bridge between the objective and LightX2V.
         student_updates: number of student updates so far.
+        validation: the alarm's history; None without option ``held_out``.
     """
 
     objective: AMDObjective
     bridge: HostBridge
     student_updates = 0
+    validation: Validation | None = None
     _metrics: dict[str, Tensor]
 
     def _after_student_optimizer_step(self, role: str) -> None:
@@ -54,11 +57,20 @@ class Records(_Base):  # type: ignore[misc, valid-type]
             logger.info("[train] iter={} {}", step, " ".join(f"{name}={own[name]:.6f}" for name in shown))
         super().log_metrics({**metrics, **own}, step=step)
 
+    def log_validation(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of a validation, to LightX2V's tracker and log."""
+        from loguru import logger
+
+        logger.info("[infer] iter={} {}", step, " ".join(f"{name}={value:.6f}" for name, value in metrics.items()))
+        super().log_metrics(metrics, step=step)
+
     def save_checkpoint(self, iteration: int, save_total_limit: int) -> None:
         """LightX2V's checkpoint, with AMD's state as JSON in it."""
         super().save_checkpoint(iteration, save_total_limit)
         if distributed.is_main_process():
             state = {"objective": self.objective.state_dict(), "student_updates": self.student_updates}
+            if self.validation is not None:
+                state["validations"] = self.validation.state_dict()
             write_text(Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE), json.dumps(state))
 
     def _load_resume_state(self, resume_ckpt_path: str) -> None:
@@ -71,3 +83,5 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         state = json.loads(saved.read_text())
         self.objective.load_state_dict(state["objective"])
         self.student_updates = int(state["student_updates"])
+        if self.validation is not None:
+            self.validation.load_state_dict(state.get("validations", []))

@@ -24,6 +24,7 @@ class Turn:
         x0: student samples [B, ...]; None before the rollout.
         fake: x_t, its noise levels [B] and the fake score's velocity.
         cond: the teacher's conditional velocity.
+        fake_again: the call of the fake score that `fake` is of.
         target: the fake score's target velocity.
         matched: whether the turn's matching loss was computed; calls after it are those of the host's tricks.
     """
@@ -34,6 +35,7 @@ class Turn:
     x0: Tensor | None = None
     fake: tuple[Tensor, Tensor, Tensor] | None = None
     cond: Tensor | None = None
+    fake_again: Callable[[], Tensor] | None = None
     target: Tensor | None = None
     matched: bool = False
 
@@ -44,6 +46,18 @@ class Turn:
             raise RunError("lightx2v_train: a turn makes no call of the fake score before its loss. Use a newer amd-plugin")
         return self.fake[1]
 
+    def fake_x0_again(self) -> Tensor:
+        """The fake score's prediction of x0 [B, ...], made again."""
+        if self.fake is None or self.fake_again is None:
+            raise RunError("lightx2v_train: a student turn lacks a call of the fake score. Use a newer amd-plugin")
+        return self._clean(self.fake_again())
+
+    def _clean(self, velocity: Tensor) -> Tensor:
+        """x0 [B, ...] from the velocity at x_t."""
+        assert self.fake is not None  # noqa: S101
+        x_t, sigma, _ = self.fake
+        return x_t - sigma.reshape(-1, *[1] * (x_t.dim() - 1)) * velocity
+
     def record_target(self, build: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Calls `build`, and keeps its result as the fake score's target."""
         self.target = build(*args, **kwargs)
@@ -53,8 +67,7 @@ class Turn:
         """The teacher's conditional prediction of x0 [B, ...]."""
         if self.fake is None or self.cond is None:
             raise RunError("lightx2v_train: a student turn lacks a call of teacher or fake score. Use a newer amd-plugin")
-        x_t, sigma, _ = self.fake
-        return x_t - sigma.reshape(-1, *[1] * (x_t.dim() - 1)) * self.cond
+        return self._clean(self.cond)
 
     def unconditional_x0(self, cond: Tensor, guided: Tensor, scale: float) -> Tensor | None:
         """The unconditional prediction [B, ...] for which guidance in the standard form gives `guided`; None at scale 1.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.harvest import Rollouts, checked_rollouts
 from amd_plugin.adapters.modelopt_rollout import Given, HarvestedCycle, cannot_harvest, harvest
 from amd_plugin.adapters.offers import MODELOPT
-from amd_plugin.adapters.outcomes import condition_on_outcomes
+from amd_plugin.adapters.own_options import check_switch
+from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
-from amd_plugin.maths.advantage_guidance import BAD, GOOD
+from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
@@ -105,14 +107,17 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             turns use. A cycle is some calls of `compute_fake_score_loss`, then the student's; the arguments of its first call
             replace those of the others.
         accumulation: number of calls per update, for ``harvest`` in a loop that accumulates gradients.
+        rung_conditioning: whether the fake score is conditioned on the student's exit rung, with `backward_simulation`.
+        held_out: rewards that judge samples in `validate` and are not trained on, named as in `reward`.
         host: further arguments of the host's pipeline.
 
     Attributes:
         objective: objective that computes the losses.
         metrics: metrics of the last student turn, 0-dim tensors.
         turns: number of turns so far, by role.
-        outcome: tables of outcomes that advantage guidance added to the fake score; None without it. Build the fake score's
-            optimizer after the pipeline, so that it trains them too.
+        validation: the alarm's history; None without `held_out`.
+        conditions: tables of outcomes and rungs that advantage guidance and `rung_conditioning` added to the fake score. Build
+            the fake score's optimizer after the pipeline, so that it trains them too.
 
     Raises:
         InputError: for an option out of range, or an objective with a need that the host does not offer.
@@ -138,6 +143,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         max_steps: int = 0,
         rollouts: Rollouts = "fresh",
         accumulation: int = 1,
+        rung_conditioning: bool = False,
+        held_out: Any = None,
         **host: Any,
     ):
         scale = 1.0 if config.guidance_scale is None else config.guidance_scale
@@ -165,25 +172,56 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
         self.bridge = HostBridge(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
-        # Without a reward there is no outcome, and the host's networks stay as they are.
-        self.outcome = condition_on_outcomes(fake_score, objective.needs, plugins) if self.bridge.uses_reward else None
+        self.validation = None if held_out is None else Validation(self.bridge, held_out, plugins)
+        check_switch(rung_conditioning, "rung_conditioning")
+        if rung_conditioning and not config.backward_simulation:
+            raise InputError("rung_conditioning: needs backward_simulation, without which a sample has no exit rung")
+        # Without a reward there is no outcome.
+        outcomes = objective.needs.fake_score_outcome if self.bridge.uses_reward else False
+        rungs = config.student_sample_steps if rung_conditioning else 0
+        self.conditions = FakeScoreConditions(rungs, outcomes, plugins)
+        self.conditions.add_to(fake_score)
         self._max_steps = max_steps
         self._turn: _Turn | None = None
+
+    @property
+    def outcome(self) -> FakeScoreConditions | None:
+        """`conditions`; None without advantage guidance."""
+        return self.conditions if self.conditions.takes_outcomes else None
+
+    def validate(self, samples: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+        """Metrics of samples of the user's validation, with the alarm for hacked rewards; every rank has to call it.
+
+        Args:
+            samples: this rank's samples [B, ...], as `decode` takes them; the same prompts and noise at every validation.
+            prompts: their prompts [B].
+
+        Raises:
+            InputError: without the argument `held_out`.
+        """
+        if self.validation is None:
+            raise InputError("validate: needs the argument held_out, a reward that is not trained on")
+        self.validation.add(self.bridge.media(samples), prompts)
+        return self.validation.finish(self.turns["student"])
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state for the user's checkpoint, beside networks and optimizers."""
         if self._cycle is not None and self._cycle.is_pending:
             log.warning("a checkpoint within a cycle is without its harvested samples: a resumed run rolls out anew")
-        return {"objective": self.objective.state_dict(), "turns": dict(self.turns)}
+        validations = {} if self.validation is None else {"validations": self.validation.state_dict()}
+        return {"objective": self.objective.state_dict(), "turns": dict(self.turns), **validations}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; raises InputError for the state of another class."""
-        if set(state) != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
+        keys = set(state) - {"validations"}
+        if keys != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
             raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
         self.objective.load_state_dict(dict(state["objective"]))
         self.turns = {role: int(count) for role, count in state["turns"].items()}
         if self._cycle is not None:
             self._cycle.clear()
+        if self.validation is not None:
+            self.validation.load_state_dict(state.get("validations", []))
 
     @contextmanager
     def _start_turn(self, role: str, given: Given) -> Iterator[_Turn]:
@@ -201,14 +239,17 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self, model: nn.Module, hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:  # fmt: skip
         """The host's prediction, or the harvested sample that the student gave before; recorded during a turn."""
-        if self._turn is not None and self._turn.harvested is not None and model is self.student:
-            x0, self._turn.harvested = self._turn.harvested, None
+        turn = self._turn
+        if turn is None:
+            return super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)  # type: ignore[no-any-return]
+        if model is self.fake_score:
+            turn.fake_call = ((hidden_states, timestep, *args), kwargs)
+            self.conditions.choose(self._rung(turn))
+        if turn.harvested is not None and model is self.student:
+            x0, turn.harvested = turn.harvested, None
         else:
             x0 = super()._predict_x0(model, hidden_states, timestep, *args, **kwargs)
-        if self._turn is not None:
-            if model is self.fake_score:
-                self._turn.fake_call = ((hidden_states, timestep, *args), kwargs)
-            self._turn.predictions.append((model, x0, timestep))
+        turn.predictions.append((model, x0, timestep))
         return x0
 
     def _build_student_input(self, latents: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -240,8 +281,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """Advantages [B] of the turn's student samples, which are scored once."""
         if turn.advantage is not None:
             return turn.advantage
-        x0, t = next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
-        shared, rung = None if self._cycle is None else self._cycle.current, self._rung(t)
+        x0, _ = self._exit(turn)
+        shared, rung = None if self._cycle is None else self._cycle.current, self._rung(turn)
         if shared is not None and (scored := shared.scores.get(rung)) is not None:
             turn.advantage = self.bridge.recall(scored, x0.device)
             return turn.advantage
@@ -251,13 +292,17 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             shared.scores[rung] = self.bridge.scored()
         return turn.advantage
 
-    def _rung(self, t: Tensor) -> int:
-        """The index of the exit rung at `t` [B]; with backward simulation it is that of all samples of all ranks."""
+    def _exit(self, turn: _Turn) -> tuple[Tensor, Tensor]:
+        """The turn's student samples [B, ...], and the timesteps [B] at which they were predicted."""
+        return next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
+
+    def _rung(self, turn: _Turn) -> int:
+        """The exit rung of the turn: with backward simulation all samples of all ranks leave at one."""
         if self._cycle is not None and self._cycle.current is not None:
             return self._cycle.rung
         if not self.config.backward_simulation:
             return 0
-        rungs, level = self.config.sample_t_cfg.t_list, float(t[0])
+        rungs, level = self.config.sample_t_cfg.t_list, float(self._exit(turn)[1][0])
         return min(range(len(rungs)), key=lambda k: abs(rungs[k] - level))
 
     def compute_student_loss(
@@ -289,29 +334,19 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             signals = signals._replace(advantage=self._score(turn))
             if self.objective.needs.reward_gradient and self.bridge.uses_reward:
                 signals = signals._replace(reward=self.bridge.reward_with_gradient(signals.x0, turn.given.prompts))
-            if self.outcome is not None:
-                fake_bad, fake_good = (self._fake_prediction(turn, outcome) for outcome in (BAD, GOOD))
-                signals = signals._replace(fake_bad=fake_bad, fake_good=fake_good)
+            args, given = turn.fake_call
+            predict = super()._predict_x0
+            contrast = self.conditions.contrast(self._rung(turn), lambda: predict(self.fake_score, *args, **given))
+            signals = signals._replace(**contrast)
         self.objective.guidance_scale = 1.0 if scale is None else scale
         output = self.objective.student_loss(signals._replace(**self.bridge.signal_fields))
         self.metrics = output.metrics | self.bridge.metrics
         # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
 
-    @torch.no_grad()
-    def _fake_prediction(self, turn: _Turn, outcome: int) -> Tensor:
-        """The fake score's x0 for `outcome`, from the inputs of its last prediction."""
-        assert self.outcome is not None  # noqa: S101
-        args, kwargs = turn.fake_call
-        with self.outcome.given(outcome):
-            x0: Tensor = super()._predict_x0(self.fake_score, *args, **kwargs)
-        return x0
-
-    def _drawn_outcomes(self) -> AbstractContextManager[None]:
-        """A context in which the fake score is called for the outcomes of this turn's samples."""
-        if self.outcome is None:
-            return nullcontext()
-        return self.outcome.given(self.bridge.outcomes(self.turns["fake_score"]))
+    def _drawn_outcomes(self) -> int | Tensor:
+        """The outcomes [B] of this turn's samples, for which the fake score is trained."""
+        return self.bridge.outcomes(self.turns["fake_score"]) if self.conditions.takes_outcomes else NONE
 
     def _signals(self, predictions: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
         """Signals from a turn's last predictions: of student, fake score, teacher, and the teacher without condition."""
@@ -338,7 +373,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             kwargs = dict(shared)
             kwargs["encoder_hidden_states"] = encoder_hidden_states
             weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
-            if not (weighted or self.outcome is not None):
+            if not (weighted or self.conditions.parameters()):
                 return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
             x_s, t_s = self._build_student_input(latents, noise, **kwargs)
             with torch.no_grad():
@@ -348,8 +383,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 x_t = dmd.add_noise(x0, eps, t)
             self._score(turn)
             weight = self.bridge.weights(t)
-            with self._drawn_outcomes():
-                raw = self._call_model(self.fake_score, x_t, t, **kwargs)
+            self.conditions.choose(self._rung(turn), self._drawn_outcomes())
+            raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
         prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)
         # The host's loss is a mean over its batch; called on one sample it is that sample's loss.

@@ -21,6 +21,15 @@ from amd_plugin.errors import InputError
 log = logging.getLogger(__name__)
 
 
+_ARGUMENTS = (
+    "strength",
+    "sharpening",
+    "reward",
+    "rung_conditioning",
+    "held_out",
+)  # of `AMDPipeline`; others are of the objective
+
+
 class AMDDiffusionRecipe:
     """A mix-in that adds AMD to the NeMo AutoModel driver.
 
@@ -41,7 +50,7 @@ class AMDDiffusionRecipe:
     def _resolve_pipeline_kwargs(self, pipeline_cls: type) -> dict[str, Any]:
         options = self.cfg.get("dmd2.amd", None) or {}  # type: ignore[attr-defined]
         options = dict(options.to_dict() if hasattr(options, "to_dict") else options)
-        arguments = {name: options.pop(name) for name in ("strength", "sharpening", "reward") if name in options}
+        arguments = {name: options.pop(name) for name in _ARGUMENTS if name in options}
         decode = self.amd_decode()
         if arguments.get("reward") is not None and decode is None:
             raise InputError("dmd2.amd.reward: needs media, but this recipe has no amd_decode. Override it to decode latents")

@@ -19,11 +19,11 @@ BESIDE_NEEDS = {
     "rung_conditioning": "a fake score that is conditioned on the exit rung",
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
-MODELOPT = SHARED | LEVELS | {"fake_score_outcome", "reward_gradient", "rungs", "harvest"}
-FASTVIDEO = SHARED | LEVELS | {"rungs", "harvest"}
-FASTGEN = SHARED | LEVELS
-LIGHTX2V_IMAGE = SHARED | LEVELS | {"rungs"}
-LIGHTX2V_VIDEO = LIGHTX2V_IMAGE | {"reward_gradient"}
+CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
+FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm"}
+LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN
+LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning"}
+MODELOPT = FASTVIDEO = FASTGEN | {"harvest"}
 HOSTS = {
     "ModelOpt": MODELOPT,
     "FastVideo": FASTVIDEO,
@@ -33,12 +33,26 @@ HOSTS = {
     "reference host": EVERYTHING | BESIDE_NEEDS.keys(),
 }
 CONDITIONS = {
-    ("ModelOpt", "fake_score_outcome"): "networks of a known family",
+    **{(host, "fake_score_outcome"): "networks of a known class" for host in HOSTS if host != "reference host"},
+    **{(host, "rung_conditioning"): "networks of a known class" for host in HOSTS if host != "reference host"},
     ("ModelOpt", "rungs"): "with `backward_simulation`",
     ("ModelOpt", "harvest"): "with `backward_simulation`",
-    ("FastVideo", "rungs"): "with `fast_rollout` or `rollouts: harvest`",
+    ("ModelOpt", "rung_conditioning"): "with `backward_simulation`, networks of a known class",
+    ("ModelOpt", "reward_gradient"): "where `decode` has a gradient",
+    ("ModelOpt", "alarm"): "`AMDPipeline.validate`",
+    ("FastVideo", "rungs"): "with `fast_rollout` or `rollouts: harvest`, and in self-forcing",
     ("FastVideo", "harvest"): "`DMD2Method` with `rollout_mode: simulate`",
+    ("FastVideo", "alarm"): "its validation callback",
+    ("FastGen", "rungs"): "with `share_rungs`",
+    ("FastGen", "reward_gradient"): "where its decoder has a gradient",
+    ("FastGen", "alarm"): "its validation",
+    ("LightX2V, video", "rung_conditioning"): "networks of a known class, not in `video_phased_dmd`",
+    ("LightX2V, video", "alarm"): "its inference",
+    ("LightX2V, images", "reward_gradient"): "models with an `image_processor`",
+    ("LightX2V, images", "alarm"): "its inference",
 }
+# Options of the adapters themselves.
+OWN = {"rungs": ["share_rungs", "fast_rollout"], "rung_conditioning": ["rung_conditioning"], "alarm": ["held_out"]}
 
 
 def table() -> str:
@@ -48,7 +62,8 @@ def table() -> str:
         if name == "recommended_group_size":  # the same thing as `group_size` to a host
             continue
         cells = [CONDITIONS.get((host, name), "yes") if name in offers else "no" for host, offers in HOSTS.items()]
-        lines.append(f"| {words} | {', '.join(f'`{option}`' for option in options_of(name))} | {' | '.join(cells)} |")
+        options = ", ".join(f"`{option}`" for option in OWN.get(name, options_of(name)))
+        lines.append(f"| {words} | {options} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -11,13 +11,16 @@ The options come from the objectives' signatures, also for objectives of plugins
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from amd_plugin.contract import refuse_what_is_missing
-from amd_plugin.errors import InputError
+from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.hookspecs import EVERYTHING, OF_RIVALS, Objective
 from amd_plugin.options import checked, options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
@@ -109,6 +112,16 @@ def make_objective(
         raise InputError(f"--{name}.{error}") from error
     refuse_what_is_missing(objective, offers)
     return objective
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """A context in which an error of this package ends the process with a message and its exit code, as argparse does."""
+    try:
+        yield
+    except AmdPluginError as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
+        sys.exit(error.exit_code)
 
 
 def _value(text: Any) -> Any:

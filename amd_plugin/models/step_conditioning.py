@@ -70,6 +70,8 @@ class Table(nn.Module):
         row = nn.functional.embedding(self.row, self.table, padding_idx=self._fixed).to(embedding.dtype)
         channels_last = embedding.movedim(self._dim, -1)
         if row.dim() > 1:
+            if len(channels_last) > len(row):  # frames have times of their own, and a sample's follow one another
+                row = row.repeat_interleave(len(channels_last) // len(row), 0)
             row = row.reshape(len(row), *[1] * (channels_last.dim() - 2), -1)
         return (channels_last + row).movedim(-1, self._dim)
 

@@ -28,6 +28,15 @@ def test_every_host_has_a_page_and_a_proposal():
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_every_block_of_a_page_is_of_a_kind_that_is_run_or_read(name):
+    kinds = set(re.findall(r"^```(\w*)\n", page(name), re.M))
+    assert kinds <= {"", "yaml", "python", "text"} and page(name).count("```") % 2 == 0
+    commands = [line.split()[0] for block in blocks(f"docs/hosts/{name}.md", "") for line in block.splitlines()]
+    # `pip`, `git` and `export` install; the rest is run inside the host.
+    assert set(commands) <= {"pip", "git", "export", "amd-plugin", "torchrun", "python"}
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_options_of_a_page_are_valid(name):
     sections = [yaml.safe_load(block) for block in blocks(f"docs/hosts/{name}.md", "yaml")]
     sections += [{"amd": yaml.safe_load(text)} for text in re.findall(r"model_class\.amd=(\{.*?\})'", page(name))]

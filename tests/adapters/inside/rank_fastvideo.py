@@ -22,6 +22,7 @@ from toy_fastvideo import Log, Probe, Toy, settings
 
 from amd_plugin import get_plugin_manager, hookimpl
 from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.adapters.conditioning import PLACES
 from amd_plugin.adapters.fastvideo import AMDMethod
 
 PROMPTS = (("a cat", "a dog"), ("a dog", "a cat"))
@@ -118,7 +119,9 @@ def main():
         setattr(dist, name, counted(getattr(dist, name)))
     fastvideo.train.trainer.build_tracker = lambda *args, **kwargs: Log()
     ModelBase.device = torch.device("cpu")
-    kinds = ({}, {"fast_rollout": True}, {"rollouts": "harvest"})
+    PLACES["Net"] = "time"
+    conditioned = {"rung_conditioning": True, "advantage_guidance": 1.0}  # tables in a critic that is sharded already
+    kinds = ({}, {"fast_rollout": True, **conditioned}, {"rollouts": "harvest", **conditioned})
     print(json.dumps([trained(f"{folder}/{rank}.yaml", kind) for kind in kinds]))
     dist.destroy_process_group()
 
@@ -135,4 +138,5 @@ def trained(path, kind):
         steps.clear()
     run_training_from_config(path)
     student = [p.full_tensor().flatten().tolist() for p in Probe.method.student.transformer.parameters()]
-    return json.loads(json.dumps({**record, "student": student}))
+    tables = [p.full_tensor().tolist() for p in Probe.method._conditions.parameters()]
+    return json.loads(json.dumps({**record, "student": student, "tables": tables}))

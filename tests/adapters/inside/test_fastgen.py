@@ -1,7 +1,9 @@
 """`AMDModel` against FastGen's own `DMD2Model`, on its tiny EDM network."""
 
+import argparse
 import copy
 import os
+import shlex
 import subprocess
 import sys
 
@@ -12,12 +14,15 @@ from fastgen.configs.methods.config_dmd2 import ModelConfig
 from fastgen.methods import DMD2Model
 from plugin import Levels
 
+from amd_plugin.adapters import fastgen as adapter
 from amd_plugin.adapters.fastgen import AMDModel
 from amd_plugin.errors import InputError
+from tests.helpers.documentation import blocks
 
 
-def model(cls, gan=False, guidance=2.0, **options):
+def model(cls, gan=False, guidance=2.0, steps=1, **options):
     config = ModelConfig()
+    config.student_sample_steps = steps
     config.net = override_config_with_opts(config.net, ["-", "img_resolution=8", "channel_mult=[1]", "channel_mult_noise=1"])
     config.discriminator = override_config_with_opts(
         config.discriminator, ["-", "feature_indices=[0]", "all_res=[8]", "in_channels=128"]
@@ -130,6 +135,53 @@ def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():
     )
 
 
+class Brightness:
+    differentiable = True
+
+    def __call__(self, media, prompts):
+        return media.flatten(1).mean(1)
+
+
+def test_rungs_outcomes_and_the_rewards_gradient_reach_objective_and_fake_score():
+    options = {"sharpening": 0, "reward": Brightness(), "reward_gradient": 0.1, "advantage_guidance": 4.0}
+    several = {"share_rungs": True, "rung_conditioning": True}
+    ours = model(AMDModel, steps=4, amd={**options, **several})
+    train(ours, 12)
+    assert ours._rungs[2] == ours._rungs[3], "samples of a prompt share a rung"
+    assert len(ours.objective.state_dict()["rewards"]["updates"]) > 1, "statistics of each rung"
+    rungs, outcomes = ours._conditions.parameters()
+    assert rungs.shape[0] == 4 and (rungs != 0).any(1).all()
+    assert not outcomes[0].any() and outcomes[1].any() and outcomes[2].any()
+    assert {"contrast_ratio", "failed_gradients"} <= set(ours._metrics) and ours._metrics["failed_gradients"] == 0
+    with pytest.raises(InputError, match="share_rungs: must be true or false"):
+        model(AMDModel, amd={"share_rungs": 3})
+
+
+class Reached(Exception):
+    pass
+
+
+def test_the_pages_command_lines_name_our_classes_to_the_hosts_own_train_py(monkeypatch):
+    """Up to the point where the networks would be built, which needs a GPU."""
+    from fastgen.utils import scripts
+
+    def stop(config):
+        raise Reached(config)
+
+    lines = [line for block in blocks("docs/hosts/fastgen.md", "") for line in block.splitlines()]
+    ours, theirs = ([words for words in map(shlex.split, lines) if words[0] == name] for name in ("amd-plugin", "python"))
+    monkeypatch.chdir(os.environ["PYTHONPATH"].split(os.pathsep)[0])  # the checkout, in which FastGen's examples lie
+    monkeypatch.setattr(adapter._load("fastgen.utils"), "instantiate", stop)
+    for [words] in (ours, theirs):
+        words = [word.replace("...", ours[0][ours[0].index("--") + 1].partition("=")[2]) for word in words]
+        with pytest.raises(Reached) as reached:
+            if words[0] == "python":
+                monkeypatch.setattr(sys, "argv", words[1:])
+                stop(scripts.setup(scripts.parse_args(argparse.ArgumentParser())).model_class)
+            adapter.launch(words[words.index("--") + 1 :], "amd")
+        assert reached.value.args[0]._target_ == "amd_plugin.adapters.fastgen.AMDModel" and reached.value.args[0].amd
+
+
 CONFIG = """
 import torch
 from fastgen.configs.config_utils import override_config_with_opts
@@ -147,6 +199,11 @@ class Digits:
             yield {"real": torch.randn(4, 3, 8, 8), "condition": digits, "neg_condition": torch.zeros(4, 10)}
 
 
+class Few(Digits):
+    def __iter__(self):
+        yield from (batch for batch, _ in zip(super().__iter__(), range(2)))
+
+
 def create_config():
     config = stock()
     config.trainer.callbacks = {}
@@ -155,7 +212,7 @@ def create_config():
     config.model.device, config.model.precision = torch.device("cpu"), "float32"
     config.model.pretrained_model_path, config.model.gan_loss_weight_gen = "", 0.0
     config.model.student_update_freq, config.model.input_shape = 2, [3, 8, 8]
-    config.dataloader_train, config.dataloader_val = L(Digits)(batch_size=4), None
+    config.dataloader_train, config.dataloader_val = L(Digits)(batch_size=4), L(Few)(batch_size=4)
     return config
 """
 
@@ -167,7 +224,7 @@ def test_the_command_line_and_its_checkpoints(tmp_path):
 
     def host(*words):
         command = [sys.executable, "-W", "ignore", "-c", "import conftest; from amd_plugin.cli import main; main()"]
-        amd = "+model_class.amd={strength: 0.25, reward: {name: random}}"
+        amd = "+model_class.amd={strength: 0.25, reward: {name: random}, held_out: {name: hackable}}"
         command += ["host", "fastgen", "--", "--config=run_config.py", "-", "trainer.save_ckpt_iter=2", amd, *words]
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -181,4 +238,8 @@ def test_the_command_line_and_its_checkpoints(tmp_path):
     assert updates(first) == {2: 2, 3: 2}, "the host counts one more than it makes"
     resumed = host("trainer.max_iter=5", "trainer.resume=True")
     assert updates(resumed) == {2: 2, 3: 2, 4: 3, 5: 3}
+    assert [row["step"] for row in first[3]["validations"]] == [0, 3], "before the first step and after the last"
+    assert [row["step"] for row in resumed[5]["validations"]] == [0, 3, 5] and "held_out/hackable" in resumed[5]["validations"][
+        0
+    ]
     assert resumed[2] == first[2] and resumed[4]["rewards"]["spread"]["0"] > 0

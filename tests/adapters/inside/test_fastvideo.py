@@ -1,7 +1,7 @@
 """`AMDMethod` against FastVideo's own `DMD2Method`, both chosen in YAML and run by the host's entry point and trainer."""
 
+import shlex
 import socket
-import sys
 
 import fastvideo.train.trainer
 import pytest
@@ -13,8 +13,10 @@ from fastvideo.train.models.base import ModelBase
 from toy_fastvideo import OURS, STATE, STOCK, Log, Probe, Toy, settings
 from typer.testing import CliRunner
 
+from amd_plugin.adapters import conditioning
 from amd_plugin.adapters import fastvideo as adapter
 from amd_plugin.errors import InputError
+from tests.helpers.documentation import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,13 @@ def brightness(media, prompts):
     return media.mean((1, 2, 3, 4))
 
 
+def bright(media, prompts):
+    return brightness(media, prompts)
+
+
+bright.differentiable = True
+
+
 def same(a, b):
     return len(a) == len(b) and all(same(x, y) if isinstance(x, list) else torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -94,12 +103,19 @@ def test_rewards_steer_and_are_logged(tmp_path, part):
     assert ours[3][-1]["amd/failed_rewards"] == 0
 
 
-def test_resumed_equals_straight(tmp_path):
+@pytest.mark.parametrize("amd", [{}, {"rung_conditioning": True, "advantage_guidance": 4.0, "reward_gradient": 0.1}], ids=str)
+def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
+    monkeypatch.setitem(conditioning.PLACES, "Net", "time")
+    amd = {**amd, "reward": "replaced"}
     first, again = tmp_path / "a", tmp_path / "b"
     first.mkdir(), again.mkdir()
-    straight = run(first, reward=brightness, amd={}, callbacks=STATE, save=4, steps=8)
+    straight = run(first, reward=bright, amd=amd, callbacks=STATE, save=4, steps=8)
     updates = Probe.method.objective.state_dict()
-    resumed = run(again, reward=brightness, amd={}, callbacks=STATE, steps=8, resume=str(first / "checkpoint-4"))
+    if "rung_conditioning" in amd:
+        rungs, outcomes = Probe.method._conditions.parameters()
+        assert (rungs != 0).any(1).all() and not outcomes[0].any() and outcomes[1].any() and outcomes[2].any()
+        assert Probe.method._metrics["contrast_ratio"] > 0 and Probe.method._metrics["failed_gradients"] == 0
+    resumed = run(again, reward=bright, amd=amd, callbacks=STATE, steps=8, resume=str(first / "checkpoint-4"))
     assert resumed[3][0]["step"] == 5
     assert same(straight[0], resumed[0]) and same(straight[1][4:], resumed[1]) and torch.equal(straight[2], resumed[2])
     assert Probe.method.objective.state_dict() == updates and updates["rewards"]["updates"]["0"] > 8
@@ -124,7 +140,9 @@ def test_self_forcing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("amd", "message"),
-    [({"strenght": 0.5}, "amd.strenght"), ({"strength": 2.0}, "strength"), ({"fast_rollout": 1}, "fast_rollout"),
+    [({"rung_conditioning": True}, "rung_conditioning: nobody says where a Net embeds"),
+     ({"reward": {"name": "random"}, "held_out": {"name": "hackable"}}, "held_out: needs the callbacks validation and amd"),
+     ({"strenght": 0.5}, "amd.strenght"), ({"strength": 2.0}, "strength"), ({"fast_rollout": 1}, "fast_rollout"),
      ({"guidance_scale": 3.0}, "host's own"), ({"reward": {"name": "nope"}}, "nope")],
 )  # fmt: skip
 def test_bad_options_end_the_run_before_its_first_step(tmp_path, amd, message):
@@ -151,13 +169,34 @@ def test_the_hosts_own_scorers(tmp_path, monkeypatch):
     assert ours[3][-1]["amd/failed_rewards"] == 0
 
 
-def test_the_command_line(tmp_path, monkeypatch):
-    """`amd-plugin host fastvideo -- --config run.yaml ...`: a YAML of the host, untouched."""
+def merged(settings, page):
+    """`settings` with the mappings of `page` in them."""
+    for key, value in page.items():
+        settings[key] = merged(settings.get(key) or {}, value) if isinstance(value, dict) else value
+    return settings
+
+
+def test_the_pages_yaml_trains(tmp_path, monkeypatch):
+    [block] = blocks("docs/hosts/fastvideo.md", "yaml")
+    path, asked = tmp_path / "run.yaml", []
+    path.write_text(yaml.safe_dump(merged(settings(tmp_path, method=STOCK, steps=2), yaml.safe_load(block))))
+    # Its reward needs weights from the internet.
+    monkeypatch.setattr(adapter, "make_reward", lambda spec, plugins, device: asked.append(spec) or brightness)
+    run_training_from_config(str(path))
+    assert asked == [{"name": "clip", "path": "openai/clip-vit-large-patch14"}] and type(Probe.method) is adapter.AMDMethod
+    assert any(type(callback) is adapter.AMDStateCallback for callback in Probe.callbacks._callbacks.values())
+
+
+def test_the_pages_command_lines(tmp_path, monkeypatch):
+    """`amd-plugin host fastvideo -- --config run.yaml ...`, also as torchrun starts it: a YAML of the host, untouched."""
     from amd_plugin.cli import app
 
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path, method=STOCK, steps=2)))
-    words = ["host", "fastvideo", "--objective", "amd", "--", "--config", str(path), "--method.amd.strength", "0.25"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0 and type(Probe.method) is adapter.AMDMethod and Probe.method.objective.strength == 0.25
-    assert "fastvideo" in sys.modules and Log.lines[-1]["step"] == 2
+    lines = [line for block in blocks("docs/hosts/fastvideo.md", "") for line in block.splitlines()]
+    commands = [words[words.index("host") :] for words in map(shlex.split, lines) if "host" in words]
+    assert len(commands) == 2
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings(tmp_path, method=STOCK, steps=2)))
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        done = CliRunner().invoke(app, [*command, "--method.amd.strength", "0.25"], catch_exceptions=False)
+        assert done.exit_code == 0 and type(Probe.method) is adapter.AMDMethod and Probe.method.objective.strength == 0.25
+        assert Log.lines[-1]["step"] == 2

@@ -49,6 +49,12 @@ def test_the_exit_rung_is_agreed_where_that_saves_forwards(ranks):
         assert [step["student"] for step in first["forwards"]] == [4, 8] * 4
 
 
+def test_the_critics_tables_are_sharded_and_trained_as_the_rest_of_it(ranks):
+    kind, (first, second) = ranks
+    assert first["tables"] == second["tables"] and bool(first["tables"]) is (kind > 0)
+    assert all(any(map(any, table)) for table in first["tables"])
+
+
 def test_groups_span_ranks_and_failed_rewards_are_advantage_0(ranks):
     _, both = ranks
     groups = group_ids([prompt for prompts in PROMPTS for prompt in prompts], 4)

@@ -87,8 +87,12 @@ def stocks(files, tmp_path_factory):
 
 
 def test_rewards_see_what_the_hosts_autoencoder_decodes_and_a_resumed_run_equals_a_straight_one(files, stocks, tmp_path):
-    amd = {"reward": {"name": "random"}, "fast_rollout": True}
+    amd = {"reward": {"name": "random"}, "fast_rollout": True, "held_out": {"name": "hackable"}, "rung_conditioning": True}
     straight = run(files, tmp_path / "a", amd=amd, callbacks=STATE)
+    judged = [line for line in straight.lines if "hacking_alarm" in line]
+    assert len(judged) == 3 and {"evaluated_reward/random", "held_out/hackable"} <= set(judged[0]), "at 0, 5 and 10"
+    assert Probe.method.validation.state_dict()[-1]["step"] == 10
+    assert len(Probe.method._conditions.parameters()[0]) == 4, "on FastVideo's own Wan"
     state, resumed_from = Probe.method.objective.state_dict(), tmp_path / "a" / "checkpoint-5"
     assert not all(map(torch.equal, straight.tensors, stocks[False].tensors))
     resumed = run(files, tmp_path / "b", amd=amd, callbacks=STATE, resume=str(resumed_from))

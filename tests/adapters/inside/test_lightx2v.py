@@ -2,18 +2,22 @@
 
 import logging
 import re
+import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from plugin import Levels
 from ranks import two_ranks
-from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config
+from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config, files
 
 from amd_plugin.adapters import lightx2v as adapter
 from amd_plugin.adapters.lightx2v_host import HOST
 from amd_plugin.errors import InputError, MissingDependency
+from tests.helpers.documentation import blocks
 
 HACKABLE = [{"name": "hackable"}, {"name": "random", "weight": 0.5}]
 TRAINERS = list(EXAMPLES)
@@ -149,6 +153,78 @@ def test_plugins_move_noise_levels_and_strength(name, reward):
     assert tiny.trainer.objective.schedule_factor == 0.5
 
 
+@pytest.mark.parametrize("name", ["video_dmd", "video_ar_dmd", "video_phased_dmd"])
+def test_the_fake_score_is_conditioned_on_rung_and_outcome(name):
+    amd = {"sharpening": 0, "advantage_guidance": 4.0, "rung_conditioning": name != "video_phased_dmd"}
+    tiny = run(name, **amd)
+    tiny.train(3)
+    saved, again = tiny.state(), run(name, **amd)
+    tables = tiny.trainer._conditions.parameters()
+    assert all(table.any() for table in tables) and tiny.trainer._metrics["contrast_ratio"] > 0
+    assert {len(table) for table in tables} == ({3} if name == "video_phased_dmd" else {3, 4})
+    again.restore(saved)
+    assert all(map(torch.equal, tables, again.trainer._conditions.parameters()))
+
+
+def test_the_hosts_inference_is_judged(tmp_path):
+    settings = config(amd={"reward": HACKABLE, "held_out": {"name": "random"}})
+    with pytest.raises(InputError, match=r"held_out: judges the samples of inference\.infer_every_iters"):
+        built(adapter.AMDVideoDmdTrainer, settings).setup()
+    settings["inference"] |= {"method": "wan_t2v_infer", "infer_every_iters": 1, "num_inference_steps": 2, "height": 16,
+                              "width": 16, "num_frames": 5, "output_dir": str(tmp_path)}  # fmt: skip
+    trainer = built(adapter.AMDVideoDmdTrainer, settings)
+    prompts, rows = ["a cat", "a cat", "a dog"], []
+    trainer.dataloader_eval = SimpleNamespace(dataset=SimpleNamespace(samples=[{"prompt": prompt} for prompt in prompts]))
+    trainer.setup()
+    trainer.inferencer.set_data(trainer.dataloader_eval)
+    condition = torch.load(files() / "condition-a cat.pt")["positive"]
+    trainer.model.encode_prompt_condition = lambda prompt: condition
+    trainer.monitor.log_metrics = lambda metrics, step: rows.append((step, metrics))
+    trainer.run_inference(7)
+    [(step, row)] = rows
+    assert step == 7 and {"evaluated_reward/hackable", "held_out/random", "sensor/hackable", "hacking_alarm"} <= set(row)
+    assert len(list(tmp_path.rglob("*.mp4"))) == 3 and trainer.validation.state_dict()[0]["step"] == 7
+
+
+def test_pictures_of_an_image_model_keep_their_graph():
+    from diffusers.image_processor import VaeImageProcessor
+    from lightx2v_train.model_zoo.flux2_klein import Flux2KleinModel
+
+    model = SimpleNamespace(
+        vae=SimpleNamespace(decode=lambda latent: SimpleNamespace(sample=latent)), image_processor=VaeImageProcessor(),
+        _denormalize_patch_latents=lambda latent: latent,
+    )  # fmt: skip
+    model.decode_latent = lambda latent: Flux2KleinModel.decode_latent(model, latent)
+    latent = torch.zeros(2, 3, 8, 8, requires_grad=True)
+    media = adapter.Adaptive._media(SimpleNamespace(model=model, _decodes_with_graph=True), latent)
+    media.sum().backward()
+    assert (media == 0.5).all() and (latent.grad == 0.5).all()
+    assert model.decode_latent(latent.detach())[0].size == (8, 8), "the host itself gets its pictures"
+
+
+def test_a_fake_score_of_lora_or_of_random_schedules_has_no_tables():
+    for change, options, message in (
+        (
+            {"fake": {"train_type": "lora", "lora": {"rank": 4}}},
+            {"advantage_guidance": 1.0},
+            "advantage_guidance: needs training.fake.train_type",
+        ),
+        (
+            {"fake": {"train_type": "lora", "lora": {"rank": 4}}},
+            {"rung_conditioning": True},
+            "rung_conditioning: needs training.fake.train_type",
+        ),
+        ({}, {"rung_conditioning": 1}, "rung_conditioning: must be true or false"),
+    ):
+        settings = config(amd={"reward": brightness, **options})
+        for role, parts in change.items():
+            settings["training"][role] |= parts
+        with pytest.raises(InputError, match=message):
+            adapter.AMDVideoDmdTrainer(settings)
+    with pytest.raises(InputError, match="rung_conditioning: this trainer does not train"):
+        run("video_phased_dmd", rung_conditioning=True)
+
+
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "scalar"])
 def test_guidance_is_the_hosts_also_on_packed_outputs_and_rescaled(norm):
     example, stock, ours = EXAMPLES["dmd"]
@@ -167,7 +243,6 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
     for amd, message in (
         ({"strenght": 1}, "amd.strenght"),
         ({"memory_share": 0.2}, "amd.memory_share: needs a memory of failures"),
-        ({"advantage_guidance": 0.5}, "amd.advantage_guidance: needs a fake score"),
         ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
         ([1], "training.dmd.amd: must be a mapping"),
         ({"reward": "hackabel"}, "hackable"),
@@ -186,6 +261,20 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
             adapter.launch(words, "amd")
     with pytest.raises(InputError, match="must be 'amd'"):
         adapter.launch([], "dmd")
+
+
+def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
+    """Its rewards need weights from the internet; LightX2V's train.py would be next."""
+    [block] = blocks("docs/hosts/lightx2v.md", "yaml")
+    written(tmp_path, yaml.safe_load(block)["training"]["dmd"]["amd"])
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(adapter.runpy, "run_path", lambda path, run_name: started.append((Path(path).name, sys.argv)))
+    lines = [line for block in blocks("docs/hosts/lightx2v.md", "") for line in block.splitlines()]
+    for words in [words for words in map(shlex.split, lines) if "--" in words]:
+        adapter.launch(words[words.index("--") + 1 :], "amd")
+    assert started == [("train.py", ["train.py", "--config", "run.yaml"])] * 2
+    assert all(adapter.TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
 
 
 def test_a_reward_needs_the_autoencoder():

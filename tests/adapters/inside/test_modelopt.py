@@ -13,6 +13,7 @@ from modelopt.torch.fastgen.config import SampleTimestepConfig
 
 from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import modelopt
+from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.modelopt import AMDPipeline
 from amd_plugin.adapters.modelopt_automodel import AMDDiffusionRecipe
 from amd_plugin.errors import InputError, MissingDependency
@@ -125,7 +126,7 @@ def test_equal_and_failed_rewards_are_the_host_through_our_own_code(gan, reward)
 
 def test_the_pages_code_trains():
     page = (Path(__file__).parents[3] / "docs" / "hosts" / "modelopt.md").read_text()
-    constructor, loop = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    constructor, loop, validation = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     vae = SimpleNamespace(decode=lambda latents: SimpleNamespace(sample=latents.clamp(-1, 1)))
     scored = []
 
@@ -143,6 +144,12 @@ def test_the_pages_code_trains():
         names[name] = torch.optim.SGD(network.parameters(), lr=0.1)
     exec(loop, names)
     assert scored == [["a", "a", "b", "b"]] * 2 and {"reward", "zone_share"} <= set(names["rows"])
+    names |= {"pipeline": pipeline(AMDPipeline, reward=brightness, held_out=lambda media, prompts: -brightness(media, prompts))}
+    exec(validation, names | {"samples": names["latents"]})
+    assert names["rows"]["sensor/reward"] == pytest.approx(-1) and names["rows"]["hacking_alarm"] == 0
+    assert len(json.loads(json.dumps(names["pipeline"].state_dict()))["validations"]) == 1
+    with pytest.raises(InputError, match="held_out"):
+        pipeline(AMDPipeline).validate(names["latents"], names["prompts"])
     assert json.dumps(names["checkpoint"]) and all(p.grad is not None for p in pipe.student.parameters() if p.requires_grad)
 
 
@@ -330,16 +337,28 @@ def test_advantage_guidance_through_tables_on_the_hosts_own_network():
     assert without.outcome is None, "without a reward the networks stay as they are"
 
 
-def test_a_fake_score_of_no_family_is_refused_or_left_alone():
+def test_a_fake_score_that_nobody_knows_is_refused_or_left_alone():
     class Other(torch.nn.Linear): ...
 
-    for value in (2.0, "auto"):
-        objective = modelopt.adaptive_objective(3.0, {"advantage_guidance": value}, modelopt.MODELOPT)
-        if value == "auto":
-            assert modelopt.condition_on_outcomes(Other(1, 1), objective.needs, modelopt.get_plugin_manager()) is None
-            continue
-        with pytest.raises(InputError, match=r"amd.advantage_guidance: no family says where a Other embeds the time"):
-            modelopt.condition_on_outcomes(Other(1, 1), objective.needs, modelopt.get_plugin_manager())
+    for rungs, outcomes, option in ((0, True, "advantage_guidance"), (4, "if offered", "rung_conditioning")):
+        with pytest.raises(InputError, match=rf"amd\.{option}: nobody says where a Other embeds the time"):
+            FakeScoreConditions(rungs, outcomes, modelopt.get_plugin_manager()).add_to(Other(1, 1))
+    left = FakeScoreConditions(0, "if offered", modelopt.get_plugin_manager())
+    left.add_to(Other(1, 1))
+    assert not left.takes_outcomes and not left.parameters()
+
+
+def test_the_fake_score_may_be_conditioned_on_the_exit_rung():
+    stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline, strength=0, sharpening=0, rung_conditioning=True)
+    (table,) = ours.conditions.parameters()
+    assert table.shape[0] == 4 and ours.outcome is None
+    torch.testing.assert_close(train(stock, 3)[0][:1], train(ours, 3)[0][:1])  # a table of zeros changes nothing
+    train(ours, 24)
+    assert (table != 0).any(1).all(), "every rung was trained"
+    assert not same(weights(stock), weights(ours)[:-1])
+    for wrong, message in (({"rung_conditioning": 4}, "true or false"), ({"rung_conditioning": True}, "backward_simulation")):
+        with pytest.raises(InputError, match=f"rung_conditioning: .*{message}"):
+            pipeline(AMDPipeline, cfg=config(backward_simulation=False), **wrong)
 
 
 class Driver:

@@ -1,0 +1,158 @@
+"""A host's own fake score, conditioned on what the host passes it no word of: the exit rung and the outcome of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import IF_OFFERED
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
+from amd_plugin.models.family import Features
+from amd_plugin.models.step_conditioning import OUTCOME, RUNGS, Conditions, Tables, add_tables, tables_of
+from amd_plugin.plugins import PluginManager
+
+# Classes of networks that hosts train and no family of ours describes -> the module whose output embeds the time.
+PLACES = {
+    "WanTransformer3DModel": "condition_embedder.time_embedder",  # diffusers' and FastVideo's
+    "CausalWanTransformer3DModel": "condition_embedder.time_embedder",
+    "WanModel": "time_embedding",  # the original code, in LightX2V
+    "CausalWanModel": "time_embedding",
+    "QwenImageTransformer2DModel": "time_text_embed.timestep_embedder",
+    "FluxTransformer2DModel": "time_text_embed.timestep_embedder",
+    "Flux2Transformer2DModel": "time_guidance_embed.timestep_embedder",
+    "LongCatImageTransformer2DModel": "time_embed.timestep_embedder",
+    "CogVideoXTransformer3DModel": "time_embedding",
+    "UNet2DConditionModel": "time_embedding",
+    "SongUNet": "map_layer1",  # EDM's, in FastGen
+    "DhariwalUNet": "map_layer1",
+}
+
+
+class FakeScoreConditions:
+    """The tables of rungs and outcomes in the networks of a host's fake score.
+
+    Args:
+        rungs: number of exit rungs of a table of them; 0 or 1 for no such table.
+        outcomes: whether there is a table of outcomes; `IF_OFFERED`: where the network has a place for it.
+        plugins: manager in which families are looked up.
+        where: the options' place in the user's configuration, for errors.
+    """
+
+    def __init__(self, rungs: int, outcomes: bool | str, plugins: PluginManager, where: str = "amd"):
+        self._rungs, self._outcomes = rungs if rungs > 1 else 0, outcomes
+        self._plugins, self._where = plugins, where
+        self._networks: list[nn.Module] = []
+
+    @property
+    def takes_outcomes(self) -> bool:
+        """Whether a network has a table of outcomes."""
+        return bool(self._tables(OUTCOME))
+
+    @property
+    def takes_rungs(self) -> bool:
+        """Whether a network has a table of rungs."""
+        return bool(self._tables(RUNGS))
+
+    def add_to(self, network: nn.Module) -> None:
+        """Adds tables to `network`, before its optimizer is built and before DDP wraps it; it may be sharded by FSDP2.
+
+        Raises:
+            InputError: for a network of which nobody says where it embeds the time, unless all it lacks is `IF_OFFERED`.
+        """
+        if not (self._rungs or self._outcomes):
+            return
+        places = time_embeddings(network, self._plugins)
+        if places is None:
+            if not self._rungs and self._outcomes == IF_OFFERED:
+                return
+            option = "rung_conditioning" if self._rungs else "advantage_guidance"
+            message = f"nobody says where a {_class_names(network)[0]} embeds the time (time_embeddings of a family)"
+            raise InputError(f"{self._where}.{option}: {message}. Leave it out")
+        add_tables(network, "fake_score", Conditions(lambda _: places, self._rungs, bool(self._outcomes)))
+        self._networks.append(network)
+        for part in (RUNGS, OUTCOME):
+            if (tables := tables_of(network, part)) is not None:
+                _place_like(tables, network)
+        self.choose(None)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The tables' parameters, which may have a learning rate of their own."""
+        return [value for part in (RUNGS, OUTCOME) for tables in self._tables(part) for value in tables.parameters()]
+
+    def choose(self, rung: int | Tensor | None, outcome: int | Tensor = NONE) -> None:
+        """Sets rung and outcome of the fake score's samples from now on, for activations that are recomputed later too.
+
+        Args:
+            rung: one for all samples, or one for each [B]; None for none.
+            outcome: likewise.
+        """
+        for tables in self._tables(OUTCOME):
+            tables.choose(outcome)
+        for tables in self._tables(RUNGS):
+            tables.choose(rung)
+
+    @torch.no_grad()
+    def contrast(self, rung: int | Tensor | None, predict: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """`Signals.fake_bad` and `fake_good` by two calls of `predict`; empty without a table of outcomes.
+
+        Args:
+            rung: rung of the samples.
+            predict: the fake score's prediction of x0 [B, ...] of the turn, made again.
+        """
+        predictions = {}
+        for name, outcome in (("fake_bad", BAD), ("fake_good", GOOD)) if self.takes_outcomes else ():
+            self.choose(rung, outcome)
+            predictions[name] = predict()
+        self.choose(rung)
+        return predictions
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """A context in which the networks have the parameters of the host's own, and no others."""
+        taken = [(network, part, network._modules.pop(part)) for network in self._networks for part in (RUNGS, OUTCOME)
+                 if part in network._modules]  # fmt: skip
+        try:
+            yield
+        finally:
+            for network, part, tables in taken:
+                network._modules[part] = tables
+
+    def _tables(self, part: str) -> list[Tables]:
+        return [tables for network in self._networks if (tables := tables_of(network, part)) is not None]
+
+
+def time_embeddings(network: nn.Module, plugins: PluginManager) -> Sequence[Features] | None:
+    """The modules in `network` that embed the time: by a family of the plugins, or by `PLACES`; None for an unknown network."""
+    families = {family.network: family for family in plugins.families().values() if hasattr(family, "time_embeddings")}
+    for module in network.modules():
+        for name in _class_names(module):
+            if name in PLACES:
+                embedder = module.get_submodule(PLACES[name])
+                width = [value.shape[0] for value in embedder.parameters() if value.dim() == 2][-1]
+                return [Features(embedder, width, -1)]
+            if name in families:
+                found: Sequence[Features] = families[name]({}, dict(getattr(module, "config", {}))).time_embeddings(module)
+                return found
+    return None
+
+
+def _class_names(module: nn.Module) -> list[str]:
+    """Names of the module's class and of its bases: FSDP2 and DDP put classes of their own before it."""
+    return [base.__name__ for base in type(module).__mro__]
+
+
+def _place_like(tables: Tables, network: nn.Module) -> None:
+    """Moves `tables` to the device of `network`, and shards them if it is sharded by FSDP2, which came too early for them."""
+    own = {id(value) for value in tables.parameters()}
+    example: Any = next(value for value in network.parameters() if id(value) not in own)
+    tables.to(example.device)
+    if isinstance(example, DTensor):
+        for table in tables.tables:
+            fully_shard(table, mesh=example.device_mesh)

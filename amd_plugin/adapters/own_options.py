@@ -1,0 +1,42 @@
+"""Options of an adapter beside those of the objective, in one mapping with them in the host's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from amd_plugin.errors import InputError
+
+
+class OwnOptions(NamedTuple):
+    """What the user said to the adapter itself.
+
+    Attributes:
+        reward: rewards to train on, see `amd_plugin.adapters.named_rewards.make_reward`; None for none.
+        held_out: rewards that judge the samples of the host's validation, and are not trained on; None for none.
+        rung_conditioning: whether the fake score is conditioned on the exit rung of each sample.
+    """
+
+    reward: Any = None
+    held_out: Any = None
+    rung_conditioning: bool = False
+
+
+def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:
+    """The options of the objective, and those of the adapter, of the mapping `given` at the place `where`; None is {}.
+
+    Raises:
+        InputError: for no mapping, or an option of the adapter that is of another type.
+    """
+    if not isinstance(given or {}, Mapping):
+        raise InputError(f"{where}: must be a mapping of options, got {given!r}")
+    options = dict(given or {})
+    own = OwnOptions(**{name: options.pop(name) for name in OwnOptions._fields if name in options})
+    check_switch(own.rung_conditioning, f"{where}.rung_conditioning")
+    return options, own
+
+
+def check_switch(value: Any, where: str) -> None:
+    """Raises InputError for a `value` that is neither true nor false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: must be true or false, got {value!r}")
