@@ -149,10 +149,15 @@ def _class_names(module: nn.Module) -> list[str]:
 
 
 def _place_like(tables: Tables, network: nn.Module) -> None:
-    """Moves `tables` to the device of `network`, and shards them if it is sharded by FSDP2, which came too early for them."""
+    """Moves `tables` to the device and dtype of `network`, and shards them if FSDP2 has sharded it already.
+
+    A host that shards it later needs one dtype for all parameters.
+    """
     own = {id(value) for value in tables.parameters()}
     example: Any = next(value for value in network.parameters() if id(value) not in own)
-    tables.to(example.device)
     if isinstance(example, DTensor):
+        tables.to(example.device)
         for table in tables.tables:
             fully_shard(table, mesh=example.device_mesh)
+    else:
+        tables.to(example.device, example.dtype)

@@ -46,6 +46,14 @@ for _ in range(2):
     advantage, weight = bridge(x0, group_ids(prompts, 2), prompts)
 levels = bridge.move_noise_levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
 scale = bridge.objective.schedule_factor
+# Rows of ranks with different numbers of them, and one rung for each prompt.
+assert bridge.gathered(torch.arange(rank + 1.0)[:, None]).tolist() == [[0.0], [0.0], [1.0]]
+assert bridge.gathered(torch.zeros(2 * rank, dtype=torch.long)).tolist() == [0, 0]
+groups = torch.tensor([7, 8]) if rank == 0 else torch.tensor([8, 7])
+assert bridge.one_rung_per_group(torch.tensor([2, 3]) - rank, groups).tolist() == ([2, 3] if rank == 0 else [3, 2])
+by_rung = bridge.advantages(x0, groups, prompts, rung=torch.tensor([rank, rank]))
+assert fails or (by_rung == 0).all(), "no two samples of a prompt have the same rung"
+assert fails or set(bridge.objective.state_dict()["rewards"]["updates"]) == {"0", "1"}
 print(advantage.tolist(), weight.tolist(), bridge.metrics["failed_rewards"].item(), levels.tolist(), scale, sep=";")
 dist.destroy_process_group()
 """

@@ -32,7 +32,8 @@ def main():
     dist.init_process_group("gloo")
     _, stock = trained(1)
     _, off = trained(2, {"strength": 0, "sharpening": 0, "reward": brightness})
-    run, weights = trained(2, {"sharpening": 1.0, "reward": brightness})
+    conditioned = {"advantage_guidance": 1.0, "rung_conditioning": True}
+    run, weights = trained(2, {"sharpening": 1.0, "reward": brightness, **conditioned})
     digest = lambda values: hash(tuple(values))  # noqa: E731 (of floats: the same in all processes)
     advantages = run.trainer.bridge.signal_fields["batch_advantage"].tolist()
     print(json.dumps({"stock": digest(stock), "off": digest(off), "weights": digest(weights), "advantages": advantages}))

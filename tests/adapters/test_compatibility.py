@@ -1,0 +1,42 @@
+"""Versions of a host that were not tested: named in the log, and their methods compared before anything runs."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pluggy
+import pytest
+
+from amd_plugin.adapters.compatibility import Host
+from amd_plugin.errors import MissingDependency
+
+
+def test_a_newer_version_is_named_once(caplog):
+    host = Host("pluggy", "1.0", "1.1", "pluggy>=1.0,<1.1")
+    with caplog.at_level(logging.WARNING):
+        assert host.load("pluggy") is pluggy and host.load("pluggy._manager")
+    assert caplog.text.count("is not a tested version (pluggy>=1.0,<1.1)") == 1
+    host.check(pluggy.PluginManager, {"register": "self, plugin, name"})
+    with pytest.raises(MissingDependency, match=r"register takes \(self, plugin, name\), not \(self\); gone\(self\) is gone"):
+        host.check(pluggy.PluginManager, {"register": "self", "gone": "self"})
+
+
+def test_a_fastgen_of_the_next_version_says_so_and_what_changed(tmp_path):
+    """A checkout states its version in setup.py; a method that takes another argument ends it before anything is loaded."""
+    for name, text in {
+        "setup.py": 'setup(\n    version="0.2.0",\n)\n',
+        "fastgen/__init__.py": "",
+        "fastgen/methods/__init__.py": "class DMD2Model:\n    def __init__(self, config, phases):\n        pass\n",
+        "fastgen/methods/common_loss.py": "",
+        "fastgen/callbacks/__init__.py": "",
+        "fastgen/callbacks/callback.py": "class Callback:\n    pass\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "amd_plugin.cli", "host", "fastgen", "--", "--config=c.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 3 and "fastgen 0.2.0 is not a tested version" in said, done.stderr
+    assert "__init__ takes (self, config, phases), not (self, config)" in said and "single_train_step" in said
