@@ -265,10 +265,20 @@ class HostBridge:
         Args:
             key: keys of the random generator, the same on every rank.
         """
-        advantage, own = self.signal_fields["batch_advantage"], len(self.signal_fields["groups"])
+        advantage = self.signal_fields["batch_advantage"]
         random = generator(self._seed, "outcome", *key, device=advantage.device)
         drawn = self.objective.outcomes(advantage, torch.rand(len(advantage), generator=random, device=advantage.device))
-        return drawn[self._rank() * own : (self._rank() + 1) * own]
+        return drawn[self._own]
+
+    def uniform(self, count: int, *key: object) -> Tensor:
+        """Uniform random numbers [count, B] in [0, 1) for this rank's samples, drawn for those of all ranks; see `outcomes`."""
+        advantage = self.signal_fields["batch_advantage"]
+        random = generator(self._seed, *key, device=advantage.device)
+        return torch.rand((count, len(advantage)), generator=random, device=advantage.device)[:, self._own]
+
+    def joined(self, values: Tensor) -> Tensor:
+        """Values [N, ...] of all ranks from `values` [B, ...] of this one's samples."""
+        return self._all_gather(values)
 
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
         """Sets the objective's schedule factor to the product of the plugins' factors, and averages its shared sums over ranks.

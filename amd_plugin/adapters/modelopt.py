@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
+from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.harvest import Rollouts, checked_rollouts
 from amd_plugin.adapters.modelopt_rollout import Given, HarvestedCycle, cannot_harvest, harvest
 from amd_plugin.adapters.offers import MODELOPT
@@ -71,6 +72,7 @@ class _Turn:
         given: arguments of the turn; samples are grouped by their text embeddings.
         predictions: network, predicted x0 and timesteps of every prediction so far.
         advantage: advantages of the student's samples; None before they are scored.
+        scored_before: whether they are those of an earlier turn.
         fake_call: arguments of the last prediction of the fake score.
         harvested: sample that answers the student's next call; None before a harvest, and after that call.
     """
@@ -79,6 +81,7 @@ class _Turn:
     given: Given
     predictions: list[tuple[nn.Module, Tensor, Tensor]]
     advantage: Tensor | None = None
+    scored_before: bool = False
     fake_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     harvested: Tensor | None = None
 
@@ -181,6 +184,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         rungs = config.student_sample_steps if rung_conditioning else 0
         self.conditions = FakeScoreConditions(rungs, outcomes, plugins)
         self.conditions.add_to(fake_score)
+        self._failures = Failures(objective.needs.replay, self.bridge) if objective.needs.replay else None
         self._max_steps = max_steps
         self._turn: _Turn | None = None
 
@@ -209,11 +213,12 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if self._cycle is not None and self._cycle.is_pending:
             log.warning("a checkpoint within a cycle is without its harvested samples: a resumed run rolls out anew")
         validations = {} if self.validation is None else {"validations": self.validation.state_dict()}
-        return {"objective": self.objective.state_dict(), "turns": dict(self.turns), **validations}
+        failures = {} if self._failures is None else {"failures": self._failures.state_dict()}
+        return {"objective": self.objective.state_dict(), "turns": dict(self.turns), **validations, **failures}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; raises InputError for the state of another class."""
-        keys = set(state) - {"validations"}
+        keys = set(state) - {"validations", "failures"}
         if keys != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
             raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
         self.objective.load_state_dict(dict(state["objective"]))
@@ -222,6 +227,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self._cycle.clear()
         if self.validation is not None:
             self.validation.load_state_dict(state.get("validations", []))
+        if self._failures is not None:
+            self._failures.load_state_dict(state.get("failures", {}))
 
     @contextmanager
     def _start_turn(self, role: str, given: Given) -> Iterator[_Turn]:
@@ -284,7 +291,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         x0, _ = self._exit(turn)
         shared, rung = None if self._cycle is None else self._cycle.current, self._rung(turn)
         if shared is not None and (scored := shared.scores.get(rung)) is not None:
-            turn.advantage = self.bridge.recall(scored, x0.device)
+            turn.advantage, turn.scored_before = self.bridge.recall(scored, x0.device), True
             return turn.advantage
         groups = group_ids(turn.given.condition, len(x0))
         turn.advantage = self.bridge.advantages(x0, groups, turn.given.prompts, rung=rung)
@@ -348,6 +355,18 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """The outcomes [B] of this turn's samples, for which the fake score is trained."""
         return self.bridge.outcomes(self.turns["fake_score"]) if self.conditions.takes_outcomes else NONE
 
+    def _replayed(
+        self, turn: _Turn, x0: Tensor, inputs: dict[str, Any], weight: Tensor, outcome: int | Tensor
+    ) -> tuple[Tensor, dict[str, Any], Tensor, int | Tensor]:
+        """Samples of the fake score's turn, with inputs, weights and outcomes, some replaced by remembered failures."""
+        assert self._failures is not None  # noqa: S101
+        rung = self._rung(turn)
+        recalled, with_inputs, replaced = self._failures.recall(x0, inputs, rung, self.turns["fake_score"])
+        if not turn.scored_before:
+            self._failures.add(x0, inputs, rung)
+        outcome = outcome.where(~replaced, NONE) if isinstance(outcome, Tensor) else outcome
+        return recalled, with_inputs, weight.where(~replaced, 1.0), outcome
+
     def _signals(self, predictions: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
         """Signals from a turn's last predictions: of student, fake score, teacher, and the teacher without condition."""
         expected = [self.student, self.fake_score, self.teacher] + [self.teacher] * guided
@@ -373,17 +392,19 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             kwargs = dict(shared)
             kwargs["encoder_hidden_states"] = encoder_hidden_states
             weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
-            if not (weighted or self.conditions.parameters()):
+            if not (weighted or self.conditions.parameters() or (self._failures is not None and self.bridge.uses_reward)):
                 return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
             x_s, t_s = self._build_student_input(latents, noise, **kwargs)
             with torch.no_grad():
                 x0 = self._predict_x0(self.student, x_s, t_s, **kwargs)
                 t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
                 eps = torch.randn_like(latents)
-                x_t = dmd.add_noise(x0, eps, t)
             self._score(turn)
-            weight = self.bridge.weights(t)
-            self.conditions.choose(self._rung(turn), self._drawn_outcomes())
+            weight, outcome = self.bridge.weights(t), self._drawn_outcomes()
+            if self._failures is not None and self.bridge.uses_reward:
+                x0, kwargs, weight, outcome = self._replayed(turn, x0, kwargs, weight, outcome)
+            x_t = dmd.add_noise(x0, eps, t)
+            self.conditions.choose(self._rung(turn), outcome)
             raw = self._call_model(self.fake_score, x_t, t, **kwargs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
         prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)

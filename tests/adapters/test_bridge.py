@@ -21,6 +21,7 @@ RANK = """
 import sys, torch, torch.distributed as dist
 from amd_plugin import AMDObjective, get_plugin_manager, hookimpl
 from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.adapters.failures import Failures
 from amd_plugin.objectives.reward_statistics import group_ids
 rank, store, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fails"
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -49,6 +50,13 @@ scale = bridge.objective.schedule_factor
 # Rows of ranks with different numbers of them, and one rung for each prompt.
 assert bridge.gathered(torch.arange(rank + 1.0)[:, None]).tolist() == [[0.0], [0.0], [1.0]]
 assert bridge.gathered(torch.zeros(2 * rank, dtype=torch.long)).tolist() == [0, 0]
+failures = Failures(0.999, bridge)
+failures.add(x0, {"condition": 2 * x0}, 0)
+held = [None, None]
+dist.all_gather_object(held, failures.state_dict())
+assert held[0] == held[1] and (fails or held[0]), "every rank holds the same memory"
+again, given, replaced = failures.recall(x0 + 100, {"condition": x0}, 0, "turn")
+assert fails or (replaced.all() and (again < 9).all() and (given["condition"] == 2 * again).all())
 groups = torch.tensor([7, 8]) if rank == 0 else torch.tensor([8, 7])
 assert bridge.one_rung_per_group(torch.tensor([2, 3]) - rank, groups).tolist() == ([2, 3] if rank == 0 else [3, 2])
 by_rung = bridge.advantages(x0, groups, prompts, rung=torch.tensor([rank, rank]))

@@ -90,7 +90,7 @@ def test_rewards_see_what_the_hosts_autoencoder_decodes_and_a_resumed_run_equals
     amd = {"reward": {"name": "random"}, "fast_rollout": True, "held_out": {"name": "hackable"}, "rung_conditioning": True}
     straight = run(files, tmp_path / "a", amd=amd, callbacks=STATE)
     judged = [line for line in straight.lines if "hacking_alarm" in line]
-    assert len(judged) == 3 and {"evaluated_reward/random", "held_out/hackable"} <= set(judged[0]), "at 0, 5 and 10"
+    assert len(judged) == 3 and all("held_out/hackable" in line for line in judged), "at 0, 5 and 10; of one sample"
     assert Probe.method.validation.state_dict()[-1]["step"] == 10
     assert len(Probe.method._conditions.parameters()[0]) == 4, "on FastVideo's own Wan"
     state, resumed_from = Probe.method.objective.state_dict(), tmp_path / "a" / "checkpoint-5"

@@ -205,12 +205,12 @@ def test_pictures_of_an_image_model_keep_their_graph():
 def test_a_fake_score_of_lora_or_of_random_schedules_has_no_tables():
     for change, options, message in (
         (
-            {"fake": {"train_type": "lora", "lora": {"rank": 4}}},
+            {"fake": {"train_type": "lora", "lora": {"rank": 4, "alpha": 4}}},
             {"advantage_guidance": 1.0},
             "advantage_guidance: needs training.fake.train_type",
         ),
         (
-            {"fake": {"train_type": "lora", "lora": {"rank": 4}}},
+            {"fake": {"train_type": "lora", "lora": {"rank": 4, "alpha": 4}}},
             {"rung_conditioning": True},
             "rung_conditioning: needs training.fake.train_type",
         ),

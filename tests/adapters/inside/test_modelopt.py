@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 from modelopt.torch.fastgen import DMDConfig, DMDPipeline, EMAConfig
 from modelopt.torch.fastgen.config import SampleTimestepConfig
 
-from amd_plugin import AMDObjective, DMDObjective
+from amd_plugin import DMDObjective
 from amd_plugin.adapters import modelopt
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.modelopt import AMDPipeline
@@ -188,7 +188,6 @@ def test_an_objective_of_ones_own_takes_the_hosts_place_with_or_without_a_reward
     [
         (DMDObjective(1.5), "guidance scale"), (decoupled_dmd(3.0), "guidance_range"),
         (DMDObjective(3.0, match_sigma=(0.1, 0.5)), "match_range"), (dmd2(3.0), "discriminator"),
-        (AMDObjective(3.0, memory_share=0.2), "replay"),
     ],
 )  # fmt: skip
 def test_an_objective_that_asks_for_more_is_refused(objective, message):
@@ -335,6 +334,21 @@ def test_advantage_guidance_through_tables_on_the_hosts_own_network():
     assert again.state_dict() == ours.state_dict()
     without = pipeline(AMDPipeline, sharpening=0, amd={"advantage_guidance": "auto"})
     assert without.outcome is None, "without a reward the networks stay as they are"
+
+
+def test_failures_are_replayed_and_a_resumed_run_has_them():
+    options = {"reward": brightness, "strength": 0, "sharpening": 0, "amd": {"memory_share": 0.9, "advantage_guidance": 1.0}}
+    stock, straight, first, second = (pipeline(AMDPipeline, **options) for _ in range(4))
+    stock._failures = None
+    plain, losses = train(stock, 8), train(straight, 8)
+    assert torch.equal(plain[2], losses[2]), "the stream of random numbers"
+    assert not same(plain[0], losses[0]) and straight.state_dict()["failures"]
+    _, _, random = train(first, 4)
+    second.student.load_state_dict(first.student.state_dict())
+    second.fake_score.load_state_dict(first.fake_score.state_dict())
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    resumed = train(second, 4, start=4, random=random)
+    assert same(losses[0][-len(resumed[0]) :], resumed[0]) and same(weights(straight), weights(second))
 
 
 def test_a_fake_score_that_nobody_knows_is_refused_or_left_alone():
