@@ -99,7 +99,9 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     metrics = {"zone_share": in_zone.mean()}
     if (rungs := direction.signals.rung) is not None:
         for rung in sorted(set(rungs.tolist())):
-            metrics[f"zone_share/rung {rung}"] = in_zone[(rungs == rung).to(zone.device)].mean()
+            of_rung = rungs == rung  # rungs are on the CPU, so that their count waits for no device
+            share = (in_zone * of_rung.to(in_zone, non_blocking=True)).sum() / int(of_rung.sum())
+            metrics[f"zone_share/rung {rung}"] = share
     if noise_level is not None:
         sizes = direction.match.flatten(1).square().mean(1).sqrt() * in_zone
         size, share = by_band(sizes, noise_level), by_band(in_zone, noise_level)

@@ -245,7 +245,7 @@ class AMDObjective(DMDObjective):
             "clip_share": clip_share(batch_advantage),
             "advantage_std": batch_advantage.std(correction=0),
             "reward_spread": self._spread.clone(),
-            "reward_unit": torch.tensor(float(self.unit), device=a.device),
+            "reward_unit": torch.tensor(float(self.unit)),
             "tilt_ratio": tilt_ratio,
             "tilt_kl": divergence,
             **({} if self._kl is None else {"sharpening": torch.tensor(self.sharpening)}),
@@ -264,7 +264,7 @@ class AMDObjective(DMDObjective):
     def shared_sums(self) -> Sequence[Tensor]:
         """Running sums over this process's samples; a host averages each over processes, in place, after a student turn."""
         sums = [self._coherence.sums] if self._coherence.measured else []
-        return [*sums, self._contrast.turn] if self._contrast.turn.any() else sums
+        return [*sums, self._contrast.turn] if self._contrast.has_turn else sums
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""

@@ -31,6 +31,7 @@ class ContrastStatistics:
     Attributes:
         turn: sums [3, 6] over this process's samples of the student turn under way, the last column their number. A host
             averages them over processes.
+        has_turn: whether there are such sums.
         running: running means [3, 5] over samples and turns; those of the thirds add up to that of the whole schedule.
     """
 
@@ -40,6 +41,7 @@ class ContrastStatistics:
         self.turn = torch.zeros(len(BANDS), 6, dtype=torch.float64)
         self.running = torch.zeros(len(BANDS), 5, dtype=torch.float64)
         self._batch_size = 1
+        self.has_turn = False
 
     @property
     def measured(self) -> bool:
@@ -60,20 +62,21 @@ class ContrastStatistics:
         values = torch.stack((*columns, torch.ones_like(distance)), 1).double()
         sigma = torch.zeros(len(c), device=c.device) if signals.sigma is None else signals.sigma
         self.turn = self.turn.to(c.device).index_add(0, band(sigma), values)
+        self.has_turn = True
         self._batch_size = len(c if signals.batch_advantage is None else signals.batch_advantage)
 
     def finish_turn(self) -> bool:
         """Adds the means of the turn, over all processes by now, to the running means; False if there was none."""
-        turn = self.turn.cpu()  # once per turn: what follows from the running means is read many times
+        if not self.has_turn:  # before the device is asked
+            return False
+        turn, self.has_turn = self.turn.cpu(), False  # once per turn: what follows from the running means is read many times
         count = turn[:, -1].sum()
-        if counted := bool(count > 0):
-            means, decay = turn[:, :-1] / count, torch.full_like(turn[0, :-1], self.MOMENTUM)
-            # The variance of a mean: of one over the batch, and of a sum of independent turns.
-            means[:, NOISE] /= self._batch_size
-            decay[NOISE] = self.MOMENTUM**2
-            self.running = decay * self.running + means
-            self.turn = torch.zeros_like(self.turn)
-        return counted
+        means, decay = turn[:, :-1] / count, torch.full_like(turn[0, :-1], self.MOMENTUM)
+        # The variance of a mean: of one over the batch, and of a sum of independent turns.
+        means[:, NOISE] /= self._batch_size
+        decay[NOISE] = self.MOMENTUM**2
+        self.running, self.turn = decay * self.running + means, torch.zeros_like(self.turn)
+        return True
 
     def state_dict(self) -> list[list[float]]:
         """JSON-able running means."""

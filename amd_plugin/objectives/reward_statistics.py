@@ -70,7 +70,7 @@ class RewardStatistics:
 
 
 def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
-    """Group ids [B], int64, equal for equal conditions; the id of a condition is the same on every process and in every batch.
+    """Group ids [B], int64 below 2^53, equal for equal conditions, on every process and in every batch.
 
     Args:
         condition: tensor [B, ...] with a condition per row, or prompts; None for one group.
@@ -82,4 +82,4 @@ def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tens
         rows = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in condition.detach().cpu().flatten(1)]
     else:
         rows = [prompt.encode() for prompt in condition]
-    return torch.tensor([int.from_bytes(hashlib.sha256(row).digest()[:7], "big") for row in rows])
+    return torch.tensor([int.from_bytes(hashlib.sha256(row).digest()[:7], "big") >> 3 for row in rows])

@@ -141,7 +141,7 @@ class RewardSet:
                 each[name] = torch.full((pending.size,), torch.nan, device=pending.device)
             else:
                 each[name] = result.to(pending.device)
-        weights = torch.tensor([*self.weights.values()], device=pending.device)
+        weights = torch.tensor([*self.weights.values()])  # on the CPU, as a mask of columns
         columns = torch.stack([*each.values()], 1) if each else torch.zeros(pending.size, 0, device=pending.device)
         total, _ = aggregate(columns, torch.zeros(pending.size, device=pending.device), weights)
         return Scores(total, each, causes)

@@ -110,7 +110,9 @@ class Ladder:
         if len(timesteps) != num_steps or len(set(timesteps.tolist())) != num_steps:
             message = f"{type(scheduler).__name__} visits {timesteps.tolist()} in {num_steps} steps"
             raise OptionError("student_steps", f"{message}, which are not {num_steps} distinct timesteps")
-        self.timesteps = timesteps
+        self.timesteps, self._host_timesteps = timesteps, timesteps.cpu()
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(0)  # or its first step asks the device for the timestep's position
         sigmas = self._scheduler.sigmas[:num_steps].to(device) if is_flow(scheduler) else None
         self.levels = flow(sigmas) if sigmas is not None else variance_preserving(scheduler.alphas_cumprod, timesteps)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -141,10 +143,10 @@ class Ladder:
         inputs = [noise * getattr(self._scheduler, "init_noise_sigma", 1.0)]
         scheduler = copy.deepcopy(self._scheduler) if rungs else self._scheduler
         extra = {"generator": draws} if self._takes_generator else {}
-        for timestep in self.timesteps[:rungs]:
+        for timestep, host_timestep in zip(self.timesteps[:rungs], self._host_timesteps, strict=False):
             x = inputs[-1]
             output = predict(x, timestep.expand(len(x)))
-            inputs.append(scheduler.step(widen(output), timestep, x, **extra).prev_sample)
+            inputs.append(scheduler.step(widen(output), host_timestep, x, **extra).prev_sample)
         return inputs
 
     def descend(self, predict: Predict, noise: Tensor, draws: Draws, rungs: int) -> Tensor:

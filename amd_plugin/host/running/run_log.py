@@ -92,7 +92,7 @@ class RunLog:
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, without waiting for the device."""
         for name, value in metrics.items():
-            value = value.detach().to(self._accelerator.device, torch.float64)
+            value = value.detach().to(self._accelerator.device, torch.float64, non_blocking=True)
             pair = torch.stack((value.nan_to_num(0.0, torch.inf, -torch.inf), (~value.isnan()).double()))
             self._window[name] = self._window[name] + pair if name in self._window else pair
         self._updates += 1

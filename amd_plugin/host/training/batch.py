@@ -62,8 +62,9 @@ class Batch:
         step: student updates so far.
         position: the number of batches before this one.
         updates_before: the number of updates before this one.
+        device: the device of random numbers and real samples.
         group_size: the number of neighbouring samples with one label and one rung.
-        labels: the labels [B]; each group has one label.
+        labels: the labels [B], on the CPU; each group has one label.
         rungs: the indices [B] of the rungs whose predictions are taken, on the CPU; each group has one rung.
         real: the real samples [B, ...] that rollouts start from; empty where they start from noise.
     """
@@ -72,13 +73,13 @@ class Batch:
         train = source.train
         self.step, self.position = step, source.batches_before(step) + update
         self._start, self.updates_before = source.updates_before(step), source.updates_before(step) + update
-        self._seed, self._device = train.seed, source.device
+        self._seed, self.device = train.seed, source.device
         self._key: tuple[object, ...] = (step, turn, update % train.fake_updates)
         self._shape, self.group_size = (train.batch_size, *source.sample_shape), train.group_size
         groups = train.batch_size // train.group_size
-        labels = source.task.draw_labels(self.position, groups, self.generator("labels")).to(self._device)
+        # Labels select prompts, and rungs calls of the host, so a device is never asked for them.
+        labels = source.task.draw_labels(self.position, groups, generator(self._seed, *self._key, "labels")).cpu()
         self.labels, self.real = self.by_group(labels), torch.empty(0)
-        # Rungs select calls of the host, so a device is never asked for them.
         rung = torch.randint(source.num_rungs, (), generator=generator(self._seed, *self._key, "exit rung"))
         self.rungs = rung.expand(train.batch_size)
 
@@ -90,7 +91,7 @@ class Batch:
     def rungs_of(self, rows: slice) -> int | Tensor:
         """The rungs [b] of `rows`, on the device; a number where the batch has only one."""
         rungs = self.rungs[rows]
-        return int(rungs[0]) if bool((self.rungs == self.rungs[0]).all()) else rungs.to(self._device)
+        return int(rungs[0]) if bool((self.rungs == self.rungs[0]).all()) else rungs.to(self.device)
 
     @classmethod
     def restored(cls, source: BatchSource, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
@@ -98,9 +99,9 @@ class Batch:
         batch = cls.__new__(cls)
         batch.step, batch.position, batch.updates_before = state["step"], state["position"], state["updates_before"]
         batch._start, batch._key, batch.group_size = state["start"], tuple(state["key"]), state["group_size"]
-        batch._seed, batch._device = source.train.seed, source.device
+        batch._seed, batch.device = source.train.seed, source.device
         batch._shape = (len(tensors["labels"]), *source.sample_shape)
-        batch.labels, batch.real = tensors["labels"].to(source.device), tensors["real"].to(source.device)
+        batch.labels, batch.real = tensors["labels"].cpu(), tensors["real"].to(source.device)
         batch.rungs = tensors["rungs"]
         return batch
 
@@ -134,11 +135,11 @@ class Batch:
 
     def start_from(self, real: Tensor, labels: Tensor) -> None:
         """Starts each group from one real sample of `real` [groups, ...] and takes that sample's label of `labels` [groups]."""
-        self.real, self.labels = self.by_group(real), self.by_group(labels)
+        self.real, self.labels = self.by_group(real), self.by_group(labels.cpu())
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A generator for `purpose`, the same on every process."""
-        return generator(self._seed, *self._key, *purpose, device=self._device)
+        return generator(self._seed, *self._key, *purpose, device=self.device)
 
     def generators(self, purpose: str, rows: slice) -> list[torch.Generator]:
         """One generator for each of `rows`."""
@@ -146,12 +147,12 @@ class Batch:
 
     def normal(self, purpose: str) -> Tensor:
         """Standard normal noise [B, ...]."""
-        return torch.randn(self._shape, generator=self.generator(purpose), device=self._device)
+        return torch.randn(self._shape, generator=self.generator(purpose), device=self.device)
 
     def uniform(self, purpose: str, window: tuple[float | Tensor, float]) -> Tensor:
         """Uniform numbers [B] in `window`, whose lower end may be one of each sample, [B]."""
         low, high = window
-        draws = torch.rand(self._shape[0], generator=self.generator(purpose), device=self._device)
+        draws = torch.rand(self._shape[0], generator=self.generator(purpose), device=self.device)
         return low + (high - low) * draws
 
 

@@ -38,7 +38,7 @@ def _log_density(forward: Forward, batch: Batch, rows: slice) -> Tensor:
     """
     rung, count = batch.exit_rung, rows.stop - rows.start
     if not rung:
-        return torch.zeros(count, device=batch.labels.device)
+        return torch.zeros(count, device=batch.device)
     student, ladder, condition = forward.roles.student, forward.ladder, forward.condition(batch.labels[rows])
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def _log_density(forward: Forward, batch: Batch, rows: slice) -> Tensor:
 
     with torch.no_grad():
         path = ladder.path(predict, batch.normal("rung 0")[rows], batch.generators("rung", rows), rung)
-    chosen = int(torch.randint(rung, (), generator=batch.generator("transition"), device=batch.labels.device))
+    chosen = int(torch.randint(rung, (), generator=batch.generator("transition"), device=batch.device))
     output = predict(path[chosen], ladder.timesteps[chosen].expand(count))
     predicted = forward.schedule.to_x0(output, path[chosen], ladder.level(chosen, count))
     return rung * transition_log_density(path[chosen + 1], predicted, ladder.level(chosen + 1, count))
@@ -62,7 +62,7 @@ def _second_look(forward: Forward, x0: Tensor, batch: Batch, rows: slice) -> Ten
 def _anchor(forward: Forward, batch: Batch, rows: slice, taken: int, steps: int) -> Tensor:
     """The x0 [b, ...] that the teacher's path from the first rung's input points to, after `taken` of its `steps`."""
     ladder, schedule, labels = forward.ladder, forward.schedule, batch.labels[rows]
-    condition, uncond = forward.condition(labels), forward.backbone.conditions.uncond(labels)
+    condition, uncond = forward.condition(labels), forward.backbone.conditions.uncond(forward.on_device(labels))
     level = entered = ladder.level(0, len(labels))
     start = batch.normal("rung 0")[rows]
     start = level.add_noise(batch.real[rows], start) if forward.from_data else start

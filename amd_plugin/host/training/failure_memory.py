@@ -45,7 +45,7 @@ class FailureMemory:
             chosen = (choice * count).long().clamp(max=count - 1)
             mask = here.reshape(-1, *[1] * (x0.dim() - 1))
             x0 = torch.where(mask, failures["samples"].to(x0)[chosen], x0)
-            labels = torch.where(here, failures["labels"].to(labels)[chosen], labels)
+            labels = torch.where(here.cpu(), failures["labels"].cpu()[chosen.cpu()], labels)
             remembered = remembered | here
         return x0, labels, remembered
 
@@ -57,7 +57,7 @@ class FailureMemory:
         rungs = batch.rungs.to(worst.device)[worst]
         for rung in sorted(set(batch.rungs.tolist())):
             of_rung = worst[rungs == rung]
-            new = {"samples": x0[of_rung].detach().clone(), "labels": batch.labels[of_rung].clone()}
+            new = {"samples": x0[of_rung].detach().clone(), "labels": batch.labels[of_rung.cpu()].clone()}
             failures = self._failures.setdefault(str(rung), {key: value[:0] for key, value in new.items()})
             for key, value in new.items():
                 failures[key] = torch.cat((failures[key].to(value), value))[-SIZE:]

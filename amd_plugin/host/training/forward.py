@@ -61,8 +61,12 @@ class Forward:
     from_data: bool
 
     def condition(self, labels: Tensor) -> Condition:
-        """The networks' condition for `labels` [b]."""
-        return self.backbone.conditions(labels, prompts_of(self.task, labels))
+        """The networks' condition for `labels` [b], on the CPU."""
+        return self.backbone.conditions(self.on_device(labels), prompts_of(self.task, labels))
+
+    def on_device(self, labels: Tensor) -> Tensor:
+        """`labels` on the networks' device, without waiting for it."""
+        return labels.to(self.ladder.timesteps.device, non_blocking=True)
 
     def rollout(self, batch: Batch, rows: slice, *, grad: bool) -> Exit:
         """The student at the exit rung of a batch with one rung, reached as the exported scheduler reaches it.
@@ -137,7 +141,7 @@ class Forward:
                 fake_bad, fake_good = (self._fake_x0(x_t, timestep, condition, outcome) for outcome in (BAD, GOOD))
         return Signals(
             x0, real_cond, real_uncond, fake, sigma[rows], None if advantage is None else advantage[rows], guide_cond,
-            guide_uncond, groups=labels, batch_advantage=advantage, fake_bad=fake_bad, fake_good=fake_good,
+            guide_uncond, groups=self.on_device(labels), batch_advantage=advantage, fake_bad=fake_bad, fake_good=fake_good,
             rung=batch.rungs[rows] if len(self.ladder) > 1 else None,
         )  # fmt: skip
 
@@ -159,6 +163,6 @@ class Forward:
 
     def _teacher_pair(self, x_t: Tensor, timestep: Tensor, condition: Condition, labels: Tensor) -> list[Tensor]:
         """The teacher's conditional and unconditional x0 [b, ...], from one call of twice the batch."""
-        uncond = self.backbone.conditions.uncond(labels)
+        uncond = self.backbone.conditions.uncond(self.on_device(labels))
         outputs = pair(self.caller, self.roles.teacher, x_t, timestep, condition, uncond)
         return [self.schedule.to_x0(output, x_t, self.schedule.level(timestep)) for output in outputs]

@@ -32,7 +32,7 @@ class RoleOptimizer(Protocol):
         ...
 
     def update(self, step: int) -> Tensor:
-        """Applies the accumulated gradients and returns their norm before clipping, the same on every process.
+        """Applies the accumulated gradients and returns their norm before clipping, on the CPU, the same on every process.
 
         Call it after as many backward passes as the recipe accumulates. Where the norm is not finite, nothing is updated and
         the gradients are dropped.
@@ -74,7 +74,8 @@ class Learner:
         if self.role.shared and self._accelerator.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = self._accelerator.reduce(parameter.grad, "mean")
-        norm: Tensor = self._accelerator.clip_grad_norm_(parameters, self._train.clip_norm)
+        # The one copy to the host of an update.
+        norm: Tensor = self._accelerator.clip_grad_norm_(parameters, self._train.clip_norm).cpu()
         # The norm is that of gradients averaged over all processes, so that all of them decide alike.
         if torch.isfinite(norm):
             _set_learning_rates(self.optimizer, self._peaks, step, self._train)
@@ -115,7 +116,7 @@ class EngineLearner:
         self._engine.step()
         if not self._engine.was_step_applied():
             return torch.tensor(torch.nan)
-        return torch.as_tensor(self._engine.get_global_grad_norm()).float()
+        return torch.as_tensor(self._engine.get_global_grad_norm()).float().cpu()
 
 
 def parameter_groups(role: Role, learning_rate: float, train: TrainConfig) -> tuple[list[dict[str, Any]], list[float]]:

@@ -58,4 +58,4 @@ class NoiseLevelSampler:
         """The lowest level, of each sample [B] where rungs have levels of their own."""
         if max(self.floors) <= low:
             return low
-        return torch.tensor(self.floors).clamp(min=low)[batch.rungs].to(batch.labels.device)
+        return torch.tensor(self.floors).clamp(min=low)[batch.rungs].to(batch.device, non_blocking=True)

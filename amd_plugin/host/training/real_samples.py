@@ -41,12 +41,12 @@ class RealSamples:
         if self._from_teacher is not None:
             samples, labels = self._from_teacher
             index = torch.randint(len(labels), (count,), generator=draws, device=draws.device).cpu()
-            return samples[index].to(self._device), labels[index].to(self._device)
+            return samples[index].to(self._device), labels[index]
         # Data live on the CPU and are drawn there, whatever the device of training.
         local = torch.Generator().manual_seed(draws.initial_seed())
         pixels = None if self._backbone.size is None else self._backbone.size[:2]
         samples, labels = self._task.training_data(count, local, position, pixels)
-        samples, labels = samples.to(self._device), labels.to(self._device)
+        samples = samples.to(self._device)
         if self._task.in_pixels and self._backbone.encode is not None:
             with torch.no_grad():
                 samples = self._backbone.encode(samples)

@@ -171,6 +171,8 @@ class Rollouts:
     def advantage(self, batch: Batch, job: ScoringJob | None) -> Tensor | None:
         """Advantages [B] of the joined batch; None for an objective without rewards.
 
+        Rewards are on the CPU, so that statistics, budgets and messages read them without asking the device.
+
         Raises:
             RunError: on every process, for a failed reward that ends the run.
         """
@@ -179,9 +181,9 @@ class Rollouts:
         reward, groups = self._scoring.collect(job)
         advantage = torch.empty_like(reward)
         for rung in sorted(set(batch.rungs.tolist())):
-            of_rung = (batch.rungs == rung).to(reward.device)
+            of_rung = batch.rungs == rung
             advantage[of_rung] = self._objective.advantage(reward[of_rung], groups[of_rung], rung).to(advantage)
-        return advantage
+        return advantage.to(batch.device, non_blocking=True)
 
     def for_fake_score(self, step: int, update: int, warm_up: int | None = None) -> ScoredSamples:
         """The samples of one fake-score update; of the update `warm_up` before the first cycle, where that is given."""

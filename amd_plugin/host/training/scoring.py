@@ -40,7 +40,7 @@ class GatheredScores(NamedTuple):
     """The scores of the joined batch.
 
     Attributes:
-        values: the scores [B, K] of K rewards, NaN or infinite where a reward failed.
+        values: the scores [B, K] of K rewards, NaN or infinite where a reward failed. All tensors are on the CPU.
         groups: the prompt ids [B], as in `ScoringJob`.
         failed: the share of samples that each reward failed on.
         broke: whether the call itself failed on some process, for each reward.
@@ -76,7 +76,7 @@ class Scoring:
         self._train, self._task, self._backbone, self._accelerator = config.train, task, backbone, accelerator
         self._latent_size = _latent_size(config.model.reward_pixels, backbone.size, backbone.sample_shape[-2:])
         self.rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device)
-        self._weights = torch.tensor([*self.rewards.weights.values()], device=accelerator.device)
+        self._weights = torch.tensor([*self.rewards.weights.values()])
         # Rewards that are normalised one by one have lost their units.
         self.unit = self.rewards.unit if config.train.aggregation == "sum_then_normalize" else 0.0
         self.failures = FailurePolicy(self.rewards.configs, config.train, accelerator)
@@ -98,7 +98,7 @@ class Scoring:
         return ScoringJob(self.rewards.submit(media, prompts, self._task.columns(labels)), group_ids(prompts, len(labels)))
 
     def collect(self, job: ScoringJob) -> tuple[Tensor, Tensor]:
-        """(reward [B], groups [B]) of the joined batch, the same on every process.
+        """(reward [B], groups [B]) of the joined batch, on the CPU, the same on every process.
 
         Raises:
             RunError: on every process, for a failed reward that ends the run.
@@ -187,15 +187,16 @@ class Scoring:
 
 
 def all_gather_scores(scores: Scores, groups: Tensor, accelerator: Accelerator) -> GatheredScores:
-    """The scores and prompt ids [b] of all processes, with a single synchronisation of the device."""
-    device = accelerator.device
-    values = accelerator.gather(torch.stack([*scores.each.values()], 1).to(device))
-    broke = torch.tensor([[float(name in scores.causes) for name in scores.each]], device=device)
-    broke = accelerator.gather(broke).amax(0)
-    failed = (~torch.isfinite(values)).float().mean(0)
-    on_host = torch.stack((failed, broke)).tolist()
-    groups = accelerator.gather(groups.to(device))
-    return GatheredScores(values, groups, on_host[0], [bool(flag) for flag in on_host[1]])
+    """The scores and prompt ids [b] of all processes, by a single copy to the host."""
+    device, rows = accelerator.device, len(groups)
+    # A double holds a prompt's id exactly.
+    values = torch.stack([*scores.each.values()], 1).to(device, torch.float64)
+    broke = torch.tensor([[float(name in scores.causes) for name in scores.each] + [0.0]], dtype=torch.float64)
+    own = torch.cat((values, groups.to(device, torch.float64, non_blocking=True)[:, None]), 1)
+    everyone = accelerator.gather(torch.cat((own, broke.to(device, non_blocking=True)))).cpu().unflatten(0, (-1, rows + 1))
+    values, groups = everyone[:, :-1, :-1].flatten(0, 1).float(), everyone[:, :-1, -1].flatten().long()
+    failed, any_broke = (~torch.isfinite(values)).float().mean(0), everyone[:, -1, :-1].amax(0) > 0
+    return GatheredScores(values, groups, failed.tolist(), any_broke.tolist())
 
 
 def _latent_size(pixels: tuple[int, int] | None, size: Size | None, latents: tuple[int, ...]) -> tuple[int, int] | None:

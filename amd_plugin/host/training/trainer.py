@@ -234,7 +234,7 @@ class Trainer:
         """
         norm = self.learners[turn.role].update(self.step)
         metrics = metrics | {f"grad_norm/{turn.role}": norm}
-        # The next update must wait for this answer, so that a dump has the weights that this one began with.
+        # The norm is on the CPU. The next update waits for it, so that a dump has the weights that this one began with.
         if bool(torch.isfinite(norm)):
             return metrics
         if before is not None:
@@ -260,7 +260,7 @@ class Trainer:
         with self.ema.applied():
             for first in range(0, len(labels), size):
                 between()
-                condition = self.forward.condition(labels[first : first + size].to(device))
+                condition = self.forward.condition(labels[first : first + size])
                 predict = lambda x, t, c=condition: self.forward.caller.call(self.student, x, t, c)  # noqa: E731
                 part = sample(predict, self.backbone.scheduler, len(self.forward.ladder), noise[first : first + size], draws)
                 samples.append(part.cpu())
