@@ -22,7 +22,7 @@ SLOW = (
     "evaluate/comparison/test_compare_command.py", "host/running/test_failures.py", "sharding/test_launchers.py",
     "host/running/test_launchers.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
     "rewards/builtin/test_hps.py", "test_third_party.py", "test_same_result.py",
-    "test_frontier.py",
+    "test_frontier.py", "test_reliability.py",
 )  # fmt: skip
 
 

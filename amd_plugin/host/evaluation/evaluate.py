@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from amd_plugin.atomic import replaced_file, write_text
 from amd_plugin.data.prompts import ROWS
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
-from amd_plugin.host.evaluation.health import health, problems
+from amd_plugin.host.evaluation.health import health, problems, real_saturation
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
 from amd_plugin.host.running.preemption import Preemption
@@ -121,6 +122,10 @@ class HeldOutEvaluation:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
         return evaluation, row, picture
 
+    @cached_property
+    def _real_saturation(self) -> float:
+        return real_saturation(self._trainer.task)
+
     def _levers(self) -> list[str]:
         """The options that set the influence of the reward, with their values."""
         return [f"objective.{name} (now {value})" for name, value in self._trainer.objective.reward_levers.items() if value]
@@ -129,7 +134,8 @@ class HeldOutEvaluation:
         """The warning about a reward that looks hacked after the evaluation `row`; empty if none does."""
         triggered_before = self.alarm.triggered
         finding = self.alarm.add({"step": self._trainer.step, **row})
-        for problem in problems(self.alarm.rows, self._trainer.objective.guidance_scale, self._levers()):
+        scale = self._trainer.objective.guidance_scale
+        for problem in problems(self.alarm.rows, scale, self._levers(), self._real_saturation):
             if (kind := problem.partition(":")[0]) not in self._told:
                 self._told.add(kind)
                 log.warning("step %d: %s", self._trainer.step, problem)

@@ -1,0 +1,418 @@
+"""What a run survives: kills, full disks, flipped bytes, signals, a rank that dies, and a soak with slow and failing rewards.
+
+    python benchmarks/reliability.py --kills 500                       # all of it, resumable: run it again after a stop
+    python benchmarks/reliability.py --short                           # as the tests do
+    python benchmarks/reliability.py --only soak --soak 3600
+
+Every try is a small run of modes2d in a process of its own, forked after the imports. It is disturbed, goes on with
+`resume="auto"` until it is complete, and is compared with a run that nothing disturbed: every file of the newest checkpoint,
+metrics.jsonl, evaluation.json and the student's weights have to be equal, byte by byte. Kills come at a random moment of the
+whole run, or inside a named phase after a random part of the time that it takes. Every third try is killed three times.
+
+A try survived where it ended with an error for people or not at all, went on, and is equal. Results are lines of results.jsonl
+in the folder --output.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "AMD_PLUGIN_LOAD": "amd", "TOKENIZERS_PARALLELISM": "false"}
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from amd_plugin import get_plugin_manager, hookimpl, interrupts  # noqa: E402
+from amd_plugin import recipe as recipes  # noqa: E402
+from amd_plugin.errors import AmdPluginError  # noqa: E402
+from amd_plugin.host import checkpoint, run  # noqa: E402
+from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation  # noqa: E402
+from amd_plugin.host.running.run_log import RunLog  # noqa: E402
+from amd_plugin.models.embedded import teacher  # noqa: E402
+
+SMALL = (
+    "model.width=8", "model.teacher.steps=20", "model.teacher.batch_size=32", "train.max_steps=6", "train.batch_size=8",
+    "train.group_size=4", "train.fake_updates=1", "train.log_every=4", "train.evaluate_every=3", "train.checkpoint_every=2",
+    "train.trackers=[]", "evaluate.samples=80",
+)  # fmt: skip
+PHASES = {
+    "opening the folder": (run, "open_folder"), "teacher training": (teacher, "train_teacher"),
+    "writing a checkpoint": (run, "save"), "evaluation": (HeldOutEvaluation, "__call__"), "logging": (RunLog, "write"),
+    "restoring": (run, "restore"), "export": (run, "_finish"),
+}  # fmt: skip
+ANYWHERE = "anywhere"
+KINDS = ("kills", "disk", "bytes", "signals", "ranks", "soak")
+LIMIT = 300.0  # seconds after which a try counts as one that hangs
+TRACEBACK, TOLD, DONE = 3, 2, 0
+Row = dict[str, Any]
+
+
+class Rewards:
+    """A reward that is slow, and one that fails now and then."""
+
+    @hookimpl
+    def distill_rewards(self) -> dict[str, Callable[..., object]]:
+        calls = []
+
+        def slow(media: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            time.sleep(0.02)
+            return media.flatten(1).mean(1)
+
+        def failing(media: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            calls.append(1)
+            if len(calls) % 7 == 0:
+                raise ValueError("now and then")
+            return media.flatten(1).mean(1)
+
+        return {"slow": lambda: slow, "failing": lambda: failing}
+
+
+def train(folder: Path, *settings: str) -> None:
+    """The small run in `folder`, from wherever it stands."""
+    plugins = get_plugin_manager()
+    plugins.register(Rewards())
+    run.train(recipes.load("modes2d", plugins, (*SMALL, *settings)), plugins, folder, resume="auto")
+
+
+def interruptible(folder: Path, *settings: str) -> None:
+    """As the command line runs it, which answers signals everywhere."""
+    interrupts.answer()
+    train(folder, *settings)
+
+
+def forked(action: Callable[[], object], printed: Path) -> int:
+    """Process id of a child that runs `action`, and prints to a file. It exits with what became of it."""
+    if child := os.fork():
+        return child
+    code = DONE
+    try:
+        os.setsid()
+        with printed.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        action()
+    except (AmdPluginError, interrupts.Interrupted) as error:
+        print(f"told: {error}", flush=True)
+        code = TOLD
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = TRACEBACK
+    finally:
+        os._exit(code)
+
+
+def ended(child: int, limit: float = LIMIT) -> int:
+    """Exit code of `child`, minus the number of the signal that ended it; -SIGALRM for one that hung, which is killed."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -signal.SIGALRM
+
+
+def die_after(seconds: float) -> None:
+    """Kills this process in `seconds`, wherever it is then."""
+    threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+
+def around(place: tuple[object, str], before: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
+    """Has `before` and `after` called around a function, in this process."""
+    owner, name = place
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: object, **options: object) -> object:
+        before()
+        try:
+            return original(*arguments, **options)
+        finally:
+            after()
+
+    setattr(owner, name, wrapped)
+
+
+def timed(folder: Path, out: Path) -> None:
+    """The run that nothing disturbs, with the times of its phases in `out`."""
+    spans: dict[str, list[float]] = {name: [] for name in PHASES}
+    start = time.monotonic()
+    for name, place in PHASES.items():
+        begun: list[float] = []
+        around(
+            place,
+            lambda b=begun: b.append(time.monotonic()),
+            lambda b=begun, n=name: spans[n].append(time.monotonic() - b.pop()),
+        )
+    train(folder)
+    out.write_text(json.dumps({ANYWHERE: [time.monotonic() - start], **spans}))
+
+
+def killed(folder: Path, phase: str, spans: dict[str, list[float]], draws: random.Random, environment: dict[str, str]) -> None:
+    """Runs, and is killed in a phase after a random part of its time, in a random one of its calls."""
+    os.environ.update(environment)
+    typical = spans[phase] or spans["writing a checkpoint"][:1]
+    span, call = draws.uniform(0, 1.1 * max(typical)), draws.randrange(max(1, len(typical)))
+    if phase == ANYWHERE:
+        die_after(span)
+    else:
+        calls: list[int] = []
+        around(PHASES[phase], lambda: (calls.append(1), die_after(span) if len(calls) == call + 1 else None)[0])
+    train(folder)
+
+
+class Bench:
+    """Tries of all kinds, and what became of them.
+
+    Args:
+        output: the folder of results and runs.
+    """
+
+    def __init__(self, output: Path):
+        self.output, self._results = output, output / "results.jsonl"
+        output.mkdir(parents=True, exist_ok=True)
+        os.environ["AMD_PLUGIN_CACHE"] = str(output / "cache")
+        lines = self._results.read_text().splitlines() if self._results.exists() else []
+        self.rows: list[Row] = [json.loads(line) for line in lines]
+        self.straight, times = output / "straight", output / "times.json"
+        if not times.exists():
+            for _ in range(2):  # the second one finds a teacher, as all tries do, and takes the time that they take
+                shutil.rmtree(self.straight, ignore_errors=True)
+                if ended(forked(lambda: timed(self.straight, times), output / "straight.log")):
+                    times.unlink(missing_ok=True)
+                    raise SystemExit(f"the undisturbed run failed: {output / 'straight.log'}")
+        self.spans: dict[str, list[float]] = json.loads(times.read_text())
+
+    def tries(self, kind: str, count: int) -> Iterator[tuple[int, random.Random, Path, Path]]:
+        """(index, draws, empty place, log) of those tries of `kind` that are not done yet."""
+        for index in range(sum(row["kind"] == kind for row in self.rows), count):
+            folder = self.output / f"{kind}-{index:04d}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield index, random.Random(f"{kind} {index}"), folder / "run", folder / "log.txt"
+
+    def record(self, kind: str, what: str, folder: Path, disturbed: int, equal: str, **more: object) -> None:
+        """Adds the result of a try, and removes its folder unless something is to be seen in it."""
+        row: Row = {"kind": kind, "what": what, "traceback": disturbed == TRACEBACK, "hung": disturbed == -signal.SIGALRM,
+                    "differs": equal, **more}  # fmt: skip
+        self.rows.append(row)
+        with self._results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if not (row["traceback"] or row["hung"] or equal):
+            shutil.rmtree(folder.parent)
+
+    def complete(self, folder: Path, log: Path, **environment: str) -> str:
+        """Goes on with the run until its end; the first file that differs from the straight run's, or why there is none."""
+        code = ended(forked(lambda: (os.environ.update(environment), train(folder)), log))
+        return f"the run did not go on: exit code {code}" if code else different(self.straight, folder)
+
+    def kills(self, count: int) -> None:
+        """Kills at random moments and inside each phase."""
+        names = [*PHASES, ANYWHERE]
+        for index, draws, folder, log in self.tries("kills", count):
+            phase, fresh = names[index % len(names)], {}
+            if phase == "teacher training":
+                fresh = {"AMD_PLUGIN_CACHE": str(folder.parent / "cache")}
+            if phase == "restoring":
+                ended(forked(partial(killed, folder, "export", self.spans, draws, {}), log))
+            worst, kills = DONE, 0
+            for _ in range(3 if index % 3 == 2 else 1):
+                act = partial(killed, folder, phase, self.spans, random.Random(draws.random()), fresh)
+                code = ended(forked(act, log))
+                kills += code == -signal.SIGKILL
+                worst = code if code not in (DONE, -signal.SIGKILL) else worst
+            self.record("kills", phase, folder, worst, self.complete(folder, log, **fresh), kills=kills)
+
+    def disk(self, count: int) -> None:
+        """A file-size limit, as of a quota or a full disk, below that of some file of the run."""
+        sizes = sorted({path.stat().st_size for path in self.straight.rglob("*") if path.is_file()})
+        for _, draws, folder, log in self.tries("disk", count):
+            limit = draws.choice(sizes) - 1
+
+            def limited(folder: Path = folder, limit: int = limit) -> None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                train(folder)
+
+            code = ended(forked(limited, folder.parent / "limited.log"))
+            self.record("disk", "file size limit", folder, code, self.complete(folder, log), limit=limit)
+
+    def bytes(self, count: int) -> None:
+        """A flipped bit in a file of a checkpoint, in a description, or in the cached teacher."""
+        for _, draws, folder, log in self.tries("bytes", count):
+            shutil.copytree(self.straight, folder)
+            cache = folder.parent / "cache"
+            shutil.copytree(self.output / "cache", cache)
+            (folder / "evaluation.json").unlink()
+            newest = max((folder / "checkpoints").iterdir())
+            places = [*newest.iterdir(), *cache.glob("teacher-*/*"), folder / "config.yaml", folder / "run.json"]
+            file = draws.choice([path for path in places if path.is_file()])
+            content = bytearray(file.read_bytes())
+            content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
+            file.write_bytes(content)
+            equal = self.complete(folder, log, AMD_PLUGIN_CACHE=str(cache))
+            if file.name == "config.yaml" and equal.endswith(
+                f"exit code {TOLD}"
+            ):  # a value that is another one now: it was told
+                file.unlink()
+                equal = self.complete(folder, log, AMD_PLUGIN_CACHE=str(cache))
+            self.record("bytes", file.name, folder, DONE, equal)
+
+    def signals(self, count: int) -> None:
+        """SIGTERM or SIGINT at a random moment, once or repeated at once."""
+        for _, draws, folder, log in self.tries("signals", count):
+            signum, times = draws.choice((signal.SIGTERM, signal.SIGINT)), draws.choice((1, 3))
+            child = forked(partial(interruptible, folder), log)
+            time.sleep(draws.uniform(0.2, self.spans[ANYWHERE][0]))
+            for _ in range(times):
+                try:
+                    os.kill(child, signum)
+                except ProcessLookupError:
+                    break
+            code = ended(child)
+            self.record("signals", f"{signum.name} x {times}", folder, code, self.complete(folder, log))
+
+    def ranks(self, count: int) -> None:
+        """Two processes, one of which is killed; the other one has to end, and both go on."""
+        twins = self.output / "two"
+        if not (twins / "evaluation.json").exists():
+            shutil.rmtree(twins, ignore_errors=True)
+            if any(ended(child) for child in pair(twins, self.output / "two.log")):
+                raise SystemExit(f"the undisturbed run of two processes failed: {self.output / 'two.log'}")
+        for _, draws, folder, log in self.tries("ranks", count):
+            children, victim = pair(folder, log), draws.randrange(2)
+            time.sleep(draws.uniform(0.3, 1.5 * self.spans[ANYWHERE][0]))
+            os.kill(children[victim], signal.SIGKILL)
+            ended(children[victim])
+            code = ended(children[1 - victim], 120)
+            codes = [ended(child) for child in pair(folder, log)]
+            equal = f"exit codes {codes}" if any(codes) else different(twins, folder)
+            self.record("ranks", f"process {victim} of 2", folder, code, equal)
+
+    def soak(self, seconds: float) -> None:
+        """A long run with slow and failing rewards; memory, open files and processes at its beginning and its end."""
+        for _, _, folder, log in self.tries("soak", 1):
+            rewards = "rewards=[{name: classifier, pool: 1}, {name: slow}, {name: failing, on_error: neutral}]"
+            long = (
+                "train.max_steps=10000000",
+                "train.evaluate_every=50",
+                "train.checkpoint_every=50",
+                "train.max_failed_rewards=1",
+            )
+            child = forked(partial(interruptible, folder, rewards, *long), log)
+            seen, end = list[tuple[float, int, int]](), time.monotonic() + seconds
+            while time.monotonic() < end and (sample := watched(child)):
+                seen.append(sample)
+                time.sleep(min(5.0, seconds / 10))
+            os.kill(child, signal.SIGTERM)
+            code = ended(child)
+            settled = seen[len(seen) // 4] if seen else (0.0, 0, 0)  # libraries load what they need in the first updates
+            steps = checkpoint.step_of(
+                max((folder / "checkpoints").glob("step-*"), default=Path("none"), key=checkpoint.step_of)
+            )
+            self.record(
+                "soak", f"{seconds:.0f} s", folder, code, "" if code == TOLD else f"exit code {code}", steps=steps,
+                megabytes=[settled[0], seen[-1][0]], files=[settled[1], seen[-1][1]], processes=[settled[2], seen[-1][2]],
+            )  # fmt: skip
+
+    def table(self) -> str:
+        """All results, by kind and place."""
+        lines = ["| kind | where | tries | survived, equal to the bit | traceback | hung |", "|---|---|---|---|---|---|"]
+        groups: dict[tuple[int, str], list[Row]] = {}
+        for row in self.rows:
+            where = str(row["what"]) if row["kind"] in ("kills", "ranks", "signals") else "all"
+            groups.setdefault((KINDS.index(str(row["kind"])), where), []).append(row)
+        for (kind, where), rows in sorted(groups.items()):
+            numbers = [len(rows), sum(not wrong(row) for row in rows)]
+            numbers += [sum(bool(row[name]) for row in rows) for name in ("traceback", "hung")]
+            kills = f" ({sum(row['kills'] for row in rows)} kills)" if KINDS[kind] == "kills" else ""
+            lines.append(f"| {KINDS[kind]} | {where}{kills} | {' | '.join(map(str, numbers))} |")
+        for row in self.rows:
+            if row["kind"] == "soak":
+                grown = ", ".join(f"{name} {row[name]}" for name in ("steps", "megabytes", "files", "processes"))
+                lines.append(f"\nsoak of {row['what']}: {grown} (after a quarter of the time, at the end)")
+        return "\n".join(lines)
+
+
+def wrong(row: Row) -> bool:
+    """Whether a try did not survive."""
+    return bool(row["differs"] or row["traceback"] or row["hung"])
+
+
+def pair(folder: Path, log: Path) -> list[int]:
+    """Two processes of one run, as a launcher starts them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    def rank(index: int) -> None:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(index), LOCAL_RANK=str(index))
+        train(folder, "distributed.timeout=60")
+
+    return [forked(lambda i=index: rank(i), log) for index in range(2)]
+
+
+def different(one: Path, two: Path) -> str:
+    """The first file by which two complete runs differ; empty where they are equal."""
+    newest = max((one / "checkpoints").iterdir()).name
+    files = [*(one / "checkpoints" / newest).iterdir(), *(one / "student").rglob("*.safetensors")]
+    for file in (*sorted(files), one / "metrics.jsonl", one / "evaluation.json"):
+        other = two / file.relative_to(one)
+        if not other.is_file() or other.read_bytes() != file.read_bytes():
+            return str(file.relative_to(one))
+    return ""
+
+
+def watched(process: int) -> tuple[float, int, int] | None:
+    """(megabytes, open files, processes) of `process` and its children; None where it has ended."""
+    try:
+        status = Path(f"/proc/{process}/statm").read_text().split()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        megabytes = int(status[1]) * resource.getpagesize() / 1e6
+        return round(megabytes, 1), len(os.listdir(f"/proc/{process}/fd")), 1 + len(children)
+    except (OSError, IndexError):
+        return None
+
+
+def main() -> int:
+    """Does what is asked for and not done yet, and prints the table; 1 where something did not survive."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--faults", type=int, default=40, help="tries each of full disks, flipped bytes and signals")
+    parser.add_argument("--ranks", type=int, default=20, help="tries with two processes, one of which is killed")
+    parser.add_argument("--soak", type=float, default=3600, help="seconds")
+    parser.add_argument("--only", choices=KINDS, action="append")
+    parser.add_argument(
+        "--short", action="store_true", help="44 tries with more than 50 kills, 3 of each fault, a soak of 15 s"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs") / "reliability")
+    given = parser.parse_args()
+    kills, faults, ranks, soak = (44, 3, 2, 15) if given.short else (given.kills, given.faults, given.ranks, given.soak)
+    bench = Bench(given.output.absolute())
+    counts = {"kills": kills, "disk": faults, "bytes": faults, "signals": faults, "ranks": ranks, "soak": soak}
+    for kind in given.only or KINDS:
+        getattr(bench, kind)(counts[kind])
+    print(bench.table())
+    bad = [row for row in bench.rows if wrong(row)]
+    for row in bad:
+        print(json.dumps(row))
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
