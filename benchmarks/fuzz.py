@@ -20,7 +20,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "AMD_PLUGIN_LOAD": "amd"}
+if __name__ == "__main__":  # before libraries read it
+    os.environ |= {"HF_HUB_OFFLINE": "1", "AMD_PLUGIN_LOAD": "amd"}
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 try:
@@ -42,7 +43,6 @@ CORPUS = ROOT / "tests" / "data" / "fuzz"
 FILES = ("manifest.json", "state.json", "student.safetensors", "config.yaml", "run.json", "metrics.jsonl", "evaluation.json")
 PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 PLUGINS = get_plugin_manager()
-logging.disable()
 
 
 def recipe(data: bytes) -> None:
@@ -142,6 +142,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     for index, seed in enumerate(seeds_of(arguments.target)):
         (work / f"seed-{index:03d}").write_bytes(seed)
+    logging.disable()
     options = [f"-max_total_time={int(60 * arguments.minutes)}", "-timeout=60", "-max_len=20000", "-rss_limit_mb=6000"]
     try:
         atheris.Setup(

@@ -2,6 +2,7 @@
 
 import random
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ SCRIPT = str(Path(__file__).parents[1] / "benchmarks" / "fuzz.py")
 
 @pytest.fixture(scope="module")
 def fuzz():
-    return runpy.run_path(SCRIPT)
+    script = runpy.run_path(SCRIPT)
+    yield script
+    shutil.rmtree(script["PLACE"])
 
 
 @pytest.mark.parametrize(("target", "count"), [("recipe", 150), ("run", 60)])

@@ -149,10 +149,10 @@ def load(path: Path, *, lazy: bool = False, kind: type[State] = State) -> tuple[
         return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, without its tensors; raises InputError where it cannot be read."""
+def read_state(path: Path, kind: type[State] = State) -> dict[str, Any]:
+    """The state of a checkpoint, without its tensors; raises InputError where it cannot be read, or is not of `kind`."""
     check(path)
-    state: dict[str, Any] = _read(path, "state.json", State).model_dump()
+    state: dict[str, Any] = _read(path, "state.json", kind).model_dump()
     return state
 
 

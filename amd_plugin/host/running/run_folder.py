@@ -25,6 +25,7 @@ import amd_plugin
 from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
+from amd_plugin.host.checkpoint.files import State
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
@@ -81,6 +82,14 @@ class About(BaseModel):
     started: str = ""
     versions: dict[str, str] = {}
     commit: str = ""
+
+
+class Described(State):
+    """What state.json of a checkpoint says of its run."""
+
+    recipe: dict[str, Any]
+    name: str = ""
+    overrides: tuple[str, ...] = ()
 
 
 def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
@@ -189,8 +198,8 @@ def repair(output: Path) -> None:
     source = checkpoint.newest(output / "checkpoints")
     if source is None and config in broken:
         raise InputError(f"{broken[config]}. There is no checkpoint to write it from: delete {output}, and start again")
-    saved = {"recipe": _saved(config)} if source is None else checkpoint.read_state(source)
-    recipe = saved["recipe"]
+    saved = {"recipe": _saved(config)} if source is None else checkpoint.read_state(source, Described)
+    recipe = _whole(saved["recipe"], f"{source}: the recipe in state.json")
     contents = {
         config: yaml.safe_dump(recipe, sort_keys=False),
         about: json.dumps(
@@ -302,10 +311,16 @@ def _saved(config: Path) -> dict[str, Any]:
     """The recipe in a run's config.yaml, which has all of its sections."""
     with unreadable_is_input_error(f"{config}: cannot be read"):
         recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
-        missing = SECTIONS - recipe.keys() if isinstance(recipe, dict) else SECTIONS
+    return _whole(recipe, str(config))
+
+
+def _whole(recipe: Any, place: str) -> dict[str, Any]:
+    """`recipe`, which has all the sections of a run's; raises InputError where it has not."""
+    sections = recipe if isinstance(recipe, dict) else {}
+    missing = sorted(name for name in SECTIONS if not isinstance(sections.get(name), dict))
     if missing:
-        raise InputError(f"{config}: is not what a run writes: {', '.join(sorted(missing))} is missing")
-    return recipe  # type: ignore[no-any-return]
+        raise InputError(f"{place}: is not what a run writes: {', '.join(missing)} is missing")
+    return sections
 
 
 def _about(path: Path) -> About:
