@@ -295,9 +295,7 @@ def plan(
             err.print(f"trying {' '.join(f'--set {change}' for change in more)}", highlight=False, markup=False)
         return recipes.load(recipe, plugins, [*given, *more], objective)
 
-    with busy(
-        err, f"tracing the networks of {recipe} at true size, without weights; a minute for large ones that are new"
-    ):
+    with busy(err, f"tracing the networks of {recipe} at true size, without weights; a minute for large ones that are new"):
         machine = Machine(tflops, bandwidth, hbm)
         needs = planning.plan_with_changes(loaded, plugins, gpus, int(gpu_memory * 1e9), machine)
     if as_json:
@@ -473,7 +471,7 @@ def show(recipe: RecipeName, overrides: Overrides = None, plugin: PluginFiles = 
 @recipes_app.command(epilog="Example: amd-plugin recipes copy digits mine.yaml")
 def copy(
     recipe: RecipeName,
-    to: Annotated[Path | None, typer.Argument(help="file (.yaml) or folder to write to", show_default="RECIPE.yaml here")] = None,
+    to: Annotated[Path | None, typer.Argument(help="YAML file or folder to write to", show_default="RECIPE.yaml here")] = None,
 ) -> None:
     """Copy a shipped recipe for editing, with the launch scripts that it names."""
     for path in recipes.copy(recipe, to):

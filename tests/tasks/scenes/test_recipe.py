@@ -23,13 +23,16 @@ def scenes(plugins):
     return recipe.load("scenes", plugins, SMALL)
 
 
-def test_two_cycles_and_their_evaluation(scenes, plugins, tmp_path):
+def test_two_cycles_their_evaluation_report_and_export(cli, scenes, plugins, tmp_path):
     found = run.train(scenes, plugins, tmp_path / "run")
     assert set(found) >= {"score", "attribution", "gap", "blended", "recall"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rewards = [line["reward/scenes"] for line in lines if "reward/scenes" in line]
     assert rewards and all(-16 <= value <= 0 for value in rewards)
     assert (tmp_path / "run" / "samples" / "step-000002.png").is_file()
+    for command, made in ((["report"], "run/report.html"), (["export", "--output", tmp_path / "student"], "student")):
+        code, printed = cli(command[0], tmp_path / "run", *command[1:])
+        assert code == 0 and (tmp_path / made).exists(), printed
 
 
 def test_the_recipes_teacher_comes_with_the_package_and_denoises(scenes, plugins):
