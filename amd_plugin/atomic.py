@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from amd_plugin.disk import NotWritten, number
+
 HOST = re.sub(r"\W", "_", socket.gethostname())[:32]
 LONGEST = 100  # bytes of a name that its draft keeps; a name may have 255
 
@@ -33,19 +35,21 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         durable: whether to wait for the disk; False for files that are written by the thousand and can be made anew.
 
     Raises:
-        OSError: where the folder or the file cannot be written.
+        NotWritten: where the folder or the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = _beside(path, "tmp", path.stem, path.suffix)
-    try:
-        yield draft
-        if durable:
-            _wait_for_disk(draft)
-        os.replace(draft, path)
-        if durable:
-            _wait_for_disk(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _written(path, draft):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            if durable:
+                _wait_for_disk(draft)
+            os.replace(draft, path)
+            if durable:
+                _wait_for_disk(path.parent)
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -55,29 +59,49 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     Where the block raises, `path` stays as it was. Several processes may write the same folder: the last one wins.
 
     Raises:
-        OSError: where the folder cannot be written.
+        NotWritten: where the folder or something in it cannot be written.
     """
-    sweep(path.parent)
     draft = _beside(path, "tmp", path.name)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        for entry in (*draft.rglob("*"), draft):
-            _wait_for_disk(entry)
-        _take_place(draft, path)
-        _wait_for_disk(path.parent)
-    finally:
+    with _written(path, draft):
+        sweep(path.parent)
         shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for entry in (*draft.rglob("*"), draft):
+                _wait_for_disk(entry)
+            _take_place(draft, path)
+            _wait_for_disk(path.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _written(path: Path, draft: Path) -> Iterator[None]:
+    """Gives a failure to write `draft` the name of `path`; failures to read something else pass."""
+    try:
+        yield
+    except NotWritten:
+        raise
+    except Exception as error:
+        code, other = number(error), getattr(error, "filename", None)
+        ours = (
+            other is None
+            or Path(os.fsdecode(other)) in (draft, path, *path.parents)
+            or draft in Path(os.fsdecode(other)).parents
+        )
+        if not code or not ours:
+            raise
+        raise NotWritten(code, os.strerror(code), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all; raises OSError where it cannot be written."""
+    """Writes `text` to `path`, whole or not at all; raises NotWritten where it cannot be written."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, whole or not at all; raises OSError where it cannot be written."""
+    """Writes `content` to `path`, whole or not at all; raises NotWritten where it cannot be written."""
     with replaced_file(path) as draft:
         draft.write_bytes(content)
 

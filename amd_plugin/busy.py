@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
@@ -27,12 +27,14 @@ def busy(console: Console | None, what: str) -> Iterator[None]:
         with console.status(what, spinner="line"):
             yield
         return
-    console.print(what, highlight=False, markup=False, soft_wrap=True)
+    with suppress(OSError):  # where it is printed to a file on a disk that is full
+        console.print(what, highlight=False, markup=False, soft_wrap=True)
     done, start = threading.Event(), time.monotonic()
 
     def tell() -> None:
         while not done.wait(EVERY):
-            console.print(f"  ... {time.monotonic() - start:.0f} s", highlight=False, markup=False)
+            with suppress(OSError):
+                console.print(f"  ... {time.monotonic() - start:.0f} s", highlight=False, markup=False)
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()

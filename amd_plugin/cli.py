@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.measure import Measurement
 from rich.table import Table
 
-from amd_plugin import __version__, interrupts, plugin_files
+from amd_plugin import __version__, disk, interrupts, plugin_files
 from amd_plugin import recipe as recipes
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
@@ -178,9 +178,9 @@ def train(
 
         judges = held_out_names(loaded.config, evaluation)
         say("held out: " + "  ".join(f"{judge} {evaluation[judge]:.4g}" for judge in judges))
-        with busy(out, "writing the report"):
-            page = write_report([folder], folder / "report.html", plugins)
-        say(f"report: {page}")
+        page = folder / "report.html"
+        with busy(out, "writing the report"), disk.dispensable(page, f"the run is complete; later: amd-plugin report {folder}"):
+            say(f"report: {write_report([folder], page, plugins)}")
         say(f"student: {folder / 'student'}, a diffusers folder; its README.md shows how to call it")
         say(f"next: amd-plugin evaluate {folder}")
 
@@ -225,13 +225,16 @@ def compare(
         agree=None if yes or not (out.is_terminal and sys.stdin.isatty()) else typer.confirm,
         select=() if select_seeds is None else parse_seeds(select_seeds, "--select-seeds"),
     )  # fmt: skip
-    page = write_report([folder], folder / "report.html", plugins)
+    page = folder / "report.html"
+    with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}"):
+        write_report([folder], page, plugins)
     if as_json:
         typer.echo(result.as_json())
         return
     show_whole(terminal_table(result))
-    say(f"table: {folder / 'compare.md'}")
-    say(f"report: {page}")
+    for what, path in (("table", folder / "compare.md"), ("report", page)):
+        if path.is_file():
+            say(f"{what}: {path}")
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin evaluate runs/digits-amd --samples 1000")
@@ -543,6 +546,14 @@ def main() -> None:
             raise
         err.print(f"error: {error}. Install it, or the extra of amd-plugin that brings it", style="red", soft_wrap=True)
         sys.exit(MissingDependency.exit_code)
+    except Exception as error:
+        refused = disk.refusal(error)
+        if refused is None or os.environ.get("AMD_PLUGIN_DEBUG"):
+            raise
+        safe = "Nothing is half written, and what was there is as it was"
+        message = f"error: {disk.in_words(refused)}. {safe}. {disk.remedy(refused)}, and give the same command again"
+        err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Files and folders are complete, or as they were before."""
 
+import errno
 import os
 import subprocess
 
 import pytest
 
 from amd_plugin.atomic import HOST, replaced_file, replaced_folder, sweep, write_bytes, write_text
+from amd_plugin.disk import NotWritten
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -90,3 +92,19 @@ def test_text_and_bytes(tmp_path):
     write_text(tmp_path / "text", "words")
     write_bytes(tmp_path / "bytes", b"\x00")
     assert (tmp_path / "text").read_text() == "words" and (tmp_path / "bytes").read_bytes() == b"\x00"
+
+
+def test_a_disk_that_takes_nothing_names_the_file_and_what_cannot_be_read_is_no_failure_of_writing(tmp_path, monkeypatch):
+    with (
+        pytest.raises(NotWritten, match=r"No space left on device: '.*/file.txt'") as caught,
+        replaced_file(tmp_path / "file.txt"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "file.txt")
+    with pytest.raises(NotWritten, match=r"File too large: '.*/folder'"), replaced_folder(tmp_path / "folder") as draft:
+        raise Exception("Error while serializing: I/O error: File too large (os error 27)")
+    with pytest.raises(FileNotFoundError), replaced_folder(tmp_path / "folder") as draft:
+        (tmp_path / "other").read_text()
+    with pytest.raises(NotWritten), replaced_folder(tmp_path / "folder") as draft:
+        (draft / "below" / "file").touch()
+    assert list(tmp_path.iterdir()) == []

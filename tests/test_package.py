@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
     {
-        "atomic",
         "busy",
         "checksums",
         "choices",
+        "disk",
         "errors",
         "evaluate.directions",
         "hookspecs",
@@ -33,7 +33,7 @@ FLOORS = [
         "parent_watch",
         "randomness",
     },
-    {"json_files", "plugin_files", "terminal", "threads"},
+    {"atomic", "json_files", "plugin_files", "terminal", "threads"},
     {"cache", "contract", "metrics", "options"},
     {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},

@@ -15,6 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
+from amd_plugin import disk
 from amd_plugin.busy import busy
 from amd_plugin.errors import AmdPluginError, RunError
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
@@ -25,7 +26,7 @@ from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
 from amd_plugin.host.running.rank_probe import RankProbe
 from amd_plugin.host.running.run_folder import find_checkpoint, is_run, open_folder, write_json
-from amd_plugin.host.running.run_log import LogState, RunLog
+from amd_plugin.host.running.run_log import LogState, RunLog, cut
 from amd_plugin.host.running.run_state import Progress, rescue, restore, save
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.host.student.export import export, export_run
@@ -113,8 +114,9 @@ def _run(
     trainer.non_finite.run = output
     trackers, resumed_at = Trackers(), None if start is None else trainer.step
     on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
-    max_steps = recipe.config.train.max_steps
-    run_log = RunLog(output / "metrics.jsonl", trainer.step, max_steps, accelerator, console, trackers, log_state)
+    max_steps, metrics = recipe.config.train.max_steps, output / "metrics.jsonl"
+    log_state.lines = on_main(accelerator, lambda: cut(metrics, trainer.step, log_state.lines))
+    run_log = RunLog(metrics, trainer.step, max_steps, accelerator, console, trackers, log_state)
     try:
         return _loop(trainer, evaluate, run_log, output, probe)
     finally:
@@ -151,12 +153,18 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
         except Exception as error:
             kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
             message = f"{probe.unresponsive_ranks(error)}{kind}{error}"
-            outcome = rescue(trainer, partial(step.progress, together=False), output, probe)
-            raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}") from error
+            outcome = rescue(trainer, partial(step.progress, together=False), output, run_log.settle, probe)
+            raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}{_then(error, output)}") from error
     saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}"
     with _naming_silent_ranks(probe, f"Stopped while the student was written. {saved}"), run_log.pausing("writing the student"):
-        _finish(trainer, evaluate.latest[1], output)
+        on_main(trainer.accelerator, lambda: _finish(trainer, evaluate.latest[1], output))
     return evaluate.latest[1]
+
+
+def _then(error: Exception, output: Path) -> str:
+    """What to do about a disk that does not take a file; empty for another error."""
+    refused = disk.refusal(error)
+    return "" if refused is None else f"\n{disk.remedy(refused)}, then: amd-plugin train --resume {output}"
 
 
 class _Step:
@@ -203,14 +211,18 @@ class _Step:
         self._log.show_held_out({name: values[name] for name in held_out_names(self._trainer.recipe.config, values)})
 
     def _save(self) -> Path:
-        path = save(self._trainer, self.progress(together=True), self._output)
+        path = save(self._trainer, self.progress(together=True), self._output, self._log.settle)
         self._saved = self._trainer.step
         return path
 
 
 def _finish(trainer: Trainer, evaluation: dict[str, float], output: Path) -> None:
-    """Exports the student and writes `evaluation.json` on the main process; the others wait for it."""
-    if trainer.accelerator.is_main_process:
+    """Exports the student and writes `evaluation.json`. Call on the main process.
+
+    Raises:
+        RunError: where the disk does not take them.
+    """
+    try:
         if trainer.student_is_sharded:
             export_run(output, trainer.plugins)  # from the checkpoint just written, which is whole
         else:
@@ -218,4 +230,8 @@ def _finish(trainer: Trainer, evaluation: dict[str, float], output: Path) -> Non
                 export(output / "student", trainer.student, trainer.backbone, trainer.recipe, run=output, step=trainer.step)
         trainer.plugins.hook.distill_export(path=output / "student", options=trainer.recipe.as_dict())
         write_json(output / "evaluation.json", evaluation)
-    trainer.accelerator.wait_for_everyone()
+    except Exception as error:
+        if (refused := disk.refusal(error)) is None:
+            raise
+        safe = f"Training is at its end, and the checkpoint of step {trainer.step} is whole"
+        raise RunError(f"{disk.in_words(refused)}\n{safe}{_then(error, output)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 from amd_plugin.recipe.files import find
 
@@ -41,7 +42,7 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Launch files name the recipe beside them.
-            path.write_text(file.read_text().replace(source.name, target.name))
+            write_text(path, file.read_text().replace(source.name, target.name))
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error}") from error
     return list(copies.values())

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from amd_plugin.atomic import write_text
 from amd_plugin.busy import busy, duration
+from amd_plugin.disk import dispensable, in_words, remedy
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
@@ -91,7 +92,8 @@ def compare(
         results = run_jobs(pool, train_arm, [job(seed, arm) for seed, arm in runs], console)
     comparison = _comparison(recipes, arms, seeds, select, results, teachers, output)
     comparison.write(output)
-    write_text(output / "compare.md", markdown(comparison))
+    with dispensable(output / "compare.md", "the same command writes it, and trains nothing twice"):
+        write_text(output / "compare.md", markdown(comparison))
     return comparison
 
 
@@ -101,7 +103,7 @@ def _locked(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written: {error}") from error
+        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
     lock = FolderLock(output)
     lock.acquire()
     try:

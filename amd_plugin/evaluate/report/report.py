@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import amd_plugin
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
+from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
@@ -74,7 +75,7 @@ def write_report(folders: Sequence[Path], output: Path, plugins: PluginManager) 
     try:
         write_text(output, html)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written: {error}") from error
+        raise InputError(f"--output {in_words(error)}. {remedy(error)}, and give the same command again") from error
     return output
 
 

@@ -22,8 +22,10 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
+from amd_plugin.atomic import write_text
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
+from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.evaluate.students import summary
@@ -199,7 +201,7 @@ def _open_folder(folder: Path, student: Student, weights: Weights, *, replace: b
         (folder / "evaluation.json").unlink(missing_ok=True)
         write_json(folder / "drawn.json", drawn)
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written: {error}") from error
+        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
     return folder
 
 
@@ -207,8 +209,7 @@ def _sample_writer(folder: Path, suite: Suite, fps: int) -> Callable[[Group, int
     """A function that writes samples to the suite's files. The folder is emptied first, since scorers read every file."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, text in suite.texts.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
 
     def write_sample(group: Group, number: int, media: Tensor) -> None:
         if number < len(group.files) and media.dim() >= 3:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from amd_plugin.atomic import replaced_file
-from amd_plugin.errors import InputError, MissingDependency
+from amd_plugin.errors import MissingDependency
 
 
 def check_mp4() -> None:
@@ -36,26 +36,23 @@ def write(path: Path, sample: Tensor, fps: int) -> Path:
         The path of the file written.
 
     Raises:
-        InputError: if the file cannot be written.
+        NotWritten: if the file cannot be written.
     """
     video = sample.dim() == 4
     target = path if path.suffix in (".png", ".jpg", ".mp4") else path.with_name(f"{path.name}.{'gif' if video else 'png'}")
     frames = _frames(sample if video else sample.unsqueeze(1))
-    try:
-        with replaced_file(target, durable=False) as draft:
-            if target.suffix == ".mp4":
-                _write_mp4(draft, frames, fps)
-            else:
-                moving = {
-                    "save_all": True,
-                    "append_images": [Image.fromarray(f) for f in frames[1:]],
-                    "duration": 1000 / fps,
-                    "loop": 0,
-                }
-                still = {"quality": 95} if target.suffix == ".jpg" else {}
-                Image.fromarray(frames[0]).save(draft, **(moving if target.suffix == ".gif" else still))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error}") from error
+    with replaced_file(target, durable=False) as draft:
+        if target.suffix == ".mp4":
+            _write_mp4(draft, frames, fps)
+        else:
+            moving = {
+                "save_all": True,
+                "append_images": [Image.fromarray(f) for f in frames[1:]],
+                "duration": 1000 / fps,
+                "loop": 0,
+            }
+            still = {"quality": 95} if target.suffix == ".jpg" else {}
+            Image.fromarray(frames[0]).save(draft, **(moving if target.suffix == ".gif" else still))
     return target
 
 

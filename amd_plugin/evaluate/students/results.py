@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from amd_plugin.atomic import write_bytes, write_text
+from amd_plugin.atomic import replaced_file, write_bytes, write_text
 from amd_plugin.choices import Weights
 from amd_plugin.evaluate.directions import WORDS
 from amd_plugin.evaluate.report.figures import COLOURS
@@ -168,7 +168,8 @@ def _plots(result: Evaluation, folder: Path) -> list[str]:
         names.append(f"samples.{kind}")
     varied = [n for n, v in result.measurements["student"].each.items() if len(torch.unique(v[~v.isnan()])) > 2]
     if varied:
-        _histograms(result.measurements, varied).savefig(folder / "metrics.png", dpi=120)
+        with replaced_file(folder / "metrics.png") as draft:
+            _histograms(result.measurements, varied).savefig(draft, dpi=120)
         names.append("metrics.png")
     return names
 

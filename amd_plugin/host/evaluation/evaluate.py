@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amd_plugin.atomic import replaced_file, write_text
 from amd_plugin.data.prompts import ROWS
+from amd_plugin.disk import dispensable
 from amd_plugin.errors import RunError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.health import health, problems, real_saturation
@@ -27,6 +28,8 @@ from amd_plugin.interrupts import Interrupted
 from amd_plugin.rewards.reward_set import RewardSet
 
 log = logging.getLogger(__name__)
+
+LESS = "training goes on, and the report shows less"
 
 
 class HeldOutEvaluation:
@@ -98,7 +101,8 @@ class HeldOutEvaluation:
             evaluation, row, picture = self._measured(output, samples, labels)
         warning = self._hacking_warning(row)
         run_log.record(self._trainer.step, {**row, "hacking_alarm": float(bool(warning))} if self._trainer.scoring else row)
-        run_log.picture(picture, self._trainer.step)
+        if picture.is_file():
+            run_log.picture(picture, self._trainer.step)
         return evaluation, warning
 
     def _measured(self, output: Path, samples: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str, float], Path]:
@@ -113,14 +117,25 @@ class HeldOutEvaluation:
         if trainer.scoring is not None:
             judge = task.judge()
             row |= trainer.scoring.evaluate(media, labels, None if judge is None else judge.fits(media, labels))
-        title = f"{config.objective.name}, step {trainer.step}"
-        picture = save_samples(output / "samples" / f"step-{trainer.step:06d}", task, title, media, labels)
+        return evaluation, row, self._written(output / "samples", media, samples, labels)
+
+    def _written(self, folder: Path, media: Tensor, samples: Tensor, labels: Tensor) -> Path:
+        """Writes pictures of `media`, their prompts and the `samples` to `folder`; the picture's file.
+
+        Training depends on none of them, and goes on where the disk does not take one.
+        """
+        task, step = self._trainer.task, self._trainer.step
+        title, picture = f"{self._trainer.recipe.config.objective.name}, step {step}", folder / f"step-{step:06d}"
+        with dispensable(picture, LESS):
+            picture = save_samples(picture, task, title, media, labels)
         if not task.num_classes:
-            rows = torch.unique_consecutive(labels)[:ROWS]
-            write_text(output / "samples" / PROMPTS, json.dumps(task.prompts(rows), indent=1))
-        with replaced_file(output / "samples" / "latest.safetensors") as draft:
+            prompts = json.dumps(task.prompts(torch.unique_consecutive(labels)[:ROWS]), indent=1)
+            with dispensable(folder / PROMPTS, LESS):
+                write_text(folder / PROMPTS, prompts)
+        latest = folder / "latest.safetensors"
+        with dispensable(latest, LESS), replaced_file(latest) as draft:
             save_file({"samples": samples.contiguous(), "labels": labels}, draft)
-        return evaluation, row, picture
+        return picture
 
     @cached_property
     def _real_saturation(self) -> float:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
+from amd_plugin.disk import in_words, refusal, remedy
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.running.trackers import check_trackers
 from amd_plugin.recipe.loading import Recipe
@@ -59,17 +60,23 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
 
     Raises:
         InputError: on every process, where the main process raises one, so that all stop for the same reason.
+        RunError: likewise, where the main process raises one, or a disk does not take what it writes.
     """
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = [None, None, None]
+    cause = None
     if accelerator.is_main_process:
         try:
             outcome[0] = action()
-        except InputError as error:
-            outcome[1] = str(error)
+        except (InputError, RunError) as error:
+            outcome[1:], cause = (type(error), str(error)), error.__cause__
+        except Exception as error:
+            if (refused := refusal(error)) is None:
+                raise
+            outcome[1:], cause = (RunError, f"{in_words(refused)}. {remedy(refused)}, and start again"), error
     broadcast_object_list(outcome)
-    result, message = outcome
-    if message is not None:
-        raise InputError(message)
+    result, kind, message = outcome
+    if kind is not None:
+        raise (InputError if issubclass(kind, InputError) else RunError)(message) from cause
     return result  # type: ignore[no-any-return]  # broadcast as an untyped list
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 import amd_plugin
 from amd_plugin.atomic import is_draft, sweep, write_text
+from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import State
@@ -124,7 +125,7 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
         write_text(output / "config.yaml", recipe.as_yaml())
         (output / "samples").mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written: {error}") from error
+        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
 
 
 def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:

@@ -7,11 +7,10 @@ means that were being formed.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from torch import Tensor
 from amd_plugin.atomic import write_bytes
 from amd_plugin.busy import busy, duration
 from amd_plugin.errors import InputError
+from amd_plugin.host.running.line_file import LineFile
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.json_files import read_lines
 
@@ -52,13 +52,13 @@ class RunLog:
     """Collects the metrics of every step, and writes their mean over each logging interval.
 
     Args:
-        path: file metrics.jsonl. What no checkpoint vouches for is cut, since a resumed run writes it anew.
+        path: file metrics.jsonl.
         step: number of student updates so far.
         max_steps: number of student updates at the end of the run.
         accelerator: the run's processes.
         console: console for progress: a bar on a terminal, lines elsewhere; no output where None.
         trackers: the run's trackers.
-        state: state of the log in the checkpoint that the run goes on from.
+        state: state of the log in the checkpoint that the run goes on from; its lines are those in the file, see `cut`.
 
     Attributes:
         last: metrics written last, by name.
@@ -77,12 +77,10 @@ class RunLog:
         self._held_out = ""
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self.last: Line = dict(state.last)
-        self._file = self._bar = None
+        self._file: LineFile | None = None
+        self._bar: Progress | None = None
         if accelerator.is_main_process:
-            kept = _vouched_for(path, step, state.lines) if path.exists() else []
-            write_bytes(path, b"".join(line + b"\n" for line in kept))
-            self._lines = len(kept)
-            self._file = path.open("a")
+            self._file = LineFile(path, state.lines or 0)
             if console is not None and console.is_terminal:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
                 self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
@@ -98,17 +96,19 @@ class RunLog:
         self._updates += 1
 
     def state(self, *, together: bool) -> LogState:
-        """The state for a checkpoint; what it counts as written is on the disk then.
+        """The state for a checkpoint, which vouches for lines that `settle` has put on the disk.
 
         Args:
             together: whether every process calls this; else the sums are those of this process alone.
         """
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
         names, total = self._total(together)
         pairs = {name: (pair[0], pair[1]) for name, pair in zip(names, total.tolist(), strict=True)}
-        return LogState(lines=None if self._file is None else self._lines, window=pairs, last=self.last)
+        return LogState(lines=None if self._file is None else self._file.count, window=pairs, last=self.last)
+
+    def settle(self) -> None:
+        """Returns when all lines are on the disk; raises NotWritten where it does not take them."""
+        if self._file is not None:
+            self._file.settle()
 
     @contextmanager
     def pausing(self, what: str) -> Iterator[None]:
@@ -153,7 +153,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(self._row, completed=step, note=note)
         elif self._console is not None and self._accelerator.is_main_process:
-            self._console.print(f"step {step}/{self._max_steps}  {note}", highlight=False)
+            with suppress(OSError):  # where it is printed to a file on a disk that is full
+                self._console.print(f"step {step}/{self._max_steps}  {note}", highlight=False)
         return self.last
 
     def _total(self, together: bool) -> tuple[list[str], Tensor]:
@@ -184,9 +185,7 @@ class RunLog:
         """Writes one line of metrics.jsonl, and the same to the trackers; values that are NaN are left out."""
         if self._file is not None:
             finite = {name: value for name, value in values.items() if value == value}
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
-            self._file.flush()
-            self._lines += 1
+            self._file.add(json.dumps({"step": step, **finite}))
             self._trackers.log(finite, step)
 
     def picture(self, path: Path, step: int) -> None:
@@ -200,6 +199,25 @@ class RunLog:
             self._bar.stop()
         if self._file is not None:
             self._file.close()
+
+
+def cut(path: Path, step: int, lines: int | None) -> int:
+    """Leaves those lines of a metrics.jsonl that a checkpoint of `step` vouches for, since the run writes the others anew.
+
+    Args:
+        path: the file, which may be missing.
+        step: number of student updates.
+        lines: number of lines that the checkpoint counts; None where it is unknown.
+
+    Returns:
+        The number of lines left.
+
+    Raises:
+        NotWritten: where it cannot be written.
+    """
+    kept = _vouched_for(path, step, lines) if path.exists() else []
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    return len(kept)
 
 
 def read(path: Path, *, strict: bool = False) -> list[Line]:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import Field
 
 import amd_plugin
+from amd_plugin import disk
 from amd_plugin.errors import InputError, OptionError, RunError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE, State
@@ -60,31 +61,34 @@ class Progress(NamedTuple):
     evaluated: Line | None
 
 
-def save(trainer: Trainer, progress: Progress, output: Path) -> Path:
+def save(trainer: Trainer, progress: Progress, output: Path, settle: Callable[[], None]) -> Path:
     """Writes a checkpoint and returns its folder. Call on every process: all of them wait until it is there.
 
     Args:
         trainer: the trainer between two cycles.
         progress: the rest of the run.
         output: the run's folder.
+        settle: puts the lines on the disk that the checkpoint vouches for, see `RunLog.settle`.
 
     Raises:
         RunError: on every process, where the main process cannot write it.
     """
     outcome, cause = [""], None
     try:
-        _write(trainer, progress, output)
+        _write(trainer, progress, output, settle)
     except RuntimeError:  # communication failed, so the other processes cannot be reached
         raise
     except Exception as error:
-        outcome, cause = [f"{type(error).__name__}: {error}"], error
+        outcome, cause = [_in_words(error)], error
     broadcast_object_list(outcome)
     if outcome[0]:
-        raise RunError(f"the checkpoint of step {trainer.step} cannot be written: {outcome[0]}") from cause
+        raise RunError(f"the checkpoint of step {trainer.step} is not saved: {outcome[0]}") from cause
     return _checkpoint(trainer, output)
 
 
-def rescue(trainer: Trainer, progress: Callable[[], Progress], output: Path, probe: RankProbe) -> str:
+def rescue(
+    trainer: Trainer, progress: Callable[[], Progress], output: Path, settle: Callable[[], None], probe: RankProbe
+) -> str:
     """Saves the state of a run that failed; returns a sentence for the user about the outcome.
 
     A checkpoint of this step is exact, and is kept where there is one. What a cycle has left that failed in its middle is not:
@@ -101,13 +105,15 @@ def rescue(trainer: Trainer, progress: Callable[[], Progress], output: Path, pro
             broadcast_object_list(exists)
         if exists[0]:
             return f"saved {path} before; --resume auto repeats the step"
-        _write(trainer, progress(), output, partial=trainer.mid_cycle)
+        _write(trainer, progress(), output, settle, partial=trainer.mid_cycle)
         if not trainer.mid_cycle:
             return f"saved {path}; --resume auto repeats the step"
         partial = checkpoint.name_of(trainer.step, partial=True)
         return f"saved {path.with_name(partial)}, with a part of the step; --resume auto prefers a checkpoint between steps"
     except Exception as error:
-        return f"it could not be saved: {type(error).__name__}: {error}"
+        whole = checkpoint.available(output / "checkpoints")[-1:]
+        rest = f"{whole[0]} is whole, and --resume auto goes on from there" if whole else "there is no checkpoint to go on from"
+        return f"it could not be saved: {_in_words(error)}; {rest}"
 
 
 def restore(trainer: Trainer, path: Path) -> Progress:
@@ -160,7 +166,12 @@ def _fitting(path: Path, part: str) -> Iterator[None]:
         raise
 
 
-def _write(trainer: Trainer, progress: Progress, output: Path, *, partial: bool = False) -> None:
+def _in_words(error: Exception) -> str:
+    refused = disk.refusal(error)
+    return f"{type(error).__name__}: {error}" if refused is None else disk.in_words(refused)
+
+
+def _write(trainer: Trainer, progress: Progress, output: Path, settle: Callable[[], None], *, partial: bool = False) -> None:
     """Writes on the main process; the others take part where each holds a share of the weights."""
     main = trainer.accelerator.is_main_process
     if not (main or trainer.has_shares):
@@ -168,6 +179,7 @@ def _write(trainer: Trainer, progress: Progress, output: Path, *, partial: bool 
     state: dict[str, Any] = {}
     failure: Exception | None = None
     try:
+        settle()
         state = _state(trainer, progress) if main else {}
     except Exception as error:  # the other processes gather weights with this one all the same
         failure = error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from amd_plugin.atomic import write_text
+from amd_plugin.disk import dispensable
 from amd_plugin.errors import InputError, MissingDependency, did_you_mean
 from amd_plugin.recipe.loading import Recipe
 
@@ -67,7 +68,8 @@ class Trackers:
         self._working, accelerator.trackers = accelerator.trackers, []
         ids = {tracker.name: IDS[tracker.name](tracker) for tracker in self._working if tracker.name in IDS}
         if ids:
-            write_text(output / FILE, json.dumps(ids, indent=1))
+            with dispensable(output / FILE, "a continuation of this run begins a new one in its trackers"):
+                write_text(output / FILE, json.dumps(ids, indent=1))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Sends numbers to all trackers."""

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from amd_plugin.atomic import replaced_folder
 from amd_plugin.choices import StudentFormat, Weights
 from amd_plugin.config import ModelConfig
+from amd_plugin.disk import dispensable
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.student.adapter_files import LORA_FILE, adapter_saver, write_adapter
 from amd_plugin.host.student.load import load_student
@@ -57,7 +58,7 @@ def export(
     _check_format(how, recipe.config.model, backbone)
     adapter = student.adapter is not None and adapter_saver(backbone) is not None and how != "full"
     with replaced_folder(path) as draft:
-        card = partial(write_card, backbone=backbone, recipe=recipe, run=run, step=step, weights=weights)
+        card = partial(_write_card, shown=path, run=run, backbone=backbone, recipe=recipe, step=step, weights=weights)
         if how != "lora":
             _save_network(draft, student, backbone, recipe.config.model)
             backbone.scheduler.save_pretrained(draft / "scheduler")
@@ -78,6 +79,13 @@ def _forget_places(folder: Path) -> None:
         if isinstance(content, dict) and Path(str(content.get("_name_or_path", ""))).expanduser().is_absolute():
             del content["_name_or_path"]
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_card(folder: Path, shown: Path, run: Path, **about: Any) -> None:
+    """Writes the card; where the disk has no room for it, the student is complete all the same."""
+    later = f"the student has no model card; later: amd-plugin export {run}"
+    with dispensable(folder / "README.md", later, shown / "README.md"):
+        write_card(folder, run=run, **about)
 
 
 def _save_network(folder: Path, student: Role, backbone: Backbone, config: ModelConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from amd_plugin.atomic import write_text
+from amd_plugin.atomic import replaced_file, write_bytes, write_text
 from amd_plugin.config import LoraFile
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import about as run_about
@@ -57,7 +56,7 @@ def write_card(
     first = recipe.task.prompts(recipe.task.balanced_labels(config.evaluate.samples)[:1])[0]
     picture = next((run / "samples").glob(f"step-{step:06d}.*"), None)
     if picture is not None:
-        shutil.copy(picture, folder / f"samples{picture.suffix}")
+        write_bytes(folder / f"samples{picture.suffix}", picture.read_bytes())
     call = (
         {}
         if backbone.size is None
@@ -149,7 +148,8 @@ def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
         axes.set_title(f"{name} ({'held out' if kind == 'held_out' else 'training reward'})", fontsize=9)
         axes.set_xlabel("student updates", fontsize=8)
         axes.tick_params(labelsize=8)
-    figure.savefig(path, dpi=110)
+    with replaced_file(path) as draft:
+        figure.savefig(draft, dpi=110)
     return True
 
 
