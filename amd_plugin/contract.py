@@ -64,45 +64,83 @@ def objective_problem(objective: Any) -> str:
     return ""
 
 
-def _check_factories(result: Any) -> None:
+def _factories(result: Any) -> Any:
     if not isinstance(result, Mapping):
-        raise TypeError(f"must return a mapping of names to factories, got {result!r}")
+        raise TypeError(f"must return a mapping of names to factories, got {type(result).__name__}")
     for name, factory in result.items():
         if not isinstance(name, str) or not callable(factory):
             raise TypeError(f"must map names to callables, got {name!r}: {factory!r}")
         inspect.signature(factory)
+    return result
 
 
-def _check_factor(result: Any) -> None:
+def _factor(result: Any) -> Any:
     if isinstance(result, bool) or not isinstance(result, int | float) or not 0 <= result <= 1:
         raise ValueError(f"must return a factor in [0, 1] or None, got {result!r}")
+    return result
 
 
-def _check_factors(result: Any) -> None:
-    if getattr(result, "ndim", None) != 1 or not ((result >= 0) & (result < math.inf)).all():
+def _factors(result: Any) -> Any:
+    import torch
+
+    floating = isinstance(result, torch.Tensor) and result.is_floating_point() and result.ndim == 1
+    if not floating or not ((result >= 0) & (result < math.inf)).all():
         raise ValueError(f"must return finite factors [B] of at least 0 or None, got {result!r}")
+    return result.detach()
 
 
-def _check_sampler(result: Any) -> None:
+def _sampler(result: Any) -> Any:
     if not callable(result):
         raise TypeError(f"must return a callable or None, got {result!r}")
+    return result
 
 
-def _check_state(result: Any) -> None:
+def _network(result: Any) -> Any:
+    import torch
+
+    if not isinstance(result, torch.nn.Module):
+        raise TypeError(f"must return a torch module or None, got {type(result).__name__}")
+    return result
+
+
+def _state(result: Any) -> Any:
     key, state = result
-    json.dumps({key: dict(state)})
+    if not isinstance(key, str):
+        raise TypeError(f"must return a key that is text, got {key!r}")
+    return key, json.loads(json.dumps(dict(state)))
 
 
-# Checks of hooks' results, so that a wrong result is the plugin's failure and not the host's.
-CHECKS: dict[str, Callable[[Any], None]] = {
-    "distill_objectives": _check_factories,
-    "distill_rewards": _check_factories,
-    "distill_families": _check_factories,
-    "distill_strength_schedule": _check_factor,
-    "distill_advantage_schedule": _check_factors,
-    "distill_sigma_sampler": _check_sampler,
-    "distill_state_dict": _check_state,
+# Hook -> what a plugin's result is to the host; raises where it is nothing of use. None needs no check: any hook may return it.
+# An objective is checked where it is built, as the user asked for it by name.
+ACCEPT: dict[str, Callable[[Any], Any]] = {
+    "distill_objectives": _factories,
+    "distill_rewards": _factories,
+    "distill_families": _factories,
+    "distill_make_objective": lambda result: result,
+    "distill_strength_schedule": _factor,
+    "distill_advantage_schedule": _factors,
+    "distill_sigma_sampler": _sampler,
+    "distill_prepare_frozen": _network,
+    "distill_state_dict": _state,
+    "distill_on_step": lambda result: None,
+    "distill_load_state_dict": lambda result: None,
+    "distill_export": lambda result: None,
 }
+
+
+def own_copies(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a hook, with copies of tensors and mappings: a plugin that changes its own changes nobody else's."""
+    return {name: _own(value) for name, value in given.items()}
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _own(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_own(inner) for inner in value]
+    # By its methods, as this module does without torch.
+    is_tensor = hasattr(value, "detach") and hasattr(value, "clone") and not isinstance(value, type)
+    return value.detach().clone() if is_tensor else value
 
 
 def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:

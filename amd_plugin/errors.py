@@ -43,6 +43,17 @@ class RunError(AmdPluginError):
     """A run that had to stop. Its last checkpoint is on disk."""
 
 
+def in_words(error: BaseException) -> str:
+    """``Type: message`` of any exception, also of one that cannot be printed because its own code fails."""
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # of somebody else's __str__
+        return f"{kind}, which cannot be printed ({type(failure).__name__})"
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the candidate nearest to `word`, or an empty string."""
     near = get_close_matches(word, list(candidates), n=1)
@@ -66,8 +77,8 @@ def unreadable_is_input_error(message: str, hint: str = "", longest: int = 300) 
     except InputError:
         raise
     except Exception as error:  # OSError, ValueError, RuntimeError, hub, pickle and safetensors errors alike
-        cause = " ".join(str(error).split())[:longest]
-        raise InputError(f"{message}: {type(error).__name__}: {cause}.{hint}") from error
+        cause = " ".join(in_words(error).split())[: longest + len(type(error).__name__) + 2]
+        raise InputError(f"{message}: {cause}.{hint}") from error
 
 
 def printable(text: str) -> str:

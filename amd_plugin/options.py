@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from amd_plugin.errors import InputError, OptionError, did_you_mean
+from amd_plugin.errors import InputError, OptionError, did_you_mean, in_words
 
 Group = Literal["main", "regime", "paper", "expert"]
 GROUPS: dict[Group, str] = {
@@ -156,7 +156,7 @@ def options_model(factory: Callable[..., Any], *, ignore: Collection[str] = ()) 
     try:
         parameters = inspect.signature(factory, eval_str=True).parameters.values()
     except Exception as error:
-        raise InputError(f"the signature of {factory!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise InputError(f"the signature of {factory!r} cannot be read: {in_words(error)}") from error
     for parameter in parameters:
         if parameter.name in ignore or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue

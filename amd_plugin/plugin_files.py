@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, in_words
 
 VARIABLE = "AMD_PLUGIN_LOAD"
 PREFIX = "amd_plugin_file_"  # of their modules' names, which no other process can import
@@ -57,6 +57,6 @@ def read(file: Path) -> ModuleType:
         own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
         place = f"{file}:{line}" if line else str(file)
-        message = error.msg if isinstance(error, SyntaxError) else error
-        raise InputError(f"plugin file {place}: {type(error).__name__}: {message}") from error
+        message = f"SyntaxError: {error.msg}" if isinstance(error, SyntaxError) else in_words(error)
+        raise InputError(f"plugin file {place}: {message}") from error
     return module

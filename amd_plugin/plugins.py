@@ -13,7 +13,9 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,16 @@ from typing import Any
 import pluggy
 
 from amd_plugin import hookspecs, plugin_files
-from amd_plugin.contract import CHECKS, objective_problem
-from amd_plugin.errors import AmdPluginError, InputError, did_you_mean
+from amd_plugin.contract import ACCEPT, objective_problem, own_copies
+from amd_plugin.errors import AmdPluginError, InputError, did_you_mean, in_words
 from amd_plugin.hookspecs import NAME, Objective
 
 log = logging.getLogger(__name__)
 
 # By dotted name, so that this module imports no host. `amd` is loaded from its entry point, like a third party's plugin.
 DEFAULT_PLUGINS = {"host": "amd_plugin.default_plugins.host"}
+CATALOGUE = ("distill_objectives", "distill_rewards", "distill_families")
+SLOW = 3.0  # seconds after which a plugin that is waited for is named
 
 
 @dataclass
@@ -117,7 +121,9 @@ class PluginManager(pluggy.PluginManager):
                 self._fail(f"{point.name} ({duplicate.distribution})", InputError(f"another plugin is called '{point.name}'"))
                 continue
             try:
-                self.register(point.load(), point.name, _distribution(point))
+                with self._named_if_slow("being imported", point.name):
+                    module = point.load()
+                self.register(module, point.name, _distribution(point))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -134,7 +140,9 @@ class PluginManager(pluggy.PluginManager):
             file = Path(name)
             if self.has_plugin(file.name):
                 raise InputError(f"plugin file {file}: another plugin is called '{file.name}'; give it another name")
-            registered = self.register(plugin_files.read(file), file.name)
+            with self._named_if_slow("being imported", file.name):
+                module = plugin_files.read(file)
+            registered = self.register(module, file.name)
             status = self.statuses[file.name]
             if registered is None or not status.hooks:
                 problem = status.cause or "it has no hook: no function distill_... under @amd_plugin.hookimpl (docs/hooks.md)"
@@ -178,7 +186,7 @@ class PluginManager(pluggy.PluginManager):
         except AmdPluginError:
             raise
         except Exception as error:
-            raise InputError(f"objective '{name}' could not be built: {type(error).__name__}: {error}") from error
+            raise InputError(f"objective '{name}' could not be built: {in_words(error)}") from error
         if problem:
             kind = type(objective).__name__
             raise InputError(f"objective '{name}' is a {kind} {problem}: not an Objective (amd_plugin.hookspecs)")
@@ -199,21 +207,24 @@ class PluginManager(pluggy.PluginManager):
                     raise InputError(f"{caller.name} is a hook wrapper; these cannot be isolated and are not accepted")
                 # Plugins of this package are not isolated: they may raise InputError.
                 if not str(getattr(plugin, "__name__", "")).startswith("amd_plugin."):
-                    guarded = self._isolated(implementation.function, caller.name, status.name)
+                    guarded = self._isolated(implementation, caller.name, status.name)
                     # pluggy offers no wrapper around a single implementation, so the called attribute is replaced.
                     implementation.function = guarded  # type: ignore[misc]
         status.hooks.sort()
 
-    def _isolated(self, function: Callable[..., Any], hook: str, name: str) -> Callable[..., Any]:
+    def _isolated(self, implementation: pluggy.HookImpl, hook: str, name: str) -> Callable[..., Any]:
+        """The one way by which a plugin's hooks are called: on copies, and what they return is checked."""
+        function, names = implementation.function, implementation.argnames
+
         @functools.wraps(function)
         def guarded(*args: Any) -> Any:
             if self.statuses[name].status == "failed":
                 return None
+            given = dict(zip(names, args, strict=True))
             try:
-                result = function(*args)
-                if result is not None and hook in CHECKS:
-                    CHECKS[hook](result)
-                return result
+                with self._named_if_slow(f"in {hook}", name, waits=hook in CATALOGUE):
+                    result = function(*own_copies(given).values())
+                return None if result is None or hook not in ACCEPT else ACCEPT[hook](result)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -222,15 +233,32 @@ class PluginManager(pluggy.PluginManager):
 
         return guarded
 
+    @contextmanager
+    def _named_if_slow(self, where: str, name: str, *, waits: bool = True) -> Iterator[None]:
+        """Says which plugin holds everything up, if it does for `SLOW` seconds; it is waited for all the same."""
+        if not waits:
+            yield
+            return
+        out = f"Ctrl-C ends this; AMD_PLUGIN_DISABLE={name} does without it"
+        timer = threading.Timer(
+            SLOW, log.warning, ("plugin %s: still %s after %g s, and waited for. %s", name, where, SLOW, out)
+        )
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _fail(self, name: str, error: BaseException, context: str = "") -> None:
         status = self.statuses[name]
         status.status, status.error = "failed", error
-        status.cause = f"{context}{type(error).__name__}: {error}"
+        status.cause = f"{context}{in_words(error)}"
         log.warning("plugin %s is set aside: %s", name, status.cause)
 
     def _catalogue(self) -> Mapping[str, Mapping[str, Callable[..., Any]]]:
         """Factories by hook and name. A plugin that claims a name in use fails, and provides nothing."""
-        catalogue = {hook: _Factories() for hook in ("distill_objectives", "distill_rewards", "distill_families")}
+        catalogue = {hook: _Factories() for hook in CATALOGUE}
         owners: dict[tuple[str, str], str] = {}
         # pluggy would call the plugins in reverse order, but a name belongs to the first registered plugin.
         for plugin, _ in self.list_name_plugin():

@@ -307,3 +307,137 @@ def test_the_example_of_a_reward_guided_noise_schedule(plugins, tiny, tmp_path):
     moved.register(schedule, "noise")
     one, two = (run.train(tiny(manager=m), m, tmp_path / name) for m, name in ((moved, "moved"), (plain, "plain")))
     assert moved.statuses["noise"].status == "active" and one != two
+
+
+class Unprintable(Exception):
+    """An exception that fails where it is printed."""
+
+    def __str__(self):
+        raise SystemExit(7)
+
+    __repr__ = __str__
+
+
+def unprintable(*given):
+    raise Unprintable
+
+
+@pytest.mark.parametrize(
+    ("hook", "given"),
+    [
+        ("distill_objectives", {}), ("distill_rewards", {}), ("distill_families", {}), ("distill_sigma_sampler", {"options": {}}),
+        ("distill_strength_schedule", {"step": 0, "max_steps": 1, "metrics": {}}),
+        ("distill_advantage_schedule", {"sigma": torch.ones(2), "step": 0, "max_steps": 1, "metrics": {}}),
+        ("distill_on_step", {"step": 0, "metrics": {}}), ("distill_state_dict", {}), ("distill_load_state_dict", {"state": {}}),
+        ("distill_export", {"path": Path(), "options": {}}),
+        ("distill_make_objective", {"name": "dmd", "factory": DMDObjective, "options": {}}),
+    ],
+)  # fmt: skip
+def test_an_exception_that_cannot_be_printed_is_isolated_in_every_hook(plugins, hook, given):
+    plugins.register(plugin(**{hook: lambda: unprintable()}), "mute")
+    getattr(plugins.hook, hook)(**given)
+    assert plugins.statuses["mute"].cause == f"in {hook}: Unprintable, which cannot be printed (SystemExit)"
+
+
+def test_an_exception_that_cannot_be_printed_is_told_everywhere_else(plugins, tiny, tmp_path):
+    from amd_plugin.errors import RunError
+    from amd_plugin.host import run
+
+    mute = plugin(distill_sigma_sampler=lambda: lambda sigma, **given: unprintable())
+    plugins.register(mute, "mute")
+    with pytest.raises(RunError, match="Unprintable, which cannot be printed"):
+        run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
+    plugins.register(plugin(distill_objectives=lambda: {"mute": lambda: unprintable()}), "more")
+    with pytest.raises(InputError, match="could not be built: Unprintable, which"):
+        plugins.make_objective("mute")
+
+
+@pytest.mark.parametrize("factor", [float("nan"), -0.1, 1.5, float("inf"), True, "1", [1.0]])
+def test_a_strength_that_is_none_sets_its_plugin_aside(plugins, factor):
+    plugins.register(plugin(distill_strength_schedule=lambda: factor), "odd")
+    assert plugins.hook.distill_strength_schedule(step=0, max_steps=1, metrics={}) == []
+    assert "must return a factor in [0, 1]" in plugins.statuses["odd"].cause
+
+
+@pytest.mark.parametrize(
+    "factors", [torch.tensor([1.0, torch.nan]), torch.tensor([1.0, -1]), torch.ones(2, 1), torch.ones(2).int(), 1]
+)
+def test_factors_of_another_kind_set_their_plugin_aside(plugins, factors):
+    plugins.register(plugin(distill_advantage_schedule=lambda: factors), "odd")
+    assert plugins.hook.distill_advantage_schedule(sigma=torch.ones(2), step=0, max_steps=1, metrics={}) == []
+    assert "must return finite factors [B]" in plugins.statuses["odd"].cause
+
+
+def test_a_plugin_gets_copies(plugins):
+    sigma, metrics = torch.ones(2), {"loss": 1.0}
+    plugins.register(plugin(distill_advantage_schedule=lambda sigma, metrics: (metrics.clear(), sigma.zero_())[1]), "vandal")
+    (factors,) = plugins.hook.distill_advantage_schedule(sigma=sigma, step=0, max_steps=1, metrics=metrics)
+    assert factors.tolist() == [0, 0] and sigma.tolist() == [1, 1] and metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda sigma: None, lambda sigma: sigma.tolist(), lambda sigma: sigma.round().long(), lambda sigma: sigma[:-1],
+        lambda sigma: sigma[None], lambda sigma: sigma * torch.nan, lambda sigma: sigma - 1, lambda sigma: sigma + 1,
+        lambda sigma: sigma.double(), lambda sigma: (sigma.zero_(), None)[1],
+    ],
+)  # fmt: skip
+def test_levels_of_another_kind_are_refused(answer):
+    from types import SimpleNamespace
+
+    from amd_plugin.errors import RunError
+    from amd_plugin.host.training.noise_levels import NoiseLevelSampler
+
+    drawn, advantage = torch.full((4,), 0.25), torch.zeros(4)
+    batch = SimpleNamespace(uniform=lambda key, window: drawn, generator=lambda key: None, step=0)
+    sampler = NoiseLevelSampler(SimpleNamespace(sigma=(0.0, 1.0)), [0.0], [lambda sigma, advantage, **given: answer(sigma)])
+    with pytest.raises(RunError, match=r"sigma sampler .*: must return a new tensor of 4 levels in \[0, 1\], .* got"):
+        sampler(batch, "student", advantage=advantage)
+    assert drawn.tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("harm", ["deletes", "empties", "damages", "replaces"])
+def test_an_export_hook_that_harms_the_student_is_undone(harm, plugins, tiny, tmp_path, caplog):
+    import shutil
+
+    from amd_plugin.checksums import checksums
+    from amd_plugin.host import run
+
+    def export(path):
+        weights = next(path.rglob("*.safetensors"))
+        if harm == "deletes":
+            shutil.rmtree(path)
+        elif harm == "replaces":
+            shutil.rmtree(path)
+            path.touch()
+        else:
+            weights.write_bytes(b"" if harm == "empties" else weights.read_bytes()[:-1] + b"x")
+
+    fine = run.train(tiny("train.max_steps=1"), plugins, tmp_path / "fine")
+    plugins.register(plugin(distill_export=export), "vandal")
+    assert run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run") == fine
+    assert "distill_export of plugin vandal; the student was written again" in caplog.text
+    weights = [
+        {n: d for n, d in checksums(tmp_path / r / "student").items() if n.endswith("safetensors")} for r in ("fine", "run")
+    ]
+    assert weights[0] == weights[1] != {}
+
+
+def test_a_plugin_that_is_slow_to_import_is_named_and_waited_for(installed, monkeypatch, caplog):
+    import threading
+
+    from amd_plugin import plugins as module
+
+    monkeypatch.setattr(module, "SLOW", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr(module.log, "warning", lambda *words: (caplog.records.append(words), told.set()))
+    manager = installed(EntryPoint("sloth", lambda: told.wait(60) and plugin(distill_rewards=lambda: {"slow": lambda: None})))
+    assert "slow" in manager.rewards() and told.is_set()
+    words = caplog.records[0]
+    assert "plugin sloth: still being imported" in words[0] % words[1:] and "AMD_PLUGIN_DISABLE=sloth" in words[-1]
+
+
+def test_a_state_under_a_key_that_is_no_text_is_refused(plugins):
+    plugins.register(plugin(distill_state_dict=lambda: (3, {})), "odd")
+    assert plugins.hook.distill_state_dict() == [] and "a key that is text" in plugins.statuses["odd"].cause

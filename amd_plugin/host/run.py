@@ -17,7 +17,7 @@ from rich.console import Console
 
 from amd_plugin import disk
 from amd_plugin.busy import busy
-from amd_plugin.errors import AmdPluginError, RunError
+from amd_plugin.errors import AmdPluginError, RunError, in_words
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
@@ -29,7 +29,7 @@ from amd_plugin.host.running.run_folder import find_checkpoint, is_run, open_fol
 from amd_plugin.host.running.run_log import LogState, RunLog, cut
 from amd_plugin.host.running.run_state import Progress, rescue, restore, save
 from amd_plugin.host.running.trackers import Trackers
-from amd_plugin.host.student.export import export, export_run
+from amd_plugin.host.student.export import export, export_run, with_plugins
 from amd_plugin.host.training.learner import learning_rates
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.interrupts import Interrupted
@@ -133,7 +133,7 @@ def _naming_silent_ranks(probe: RankProbe, outcome: str = "Stopped before the fi
         raise
     except Exception as error:
         if unresponsive := probe.unresponsive_ranks(error):
-            raise RunError(f"{unresponsive}{type(error).__name__}: {error}\n{outcome}") from error
+            raise RunError(f"{unresponsive}{in_words(error)}\n{outcome}") from error
         raise
 
 
@@ -151,8 +151,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
         except Preempted:
             raise
         except Exception as error:
-            kind = "" if isinstance(error, AmdPluginError) else f"{type(error).__name__}: "
-            message = f"{probe.unresponsive_ranks(error)}{kind}{error}"
+            message = f"{probe.unresponsive_ranks(error)}{error if isinstance(error, AmdPluginError) else in_words(error)}"
             outcome = rescue(trainer, partial(step.progress, together=False), output, run_log.settle, probe)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}{_then(error, output)}") from error
     saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}"
@@ -223,15 +222,20 @@ def _finish(trainer: Trainer, evaluation: dict[str, float], output: Path) -> Non
         RunError: where the disk does not take them.
     """
     try:
-        if trainer.student_is_sharded:
-            export_run(output, trainer.plugins)  # from the checkpoint just written, which is whole
-        else:
-            with trainer.ema.applied():
-                export(output / "student", trainer.student, trainer.backbone, trainer.recipe, run=output, step=trainer.step)
-        trainer.plugins.hook.distill_export(path=output / "student", options=trainer.recipe.as_dict())
+        write = partial(_export, trainer, output)
+        write()
+        with_plugins(output / "student", trainer.plugins, trainer.recipe, write)
         write_json(output / "evaluation.json", evaluation)
     except Exception as error:
         if (refused := disk.refusal(error)) is None:
             raise
         safe = f"Training is at its end, and the checkpoint of step {trainer.step} is whole"
         raise RunError(f"{disk.in_words(refused)}\n{safe}{_then(error, output)}") from error
+
+
+def _export(trainer: Trainer, output: Path) -> None:
+    if trainer.student_is_sharded:
+        export_run(output, trainer.plugins)  # from the checkpoint just written, which is whole
+        return
+    with trainer.ema.applied():
+        export(output / "student", trainer.student, trainer.backbone, trainer.recipe, run=output, step=trainer.step)

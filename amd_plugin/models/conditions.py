@@ -82,7 +82,7 @@ class EmbeddingFiles:
         """
         try:
             return load_file(self.path(prompt, negative))
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):
             return None
 
     def write(self, prompts: Sequence[str], embedded: Condition, negative: bool = False) -> None:
@@ -118,7 +118,7 @@ class EmbeddingFiles:
         """What `note_longer` noted; empty for a prompt that fits."""
         try:
             noted = json.loads(self._note(prompt, negative).read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (OSError, ValueError):
             return {}
         return {name: Beyond(*values) for name, values in noted.items()}
 

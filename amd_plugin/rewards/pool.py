@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -23,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from amd_plugin.config import DataConfig, RewardConfig
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, in_words
 from amd_plugin.options import accepted
 from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugin_files import PREFIX
@@ -33,6 +37,8 @@ from amd_plugin.rewards.scorer import Scorer
 log = logging.getLogger(__name__)
 
 START_LIMIT = 900.0  # seconds to import everything and load a large model from a slow disk
+TOLD = 10.0  # seconds of such a start after which it is said that it is waited for
+AGAIN = (60.0, 3.0)  # a worker that is replaced may take that many seconds, and that many times what the first one took
 DIED = "its worker process died, of too little memory or of a crash in native code"
 
 Batch = tuple[bytes, list[str], dict[str, Any]]  # tensors packed by safetensors, media under ""; prompts; other columns
@@ -147,10 +153,10 @@ class Pool:
 
 
 class _Worker:
-    """One process, started again whenever it is lost."""
+    """One process, started again whenever it is lost. What it starts, and its folder for temporary files, end with it."""
 
     def __init__(self, spec: WorkerSpec):
-        self._spec, self._generation = spec, 0
+        self._spec, self._generation, self._limit = spec, 0, START_LIMIT
         self._start()
 
     @property
@@ -158,13 +164,32 @@ class _Worker:
         return list(self._executor._processes or ())
 
     def info(self) -> WorkerInfo:
+        name = self._spec.config.name
         try:
-            return self._ready.result(START_LIMIT)
-        except (BrokenProcessPool, TooLate) as error:
-            message = f"reward '{self._spec.config.name}': its worker process did not start ({type(error).__name__})"
+            info = self._started()
+            if self._limit == START_LIMIT:
+                self._limit = min(START_LIMIT, AGAIN[0] + AGAIN[1] * (time.monotonic() - self._began))
+            return info
+        except TooLate:
+            return WorkerInfo(f"reward '{name}': its worker process did not start within {self._limit:.0f} s")
+        except BrokenProcessPool:
+            message = f"reward '{name}': its worker process died while it started, after {time.monotonic() - self._began:.1f} s"
             return WorkerInfo(
                 f"{message}; see its output above. A script needs `if __name__ == '__main__':` around what trains"
             )
+
+    def _started(self) -> WorkerInfo:
+        """The worker's report; says after a while that it is waited for."""
+        try:
+            return self._ready.result(TOLD)
+        except TooLate:
+            left = self._limit - (time.monotonic() - self._began)
+            if left > 0:
+                log.warning(
+                    "reward '%s': its worker process is starting; waiting for it for another %.0f s at most",
+                    self._spec.config.name, left,
+                )  # fmt: skip
+            return self._ready.result(max(0.0, left))
 
     def submit(self, batch: Batch, index: int) -> WorkerCall:
         try:
@@ -190,16 +215,17 @@ class _Worker:
             self._restart()
             return [], DIED
         except Exception as error:  # a column that cannot be pickled
-            return [], f"{type(error).__name__}: {error}"
+            return [], in_words(error)
 
     def kill(self) -> None:
         self._end()
 
     def _start(self) -> None:
-        self._generation += 1
-        self._executor = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._spec,))
+        self._generation, self._began = self._generation + 1, time.monotonic()
+        scratch = tempfile.TemporaryDirectory(prefix="amd-plugin-reward-", ignore_cleanup_errors=True)
+        self._executor = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._spec, scratch.name))
         self._ready = self._executor.submit(_info)
-        self._end = weakref.finalize(self, _end, self._executor)
+        self._end = weakref.finalize(self, _end, self._executor, list(self._executor._processes or ()), scratch)
 
     def _restart(self) -> None:
         self._end()
@@ -217,11 +243,15 @@ def importable(factory: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
 
 
-def _end(executor: ProcessPoolExecutor) -> None:
+def _end(executor: ProcessPoolExecutor, leaders: Sequence[int], scratch: tempfile.TemporaryDirectory[str]) -> None:
     # Executor.kill_workers came with Python 3.14; a worker that hangs would hold up the end of this process.
     for process in list((executor._processes or {}).values()):
         process.kill()
-    executor.shutdown(wait=False, cancel_futures=True)
+    for leader in leaders:
+        with suppress(OSError):  # of a worker that had not got as far as leading a group
+            os.killpg(leader, signal.SIGKILL)  # what it has started too
+    executor.shutdown(wait=True, cancel_futures=True)  # takes moments, as its process is dead
+    scratch.cleanup()
 
 
 # What follows runs in the worker.
@@ -230,12 +260,14 @@ _scorer: Scorer | None = None
 _problem = ""
 
 
-def _begin(spec: WorkerSpec) -> None:
+def _begin(spec: WorkerSpec, scratch: str) -> None:
     global _scorer, _problem
+    os.setpgid(0, 0)
+    tempfile.tempdir = os.environ["TMPDIR"] = scratch  # what it leaves there goes with it
     # Both signals go to the training process, which ends its step, saves, and ends this one.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    on_parent_exit(lambda: os._exit(0))
+    on_parent_exit(lambda: _leave(scratch))
     torch.set_num_threads(spec.threads)
     try:
         # Plugins and tasks are loaded only where they are needed: a worker that needs neither starts in half the time.
@@ -252,8 +284,13 @@ def _begin(spec: WorkerSpec) -> None:
         _problem = str(error)
         if spec.factory is None:
             _problem += "\nA pool needs a reward that another process can import: of an installed plugin, or of a module"
-    except (Exception, SystemExit) as error:
-        _problem = f"reward '{spec.config.name}' could not be built: {type(error).__name__}: {error}"
+    except BaseException as error:  # of somebody else's code; no signal raises one here
+        _problem = f"reward '{spec.config.name}' could not be built: {in_words(error)}"
+
+
+def _leave(scratch: str) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _info() -> WorkerInfo:
@@ -268,5 +305,5 @@ def _score(packed: bytes, prompts: Sequence[str], columns: dict[str, Any]) -> tu
         media = tensors.pop("")
         scores: list[float] = _scorer(media, prompts, {**tensors, **columns}).tolist()
         return scores, ""
-    except (Exception, SystemExit) as error:
-        return [], f"{type(error).__name__}: {error}"
+    except BaseException as error:  # GeneratorExit and its like would bring the worker down
+        return [], in_words(error)

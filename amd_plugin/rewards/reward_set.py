@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.config import DataConfig, RewardConfig
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, in_words
 from amd_plugin.maths.advantage import aggregate
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
@@ -198,5 +198,9 @@ class _TimedCall:
 def _attempt(call: Callable[[], Tensor]) -> Result:
     try:
         return call()
-    except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt as error:
+        if threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, which no other thread gets
+        return in_words(error)
+    except BaseException as error:  # of somebody else's code: SystemExit, GeneratorExit, CancelledError, ...
+        return in_words(error)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_plugin.config import REWARD_CONTEXT, RewardConfig
-from amd_plugin.errors import AmdPluginError, InputError
+from amd_plugin.errors import AmdPluginError, InputError, in_words
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.protocol import present, traits
@@ -51,10 +51,10 @@ class Scorer:
         try:
             self._reward = factory(**context_of(factory, task, plugins), **config.factory_options(takes))
             self.takes = accepted(self._reward)
-        except AmdPluginError:
+        except (AmdPluginError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise InputError(f"{label} could not be built: {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            raise InputError(f"{label} could not be built: {in_words(error)}") from error
         own = config.host_keys & takes
         self._device = device if config.device == "auto" or "device" in own else torch.device(config.device)
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():

@@ -1,7 +1,10 @@
 """Rewards of people we have not met, as factories that a worker process can import."""
 
 import os
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -57,6 +60,36 @@ def deadly(only: int):
     return reward
 
 
+def messy(only: int, note: str):
+    """Starts a program, leaves a folder, and hangs in the call with that many samples."""
+
+    def reward(media, prompts):
+        if len(media) == only:
+            program = subprocess.Popen(["sleep", "600"])
+            Path(note).write_text(f"{program.pid} {tempfile.mkdtemp()}")
+            time.sleep(600)
+        return media.flatten(1)[:, 0]
+
+    return reward
+
+
+def leaving(how: str):
+    """Raises what is no `Exception`."""
+
+    def reward(media, prompts):
+        raise {"GeneratorExit": GeneratorExit, "SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[how](3)
+
+    return reward
+
+
+def sluggish(note: str):
+    """Takes forever to build, but for the first time; dies in every call."""
+    if os.path.exists(note):
+        time.sleep(600)
+    Path(note).touch()
+    return lambda media, prompts: os._exit(9)
+
+
 class Network(torch.nn.Module):
     """A torch module as it is."""
 
@@ -71,4 +104,5 @@ class Network(torch.nn.Module):
 FACTORIES = {
     "first": first, "by_label": by_label, "threads": threads, "process": process, "unbuildable": unbuildable,
     "sleepy": sleepy, "deadly": deadly, "network": Network, "in_logits": InLogits,
+    "messy": messy, "leaving": leaving, "sluggish": sluggish,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from amd_plugin.atomic import replaced_file, write_text
 from amd_plugin.data.prompts import ROWS
 from amd_plugin.disk import dispensable
-from amd_plugin.errors import RunError
+from amd_plugin.errors import RunError, in_words
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.health import health, problems, real_saturation
 from amd_plugin.host.evaluation.held_out import mean_scores
@@ -80,7 +80,7 @@ class HeldOutEvaluation:
             except Interrupted as signal:
                 outcome[3] = int(signal.args[0])
             except Exception as error:  # broadcast first: a lone exception would leave the other processes waiting
-                outcome[2], cause = f"{type(error).__name__}: {error}", error
+                outcome[2], cause = in_words(error), error
         broadcast_object_list(outcome)
         evaluation: dict[str, float] = outcome[0]
         warning, failure, signum = outcome[1:]

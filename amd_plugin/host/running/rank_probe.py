@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from amd_plugin.errors import in_words
+
 # Processes give up one after the other, in the order in which they started to wait.
 PROBE_SECONDS = 60.0
 
@@ -62,7 +64,7 @@ class RankProbe:
 
 def of_communication(error: BaseException) -> bool:
     """Whether `error` says that processes could not communicate."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in in_words(error).lower()
 
 
 def _completed(exchange: list[Any]) -> bool:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 import amd_plugin
 from amd_plugin import disk
-from amd_plugin.errors import InputError, OptionError, RunError, unreadable_is_input_error
+from amd_plugin.errors import InputError, OptionError, RunError, in_words, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE, State
 from amd_plugin.host.running.rank_probe import RankProbe, of_communication
@@ -168,7 +168,7 @@ def _fitting(path: Path, part: str) -> Iterator[None]:
 
 def _in_words(error: Exception) -> str:
     refused = disk.refusal(error)
-    return f"{type(error).__name__}: {error}" if refused is None else disk.in_words(refused)
+    return in_words(error) if refused is None else disk.in_words(refused)
 
 
 def _write(trainer: Trainer, progress: Progress, output: Path, settle: Callable[[], None], *, partial: bool = False) -> None:

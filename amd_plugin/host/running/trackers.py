@@ -15,7 +15,7 @@ from PIL import Image
 
 from amd_plugin.atomic import write_text
 from amd_plugin.disk import dispensable
-from amd_plugin.errors import InputError, MissingDependency, did_you_mean
+from amd_plugin.errors import InputError, MissingDependency, did_you_mean, in_words
 from amd_plugin.recipe.loading import Recipe
 
 if TYPE_CHECKING:  # reading a run's log must not wait for accelerate
@@ -64,7 +64,7 @@ class Trackers:
                     tracker.store_init_configuration(_flat(recipe.as_dict()))
         except Exception as error:
             names = ", ".join(train.trackers)
-            raise InputError(f"train.trackers: {names} cannot be started: {type(error).__name__}: {error}") from error
+            raise InputError(f"train.trackers: {names} cannot be started: {in_words(error)}") from error
         self._working, accelerator.trackers = accelerator.trackers, []
         ids = {tracker.name: IDS[tracker.name](tracker) for tracker in self._working if tracker.name in IDS}
         if ids:

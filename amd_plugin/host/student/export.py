@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,7 @@ from typing import Any, cast
 from huggingface_hub import HfApi
 
 from amd_plugin.atomic import replaced_folder
+from amd_plugin.checksums import changed, checksums
 from amd_plugin.choices import StudentFormat, Weights
 from amd_plugin.config import ModelConfig
 from amd_plugin.disk import dispensable
@@ -28,11 +31,13 @@ from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 
+log = logging.getLogger(__name__)
+
 # Folder of the adapter beside a pipeline. The pipeline's network has it merged, and no loader that is pointed at the pipeline
 # finds it there and applies it a second time.
 ADAPTER_FOLDER = "lora"
 
-__all__ = ["ADAPTER_FOLDER", "LORA_FILE", "export", "export_run", "push"]
+__all__ = ["ADAPTER_FOLDER", "LORA_FILE", "export", "export_run", "push", "with_plugins"]
 
 
 def export(
@@ -129,6 +134,28 @@ def export_run(
     with student.with_weights(weights) as role:
         export(target, role, student.backbone, student.recipe, run=run, step=student.step, how=how, weights=weights)
     return target
+
+
+def with_plugins(path: Path, plugins: PluginManager, recipe: Recipe, write: Callable[[], None]) -> None:
+    """Calls the plugins' `distill_export` on the student in `path`, and undoes what they do to its files beside adding some.
+
+    Args:
+        path: folder of the student.
+        plugins: registry of the hooks.
+        recipe: the run's recipe, for the hooks.
+        write: writes the student anew.
+    """
+    names = [implementation.plugin_name for implementation in plugins.hook.distill_export.get_hookimpls()]
+    if not names:
+        return
+    before = checksums(path)
+    plugins.hook.distill_export(path=path, options=recipe.as_dict())
+    if problem := changed(path, before):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        write()
+        hooks = f"distill_export of plugin {' or '.join(names)}"
+        log.warning("%s: %s after %s; the student was written again, without anything of theirs", path, problem, hooks)
 
 
 def push(folder: Path, repository: str, *, private: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,10 +49,10 @@ class NoiseLevelSampler:
         sigma = batch.uniform(f"sigma {role}", (lowest, high))
         for index, sampler in enumerate(self._samplers):
             draws = batch.generator(f"sigma {role} sampler {index}")
-            moved = sampler(sigma, role=role, advantage=advantage, step=batch.step, generator=draws)
-            if moved.shape != sigma.shape or not ((moved >= 0) & (moved <= 1)).all():
-                raise RunError(f"sigma sampler {sampler!r}: must return {len(sigma)} levels in [0, 1], got {moved}")
-            sigma = moved
+            # Copies: what a sampler does to its own changes nothing but what it returns.
+            own = None if advantage is None else advantage.clone()
+            moved = sampler(sigma.clone(), role=role, advantage=own, step=batch.step, generator=draws)
+            sigma = _checked(moved, sigma, sampler)
         return sigma
 
     def _lowest(self, low: float, batch: Batch) -> float | Tensor:
@@ -59,3 +60,18 @@ class NoiseLevelSampler:
         if max(self.floors) <= low:
             return low
         return torch.tensor(self.floors).clamp(min=low)[batch.rungs].to(batch.device, non_blocking=True)
+
+
+def _checked(moved: Any, sigma: Tensor, sampler: SigmaSampler) -> Tensor:
+    """What a sampler made of the levels `sigma` [B]; raises RunError where it is nothing of the kind."""
+    if not isinstance(moved, Tensor):
+        got = f"{type(moved).__name__}"
+    elif moved.shape != sigma.shape or moved.dtype != sigma.dtype or moved.device != sigma.device:
+        got = f"a tensor of shape {tuple(moved.shape)}, {moved.dtype}, on {moved.device}"
+    elif not ((moved >= 0) & (moved <= 1)).all():
+        got = f"levels from {moved.min().item():g} to {moved.max().item():g}"
+    else:
+        return moved.detach()
+    name = f"{sampler.__module__}.{getattr(sampler, '__qualname__', type(sampler).__qualname__)}"
+    wanted = f"a new tensor of {len(sigma)} levels in [0, 1], {sigma.dtype} on {sigma.device}"
+    raise RunError(f"sigma sampler {name}: must return {wanted}, got {got}")

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from amd_plugin.config import TrainConfig
+from amd_plugin.errors import RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
@@ -288,6 +289,8 @@ class Trainer:
         factors = self.plugins.hook.distill_advantage_schedule(
             sigma=sigma, step=self.step, max_steps=self.train.max_steps, metrics=last_metrics
         )
+        if wrong := [tuple(factor.shape) for factor in factors if factor.shape != sigma.shape]:
+            raise RunError(f"distill_advantage_schedule of a plugin: must return {len(sigma)} factors, got shape {wrong[0]}")
         return math.prod(factors[1:], start=factors[0].to(sigma)) if factors else None
 
     def _with_reward(self, signals: Signals, batch: Batch, rows: slice) -> Signals:

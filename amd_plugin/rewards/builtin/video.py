@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from amd_plugin.config import REWARD_CONTEXT
-from amd_plugin.errors import AmdPluginError, InputError
+from amd_plugin.errors import AmdPluginError, InputError, in_words
 from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.rewards.protocol import present, score_frames, traits
@@ -102,4 +102,4 @@ def _build(entry: dict[str, Any], task: Any, plugins: PluginManager) -> Any:
         messages = "; ".join(f"reward.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"reward video: {messages}") from error
     except Exception as error:
-        raise InputError(f"reward video: {name} could not be built: {type(error).__name__}: {error}") from error
+        raise InputError(f"reward video: {name} could not be built: {in_words(error)}") from error

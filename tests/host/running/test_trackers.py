@@ -132,3 +132,29 @@ def test_names_in_trackers_do_not_change_a_result(tiny, plugins, tmp_path):
     assert json.loads((folder / "evaluation.json").read_text())
     with pytest.raises(InputError, match=r"train\.project"):
         tiny("train.project='../elsewhere'")
+
+
+def test_tensorboard_shows_every_step_once_after_a_kill(tiny, plugins, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from amd_plugin.host.training.trainer import Trainer
+
+    class Killed(BaseException):
+        """Like SIGKILL, nothing of the program answers it."""
+
+    original, folder = Trainer.student_turn, tmp_path / "run"
+
+    def killed(trainer, *rest):
+        if trainer.step == 3:
+            raise Killed
+        return original(trainer, *rest)
+
+    recipe = tiny("train.trackers=[tensorboard]", "train.checkpoint_every=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "student_turn", killed)
+        with pytest.raises(Killed):
+            run.train(recipe, plugins, folder)
+    run.train(recipe, plugins, folder, resume="auto")
+    board = EventAccumulator(str(folder / "tensorboard" / "amd-plugin"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss/student")] == [1, 2, 3, 4]

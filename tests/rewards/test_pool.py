@@ -1,0 +1,69 @@
+"""Workers that do what rewards must not: nothing hangs for longer than is said, and nothing of them is left."""
+
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from amd_plugin.rewards import pool
+from tests.rewards.test_reward_set import MEDIA, PROMPTS, rewards  # noqa: F401 (a fixture)
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ended(process):
+    for _ in range(100):
+        if not alive(process):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def left():
+    """Semaphores and temporary folders of this package and of multiprocessing on this machine."""
+    shared = Path("/dev/shm").glob("sem.mp-*") if os.path.isdir("/dev/shm") else ()
+    return {*shared, *Path(tempfile.gettempdir()).glob("amd-plugin-reward-*")}
+
+
+def test_nothing_of_a_worker_is_left_whatever_it_does(rewards, tmp_path, monkeypatch, caplog):  # noqa: F811
+    monkeypatch.setattr(pool, "TOLD", 0.2)
+    note, before = tmp_path / "note", left()
+    several = rewards(
+        {"name": "messy", "only": 4, "note": str(note), "timeout": 2.0, "pool": 1, "on_error": "neutral"},
+        {"name": "leaving", "how": "GeneratorExit", "pool": 1, "on_error": "neutral"},
+        {"name": "sluggish", "note": str(tmp_path / "built"), "pool": 1, "on_error": "neutral"},
+    )
+    assert several.pools["leaving"]._workers[0]._limit < pool.START_LIMIT
+    causes = several(MEDIA, PROMPTS).causes
+    assert causes == {"messy": "TimeoutError: no answer within 2 s", "leaving": "GeneratorExit: 3", "sluggish": pool.DIED}
+    program, folder = note.read_text().split(" ", 1)
+    assert ended(int(program)), "what a worker has started outlives it"
+    assert not Path(folder).exists()
+    monkeypatch.setattr(several.pools["sluggish"]._workers[0], "_limit", 1.0)
+    again = several(MEDIA[:2], PROMPTS[:2])
+    assert again.causes["sluggish"] == "reward 'sluggish': its worker process did not start within 1 s"
+    assert again.each["messy"].tolist() == [0, 2]
+    assert "its worker process is starting; waiting for it for another" in caplog.text
+    workers = [process for one in several.pools.values() for process in one.process_ids]
+    several.close()
+    assert all(map(ended, workers)) and not multiprocessing.active_children()
+    del several
+    assert left() <= before
+
+
+@pytest.mark.parametrize("how", ["GeneratorExit", "SystemExit"])
+def test_what_is_no_exception_is_a_failure_here_too(rewards, how):  # noqa: F811
+    assert rewards({"name": "leaving", "how": how, "on_error": "neutral"})(MEDIA, PROMPTS).causes == {"leaving": f"{how}: 3"}
+
+
+def test_what_is_no_exception_does_not_get_out_of_a_thread(rewards):  # noqa: F811
+    entry = {"name": "leaving", "how": "KeyboardInterrupt", "timeout": 20.0, "on_error": "neutral"}
+    assert rewards(entry)(MEDIA, PROMPTS).causes == {"leaving": "KeyboardInterrupt: 3"}

@@ -1,0 +1,86 @@
+"""Ctrl-C and SIGTERM in commands that do not train: one line, exit code 130 or 143, nothing half written."""
+
+import os
+import signal
+
+import pytest
+
+from amd_plugin import interrupts
+from amd_plugin.host import run
+from amd_plugin.models.embedded import teacher
+from tests.helpers.recipes import TINY
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """No signal has come so far, and the handlers of this process are its own again after the test."""
+    before = {signum: signal.getsignal(signum) for signum in interrupts.SIGNALS}
+    monkeypatch.setattr(interrupts, "received", interrupts.Received())
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run."""
+    from amd_plugin import get_plugin_manager, recipe
+
+    folder, plugins = tmp_path_factory.mktemp("finished") / "run", get_plugin_manager()
+    run.train(recipe.load("modes2d", plugins, TINY), plugins, folder)
+    return folder
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Command -> a function that it calls in its middle, as module and name.
+MIDDLE = {
+    "evaluate": ("amd_plugin.evaluate.students.evaluation", "measure"),
+    "export": ("amd_plugin.host.student.export", "write_card"),
+    "report": ("amd_plugin.evaluate.report.report", "write_text"),
+}
+
+
+def interrupted(monkeypatch, module, name, signum):
+    import importlib
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), signum)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(importlib.import_module(module), name, signalled)
+
+
+@pytest.mark.parametrize(("signum", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize("command", ["evaluate", "export", "report"])
+def test_a_command_ends_in_one_line(command, signum, code, word, finished, signals, monkeypatch, cli):
+    before = files(finished)
+    interrupted(monkeypatch, *MIDDLE[command], signum)
+    ended, printed = cli(command, finished)
+    assert ended == code and printed.splitlines()[-1] == word and "Traceback" not in printed
+    after = files(finished)
+    assert {name: after[name] for name in before} == before, "what was there has changed"
+    new = {path for path in after if path not in before}
+    assert all(path.parts[0] == "evaluation" for path in new) and not any(".tmp" in str(path) for path in new)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_planning_ends_in_one_line(signum, code, signals, monkeypatch, cli):
+    import amd_plugin.plan as planning
+
+    interrupted(monkeypatch, planning.__name__, "plan_with_changes", signum)
+    ended, printed = cli("plan", "modes2d", "--gpus", "1")
+    assert ended == code and "Traceback" not in printed and printed.splitlines()[-1] in ("interrupted", "terminated")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_teacher_that_is_being_trained_leaves_nothing(signum, code, signals, tmp_path, monkeypatch, cli):
+    monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / "cache"))
+    interrupted(monkeypatch, teacher.__name__, "train_teacher", signum)
+    settings = [f"--set={setting}" for setting in TINY]
+    ended, printed = cli("train", "modes2d", *settings, "--set=model.width=24", "--output", tmp_path / "run")
+    assert ended == code and "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"] == []
