@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from amd_plugin.errors import in_words as words
-
 log = logging.getLogger(__name__)
 
 REMEDIES = {
@@ -53,7 +51,7 @@ def number(error: BaseException) -> int:
     """The operating system's number of an error; 0 where it has none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = _RUST.search(words(error)) if type(error).__module__.startswith(("safetensors", "builtins")) else None
+    found = _RUST.search(str(error)) if type(error).__module__.startswith(("safetensors", "builtins")) else None
     return int(found[1]) if found else 0
 
 
