@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,4 +55,5 @@ def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tens
     content, kind = picture(task, {title: (media, labels)})
     file = path.with_suffix(f".{kind}")
     write_bytes(file, content)
+    gc.collect()  # a figure is a cycle with its canvas, half a megabyte, and Python looks for old cycles too rarely
     return file
