@@ -1,0 +1,59 @@
+"""The figures of the documentation: drawn by their script as they are committed, and shown with words for who cannot see them."""
+
+import importlib.util
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from tests.helpers.documentation import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("draw_figures", ROOT / "docs" / "draw_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def drawn(script, tmp_path_factory):
+    return script.draw(tmp_path_factory.mktemp("figures"))
+
+
+def texts(file):
+    return ["".join(element.itertext()) for element in ElementTree.parse(file).iter() if element.tag.endswith("text")]
+
+
+def test_the_script_draws_the_committed_figures(drawn):
+    """Their words, titles with numbers included; curves may differ in the last digit from machine to machine."""
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    for file in drawn:
+        committed = ROOT / "docs" / "images" / file.name
+        assert texts(file) == texts(committed) and len(texts(file)) > 3, "python docs/draw_figures.py"
+        assert committed.stat().st_size < 250_000 and f"(images/{file.name})" in page
+
+
+def test_a_figure_is_the_same_file_every_time(script, drawn, tmp_path):
+    script.FIGURES = {name: script.FIGURES[name] for name in ("adaptation",)}
+    for file in script.draw(tmp_path):
+        assert file.read_bytes() == next(one for one in drawn if one.name == file.name).read_bytes()
+
+
+def test_adaptive_samples_leave_the_zone_and_plain_ones_keep_the_teachers_masses(drawn):
+    title = "".join(texts(next(file for file in drawn if file.stem == "forbidden_zone")))
+    plain, adaptive = (int(share) for share in re.findall(r"(\d+)% of the samples", title))
+    assert abs(plain - 30) <= 5 and adaptive < plain / 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pictures_of_the_pages_exist_and_are_described(page):
+    pictures = re.findall(r"!\[(.*?)\]\(([^)\s]+)\)", page.read_text(), re.DOTALL)
+    pictures += [(re.search(r'alt="(.*?)"', tag, re.DOTALL).group(1), re.search(r'src="(.*?)"', tag).group(1))
+                 for tag in re.findall(r"<img [^>]*>", page.read_text())]  # fmt: skip
+    for words, source in pictures:
+        assert len(words.split()) >= 3, source
+        assert source.startswith("https://") or (page.parent / source).is_file(), source
