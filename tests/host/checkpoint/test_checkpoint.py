@@ -81,7 +81,7 @@ def test_a_run_that_cannot_save_says_so(tiny, plugins, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(files, "write_json", full)
-    with pytest.raises(RunError, match="the checkpoint of step 1 cannot be written: OSError: No space left") as caught:
+    with pytest.raises(RunError, match="the checkpoint of step 1 is not saved: OSError: No space left") as caught:
         run.train(tiny("train.checkpoint_every=1", objective="dmd"), plugins, tmp_path / "run")
     assert "it could not be saved" in str(caught.value)
 
