@@ -152,7 +152,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
             raise
         except Exception as error:
             message = f"{probe.unresponsive_ranks(error)}{error if isinstance(error, AmdPluginError) else in_words(error)}"
-            outcome = rescue(trainer, partial(step.progress, together=False), output, run_log.settle, probe)
+            outcome = rescue(trainer, step.progress, output, run_log.settle, probe, partial=step.unfinished)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}{_then(error, output)}") from error
     saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}"
     with _naming_silent_ranks(probe, f"Stopped while the student was written. {saved}"), run_log.pausing("writing the student"):
@@ -195,11 +195,16 @@ class _Step:
                 f"stopped after step {step}; saved {checkpoint}; go on with: amd-plugin train --resume {self._output}", signum
             )
 
-    def progress(self, *, together: bool) -> Progress:
+    @property
+    def unfinished(self) -> bool:
+        """Whether the trainer's state or the log's is of no step."""
+        return self._trainer.mid_cycle or self._log.step != self._trainer.step
+
+    def progress(self) -> Progress:
         """The rest of the state, see `RunLog.state`."""
         step, values = self._evaluate.latest
         evaluated = values if step == self._trainer.step else None
-        return Progress(self._log.state(together=together), self._evaluate.alarm.state_dict(), evaluated)
+        return Progress(self._log.state(), self._evaluate.alarm.state_dict(), evaluated)
 
     def _held_out(self) -> None:
         try:
@@ -210,7 +215,7 @@ class _Step:
         self._log.show_held_out({name: values[name] for name in held_out_names(self._trainer.recipe.config, values)})
 
     def _save(self) -> Path:
-        path = save(self._trainer, self.progress(together=True), self._output, self._log.settle)
+        path = save(self._trainer, self.progress(), self._output, self._log.settle)
         self._saved = self._trainer.step
         return path
 

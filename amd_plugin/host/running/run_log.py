@@ -62,6 +62,7 @@ class RunLog:
 
     Attributes:
         last: metrics written last, by name.
+        step: number of student updates whose metrics it has.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class RunLog:
         self._trackers, state = trackers or Trackers(), state or LogState()
         # In double precision, in which a sum of some thousand single ones does not depend on their order.
         self._window: dict[str, Tensor] = {}
-        if accelerator.is_main_process:  # the sums are of all processes, and the others begin with none
-            self._window = {name: self._pair(*pair) for name, pair in state.window.items()}
+        device = accelerator.device
+        for name, pair in state.window.items():
+            self._window[name] = torch.tensor(pair, dtype=torch.float64, device=device)
         self._held_out = ""
+        self.step = step
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self.last: Line = dict(state.last)
         self._file: LineFile | None = None
@@ -88,20 +91,22 @@ class RunLog:
                 self._bar.start()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Adds the metrics of one step, without waiting for the device."""
-        for name, value in metrics.items():
-            value = value.detach().to(self._accelerator.device, torch.float64, non_blocking=True)
-            pair = torch.stack((value.nan_to_num(0.0, torch.inf, -torch.inf), (~value.isnan()).double()))
-            self._window[name] = self._window[name] + pair if name in self._window else pair
+        """Adds the metrics of one step, over processes, without waiting for the device. Call on every process.
+
+        A process may lack values that others have, but no name. What has been added is known to each process, so that nothing
+        is lost with one that dies.
+        """
+        if names := sorted(metrics):
+            values = torch.stack([metrics[name].detach().to(self._accelerator.device, torch.float64) for name in names])
+            pairs = torch.stack((values.nan_to_num(0.0, torch.inf, -torch.inf), (~values.isnan()).double()), 1)
+            for name, pair in zip(names, self._accelerator.reduce(pairs, "sum"), strict=True):
+                self._window[name] = self._window[name] + pair if name in self._window else pair
+        self.step += 1
         self._updates += 1
 
-    def state(self, *, together: bool) -> LogState:
-        """The state for a checkpoint, which vouches for lines that `settle` has put on the disk.
-
-        Args:
-            together: whether every process calls this; else the sums are those of this process alone.
-        """
-        names, total = self._total(together)
+    def state(self) -> LogState:
+        """The state for a checkpoint, which vouches for lines that `settle` has put on the disk."""
+        names, total = self._total()
         pairs = {name: (pair[0], pair[1]) for name, pair in zip(names, total.tolist(), strict=True)}
         return LogState(lines=None if self._file is None else self._file.count, window=pairs, last=self.last)
 
@@ -130,13 +135,13 @@ class RunLog:
         self._held_out = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:2])
 
     def write(self, step: int, settings: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """Writes and shows the means since the last call, over steps and processes; returns them. Call on every process.
+        """Writes and shows the means since the last call, over steps and processes; returns them.
 
         Args:
             step: student updates so far.
             settings: what else only the trackers get, e.g. learning rates.
         """
-        names, total = self._total(together=True)
+        names, total = self._total()
         if not names:
             return {}
         means = (total[:, 0] / total[:, 1]).float()
@@ -157,14 +162,10 @@ class RunLog:
                 self._console.print(f"step {step}/{self._max_steps}  {note}", highlight=False)
         return self.last
 
-    def _total(self, together: bool) -> tuple[list[str], Tensor]:
-        """(names, their sums and numbers of values [N, 2]); a process may lack values that others have, but no name."""
+    def _total(self) -> tuple[list[str], Tensor]:
+        """(names, their sums and numbers of values [N, 2])."""
         names = sorted(self._window)
-        total = torch.stack([self._window[name] for name in names]) if names else torch.empty(0, 2)
-        return names, self._accelerator.reduce(total, "sum") if names and together else total
-
-    def _pair(self, total: float, count: float) -> Tensor:
-        return torch.tensor([total, count], dtype=torch.float64, device=self._accelerator.device)
+        return names, torch.stack([self._window[name] for name in names]) if names else torch.empty(0, 2)
 
     def _pause(self) -> None:
         self._seconds += time.monotonic() - self._resumed_at

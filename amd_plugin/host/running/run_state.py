@@ -87,12 +87,24 @@ def save(trainer: Trainer, progress: Progress, output: Path, settle: Callable[[]
 
 
 def rescue(
-    trainer: Trainer, progress: Callable[[], Progress], output: Path, settle: Callable[[], None], probe: RankProbe
+    trainer: Trainer,
+    progress: Callable[[], Progress],
+    output: Path,
+    settle: Callable[[], None],
+    probe: RankProbe,
+    *,
+    partial: bool,
 ) -> str:
     """Saves the state of a run that failed; returns a sentence for the user about the outcome.
 
     A checkpoint of this step is exact, and is kept where there is one. What a cycle has left that failed in its middle is not:
     it goes beside the checkpoints, under a name that says so.
+
+    Args:
+        trainer, output, settle: see `save`.
+        progress: makes the rest of the run.
+        probe: the other processes, as far as they answer.
+        partial: whether the state is of no step.
     """
     path, exists = _checkpoint(trainer, output), [False]
     if trainer.has_shares and not probe.complete():
@@ -105,11 +117,11 @@ def rescue(
             broadcast_object_list(exists)
         if exists[0]:
             return f"saved {path} before; --resume auto repeats the step"
-        _write(trainer, progress(), output, settle, partial=trainer.mid_cycle)
-        if not trainer.mid_cycle:
+        _write(trainer, progress(), output, settle, partial=partial)
+        if not partial:
             return f"saved {path}; --resume auto repeats the step"
-        partial = checkpoint.name_of(trainer.step, partial=True)
-        return f"saved {path.with_name(partial)}, with a part of the step; --resume auto prefers a checkpoint between steps"
+        beside = path.with_name(checkpoint.name_of(trainer.step, partial=True))
+        return f"saved {beside}, with a part of the step; --resume auto prefers a checkpoint between steps"
     except Exception as error:
         whole = checkpoint.available(output / "checkpoints")[-1:]
         rest = f"{whole[0]} is whole, and --resume auto goes on from there" if whole else "there is no checkpoint to go on from"
