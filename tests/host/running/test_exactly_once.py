@@ -191,3 +191,24 @@ def test_what_was_rescued_in_the_middle_of_a_step_is_named_and_not_preferred(str
     assert "going on from step-000002, which is exact" in caplog.text
     same(straight, folder)
     assert checkpoint.partials(folder / "checkpoints") == []
+
+
+@pytest.mark.parametrize("place", ["the evaluation is told to others", "the sums of a step"])
+def test_what_a_process_that_died_leaves_is_equal_to_the_bit(place, straight, tiny, plugins, tmp_path, monkeypatch):
+    """The main process is told of it by its next communication, and saves what it has."""
+    from amd_plugin.host.evaluation import evaluate
+    from amd_plugin.host.running import run_log
+
+    def lost(*arguments, **options):
+        raise RuntimeError("Connection reset by peer")
+
+    add, folder = run_log.RunLog.add, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if place == "the sums of a step":  # after the checkpoint of step 2
+            patch.setattr(run_log.RunLog, "add", lambda log, metrics: lost() if log.step == 3 else add(log, metrics))
+        else:
+            patch.setattr(evaluate, "broadcast_object_list", lost)
+        with pytest.raises(RunError, match="-partial" if place == "the sums of a step" else "saved .*step-000003;"):
+            run.train(tiny(*EVERY), plugins, folder)
+    run.train(tiny(*EVERY), plugins, folder, resume="auto")
+    same(straight, folder)
