@@ -56,13 +56,15 @@ def time_to_quality(comparison: Comparison) -> list[str]:
         "", "| arm | " + " | ".join(metrics) + " |\n|---|" + "---|" * len(metrics),
     ]  # fmt: skip
     for arm in comparison.arms:
-        cells = []
-        for metric in metrics:
-            updates = comparison.updates[metric][arm]
-            median, reached = median_updates(updates), sum(number is not None for number in updates)
-            cells.append(f"{'never' if median is None else f'{median:.0f}'} ({reached}/{len(updates)})")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {arm} | {' | '.join(updates_needed(comparison, arm, metric) for metric in metrics)} |")
     return lines
+
+
+def updates_needed(comparison: Comparison, arm: str, metric: str) -> str:
+    """``300 (3/4)``: median over seeds of the updates until `arm` is where the baseline ends, and in how many it gets there."""
+    updates = comparison.updates[metric][arm]
+    median, reached = median_updates(updates), sum(number is not None for number in updates)
+    return f"{'never' if median is None else f'{median:.0f}'} ({reached}/{len(updates)})"
 
 
 def how_selected(comparison: Comparison) -> str:
@@ -72,9 +74,9 @@ def how_selected(comparison: Comparison) -> str:
     return f"Every arm at the setting with the {rule}."
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 3) -> str:
     """``0.123 ± 0.045``: mean and standard deviation over seeds."""
-    return f"{statistics.fmean(values):.3f} ± {deviation(values):.3f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation(values):.{digits}f}"
 
 
 def difference(comparison: Comparison, arm: str, against: str, metric: str) -> str:

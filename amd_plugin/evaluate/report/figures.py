@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from amd_plugin.host.evaluation.pictures import frames_of, picture
+from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.diagnostics import EDGES
 from amd_plugin.tasks import Task
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish. An arm has the same colour in all pictures.
-COLOURS = ["#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# Okabe and Ito's colours, which colour-blind readers can distinguish, the light ones darker: a line has a contrast of 3 to
+# the page in both themes. An arm has the same colour in all pictures.
+COLOURS = ["#555555", "#D55E00", "#0072B2", "#008F68", "#C46B9D", "#A87400", "#2F8FC8", "#000000"]
+SEED_LINES = "#8a8a8a"
 
 # Names in `amd_plugin.maths.diagnostics.weight_metrics` -> titles.
 WEIGHTS = {"alpha": "alpha, weight of guidance", "beta": "beta, weight of matching", "guidance": "alpha / beta, effective"}
@@ -111,6 +114,56 @@ def weights_over_time(curves: Curves) -> str | None:
     return _inline(figure)
 
 
+def zone_over_time(curves: Curves) -> str | None:
+    """The share of samples in the zone against student updates, by noise level or, for several steps, by rung; mean over seeds.
+
+    Args:
+        curves: arm -> one list per seed of the lines in its metrics.jsonl. Arms without these shares are left out.
+
+    Returns:
+        The picture as a data URI, one panel per arm; None without such arms.
+    """
+    logged = {arm: _zone_shares(seeds) for arm, seeds in curves.items()}
+    shown = {arm: (steps, levels) for arm, (steps, levels) in logged.items() if len(steps) > 1 and levels}
+    if not shown:
+        return None
+    figure = Figure(figsize=(max(7, 3.6 * len(shown)), 2.6), layout="constrained")
+    largest = max(float(np.nanmax(np.array([*levels.values()]))) for _, levels in shown.values()) or 1.0
+    for axes, (arm, (steps, levels)) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        image = axes.pcolormesh(
+            steps,
+            range(len(levels)),
+            [*levels.values()],
+            vmin=0,
+            vmax=largest,
+            cmap="cividis",
+            shading="nearest",
+            rasterized=True,
+        )
+        axes.set_yticks(range(len(levels)), [*levels], fontsize=8)
+        axes.set_title(arm, fontsize=9)
+        axes.set_xlabel("student updates", fontsize=8)
+    figure.colorbar(image, ax=figure.axes, shrink=0.9, label="share in the zone")
+    return _inline(figure)
+
+
+def _zone_shares(seeds: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[float], dict[str, list[float]]]:
+    """Steps that all seeds logged, and level -> mean share per step; NaN where no seed had samples of the level."""
+    prefix = "objective/zone_share/"
+    names = dict.fromkeys(
+        key.removeprefix(prefix) for lines in seeds for line in lines for key in line if key.startswith(prefix)
+    )
+    order = [name for name in (*BANDS, *sorted(set(names) - set(BANDS))) if name in names]
+    by_step = [{line["step"]: line for line in lines if any(prefix + name in line for name in names)} for lines in seeds]
+    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
+    levels = {}
+    for name in order:
+        values = [[line[step].get(prefix + name) for line in by_step] for step in steps]
+        known = [[value for value in step if value is not None and np.isfinite(value)] for step in values]
+        levels[name] = [float(np.mean(step)) if step else float("nan") for step in known]
+    return steps, {name: shares for name, shares in levels.items() if not np.isnan(shares).all()}
+
+
 def paired_seeds(
     arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str], palette: Mapping[str, str]
 ) -> str:
@@ -127,7 +180,7 @@ def paired_seeds(
     figure = Figure(figsize=(2.6 * len(metrics), 2.8), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
         values = np.array([arms[arm][metric] for arm in arms])
-        axes.plot(range(len(arms)), values, color="0.8", linewidth=0.9, zorder=1)
+        axes.plot(range(len(arms)), values, color=SEED_LINES, linewidth=0.9, zorder=1)
         for index, arm in enumerate(arms):
             axes.scatter([index] * values.shape[1], values[index], color=palette[arm], s=16, zorder=2)
             axes.hlines(values[index].mean(), index - 0.25, index + 0.25, color=palette[arm], linewidth=2.5, zorder=3)

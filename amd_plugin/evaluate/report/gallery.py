@@ -11,7 +11,7 @@ from amd_plugin.evaluate.report.figures import inline
 from amd_plugin.host.checkpoint.files import step_of
 from amd_plugin.host.evaluation.pictures import PROMPTS
 
-SHOWN = 4  # pictures over time
+SHOWN = 8  # pictures over time
 
 
 def over_time(run: Path) -> list[tuple[int, str]]:

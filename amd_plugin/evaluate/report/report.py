@@ -8,27 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file
 
-import amd_plugin
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
-from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread
+from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread, updates_needed
 from amd_plugin.evaluate.directions import ARROWS
-from amd_plugin.evaluate.report import figures, gallery
+from amd_plugin.evaluate.report import figures, gallery, page
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import about, is_run, repair, results
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import task_of
-
-_TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=True)
 
 # Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
 ZONE = {
@@ -71,9 +67,8 @@ def write_report(folders: Sequence[Path], output: Path, plugins: PluginManager) 
         _comparison_section(folder, plugins) if (folder / result.FILE).is_file() else _run_section(folder, plugins)
         for folder in folders
     ]
-    html = _TEMPLATES.get_template("report.html.j2").render(sections=sections, version=amd_plugin.__version__)
     try:
-        write_text(output, html)
+        write_text(output, page.render(sections))
     except OSError as error:
         raise InputError(f"--output {in_words(error)}. {remedy(error)}, and give the same command again") from error
     return output
@@ -101,10 +96,12 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
         "rewards": figures.learning_curves(rewarded, _rewards(rewarded), palette) if rewarded else None,
         "signals": figures.learning_curves(rewarded, _signals(rewarded), palette) if rewarded else None,
+        "levels": figures.zone_over_time(curves),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, seeds),
         "pairs": figures.paired_seeds({arm: comparison.arms[arm] for arm in shown}, titles, palette),
         "table": _table(comparison),
+        "cost": _cost(comparison),
         "commands": [comparison.command],
     }  # fmt: skip
 
@@ -135,6 +132,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "over_time": gallery.over_time(folder),
         "beside": gallery.pairs(folder),
         "evaluate": f"amd-plugin evaluate {folder}" if config.model.path is not None else "",
+        "levels": figures.zone_over_time(curves),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
@@ -225,6 +223,16 @@ def _table(comparison: Comparison) -> dict[str, Any]:
         table |= {"how": how_selected(comparison), "against": against}
         table["chosen"] = [differences(arm, against) for arm in chosen]
     return table
+
+
+def _cost(comparison: Comparison) -> dict[str, Any] | None:
+    """Processor seconds of each arm, and the updates until it is where the baseline ends; None where neither is known."""
+    seconds = {arm: [value for value in comparison.seconds.get(arm, ()) if value is not None] for arm in comparison.arms}
+    if not any(seconds.values()) and not comparison.updates:
+        return None
+    cells = {arm: [spread(values, 0) if values else "unknown"] for arm, values in seconds.items()}
+    rows = [(arm, [*cells[arm], *(updates_needed(comparison, arm, m) for m in comparison.updates)]) for arm in comparison.arms]
+    return {"metrics": ["processor seconds", *comparison.updates], "rows": rows, "base": comparison.baseline}
 
 
 def _caveat(config: RecipeConfig) -> str:

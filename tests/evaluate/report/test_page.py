@@ -1,0 +1,171 @@
+"""The report's page: what its style and structure promise to readers on phones, on dark screens, and without scripts."""
+
+import base64
+import hashlib
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import amd_plugin
+from amd_plugin.evaluate.report import figures, page
+
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+LONG = "/a/folder/with/" + "x" * 300
+LINES = [
+    {"step": step, "objective/zone_share/low": 0.1, "objective/zone_share/high": 0.5 / step, "objective/zone_share/middle": float("nan")}
+    for step in (1, 2, 3)
+]  # fmt: skip
+STYLE = re.search(
+    r"<style>(.*?)</style>", (Path(amd_plugin.__file__).parent / "templates" / "report.html.j2").read_text(), re.DOTALL
+).group(1)
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """A page with every part, each of them wider than a phone."""
+    table = {"metrics": [f"metric {i}" for i in range(12)], "rows": [(LONG, ["0.123 ± 0.045"] * 12)]}
+    chart = figures.learning_curves({"amd": [LINES]}, {"objective/zone_share/low": "low"}, figures.colours(["amd"]))
+    section = {
+        "title": "t" * 200, "lead": LONG, "unfinished": LONG, "caveat": LONG, "pictures": [PIXEL], "samples_note": LONG,
+        "prompts": [LONG], "tiles": [{key: LONG for key in ("metric", "direction", "difference", "base", "arm", "wins", "tuned")}],
+        "beside": [{"prompt": LONG, "teacher": PIXEL, "student": PIXEL}], "over_time": [(step, PIXEL) for step in (10, 20, 30)],
+        "alarms": [LONG], "table": {**table, "pairs": table["rows"], "base": "dmd", "chosen": table["rows"], "against": LONG, "how": LONG},
+        "cost": {**table, "base": "dmd"}, "commands": [LONG], "levels": figures.zone_over_time({"amd": [LINES], "dmd": [[]]}),
+        **dict.fromkeys(("pairs", "curves", "rewards", "zone", "signals", "weights"), chart),
+    }  # fmt: skip
+    return page.render([section, {**section, "over_time": []}])
+
+
+class Structure(HTMLParser):
+    """Every table and picture with the classes and tags that it is inside of."""
+
+    VOID = ("meta", "img", "br", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found, self.requests = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag in ("table", "img"):
+            self.found.append((tag, {name for one in self.open for name in one}))
+        self.requests += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        if tag not in self.VOID:
+            self.open.append({tag, *given.get("class", "").split()})
+
+    def handle_endtag(self, tag):
+        self.open.pop()
+
+
+def rule(selector):
+    """The declarations of a rule of the style, whose selector is `selector` to the letter."""
+    return re.search(rf"(?:^|[}}\n]) *{re.escape(selector)} {{(.*?)}}", STYLE).group(1)
+
+
+def test_whatever_may_be_wide_scrolls_inside_of_its_own_box(rendered):
+    for container in ("figure", ".scroll", ".strip", "pre"):
+        assert "overflow-x: auto" in rule(container)
+    assert "max-width: 100%" in rule("figure img") and "overflow-wrap: anywhere" in rule("body")
+    found = Structure(rendered).found
+    assert len(found) > 20
+    for tag, inside in found:
+        assert inside & ({"scroll"} if tag == "table" else {"scroll", "figure"}), tag
+
+
+def test_the_page_asks_for_nothing_and_runs_its_own_script_only(rendered):
+    assert all(value.startswith(("data:image/", "#")) for value in Structure(rendered).requests)
+    (script,) = re.findall(r"<script>(.*?)</script>", rendered, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;" in rendered and "default-src &#39;none&#39;" in rendered
+    assert "<script" not in page.render([{"title": "one", "table": {}}])
+
+
+def test_without_the_script_all_pictures_over_time_are_a_list(rendered):
+    strip = re.search(r'<div class="strip over-time">(.*?)</div>', rendered, re.DOTALL).group(1)
+    assert strip.count("<figure>") == 3 and "hidden" not in strip and "after 20 student updates" in strip
+
+
+def rgb(colour):
+    colour = colour.lstrip("#")
+    colour = "".join(2 * digit for digit in colour) if len(colour) == 3 else colour
+    return [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+
+
+def inverted(colour):
+    """What ``filter: invert(1) hue-rotate(180deg)`` makes of a colour."""
+    r, g, b = (1 - part for part in colour)
+    turned = (-0.574 * r + 1.43 * g + 0.144 * b, 0.426 * r + 0.43 * g + 0.144 * b, 0.426 * r + 1.43 * g - 0.856 * b)
+    return [min(max(part, 0.0), 1.0) for part in turned]
+
+
+def contrast(one, other):
+    """WCAG 2.2's contrast ratio, from 1 to 21."""
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour] for colour in (one, other)]
+    low, high = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
+    return (high + 0.05) / (low + 0.05)
+
+
+def themes():
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root {(.*?)}", STYLE))
+    return {"light": light, "dark": dark}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_is_read_in_both_themes(theme):
+    colours = {name: rgb(value) for name, value in themes()[theme].items()}
+    for text in ("ink", "soft", "accent"):
+        for ground in ("ground", "card"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (theme, text, ground)
+    code = re.findall(r"#\w+", rule("pre"))
+    assert contrast(*map(rgb, code[:2])) >= 4.5
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_of_charts_are_seen_in_both_themes(theme):
+    card = rgb(themes()[theme]["card"])
+    assert "invert(1) hue-rotate(180deg)" in STYLE
+    for line in (*figures.COLOURS, figures.SEED_LINES):
+        colour = rgb(line) if theme == "light" else inverted(rgb(line))
+        assert contrast(colour, card) >= 3, (theme, line)
+
+
+def test_levels_of_the_zone_are_one_picture():
+    steps, levels = figures._zone_shares([LINES, LINES[:2]])
+    assert steps == [1, 2] and levels == {"low": [0.1, 0.1], "high": [0.5, 0.25]}
+    rungs = [{"step": step, "objective/zone_share/rung 1": 0.5, "objective/zone_share/rung 0": 0.2} for step in (1, 2)]
+    assert list(figures._zone_shares([rungs])[1]) == ["rung 0", "rung 1"]
+    assert figures.zone_over_time({"dmd": [[{"step": 1}]], "new": [[]], "none": []}) is None
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_it_on_a_phone(rendered, tmp_path):
+    """In a frame of 390 pixels nothing is wider than the page, the slider shows one picture, and the console stays silent."""
+    look = """onload = () => { const d = document.querySelector("iframe").contentDocument, e = d.documentElement;
+      const shown = () => [...d.querySelectorAll(".over-time figure")].filter((f) => f.offsetParent).map((f) => f.innerText);
+      const before = shown(), slider = d.querySelector("input[type=range]");
+      slider.value = 0; slider.dispatchEvent(new Event("input"));
+      document.title = [e.scrollWidth, before, shown()].join("|"); }"""
+    frame = f'<iframe width="390" height="844" style="border:0" srcdoc="{html.escape(rendered)}"></iframe>'
+    file = tmp_path / "frame.html"
+    file.write_text(f"<!doctype html><meta charset=utf-8><script>{look}</script>{frame}")
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path}",
+    ]
+    shown = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    width, before, after = re.search(r"<title>(.*?)</title>", shown.stdout).group(1).split("|")
+    assert int(width) <= 390 and (before, after) == ("after 30 student updates", "after 10 student updates")
+    assert "CONSOLE" not in shown.stderr, shown.stderr
