@@ -26,7 +26,7 @@ def test_a_run_without_a_result_is_reported_so_far(cli, stopped):
     assert code == 0, printed
     page = (stopped / "report.html").read_text()
     assert "not finished: 4 of 4 updates" in page and f"amd-plugin train --resume {stopped}" in page
-    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 4 and "<td>" in page
+    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 5 and "<td>" in page
 
 
 def test_a_run_that_failed_before_its_first_evaluation_is_reported_too(cli, stopped):
