@@ -398,10 +398,10 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=20, help="tries with two processes, one of which is killed")
     parser.add_argument("--soak", type=float, default=3600, help="seconds")
     parser.add_argument("--only", choices=KINDS, action="append")
-    parser.add_argument("--short", action="store_true", help="20 tries of three kills each, 2 of each fault, a soak of 15 s")
+    parser.add_argument("--short", action="store_true", help="24 tries of three kills each, 2 of each fault, a soak of 15 s")
     parser.add_argument("--output", type=Path, default=Path("runs") / "reliability")
     given = parser.parse_args()
-    kills, faults, ranks, soak = (20, 2, 1, 15) if given.short else (given.kills, given.faults, given.ranks, given.soak)
+    kills, faults, ranks, soak = (24, 2, 1, 15) if given.short else (given.kills, given.faults, given.ranks, given.soak)
     bench = Bench(given.output.absolute(), short=given.short)
     counts = {"kills": kills, "disk": faults, "bytes": faults, "signals": faults, "ranks": ranks, "soak": soak}
     for kind in given.only or KINDS:
