@@ -1,11 +1,11 @@
 """The figures of the documentation: drawn by their script as they are committed, and shown with words for who cannot see them."""
 
-import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from tests.helpers import documentation
 from tests.helpers.documentation import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -13,10 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("draw_figures", ROOT / "docs" / "draw_figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return documentation.script("docs/draw_figures.py")
 
 
 @pytest.fixture(scope="module")

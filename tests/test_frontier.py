@@ -1,26 +1,20 @@
 """The frontier benchmark at a tiny size: exact densities, estimates of them, and a run from arms to the table and the figure."""
 
-import importlib.util
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from amd_plugin.tasks.modes2d import Modes2D
+from tests.helpers.documentation import script
 from tests.helpers.recipes import TINY
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def frontier():
-    spec = importlib.util.spec_from_file_location("frontier", ROOT / "benchmarks" / "frontier.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/frontier.py")
 
 
 @pytest.fixture(scope="module")

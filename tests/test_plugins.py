@@ -14,6 +14,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.objectives.amd import AMDObjective
 from amd_plugin.objectives.dmd import DMDObjective
 from amd_plugin.plugins import PluginManager
+from tests.helpers.documentation import script
 
 
 def plugin(**hooks):
@@ -290,14 +291,9 @@ def test_strength_schedules_multiply_and_plugin_state_is_kept(plugins, tiny, tmp
 
 
 def test_the_example_of_a_reward_guided_noise_schedule(plugins, tiny, tmp_path):
-    from importlib.util import module_from_spec, spec_from_file_location
-
     from amd_plugin.host import run
 
-    spec = spec_from_file_location("example", Path(__file__).parents[1] / "examples" / "noise_by_advantage.py")
-    example = module_from_spec(spec)
-    spec.loader.exec_module(example)
-    schedule = example.NoiseByAdvantage(reach=0.5, zone=0.1)
+    schedule = script("examples/noise_by_advantage.py").NoiseByAdvantage(reach=0.5, zone=0.1)
     sampler = schedule.distill_sigma_sampler({"train": {"sigma": [0.02, 0.98]}})
     given = {"advantage": torch.tensor([-1.0, 0.0, 1.0]), "step": 0, "generator": None}
     torch.testing.assert_close(sampler(torch.full((3,), 0.2), role="student", **given), torch.tensor([0.59, 0.2, 0.2]))

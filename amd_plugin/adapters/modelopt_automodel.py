@@ -21,13 +21,8 @@ from amd_plugin.errors import InputError
 log = logging.getLogger(__name__)
 
 
-_ARGUMENTS = (
-    "strength",
-    "sharpening",
-    "reward",
-    "rung_conditioning",
-    "held_out",
-)  # of `AMDPipeline`; others are of the objective
+# Of `AMDPipeline`; other options are of the objective.
+_ARGUMENTS = ("strength", "sharpening", "reward", "rung_conditioning", "held_out")
 
 
 class AMDDiffusionRecipe:

@@ -1,5 +1,6 @@
-"""Code that the documentation shows."""
+"""Code that the documentation shows, and scripts that belong to no package."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -10,3 +11,11 @@ def blocks(path, language):
     """The code of the fenced blocks of a file in `language`, which is empty for plain ones."""
     fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE)
     return [code for name, code in fenced if name == language]
+
+
+def script(path):
+    """The module that a script is, by its path from the root."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,9 +1,7 @@
 """Plans against hand arithmetic, against real runs, and against laws that any plan must obey."""
 
-import importlib.util
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,8 @@ from amd_plugin.plan import calls, measured, memory, model_spec, plan, plan_with
 from amd_plugin.plan.memory import RESERVED
 from amd_plugin.plan.trace import Trace, along
 from amd_plugin.tasks import TASKS
+from tests.helpers.documentation import ROOT, script
 
-ROOT = Path(__file__).parents[2]
 GPU = 80_000_000_000
 # Parameters in diffusers' and transformers' classes, as published checkpoints have them.
 PARAMETERS = {
@@ -49,13 +47,6 @@ def manager():
 def big(manager):
     """Plans of the 14B recipe in full; the tracing is shared."""
     return lambda gpus, *overrides: plan(recipe.load("wan21_14b_zero3", manager, (*FULL, *overrides)), manager, gpus, GPU)
-
-
-def module_of(path):
-    spec = importlib.util.spec_from_file_location("loaded", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small(manager, name, *overrides, gpus=1):
@@ -163,7 +154,7 @@ def test_a_shared_base_is_gathered_for_whoever_calls(manager):
 
 
 def test_the_headers_of_recipes_say_what_the_planner_says(manager):
-    headers = module_of("docs/plan_headers.py")
+    headers = script("docs/plan_headers.py")
     for name in ("sdxl_4step", "wan21_1_3b_4step", "wan21_14b_zero3"):
         text = (ROOT / "recipes" / f"{name}.yaml").read_text()
         assert headers.PLANNED.search(text) and headers.planned(text, name, manager) == text, "run make docs"
@@ -259,7 +250,7 @@ def test_what_is_on_no_line_is_traced_whole():
     ],
 )
 def test_predicted_is_what_a_real_run_holds(manager, name, more):
-    benchmark = module_of("benchmarks/plan_against_measured.py")
+    benchmark = script("benchmarks/plan_against_measured.py")
     loaded = recipe.load(name, manager, (*benchmark.SMALL, "train.group_size=4", *more), "dmd")
     found = benchmark.compare(loaded, manager)
     predicted, measured = found.pop("student.activations")
