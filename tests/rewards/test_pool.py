@@ -27,15 +27,24 @@ def ended(process):
     return False
 
 
-def left():
-    """Semaphores and temporary folders of this package and of multiprocessing on this machine."""
-    shared = Path("/dev/shm").glob("sem.mp-*") if os.path.isdir("/dev/shm") else ()
-    return {*shared, *Path(tempfile.gettempdir()).glob("amd-plugin-reward-*")}
+@pytest.fixture
+def left(tmp_path, monkeypatch):
+    """What this test's own workers have left: semaphores and temporary folders, under names that no other process uses."""
+    own = f"{os.getpid()}-{tmp_path.name}"
+    monkeypatch.setitem(multiprocessing.current_process()._config, "semprefix", f"/mp-{own}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+    def found():
+        shared = Path("/dev/shm").glob(f"sem.mp-{own}*") if os.path.isdir("/dev/shm") else ()
+        return {*shared, *(tmp_path / "temporary").glob("amd-plugin-reward-*")}
+
+    return found
 
 
-def test_nothing_of_a_worker_is_left_whatever_it_does(rewards, tmp_path, monkeypatch, caplog):  # noqa: F811
+def test_nothing_of_a_worker_is_left_whatever_it_does(rewards, left, tmp_path, monkeypatch, caplog):  # noqa: F811
     monkeypatch.setattr(pool, "TOLD", 0.2)
-    note, before = tmp_path / "note", left()
+    note = tmp_path / "note"
     several = rewards(
         {"name": "messy", "only": 4, "note": str(note), "timeout": 2.0, "pool": 1, "on_error": "neutral"},
         {"name": "leaving", "how": "GeneratorExit", "pool": 1, "on_error": "neutral"},
@@ -44,6 +53,7 @@ def test_nothing_of_a_worker_is_left_whatever_it_does(rewards, tmp_path, monkeyp
     assert several.pools["leaving"]._workers[0]._limit < pool.START_LIMIT
     causes = several(MEDIA, PROMPTS).causes
     assert causes == {"messy": "TimeoutError: no answer within 2 s", "leaving": "GeneratorExit: 3", "sluggish": pool.DIED}
+    assert left(), "while the workers run there is something that can be left"
     program, folder = note.read_text().split(" ", 1)
     assert ended(int(program)), "what a worker has started outlives it"
     assert not Path(folder).exists()
@@ -56,7 +66,7 @@ def test_nothing_of_a_worker_is_left_whatever_it_does(rewards, tmp_path, monkeyp
     several.close()
     assert all(map(ended, workers)) and not multiprocessing.active_children()
     del several
-    assert left() <= before
+    assert not left()
 
 
 @pytest.mark.parametrize("how", ["GeneratorExit", "SystemExit"])
