@@ -87,31 +87,28 @@ def by_kind(right, labels):
 
 
 def tilt(scales, count):
-    """Score by judge B of samples weighted by exp(strength * advantage) within their prompt, by judge A in nats."""
-    strengths = (0, 1, 2, 3)
-    print(f"| w | {' | '.join(f'strength {s}' for s in strengths)} | best of each prompt |\n|{'---|' * 6}")
+    """The teacher's samples drawn again within their prompt, with probability ``exp(strength * advantage)``, by judge A in nats.
+
+    That is what a student could reach that has the teacher's samples and the reward, and what it would pay for it.
+    """
+    names = ["score", *KINDS, "soft", "blended", "gap", "frechet", "precision", "recall", "diversity"]
+    print(f"| samples, strength | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for scale in scales:
-        media, labels, _ = teacher(scale, count)
-        prompts = TASK.prompts(labels)
-        reward, right = TASK.verdict("a", media, prompts).soft, TASK.verdict("b", media, prompts).right.float()
-        _, groups = labels.unique(return_inverse=True)
-        sizes = torch.bincount(groups)
-        mean = torch.zeros(len(sizes)).index_add(0, groups, reward) / sizes
-        advantage = ((reward - mean[groups]) / 2).clamp(-1, 1)
-        row = []
-        for strength in strengths:
-            weight = (strength * advantage).exp()
-            total = torch.zeros(len(sizes)).index_add(0, groups, weight)
-            row.append(score(right * weight / total[groups] * sizes[groups], labels))
-        best = torch.zeros(len(sizes)).index_reduce(0, groups, reward, "amax", include_self=False)
-        is_best = (reward == best[groups]).float()
-        ties = torch.zeros(len(sizes)).index_add(0, groups, is_best)
-        row.append(score(right * is_best / ties[groups] * sizes[groups], labels))
-        print(f"| {scale:g} | {' | '.join(f'{value:.3f}' for value in row)} |", flush=True)
-
-
-def score(right, labels):
-    return sum(right[torch.isin(labels, rows)].mean().item() for rows in TASK._kinds) / len(KINDS)
+        media, labels, samples = teacher(scale, count)
+        reward = TASK.verdict("a", media, TASK.prompts(labels)).soft
+        same = (labels[:, None] == labels).double()
+        mean = (same * reward).sum(1) / same.sum(1)
+        advantage = ((reward - mean) / 2).clamp(-1, 1)
+        chance = torch.rand(same.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        gumbel = -(-chance.log()).log()
+        drawn = {f"w = {scale:g}, as drawn": torch.arange(count)}
+        for strength in (0, 1, 2, 4):
+            logits = (strength * advantage + gumbel).masked_fill(same == 0, -torch.inf)
+            drawn[f"w = {scale:g}, {strength}"] = logits.argmax(1)
+        drawn[f"w = {scale:g}, best"] = (reward + 1e-6 * gumbel).masked_fill(same == 0, -torch.inf).argmax(1)
+        for name, rows in drawn.items():
+            found = TASK.evaluate(media[rows], labels, samples[rows])
+            print(f"| {name} | {' | '.join(f'{found[each]:.3f}' for each in names)} |", flush=True)
 
 
 def main():

@@ -57,4 +57,4 @@ def median_updates(updates: Sequence[int | None]) -> float | None:
 
 
 def _evaluations(lines: Lines, key: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[key]) for line in lines if key in line]
+    return [(int(line["step"]), line[key]) for line in lines if key in line]

@@ -1,5 +1,6 @@
 """Updates until an arm is where the baseline ends: by direction, paired by seed, and honest about never."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from amd_plugin.evaluate.comparison.result import Comparison
 from amd_plugin.evaluate.comparison.tables import markdown, time_to_quality
 from amd_plugin.evaluate.comparison.time_to_quality import median_updates, updates_to_quality
+from amd_plugin.host.running import run_log
 
 
 def lines(**values):
@@ -25,6 +27,12 @@ def test_an_arm_gets_there_at_its_first_evaluation_that_is_as_good():
 def test_runs_that_were_hardly_evaluated_say_nothing():
     assert updates_to_quality({"dmd": lines(fd=[3, 2, 1])}, "dmd", "fd", "down") == {}
     assert updates_to_quality({"dmd": [{"step": 1}]}, "dmd", "fd", "down") == {}
+
+
+def test_updates_of_written_metrics_are_whole_numbers(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines(fd=[9, 7, 6, 5]))) + "\n")
+    found = updates_to_quality({"dmd": run_log.read(tmp_path / "metrics.jsonl")}, "dmd", "fd", "down")
+    assert json.dumps(found) == '{"dmd": 40}', "compare.json is read strictly"
 
 
 @pytest.mark.parametrize(
