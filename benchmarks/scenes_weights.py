@@ -87,7 +87,7 @@ def by_kind(right, labels):
 
 
 def tilt(scales, count):
-    """The teacher's samples drawn again within their prompt, with probability ``exp(strength * advantage)``, by judge A in nats.
+    """The teacher's samples drawn again within their prompt, with probability ``exp(strength * advantage)`` by judge A.
 
     That is what a student could reach that has the teacher's samples and the reward, and what it would pay for it.
     """

@@ -1,53 +1,82 @@
 """Draws docs/images/digits.png: the same noise and labels through a teacher in many steps, its DMD student and its AMD student.
 
-amd-plugin compare digits --objectives dmd,amd --seeds 1 --output runs/digits
-python docs/draw_students.py runs/digits/arms/dmd/seed-0 runs/digits/arms/amd/seed-0 --output docs/images/digits.png
+    python docs/draw_students.py                    # trains both in runs/picture first: some minutes
+    python docs/draw_students.py --runs FOLDER      # a folder of runs that are there, or are finished there
+
+A frame is green where the held-out judge reads the digit that was asked for, and red elsewhere. The shares at the left are of
+the runs' own evaluation, of 2,000 samples.
 """
 
 import argparse
 from pathlib import Path
 
+import matplotlib
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from amd_plugin import get_plugin_manager
+from amd_plugin.evaluate.comparison.arms import Arm
+from amd_plugin.evaluate.comparison.compare import compare
+from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.evaluate.students.samples import Sampler, prepare, student_sampler, teacher_sampler
 from amd_plugin.evaluate.students.suite import of_task
 from amd_plugin.host.student.load import Student, load_student
 from amd_plugin.randomness import generator
 
-COLUMNS, ENLARGED, GAP = 2, 6, 4  # samples per digit; pixels of one pixel; pixels between rows
+COLUMNS = 2  # samples per digit
+ARMS = (Arm("dmd", "dmd"), Arm("amd", "amd"))
+GREEN, RED = "#2f9e44", "#e03131"
 
 
 @torch.no_grad()
-def row(student: Student, sampler: Sampler) -> Tensor:
-    """One row of pictures in [0, 1], [height, width]: `COLUMNS` of each digit, the same noise in every row."""
+def row(student: Student, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """Pictures [N, height, width] in [0, 1], `COLUMNS` of each digit, the same noise in every row; and whether each is right [N]."""
     backbone, labels = student.backbone, torch.arange(10).repeat_interleave(COLUMNS)
     draws = [generator(0, "picture", place) for place in range(len(labels))]
     noise = torch.stack([torch.randn(backbone.sample_shape, generator=draw) for draw in draws])
-    samples = sampler(noise, draws, backbone.conditions(labels, None), backbone.conditions.uncond(labels))
-    return torch.cat([*backbone.decode(samples)[:, 0].clamp(0, 1)], 1)
+    media = backbone.decode(sampler(noise, draws, backbone.conditions(labels, None), backbone.conditions.uncond(labels)))
+    judge = student.task.judge()
+    assert judge is not None  # noqa: S101 (digits have one)
+    return media[:, 0].clamp(0, 1), judge.fits(media, labels)
+
+
+def draw(rows: dict[str, tuple[Tensor, Tensor]], output: Path) -> None:
+    """Writes the picture of `rows` by their titles."""
+    matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
+    count = len(next(iter(rows.values()))[0])
+    figure = Figure(figsize=(0.42 * count + 1.5, 0.46 * len(rows) + 0.1), layout="constrained")
+    axes = figure.subplots(len(rows), count)
+    for line, (title, (pictures, right)) in zip(axes, rows.items(), strict=True):
+        for place, (axis, picture, fits) in enumerate(zip(line, pictures, right, strict=True)):
+            axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(color=GREEN if fits else RED, linewidth=1.6)
+            if place == 0:
+                axis.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=6)
+    figure.savefig(output, dpi=110)
 
 
 def main() -> None:
-    """Draws the picture."""
+    """Trains what is missing, and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of students with one teacher")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file")
+    parser.add_argument("--runs", type=Path, default=Path("runs/picture"), help="folder of the comparison that is drawn")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images" / "digits.png", help="PNG file")
     given = parser.parse_args()
-    accelerator, rows = Accelerator(cpu=True), list[Tensor]()
-    for run in given.runs:
-        student = load_student(run, get_plugin_manager())
+    found = compare("digits", ARMS, [0], (), given.runs, get_plugin_manager())
+    accelerator, rows = Accelerator(cpu=True), dict[str, tuple[Tensor, Tensor]]()
+    for arm in ("dmd", "amd"):
+        student = load_student(run_folder(given.runs, arm, 0), get_plugin_manager())
         prepare(student, of_task(student.task, 10), torch.device("cpu"))
-        rows = rows or [row(student, teacher_sampler(student, accelerator))]
+        if not rows:
+            title = f"teacher, many steps\n{found.teacher['accuracy'][0]:.1%} right"
+            rows[title] = row(student, teacher_sampler(student, accelerator))
         with student.with_weights("ema"):
-            rows.append(row(student, student_sampler(student, accelerator)))
-    big = [part.repeat_interleave(ENLARGED, 0).repeat_interleave(ENLARGED, 1) for part in rows]
-    white = torch.ones(GAP, big[0].shape[1])
-    whole = torch.cat([part for one in big for part in (one, white)][:-1])
-    Image.fromarray((whole * 255).round().byte().numpy()).save(given.output)
+            title = f"{arm.upper()}, 1 step\n{found.arms[arm]['accuracy'][0]:.1%} right"
+            rows[title] = row(student, student_sampler(student, accelerator))
+    draw(rows, given.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
+from PIL import Image, ImageColor
 
 from tests.helpers import documentation
 from tests.helpers.documentation import ROOT
@@ -54,3 +56,14 @@ def test_pictures_of_the_pages_exist_and_are_described(page):
     for words, source in pictures:
         assert len(words.split()) >= 3, source
         assert source.startswith("https://") or (page.parent / source).is_file(), source
+
+
+def test_the_picture_of_students_frames_what_the_judge_finds_right(tmp_path):
+    pictures, right = torch.rand(4, 8, 8), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    draw_students = documentation.script("docs/draw_students.py")
+    draw_students.draw({"DMD, 1 step": (pictures, right), "AMD, 1 step": (pictures, right)}, tmp_path / "students.png")
+    with Image.open(tmp_path / "students.png") as image:
+        pixels = image.convert("RGB").getcolors(image.width * image.height)
+    colours = {colour: count for count, colour in pixels}
+    red, green = (ImageColor.getrgb(colour) for colour in (draw_students.RED, draw_students.GREEN))
+    assert 2 < colours[green] / colours[red] < 4
