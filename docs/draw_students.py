@@ -32,7 +32,7 @@ GREEN, RED = "#2f9e44", "#e03131"
 
 @torch.no_grad()
 def row(student: Student, sampler: Sampler) -> tuple[Tensor, Tensor]:
-    """Pictures [N, height, width] in [0, 1], `COLUMNS` of each digit, the same noise in every row; and whether each is right [N]."""
+    """Pictures [N, height, width] in [0, 1], `COLUMNS` of each digit of one noise, and whether each is right [N]."""
     backbone, labels = student.backbone, torch.arange(10).repeat_interleave(COLUMNS)
     draws = [generator(0, "picture", place) for place in range(len(labels))]
     noise = torch.stack([torch.randn(backbone.sample_shape, generator=draw) for draw in draws])
