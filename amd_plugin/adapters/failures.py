@@ -7,6 +7,7 @@ kept with its own. Every rank holds the same memory.
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.errors import RunError
 
 WORST = 8  # an eighth of each batch
 SIZE, BYTES = 384, 2**28  # the most that is kept of each exit rung: samples, and bytes
@@ -33,6 +35,20 @@ class Failures:
         self._share, self._bridge = share, bridge
         self._kept: dict[int, dict[str, Tensor]] = {}
 
+    def exchange(
+        self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object, are_new: bool = True
+    ) -> tuple[Tensor, Any, Tensor]:
+        """What `recall` gives for scored samples, which are remembered afterwards.
+
+        Args:
+            x0, inputs, rung, key: arguments of `recall`.
+            are_new: False for samples that an earlier turn had too.
+        """
+        recalled = self.recall(x0, inputs, rung, *key)
+        if are_new:
+            self.add(x0, inputs, rung)
+        return recalled
+
     def recall(self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object) -> tuple[Tensor, Any, Tensor]:
         """Samples [B, ...] and inputs of this rank, some replaced by remembered ones, and which [B] bool.
 
@@ -41,6 +57,9 @@ class Failures:
             inputs: nested lists and dicts, of which the tensors [B, ...] belong to the samples.
             rung: exit rung of all samples, or of each [B].
             key: keys of the random generator, the same on every rank.
+
+        Raises:
+            RunError: if `inputs` has tensors, none of which belongs to the samples.
         """
         draws = self._bridge.uniform(2, "memory", *key)
         replaced, choice = draws[0] < self._share, draws[1]
@@ -63,8 +82,12 @@ class Failures:
         """Adds the worst eighth of the samples of all ranks, as far as their advantage is below 0; arguments as of `recall`."""
         advantage = self._bridge.signal_fields["batch_advantage"]
         worst = advantage.topk(max(1, len(advantage) // WORST), largest=False).indices
-        worst = worst[advantage[worst] < 0]
-        values = {name: self._bridge.joined(value.detach())[worst].cpu() for name, value in _of_samples(x0, inputs)[0].items()}
+        own = _of_samples(x0, inputs)[0]
+        if not self._fit_together(own):
+            return
+        finite = self._bridge.joined(torch.isfinite(x0).flatten(1).all(1))
+        worst = worst[(advantage[worst] < 0) & finite[worst]]
+        values = {name: self._bridge.joined(value.detach().to(x0.device))[worst].cpu() for name, value in own.items()}
         rungs = self._bridge.joined(_rungs(rung, x0))[worst].cpu()
         for of_rung in rungs.unique().tolist():
             new = {name: value[rungs == of_rung] for name, value in values.items()}
@@ -73,6 +96,12 @@ class Failures:
             size = min(SIZE, max(1, BYTES // sum(value[0].nbytes for value in new.values())))
             self._kept[of_rung] = {name: torch.cat((old[name], value) if fits else (value,))[-size:].clone()
                                    for name, value in new.items()}  # fmt: skip
+
+    def _fit_together(self, own: Mapping[str, Tensor]) -> bool:
+        """Whether the samples of all ranks have the same shapes; a gather of others would fail or wait for ever."""
+        shapes = repr([(name, value.shape[1:], value.dtype) for name, value in own.items()])
+        checksums = self._bridge.joined(torch.tensor([zlib.crc32(shapes.encode())], device=own["x0"].device))
+        return bool((checksums == checksums[0]).all())
 
     def state_dict(self) -> dict[str, str]:
         """The memory, JSON-able: a safetensors file for each rung, in base 64."""
@@ -90,6 +119,11 @@ def _rungs(rung: int | Tensor, x0: Tensor) -> Tensor:
 def _of_samples(x0: Tensor, inputs: Any) -> tuple[dict[str, Tensor], Any]:
     """The tensors of the samples by name, and the function that puts such tensors in their places in `inputs`."""
     leaves, structure = tree_flatten(inputs)
-    own = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == len(x0)}
+    tensors = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim()}
+    own = {name: leaf for name, leaf in tensors.items() if len(leaf) == len(x0)}
+    if tensors and not own:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors.values())
+        message = f"needs conditions of {len(x0)} samples each, and this host's have shapes {shapes}"
+        raise RunError(f"amd.memory_share: {message}. Leave it out")
     rebuild = lambda values: tree_unflatten([values.get(str(i), leaf) for i, leaf in enumerate(leaves)], structure)  # noqa: E731
     return {"x0": x0, **own}, rebuild

@@ -12,10 +12,12 @@ teacher call for both branches of guidance. ``amd.rollouts: harvest`` rolls out 
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
@@ -24,6 +26,7 @@ from torch import Tensor
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
+from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
 from amd_plugin.adapters.harvest import Harvest, checked_rollouts
 from amd_plugin.adapters.method_wrapping import wrapped
@@ -87,6 +90,14 @@ class Prediction(NamedTuple):
     again: Callable[[], Tensor]
 
 
+@dataclass
+class _Replay:
+    """What the critic gets in one turn: FastVideo's batch, with the conditions of remembered samples where they are."""
+
+    batch: Any
+    replaced: Tensor | None = None  # [B] bool
+
+
 class Adaptive(_Base):  # type: ignore[misc, valid-type]
     """A mix-in that adds AMD to a method of FastVideo.
 
@@ -104,6 +115,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         objective: objective that computes the losses.
         bridge: bridge between the objective and FastVideo.
         validation: the alarm's history; None without option ``held_out``.
+        failures: the memory of failures; None without option ``memory_share`` or without a reward.
         watched: whether `AMDStateCallback` gives `validation` the host's samples.
 
     Raises:
@@ -112,6 +124,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     plugins: PluginManager | None = None
     validation: Validation | None = None
+    failures: Failures | None = None
     watched = False
 
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]):
@@ -167,6 +180,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
             seed=int(self.training_config.data.seed),
         )  # fmt: skip
+        if self.objective.needs.replay and self.bridge.uses_reward:
+            self.failures = Failures(self.objective.needs.replay, self.bridge)
         if self._own.held_out is not None:
             self.validation = Validation(self.bridge, self._own.held_out, plugins, self.student.device)
 
@@ -293,29 +308,35 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     def _critic_flow_matching_loss(self, batch: Any) -> tuple[Tensor, Any, dict[str, Any]]:
         weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
-        if not (weighted or self._conditions.parameters()):
+        if not (weighted or self._conditions.parameters() or self.failures is not None):
             with self._moving_noise_levels("fake_score", batch):
                 return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
         noised: list[tuple[Tensor, Tensor, Tensor]] = []
         flows: list[Tensor] = []
+        replay = _Replay(batch)
+
+        def replayed(roll_out: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            x0 = roll_out(*args, **kwargs)
+            return x0 if self.failures is None else self._exchange(x0, replay)
 
         def record_noise(add: Callable[..., Tensor], clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
             noised.append((clean, noise, timestep))
             return add(clean, noise, timestep)
 
-        def record_flow(predict: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        def record_flow(predict: Callable[..., Tensor], x_t: Tensor, timestep: Tensor, _: Any, **kwargs: Any) -> Tensor:
             # Only now there is a sample, with a rung and an outcome.
             outcome: int | Tensor = NONE
             if self._conditions.takes_outcomes:
                 self._score(batch)
                 outcome = self.bridge.outcomes("fake_score", *self._turn)
+                outcome = outcome if replay.replaced is None else outcome.where(~replay.replaced, NONE)
             self._conditions.choose(self._rung, outcome)
-            flows.append(predict(*args, **kwargs))
+            flows.append(predict(x_t, timestep, replay.batch, **kwargs))
             return flows[-1]
 
         add_noise = (self, "_sf_add_noise") if isinstance(self, SelfForcingMethod) else (self.student, "add_noise")
-        critic = wrapped(self.critic, "predict_noise", record_flow)
-        with self._moving_noise_levels("fake_score", batch), wrapped(*add_noise, record_noise), critic:
+        critic, rollout = wrapped(self.critic, "predict_noise", record_flow), wrapped(self, "_student_rollout", replayed)
+        with self._moving_noise_levels("fake_score", batch), wrapped(*add_noise, record_noise), critic, rollout:
             loss, context, outputs = super()._critic_flow_matching_loss(batch)
         if not weighted:
             return loss, context, outputs
@@ -323,7 +344,20 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         x0, noise, timestep = noised[-1]
         self._score(batch)
         weight = self.bridge.weights(self._sigma(timestep, len(x0)))
+        weight = weight if replay.replaced is None else weight.where(~replay.replaced, 1.0)
         return self.objective.fake_score_loss(flows[-1], noise - x0, weight).loss, context, outputs
+
+    def _exchange(self, x0: Tensor, replay: _Replay) -> Tensor:
+        """The samples of the critic's turn, some replaced by remembered failures; `replay` gets their conditions."""
+        assert self.failures is not None  # noqa: S101
+        shared = self._harvests.get(self._turn[1])
+        are_new = shared is None or self._rung not in shared.scores
+        self._score(replay.batch)
+        conditions = replay.batch.conditional_dict
+        recalled, conditions, replay.replaced = self.failures.exchange(x0, conditions, self._rung, *self._turn, are_new=are_new)
+        replay.batch = copy.copy(replay.batch)
+        replay.batch.conditional_dict = conditions
+        return recalled
 
     def _sigma(self, timestep: Tensor, batch_size: int) -> Tensor:
         """Noise levels [B], as fractions of the schedule, from the host's timestep [1] of all samples of a rank."""
@@ -418,11 +452,10 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the objective and of the alarm, as one JSON text."""
+        """State of the objective, of the alarm and of the memory of failures, as one JSON text."""
         # FastVideo restores only keys that the state has at that moment, and the objective's keys change as it runs.
-        validation = self._method.validation
-        state = {"objective": self._method.objective.state_dict()}
-        return {"objective": json.dumps(state | ({} if validation is None else {"validations": validation.state_dict()}))}
+        kept = {"objective": self._method.objective, "validations": self._method.validation, "failures": self._method.failures}
+        return {"objective": json.dumps({name: part.state_dict() for name, part in kept.items() if part is not None})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
@@ -430,6 +463,8 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
         self._method.objective.load_state_dict(state.get("objective", state))  # before 0.1.0: the objective's alone
         if self._method.validation is not None:
             self._method.validation.load_state_dict(state.get("validations", []))
+        if self._method.failures is not None:
+            self._method.failures.load_state_dict(state.get("failures", {}))
 
 
 def _prefixed(name: str) -> str:

@@ -361,9 +361,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """Samples of the fake score's turn, with inputs, weights and outcomes, some replaced by remembered failures."""
         assert self._failures is not None  # noqa: S101
         rung = self._rung(turn)
-        recalled, with_inputs, replaced = self._failures.recall(x0, inputs, rung, self.turns["fake_score"])
-        if not turn.scored_before:
-            self._failures.add(x0, inputs, rung)
+        turns, are_new = self.turns["fake_score"], not turn.scored_before
+        recalled, with_inputs, replaced = self._failures.exchange(x0, inputs, rung, turns, are_new=are_new)
         outcome = outcome.where(~replaced, NONE) if isinstance(outcome, Tensor) else outcome
         return recalled, with_inputs, weight.where(~replaced, 1.0), outcome
 

@@ -23,8 +23,7 @@ CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
 FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm"}
 LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN
 LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning"}
-FASTVIDEO = FASTGEN | {"harvest"}
-MODELOPT = FASTVIDEO | {"replay"}
+MODELOPT = FASTVIDEO = FASTGEN | {"harvest", "replay"}
 HOSTS = {
     "ModelOpt": MODELOPT,
     "FastVideo": FASTVIDEO,

@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
 from amd_plugin import AMDObjective
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
+from amd_plugin.errors import RunError
 
 GROUPS = torch.tensor([1, 1, 2, 2])
 
@@ -48,6 +50,20 @@ def test_nothing_is_remembered_where_nothing_failed():
     _, failures = scored([1.0, 1.0, 1.0, 1.0])
     failures.add(torch.zeros(4, 1), {}, 0)
     assert failures.state_dict() == {}
+
+
+def test_samples_that_are_not_finite_are_not_remembered():
+    _, failures = scored([0.0, 5.0, 1.0, 1.1])
+    x0 = torch.arange(4.0)[:, None]
+    x0[0] = torch.nan
+    failures.add(x0, {}, 0)
+    assert failures.state_dict() == {}
+
+
+def test_conditions_that_nobody_can_tell_apart_are_refused():
+    _, failures = scored([0.0, 5.0, 1.0, 1.1])
+    with pytest.raises(RunError, match=r"memory_share: needs conditions of 4 samples each.*shapes \(7, 2\), \(7, 2\)"):
+        failures.exchange(torch.zeros(4, 1), {"texts": [torch.zeros(7, 2)] * 2}, 0, 0)
 
 
 def test_the_memory_is_bounded(monkeypatch):

@@ -10,9 +10,9 @@ import pytest
 @pytest.mark.parametrize(
     ("host", "about", "count"),
     [
-        ("modelopt", "", 44), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 22),
+        ("modelopt", "", 44), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 24),
         ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 15), ("fastvideo", "_wan", 5),
-        ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 9),
+        ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 10),
     ],
 )  # fmt: skip
 def test_inside_a_host_from_pypi(inside, host, about, count):

@@ -103,7 +103,10 @@ def test_rewards_steer_and_are_logged(tmp_path, part):
     assert ours[3][-1]["amd/failed_rewards"] == 0
 
 
-@pytest.mark.parametrize("amd", [{}, {"rung_conditioning": True, "advantage_guidance": 4.0, "reward_gradient": 0.1}], ids=str)
+CONDITIONED = {"rung_conditioning": True, "advantage_guidance": 4.0, "reward_gradient": 0.1}
+
+
+@pytest.mark.parametrize("amd", [{}, CONDITIONED, {"memory_share": 0.5}], ids=str)
 def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
     monkeypatch.setitem(conditioning.PLACES, "Net", "time")
     amd = {**amd, "reward": "replaced"}
@@ -115,10 +118,32 @@ def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
         rungs, outcomes = Probe.method._conditions.parameters()
         assert (rungs != 0).any(1).all() and not outcomes[0].any() and outcomes[1].any() and outcomes[2].any()
         assert Probe.method._metrics["contrast_ratio"] > 0 and Probe.method._metrics["failed_gradients"] == 0
+    remembered = Probe.method.failures and Probe.method.failures.state_dict()
+    assert bool(remembered) is ("memory_share" in amd)
     resumed = run(again, reward=bright, amd=amd, callbacks=STATE, steps=8, resume=str(first / "checkpoint-4"))
     assert resumed[3][0]["step"] == 5
     assert same(straight[0], resumed[0]) and same(straight[1][4:], resumed[1]) and torch.equal(straight[2], resumed[2])
     assert Probe.method.objective.state_dict() == updates and updates["rewards"]["updates"]["0"] > 8
+    assert (Probe.method.failures and Probe.method.failures.state_dict()) == remembered
+
+
+def test_failures_come_again_with_their_own_conditions_in_the_critics_turn_only(tmp_path, monkeypatch):
+    replayed, predict = {"student": [], "critic": [], "teacher": []}, Toy.predict_noise
+
+    def recorded(self, x, timestep, batch, **named):
+        if named["conditional"]:
+            texts = batch.conditional_dict["encoder_hidden_states"]
+            replayed[self.name].append(bool((texts == texts[0]).all()))  # a batch of the host's has two texts
+        return predict(self, x, timestep, batch, **named)
+
+    monkeypatch.setattr(Toy, "predict_noise", recorded)
+    stock = run(tmp_path, method=STOCK, steps=12)
+    amd = {"strength": 0, "sharpening": 0, "memory_share": 0.999}
+    ours = run(tmp_path, reward=brightness, amd=amd, steps=12)
+    assert torch.equal(stock[2], ours[2]), "the stream of random numbers"
+    assert any(replayed["critic"]) and not any(replayed["student"] + replayed["teacher"]) and not same(stock[0], ours[0])
+    run(tmp_path, amd=amd, steps=2)
+    assert Probe.method.failures is None, "without a reward nothing fails"
 
 
 def test_self_forcing(tmp_path, monkeypatch):

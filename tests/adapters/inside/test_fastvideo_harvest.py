@@ -87,10 +87,11 @@ def test_samples_keep_their_prompts(tmp_path):
     assert first["student"] == first["critic"] == first["teacher"]
 
 
-def test_resumed_within_a_cycle_equals_straight(tmp_path):
+@pytest.mark.parametrize("memory", [{}, {"memory_share": 0.5}], ids=str)
+def test_resumed_within_a_cycle_equals_straight(tmp_path, memory):
     first, again = tmp_path / "a", tmp_path / "b"
     first.mkdir(), again.mkdir()
-    options = {"amd": HARVEST, "callbacks": STATE, "steps": 9, "generator_update_interval": 3, "save": 4}
+    options = {"amd": HARVEST | memory, "callbacks": STATE, "steps": 9, "generator_update_interval": 3, "save": 4}
     straight = run(first, brightness, **options)
     updates = Probe.method.objective.state_dict()
     resumed = run(again, brightness, **options, resume=str(first / "checkpoint-4"))
