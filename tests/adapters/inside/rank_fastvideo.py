@@ -120,7 +120,8 @@ def main():
     fastvideo.train.trainer.build_tracker = lambda *args, **kwargs: Log()
     ModelBase.device = torch.device("cpu")
     PLACES["Net"] = "time"
-    conditioned = {"rung_conditioning": True, "advantage_guidance": 1.0}  # tables in a critic that is sharded already
+    # Tables in a critic that is sharded already, and failures of both ranks.
+    conditioned = {"rung_conditioning": True, "advantage_guidance": 1.0, "memory_share": 0.5}
     kinds = ({}, {"fast_rollout": True, **conditioned}, {"rollouts": "harvest", **conditioned})
     print(json.dumps([trained(f"{folder}/{rank}.yaml", kind) for kind in kinds]))
     dist.destroy_process_group()
@@ -139,4 +140,5 @@ def trained(path, kind):
     run_training_from_config(path)
     student = [p.full_tensor().flatten().tolist() for p in Probe.method.student.transformer.parameters()]
     tables = [p.full_tensor().tolist() for p in Probe.method._conditions.parameters()]
-    return json.loads(json.dumps({**record, "student": student, "tables": tables}))
+    failures = Probe.method.failures and Probe.method.failures.state_dict()
+    return json.loads(json.dumps({**record, "student": student, "tables": tables, "failures": failures}))

@@ -55,6 +55,11 @@ def test_the_critics_tables_are_sharded_and_trained_as_the_rest_of_it(ranks):
     assert all(any(map(any, table)) for table in first["tables"])
 
 
+def test_every_rank_remembers_the_failures_of_all(ranks):
+    kind, (first, second) = ranks
+    assert first["failures"] == second["failures"] and bool(first["failures"]) is (kind > 0)
+
+
 def test_groups_span_ranks_and_failed_rewards_are_advantage_0(ranks):
     _, both = ranks
     groups = group_ids([prompt for prompts in PROMPTS for prompt in prompts], 4)
