@@ -271,10 +271,14 @@ class HostBridge:
         return drawn[self._own]
 
     def uniform(self, count: int, *key: object) -> Tensor:
-        """Uniform random numbers [count, B] in [0, 1) for this rank's samples, drawn for those of all ranks; see `outcomes`."""
-        advantage = self.signal_fields["batch_advantage"]
-        random = generator(self._seed, *key, device=advantage.device)
-        return torch.rand((count, len(advantage)), generator=random, device=advantage.device)[:, self._own]
+        """Uniform random numbers [count, B] in [0, 1) for this rank's samples, drawn on the CPU for those of all ranks."""
+        size = (count, len(self.signal_fields["batch_advantage"]))
+        return torch.rand(size, generator=generator(self._seed, *key, device=torch.device("cpu")))[:, self._own]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this rank shares its batch with no other."""
+        return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1
 
     def joined(self, values: Tensor) -> Tensor:
         """Values [N, ...] of all ranks from `values` [B, ...] of this one's samples."""

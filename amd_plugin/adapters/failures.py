@@ -1,15 +1,11 @@
-"""A memory of failures in somebody else's trainer: the student's worst samples, replayed to the fake score.
-
-It does what `amd_plugin.host.training.failure_memory` does. A host's conditions are known as tensors only, so each sample is
-kept with its own. Every rank holds the same memory.
-"""
+"""A memory of failures in somebody else's trainer, where the conditions of samples are known as tensors only."""
 
 from __future__ import annotations
 
 import base64
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -18,13 +14,34 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.errors import RunError
+from amd_plugin.maths.advantage_guidance import NONE
+from amd_plugin.objectives.failure_memory import FailureMemory
 
-WORST = 8  # an eighth of each batch
-SIZE, BYTES = 384, 2**28  # the most that is kept of each exit rung: samples, and bytes
+
+class Shown(NamedTuple):
+    """What the fake score is trained on in one turn.
+
+    Attributes:
+        x0: samples [B, ...].
+        inputs: what belongs to them.
+        remembered: which samples [B] are earlier failures, bool.
+    """
+
+    x0: Tensor
+    inputs: Any
+    remembered: Tensor
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """Weights [B] in the fake score's loss, from those of the turn's own samples."""
+        return weight.where(~self.remembered, 1.0)
+
+    def outcome(self, outcome: int | Tensor) -> int | Tensor:
+        """Outcomes of the samples, from those of the turn's own."""
+        return outcome.where(~self.remembered, NONE) if isinstance(outcome, Tensor) else outcome
 
 
-class Failures:
-    """The latest of the worst samples of all ranks, with their conditions, separate for each exit rung.
+class Failures(FailureMemory):
+    """`FailureMemory` of samples with their conditions, of all ranks, on the CPU.
 
     Args:
         share: share of a batch that is replaced by remembered samples.
@@ -32,25 +49,23 @@ class Failures:
     """
 
     def __init__(self, share: float, bridge: HostBridge):
-        self._share, self._bridge = share, bridge
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        super().__init__(share, torch.device("cpu"))
+        self._bridge = bridge
 
-    def exchange(
-        self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object, are_new: bool = True
-    ) -> tuple[Tensor, Any, Tensor]:
+    def exchange(self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object, are_new: bool = True) -> Shown:
         """What `recall` gives for scored samples, which are remembered afterwards.
 
         Args:
             x0, inputs, rung, key: arguments of `recall`.
             are_new: False for samples that an earlier turn had too.
         """
-        recalled = self.recall(x0, inputs, rung, *key)
+        shown = self.recall(x0, inputs, rung, *key)
         if are_new:
             self.add(x0, inputs, rung)
-        return recalled
+        return shown
 
-    def recall(self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object) -> tuple[Tensor, Any, Tensor]:
-        """Samples [B, ...] and inputs of this rank, some replaced by remembered ones, and which [B] bool.
+    def recall(self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object) -> Shown:
+        """The turn's samples and inputs of this rank, some replaced by remembered ones.
 
         Args:
             x0: samples [B, ...] of the turn.
@@ -61,46 +76,24 @@ class Failures:
         Raises:
             RunError: if `inputs` has tensors, none of which belongs to the samples.
         """
-        draws = self._bridge.uniform(2, "memory", *key)
-        replaced, choice = draws[0] < self._share, draws[1]
-        rungs = _rungs(rung, x0)
-        values, rest = _of_samples(x0, inputs)
-        remembered = torch.zeros_like(replaced)
-        for of_rung, kept in self._kept.items():
-            # Conditions of another length, such as texts that are not padded, fit no other batch.
-            if kept.keys() != values.keys() or any(kept[name].shape[1:] != values[name].shape[1:] for name in kept):
-                continue
-            here = replaced & (rungs == of_rung)
-            chosen = (choice * len(kept["x0"])).long().clamp(max=len(kept["x0"]) - 1)
-            for name, value in values.items():
-                stored = kept[name].to(value)[chosen.to(kept[name].device)]
-                values[name] = torch.where(here.reshape(-1, *[1] * (value.dim() - 1)), stored.to(value.device), value)
-            remembered = remembered | here
-        return values["x0"], rest(values), remembered
+        values, in_place = _of_samples(x0, inputs)
+        replaced, choice = self._bridge.uniform(2, "memory", *key)
+        shown, remembered = self.recalled(values, _rungs(rung, x0), (replaced, choice))
+        return Shown(shown["samples"], in_place(shown), remembered)
 
     def add(self, x0: Tensor, inputs: Any, rung: int | Tensor) -> None:
-        """Adds the worst eighth of the samples of all ranks, as far as their advantage is below 0; arguments as of `recall`."""
-        advantage = self._bridge.signal_fields["batch_advantage"]
-        worst = advantage.topk(max(1, len(advantage) // WORST), largest=False).indices
-        own = _of_samples(x0, inputs)[0]
-        if not self._fit_together(own):
-            return
-        finite = self._bridge.joined(torch.isfinite(x0).flatten(1).all(1))
-        worst = worst[(advantage[worst] < 0) & finite[worst]]
-        values = {name: self._bridge.joined(value.detach().to(x0.device))[worst].cpu() for name, value in own.items()}
-        rungs = self._bridge.joined(_rungs(rung, x0))[worst].cpu()
-        for of_rung in rungs.unique().tolist():
-            new = {name: value[rungs == of_rung] for name, value in values.items()}
-            old = self._kept.get(of_rung, {})
-            fits = old.keys() == new.keys() and all(old[name].shape[1:] == new[name].shape[1:] for name in new)
-            size = min(SIZE, max(1, BYTES // sum(value[0].nbytes for value in new.values())))
-            self._kept[of_rung] = {name: torch.cat((old[name], value) if fits else (value,))[-size:].clone()
-                                   for name, value in new.items()}  # fmt: skip
+        """Adds the worst samples of all ranks; arguments as of `recall`."""
+        own, joined = _of_samples(x0, inputs)[0], self._bridge.joined
+        if self._fit_together(own):
+            values = {name: joined(value.detach().to(x0.device)) for name, value in own.items()}
+            self.remember(values, self._bridge.signal_fields["batch_advantage"], joined(_rungs(rung, x0)))
 
     def _fit_together(self, own: Mapping[str, Tensor]) -> bool:
         """Whether the samples of all ranks have the same shapes; a gather of others would fail or wait for ever."""
+        if self._bridge.is_alone:
+            return True
         shapes = repr([(name, value.shape[1:], value.dtype) for name, value in own.items()])
-        checksums = self._bridge.joined(torch.tensor([zlib.crc32(shapes.encode())], device=own["x0"].device))
+        checksums = self._bridge.joined(torch.tensor([zlib.crc32(shapes.encode())], device=own["samples"].device))
         return bool((checksums == checksums[0]).all())
 
     def state_dict(self) -> dict[str, str]:
@@ -125,5 +118,5 @@ def _of_samples(x0: Tensor, inputs: Any) -> tuple[dict[str, Tensor], Any]:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors.values())
         message = f"needs conditions of {len(x0)} samples each, and this host's have shapes {shapes}"
         raise RunError(f"amd.memory_share: {message}. Leave it out")
-    rebuild = lambda values: tree_unflatten([values.get(str(i), leaf) for i, leaf in enumerate(leaves)], structure)  # noqa: E731
-    return {"x0": x0, **own}, rebuild
+    in_place = lambda values: tree_unflatten([values.get(str(i), leaf) for i, leaf in enumerate(leaves)], structure)  # noqa: E731
+    return {"samples": x0, **own}, in_place

@@ -26,7 +26,7 @@ from torch import Tensor
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
-from amd_plugin.adapters.failures import Failures
+from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
 from amd_plugin.adapters.harvest import Harvest, checked_rollouts
 from amd_plugin.adapters.method_wrapping import wrapped
@@ -95,7 +95,7 @@ class _Replay:
     """What the critic gets in one turn: FastVideo's batch, with the conditions of remembered samples where they are."""
 
     batch: Any
-    replaced: Tensor | None = None  # [B] bool
+    shown: Shown | None = None
 
 
 class Adaptive(_Base):  # type: ignore[misc, valid-type]
@@ -329,7 +329,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             if self._conditions.takes_outcomes:
                 self._score(batch)
                 outcome = self.bridge.outcomes("fake_score", *self._turn)
-                outcome = outcome if replay.replaced is None else outcome.where(~replay.replaced, NONE)
+                outcome = outcome if replay.shown is None else replay.shown.outcome(outcome)
             self._conditions.choose(self._rung, outcome)
             flows.append(predict(x_t, timestep, replay.batch, **kwargs))
             return flows[-1]
@@ -344,7 +344,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         x0, noise, timestep = noised[-1]
         self._score(batch)
         weight = self.bridge.weights(self._sigma(timestep, len(x0)))
-        weight = weight if replay.replaced is None else weight.where(~replay.replaced, 1.0)
+        weight = weight if replay.shown is None else replay.shown.weight(weight)
         return self.objective.fake_score_loss(flows[-1], noise - x0, weight).loss, context, outputs
 
     def _exchange(self, x0: Tensor, replay: _Replay) -> Tensor:
@@ -354,10 +354,10 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         are_new = shared is None or self._rung not in shared.scores
         self._score(replay.batch)
         conditions = replay.batch.conditional_dict
-        recalled, conditions, replay.replaced = self.failures.exchange(x0, conditions, self._rung, *self._turn, are_new=are_new)
+        replay.shown = self.failures.exchange(x0, conditions, self._rung, *self._turn, are_new=are_new)
         replay.batch = copy.copy(replay.batch)
-        replay.batch.conditional_dict = conditions
-        return recalled
+        replay.batch.conditional_dict = replay.shown.inputs
+        return replay.shown.x0
 
     def _sigma(self, timestep: Tensor, batch_size: int) -> Tensor:
         """Noise levels [B], as fractions of the schedule, from the host's timestep [1] of all samples of a rank."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective
 from amd_plugin.adapters.conditioning import FakeScoreConditions
+from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.lightx2v_host import (
     TRAINER_REGISTER,
     DmdTrainer,
@@ -92,7 +93,7 @@ class Adaptive(Records):
         outcomes = False if with_lora else outcomes
         self._conditions = FakeScoreConditions(rungs, outcomes, self.plugins or get_plugin_manager(), "training.dmd.amd")
         self.bridge = HostBridge(self.objective)
-        self._rung, self._turns = 0, 0
+        self._rung = 0
         self._turn: Turn | None = None
         self._prompts: list[str] | None = None
         self._scored: tuple[Tensor, Tensor] | None = None  # samples, and their advantages
@@ -129,6 +130,8 @@ class Adaptive(Records):
             self.objective, reward, self._media, distributed.get_data_parallel_group(), plugins=plugins,
             options=self._options,
         )  # fmt: skip
+        if self.objective.needs.replay and self.bridge.uses_reward:
+            self.failures = Failures(self.objective.needs.replay, self.bridge)
         if self._own.held_out is not None:
             if not self.infer_every_iters:
                 message = "judges the samples of inference.infer_every_iters, and there are none"
@@ -194,10 +197,10 @@ class Adaptive(Records):
     def _started_turn(self, role: str, condition: Any, x0: Tensor | None = None) -> Iterator[Turn | None]:
         """A context in which predictions are recorded and noise levels moved; None where LightX2V's code runs unchanged."""
         replaces = self._replaces_student_loss if role == "student" else self._weighs_fake_loss
-        if not (replaces or self.bridge.moves_noise_levels or self._conditions.parameters()):
+        if not (replaces or self.bridge.moves_noise_levels or self._conditions.parameters() or self.failures is not None):
             yield None
             return
-        self._turns += 1
+        self.turns += 1
         self.bridge.start_turn(self.student_updates, int(self.max_train_iters), self._metrics)
         self._turn, self._scored = Turn(role, condition, replaces, x0), None
         try:
@@ -222,11 +225,17 @@ class Adaptive(Records):
             return {**losses, "fake": loss} if isinstance(losses, dict) else loss
 
     def run_back_simulation(self, *args: Any, **kwargs: Any) -> Any:
-        """LightX2V's rollout; its sample is kept for the turn's reward."""
+        """LightX2V's rollout; its sample is kept for the turn's reward, and some may be replaced by remembered failures."""
         rollout = super().run_back_simulation(*args, **kwargs)
-        if self._turn is not None:
-            self._turn.x0 = rollout[0]
-        return rollout
+        turn = self._turn
+        if turn is None:
+            return rollout
+        turn.x0 = rollout[0]
+        if turn.role == "student" or self.failures is None:
+            return rollout
+        self._score(turn, turn.x0)
+        turn.shown = self.failures.exchange(turn.x0, turn.condition, self._rung, self.turns)
+        return (turn.shown.x0, *rollout[1:])
 
     def _predict_velocity(self, model: Any, latents: Tensor, sigma: Tensor, condition: Any) -> Tensor:
         turn, predict = self._turn, super()._predict_velocity
@@ -234,6 +243,7 @@ class Adaptive(Records):
             return predict(model, latents, sigma, condition)  # type: ignore[no-any-return]
         if any(model is getattr(self, name, None) for name in _FAKES):
             self._conditions.choose(self._rung, self._outcomes(turn))
+            condition = condition if turn.shown is None else turn.shown.inputs
             turn.fake_again = functools.partial(predict, model, latents, sigma, condition)
             velocity: Tensor = turn.fake_again()
             turn.fake = (latents, sigma, velocity)
@@ -248,7 +258,8 @@ class Adaptive(Records):
         if turn.role == "student" or not self._conditions.takes_outcomes or turn.x0 is None:
             return NONE
         self._score(turn, turn.x0)
-        return self.bridge.outcomes("fake_score", self._turns)
+        outcomes = self.bridge.outcomes("fake_score", self.turns)
+        return outcomes if turn.shown is None else turn.shown.outcome(outcomes)
 
     def _predict_teacher_velocity(self, latents: Tensor, sigma: Tensor, *conditions: Any) -> Tensor:
         turn, teacher = self._turn, self.teacher_model
@@ -290,6 +301,7 @@ class Adaptive(Records):
             raise RunError("lightx2v_train: a fake-score turn lacks a prediction, a target or a sample. Use a newer amd-plugin")
         self._score(turn, turn.x0)
         weight = self.bridge.weights(turn.sigma)
+        weight = weight if turn.shown is None else turn.shown.weight(weight)
         return self.objective.fake_score_loss(turn.fake[2].float(), turn.target.float(), weight).loss
 
     def _score(self, turn: Turn, x0: Tensor) -> Tensor:
@@ -306,7 +318,7 @@ class Adaptive(Records):
             return sigma
         if self.bridge.uses_reward and turn.x0 is not None:
             self._score(turn, turn.x0)
-        return self.bridge.move_noise_levels(sigma, turn.role, self._turns).clamp(low, high)
+        return self.bridge.move_noise_levels(sigma, turn.role, self.turns).clamp(low, high)
 
     def _moved_renoise_sigma(self, sample: Any, *args: Any, **kwargs: Any) -> Tensor:
         return self._moved(sample(*args, **kwargs), self.scheduler.renoise_sigma_min, self.scheduler.renoise_sigma_max)

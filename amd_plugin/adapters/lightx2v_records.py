@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.atomic import write_text
@@ -29,13 +30,16 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         objective: objective whose state is kept.
         bridge: bridge between the objective and LightX2V.
         student_updates: number of student updates so far.
+        turns: number of turns so far, a key of random draws.
         validation: the alarm's history; None without option ``held_out``.
+        failures: the memory of failures; None without option ``memory_share`` or without a reward.
     """
 
     objective: AMDObjective
     bridge: HostBridge
-    student_updates = 0
+    student_updates = turns = 0
     validation: Validation | None = None
+    failures: Failures | None = None
     _metrics: dict[str, Tensor]
 
     def _after_student_optimizer_step(self, role: str) -> None:
@@ -68,9 +72,9 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         """LightX2V's checkpoint, with AMD's state as JSON in it."""
         super().save_checkpoint(iteration, save_total_limit)
         if distributed.is_main_process():
-            state = {"objective": self.objective.state_dict(), "student_updates": self.student_updates}
-            if self.validation is not None:
-                state["validations"] = self.validation.state_dict()
+            state = {"objective": self.objective.state_dict(), "student_updates": self.student_updates, "turns": self.turns}
+            kept = {"validations": self.validation, "failures": self.failures}
+            state |= {name: part.state_dict() for name, part in kept.items() if part is not None}
             write_text(Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE), json.dumps(state))
 
     def _load_resume_state(self, resume_ckpt_path: str) -> None:
@@ -82,6 +86,8 @@ class Records(_Base):  # type: ignore[misc, valid-type]
             return
         state = json.loads(saved.read_text())
         self.objective.load_state_dict(state["objective"])
-        self.student_updates = int(state["student_updates"])
+        self.student_updates, self.turns = int(state["student_updates"]), int(state.get("turns", 0))
         if self.validation is not None:
             self.validation.load_state_dict(state.get("validations", []))
+        if self.failures is not None:
+            self.failures.load_state_dict(state.get("failures", {}))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amd_plugin.adapters.failures import Shown
 from amd_plugin.errors import RunError
 
 
@@ -26,6 +27,7 @@ class Turn:
         cond: the teacher's conditional velocity.
         fake_again: the call of the fake score that `fake` is of.
         target: the fake score's target velocity.
+        shown: what the fake score is trained on in place of the turn's samples; None without a memory of failures.
         matched: whether the turn's matching loss was computed; calls after it are those of the host's tricks.
     """
 
@@ -37,6 +39,7 @@ class Turn:
     cond: Tensor | None = None
     fake_again: Callable[[], Tensor] | None = None
     target: Tensor | None = None
+    shown: Shown | None = None
     matched: bool = False
 
     @property

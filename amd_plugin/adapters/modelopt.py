@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
-from amd_plugin.adapters.failures import Failures
+from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.harvest import Rollouts, checked_rollouts
 from amd_plugin.adapters.modelopt_rollout import Given, HarvestedCycle, cannot_harvest, harvest
 from amd_plugin.adapters.offers import MODELOPT
-from amd_plugin.adapters.own_options import check_switch
+from amd_plugin.adapters.own_options import check_count, check_switch
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
@@ -154,8 +154,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         for name in {"strength", "sharpening"} & (amd or {}).keys():
             raise InputError(f"amd.{name}: is an argument of AMDPipeline. Pass {name}=... instead")
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
-        if not (isinstance(accumulation, int) and accumulation >= 1):
-            raise InputError(f"accumulation: must be a whole number from 1, got {accumulation!r}")
+        check_count(accumulation, "accumulation", 1)
+        check_count(max_steps, "max_steps", 0)
         self._cycle = HarvestedCycle(accumulation) if checked_rollouts(rollouts, "rollouts", cannot_harvest(config)) else None
         in_place = objective is not None
         if objective is None:
@@ -355,16 +355,12 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """The outcomes [B] of this turn's samples, for which the fake score is trained."""
         return self.bridge.outcomes(self.turns["fake_score"]) if self.conditions.takes_outcomes else NONE
 
-    def _replayed(
-        self, turn: _Turn, x0: Tensor, inputs: dict[str, Any], weight: Tensor, outcome: int | Tensor
-    ) -> tuple[Tensor, dict[str, Any], Tensor, int | Tensor]:
-        """Samples of the fake score's turn, with inputs, weights and outcomes, some replaced by remembered failures."""
-        assert self._failures is not None  # noqa: S101
-        rung = self._rung(turn)
+    def _replayed(self, turn: _Turn, x0: Tensor, inputs: dict[str, Any]) -> Shown | None:
+        """Samples of the fake score's turn with their inputs, some of which are remembered failures; None without a memory."""
+        if self._failures is None or not self.bridge.uses_reward:
+            return None
         turns, are_new = self.turns["fake_score"], not turn.scored_before
-        recalled, with_inputs, replaced = self._failures.exchange(x0, inputs, rung, turns, are_new=are_new)
-        outcome = outcome.where(~replaced, NONE) if isinstance(outcome, Tensor) else outcome
-        return recalled, with_inputs, weight.where(~replaced, 1.0), outcome
+        return self._failures.exchange(x0, inputs, self._rung(turn), turns, are_new=are_new)
 
     def _signals(self, predictions: list[tuple[nn.Module, Tensor, Tensor]], guided: bool) -> Signals:
         """Signals from a turn's last predictions: of student, fake score, teacher, and the teacher without condition."""
@@ -400,8 +396,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 eps = torch.randn_like(latents)
             self._score(turn)
             weight, outcome = self.bridge.weights(t), self._drawn_outcomes()
-            if self._failures is not None and self.bridge.uses_reward:
-                x0, kwargs, weight, outcome = self._replayed(turn, x0, kwargs, weight, outcome)
+            if (shown := self._replayed(turn, x0, kwargs)) is not None:
+                x0, kwargs, weight, outcome = shown.x0, shown.inputs, shown.weight(weight), shown.outcome(outcome)
             x_t = dmd.add_noise(x0, eps, t)
             self.conditions.choose(self._rung(turn), outcome)
             raw = self._call_model(self.fake_score, x_t, t, **kwargs)

@@ -5,6 +5,7 @@ The driver is an example in ModelOpt's repository and not part of its wheel, so 
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.adapters.modelopt import adaptive
+from amd_plugin.adapters.modelopt import Adaptive, adaptive
 from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-# Of `AMDPipeline`; other options are of the objective.
-_ARGUMENTS = ("strength", "sharpening", "reward", "rung_conditioning", "held_out")
+# Arguments of `AMDPipeline` that YAML can give; other options are the objective's.
+_IN_PYTHON = {"discriminator", "decode", "amd", "objective", "accelerator", "sharding", "plugins"}
+_ARGUMENTS = [parameter.name for parameter in inspect.signature(Adaptive.__init__).parameters.values()
+              if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _IN_PYTHON]  # fmt: skip
 
 
 class AMDDiffusionRecipe:
@@ -30,7 +33,8 @@ class AMDDiffusionRecipe:
 
         class Recipe(AMDDiffusionRecipe, DMD2DiffusionRecipe): ...
 
-    Options are read from ``dmd2.amd`` of the driver's YAML: ``reward``, and those of `AMDObjective`.
+    Options are read from ``dmd2.amd`` of the driver's YAML: those of `AMDObjective`, and the arguments of `AMDPipeline` that are
+    no Python objects, such as ``reward``, ``rollouts`` and ``accumulation``.
     """
 
     STATE = "amd_state.json"
@@ -45,6 +49,8 @@ class AMDDiffusionRecipe:
     def _resolve_pipeline_kwargs(self, pipeline_cls: type) -> dict[str, Any]:
         options = self.cfg.get("dmd2.amd", None) or {}  # type: ignore[attr-defined]
         options = dict(options.to_dict() if hasattr(options, "to_dict") else options)
+        if in_python := sorted(options.keys() & _IN_PYTHON):
+            raise InputError(f"dmd2.amd.{in_python[0]}: is set in Python, not in the driver's YAML. Leave it out")
         arguments = {name: options.pop(name) for name in _ARGUMENTS if name in options}
         decode = self.amd_decode()
         if arguments.get("reward") is not None and decode is None:

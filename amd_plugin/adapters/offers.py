@@ -20,10 +20,10 @@ BESIDE_NEEDS = {
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
 CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
-FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm"}
+FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm", "replay"}
 LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN
-LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning"}
-MODELOPT = FASTVIDEO = FASTGEN | {"harvest", "replay"}
+LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning", "replay"}
+MODELOPT = FASTVIDEO = FASTGEN | {"harvest"}
 HOSTS = {
     "ModelOpt": MODELOPT,
     "FastVideo": FASTVIDEO,
@@ -47,6 +47,7 @@ CONDITIONS = {
     ("FastGen", "reward_gradient"): "where its decoder has a gradient",
     ("FastGen", "alarm"): "its validation",
     ("LightX2V, video", "rung_conditioning"): "networks of a known class, not in `video_phased_dmd`",
+    ("LightX2V, video", "replay"): "not in `video_phased_dmd`",
     ("LightX2V, video", "alarm"): "its inference",
     ("LightX2V, images", "reward_gradient"): "models with an `image_processor`",
     ("LightX2V, images", "alarm"): "its inference",

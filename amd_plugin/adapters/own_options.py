@@ -40,3 +40,9 @@ def check_switch(value: Any, where: str) -> None:
     """Raises InputError for a `value` that is neither true nor false."""
     if not isinstance(value, bool):
         raise InputError(f"{where}: must be true or false, got {value!r}")
+
+
+def check_count(value: Any, where: str, least: int) -> None:
+    """Raises InputError for a `value` that is no whole number from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{where}: must be a whole number from {least}, got {value!r}")

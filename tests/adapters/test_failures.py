@@ -67,7 +67,7 @@ def test_conditions_that_nobody_can_tell_apart_are_refused():
 
 
 def test_the_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr("amd_plugin.adapters.failures.BYTES", 3 * 8)
+    monkeypatch.setattr("amd_plugin.objectives.failure_memory.BYTES", 3 * 8)
     _, failures = scored([0.0, 5.0, 1.0, 1.1])
     for value in range(5):
         failures.add(torch.full((4, 2), float(value)), {}, 0)

@@ -12,7 +12,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, Needs, Objective
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import BatchSource
-from amd_plugin.host.training.failure_memory import FailureMemory
+from amd_plugin.host.training.failure_memory import BatchFailures
 from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 from amd_plugin.host.training.real_samples import RealSamples
@@ -51,7 +51,7 @@ class Setup:
     objective: Objective
     backbone: Backbone
     scoring: Scoring | None
-    memory: FailureMemory | None
+    memory: BatchFailures | None
     roles: Roles
     forward: Forward
     rollouts: Rollouts
@@ -84,7 +84,7 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
         objective.reward_unit = scoring.unit
         if needs.reward_gradient:
             scoring.rewards.check_gradients()
-    memory = FailureMemory(needs.replay) if needs.replay else None
+    memory = BatchFailures(needs.replay) if needs.replay else None
     schedule = NoiseSchedule(backbone.scheduler, backbone.shift)
     ladder = Ladder(backbone.scheduler, config.model.student_steps, accelerator.device)
     noise_levels = _noise_levels(recipe, plugins, needs, schedule, ladder)

@@ -26,7 +26,7 @@ from amd_plugin.hookspecs import Objective
 from amd_plugin.host.training.adversary import Adversary
 from amd_plugin.host.training.batch import Batch
 from amd_plugin.host.training.extra_signals import with_extra_signals
-from amd_plugin.host.training.failure_memory import FailureMemory
+from amd_plugin.host.training.failure_memory import BatchFailures
 from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.learner import RoleOptimizer
 from amd_plugin.host.training.non_finite import NonFinitePolicy
@@ -84,7 +84,7 @@ class Trainer:
     forward: Forward
     rollouts: Rollouts
     scoring: Scoring | None  # None for an objective without rewards
-    memory: FailureMemory | None
+    memory: BatchFailures | None
     adversary: Adversary | None
 
     non_finite: NonFinitePolicy  # what becomes of an update that is not finite

@@ -106,7 +106,10 @@ def test_rewards_steer_and_are_logged(tmp_path, part):
 CONDITIONED = {"rung_conditioning": True, "advantage_guidance": 4.0, "reward_gradient": 0.1}
 
 
-@pytest.mark.parametrize("amd", [{}, CONDITIONED, {"memory_share": 0.5}], ids=str)
+REMEMBERING = {"rung_conditioning": True, "advantage_guidance": 4.0, "memory_share": 0.5, "fast_rollout": True}
+
+
+@pytest.mark.parametrize("amd", [{}, CONDITIONED, REMEMBERING], ids=str)
 def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
     monkeypatch.setitem(conditioning.PLACES, "Net", "time")
     amd = {**amd, "reward": "replaced"}

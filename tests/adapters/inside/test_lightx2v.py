@@ -153,6 +153,27 @@ def test_plugins_move_noise_levels_and_strength(name, reward):
     assert tiny.trainer.objective.schedule_factor == 0.5
 
 
+@pytest.mark.parametrize("name", ["dmd", "video_dmd", "video_ar_dmd"])
+def test_failures_come_again_with_their_own_conditions_and_resume(name):
+    amd = {"strength": 0, "sharpening": 1.0, "memory_share": 0.999}
+    tiny, stock, replayed = run(name, **amd), run(name, None), []
+    denoise = tiny.trainer.fake_model.denoise
+
+    def watched(inputs, sigma, condition):
+        texts = condition["prompt_embed"]
+        replayed.append((torch.is_grad_enabled(), bool((texts == texts[0]).all())))  # a batch of the host's has two texts
+        return denoise(inputs, sigma, condition)
+
+    tiny.trainer.fake_model.denoise = watched
+    assert torch.equal(tiny.train(8).random_state, stock.train(8).random_state), "the stream of random numbers"
+    assert any(same for trained, same in replayed if trained) and not any(same for trained, same in replayed if not trained)
+    again = run(name, **amd)
+    again.restore(tiny.state())
+    assert again.trainer.failures.state_dict() == tiny.trainer.failures.state_dict() != {}
+    straight, resumed = tiny.train(2), again.train(2)
+    assert all(map(torch.equal, straight.losses, resumed.losses)) and all(map(torch.equal, straight.weights, resumed.weights))
+
+
 @pytest.mark.parametrize("name", ["video_dmd", "video_ar_dmd", "video_phased_dmd"])
 def test_the_fake_score_is_conditioned_on_rung_and_outcome(name):
     amd = {"sharpening": 0, "advantage_guidance": 4.0, "rung_conditioning": name != "video_phased_dmd"}
@@ -223,6 +244,8 @@ def test_a_fake_score_of_lora_or_of_random_schedules_has_no_tables():
             adapter.AMDVideoDmdTrainer(settings)
     with pytest.raises(InputError, match="rung_conditioning: this trainer does not train"):
         run("video_phased_dmd", rung_conditioning=True)
+    with pytest.raises(InputError, match="memory_share: needs a memory of failures"):
+        run("video_phased_dmd", memory_share=0.1)
 
 
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "scalar"])
@@ -242,7 +265,7 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(adapter.runpy, "run_path", None)
     for amd, message in (
         ({"strenght": 1}, "amd.strenght"),
-        ({"memory_share": 0.2}, "amd.memory_share: needs a memory of failures"),
+        ({"guidance_sigma": [0.1, 0.9]}, "amd.guidance_sigma: needs a noise level and a teacher call"),
         ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
         ([1], "training.dmd.amd: must be a mapping"),
         ({"reward": "hackabel"}, "hackable"),

@@ -398,13 +398,14 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
             return lambda latents: latents
 
     def run():
-        recipe = Recipe({"strength": 0.3, "reward": {"name": "random"}, "side": "both"})
+        recipe = Recipe({"strength": 0.3, "reward": {"name": "random"}, "side": "both", "rollouts": "harvest", "accumulation": 1})
         cls = recipe._resolve_pipeline_cls()
         recipe._dmd_pipeline = pipeline(cls, **recipe._resolve_pipeline_kwargs(cls))
         return recipe
 
     recipe = run()
     assert isinstance(recipe._dmd_pipeline, DMDPipeline) and recipe._dmd_pipeline.objective.strength == 0.3
+    assert recipe._dmd_pipeline._cycle is not None, "rollouts are harvested"
     train(recipe._dmd_pipeline, 2)
     recipe._save_dmd_extras(str(tmp_path))
     again = run()
@@ -413,3 +414,5 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
     assert again._dmd_pipeline.state_dict()["turns"] == {"student": 1, "fake_score": 1}
     with pytest.raises(InputError, match="amd_decode"):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)
+    with pytest.raises(InputError, match=r"dmd2\.amd\.accelerator: is set in Python"):
+        Recipe({"accelerator": "auto"})._resolve_pipeline_kwargs(DMDPipeline)

@@ -11,9 +11,8 @@ from amd_plugin.config import TrainConfig
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import run
-from amd_plugin.host.training import failure_memory
 from amd_plugin.host.training.batch import Batch, BatchSource
-from amd_plugin.host.training.failure_memory import FailureMemory
+from amd_plugin.host.training.failure_memory import BatchFailures
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.tasks import TASKS
 from tests.helpers.training import assert_close, trained, weights
@@ -56,8 +55,8 @@ def batch_of(turn, step=0, size=16):
 
 
 def test_memory_keeps_the_latest_of_the_worst_and_shows_a_share_of_them(monkeypatch):
-    monkeypatch.setattr(failure_memory, "SIZE", 3)
-    memory, rows = FailureMemory(share=0.5), slice(0, 16)
+    monkeypatch.setattr("amd_plugin.objectives.failure_memory.SIZE", 3)
+    memory, rows = BatchFailures(share=0.5), slice(0, 16)
     x0 = torch.arange(32.0).reshape(16, 2)
     first = batch_of("a")
     assert memory.recall(first, rows, x0, first.labels)[0] is x0, "there is nothing to remember yet"
