@@ -33,8 +33,8 @@ class AMDDiffusionRecipe:
 
         class Recipe(AMDDiffusionRecipe, DMD2DiffusionRecipe): ...
 
-    Options are read from ``dmd2.amd`` of the driver's YAML: those of `AMDObjective`, and the arguments of `AMDPipeline` that are
-    no Python objects, such as ``reward``, ``rollouts`` and ``accumulation``.
+    Options are read from ``dmd2.amd`` of the driver's YAML: those of `AMDObjective`, and the arguments of `AMDPipeline` that
+    are no Python objects, such as ``reward``, ``rollouts`` and ``accumulation``.
     """
 
     STATE = "amd_state.json"

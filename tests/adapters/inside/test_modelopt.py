@@ -398,7 +398,9 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
             return lambda latents: latents
 
     def run():
-        recipe = Recipe({"strength": 0.3, "reward": {"name": "random"}, "side": "both", "rollouts": "harvest", "accumulation": 1})
+        recipe = Recipe(
+            {"strength": 0.3, "reward": {"name": "random"}, "side": "both", "rollouts": "harvest", "accumulation": 1}
+        )
         cls = recipe._resolve_pipeline_cls()
         recipe._dmd_pipeline = pipeline(cls, **recipe._resolve_pipeline_kwargs(cls))
         return recipe
