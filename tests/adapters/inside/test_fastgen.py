@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import json
 import os
 import shlex
 import subprocess
@@ -83,27 +82,6 @@ def test_rewards_steer_both_turns():
     for part in ({"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}):
         ours = train(model(AMDModel, amd={**part, "reward": bright}), 4)
         assert not same(stock[2], ours[2]) and torch.equal(stock[3], ours[3])
-
-
-@pytest.mark.parametrize(("gan", "steps"), [(False, 1), (True, 4)])
-def test_failures_come_again_with_their_own_conditions(gan, steps):
-    amd = {"strength": 0, "sharpening": 1.0, "memory_share": 0.999, "reward": lambda media, prompts: media.mean((1, 2, 3))}
-    ours, replayed = model(AMDModel, gan, steps=steps, amd=amd), []
-
-    def watched(module, args, kwargs):
-        texts = kwargs["condition"]
-        replayed.append((torch.is_grad_enabled(), bool((texts == texts[0]).all())))
-
-    ours.fake_score.register_forward_pre_hook(watched, with_kwargs=True)
-    stock, kept = train(model(DMD2Model, gan, steps=steps), 21), train(ours, 21)
-    assert torch.equal(stock[3], kept[3]), "the stream of random numbers"
-    # In a batch of the host's own, all samples have one condition in every tenth step only.
-    again = [same for trained, same in replayed if trained]
-    assert sum(again) > len(again) / 2 - 1 if steps == 1 else any(again)
-    state = json.loads(json.dumps(ours.failures.state_dict()))
-    other = model(AMDModel, gan, steps=steps, amd=amd)
-    other.failures.load_state_dict(state)
-    assert state and other.failures.state_dict() == state
 
 
 def test_without_an_adversary_the_teachers_graph_is_not_built():
