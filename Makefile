@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 4 --output $(OUTPUT)/modes2d
+	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 3 --output $(OUTPUT)/modes2d
 	$(BIN)/amd-plugin compare digits --objectives dmd,amd --seeds 2 --output $(OUTPUT)/digits
 	$(BIN)/amd-plugin report $(OUTPUT)/modes2d $(OUTPUT)/digits --output $(OUTPUT)/report.html
 
