@@ -10,13 +10,15 @@ from pathlib import Path
 
 import xxhash
 
+from amd_plugin.disk import regular
+
 PART = 1 << 24  # bytes read at a time
 
 
 def checksum(path: Path) -> str:
     """The checksum of the file at `path`, as 32 hexadecimal digits; raises OSError where it cannot be read."""
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         while part := file.read(PART):
             digest.update(part)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -534,7 +534,8 @@ def _answered() -> None:
         signum = interrupts.received.signum
         if not signum or (isinstance(end, SystemExit) and end.code != 130):
             raise
-        err.print("interrupted" if signum == signal.SIGINT else "terminated", style="red")
+        with suppress(OSError):  # the terminal may be gone
+            err.print(interrupts.WORDS[signal.Signals(signum)], style="red")
         sys.exit(128 + signum)
 
 
@@ -552,6 +553,7 @@ def main() -> None:
     except AmdPluginError as error:
         if os.environ.get("AMD_PLUGIN_DEBUG"):
             raise
+        interrupts.ignore()
         err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         cause = error.__cause__
         if cause is not None and not isinstance(cause, AmdPluginError):

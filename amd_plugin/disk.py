@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,12 +24,21 @@ REMEDIES = {
     errno.EROFS: "Have the disk mounted for writing",
     errno.EACCES: "Get the right to write there",
     errno.EPERM: "Get the right to write there",
+    errno.ENOENT: "Put it back where it was",
     errno.EIO: "Have the disk looked after",
     errno.ESTALE: "Have the disk mounted again",
 }
 ONLY_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # How libraries in Rust, such as safetensors and tokenizers, write the number into their messages.
 _RUST = re.compile(r"\(os error (\d+)\)")
+
+
+def regular(path: Path) -> Path:
+    """`path`, which is a file or a folder; raises OSError where it is a pipe or a device, whose reading may never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is no file but a pipe or a device", str(path))
+    return path
 
 
 class NotWritten(OSError):

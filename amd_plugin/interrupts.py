@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM end every command in one line, with exit code 130 or 143, and nothing half written.
+"""Ctrl-C, SIGTERM and a terminal that is closed end every command in one line, with exit code 130, 143 or 129.
 
-Both raise an exception where the program stands, so that whatever was begun is cleaned up on the way out.
+They leave nothing half written: all raise an exception where the program stands, so that whatever was begun is cleaned up.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import threading
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
+SIGNALS = tuple(WORDS)
 FIRST = 1.0  # seconds that belong to the first signal: launchers repeat theirs, and terminals send it to a whole group
 
 
@@ -41,11 +42,23 @@ class Received:
 received = Received()
 
 
+def answered() -> tuple[signal.Signals, ...]:
+    """The signals that this process answers: not the end of a terminal under ``nohup``."""
+    return tuple(s for s in SIGNALS if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN)
+
+
 def answer() -> None:
-    """From now on both signals raise `Interrupted` in the main thread; elsewhere the host program keeps its own handlers."""
+    """From now on the signals raise `Interrupted` in the main thread; elsewhere the host program keeps its own handlers."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in answered():
+            signal.signal(signum, leave)
+
+
+def ignore() -> None:
+    """From now on no signal is answered: this process says its last words, which launchers tend to interrupt."""
     if threading.current_thread() is threading.main_thread():
         for signum in SIGNALS:
-            signal.signal(signum, leave)
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def leave(signum: int, frame: FrameType | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def read(path: Path, kind: type[Value], advice: str, where: str = "") -> Value:
         InputError: naming the file, the key, what was expected there and what was found.
     """
     try:
-        return parse(path.read_bytes(), kind)
+        return parse(regular(path).read_bytes(), kind)
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}"
     except ValueError as error:
@@ -66,7 +67,7 @@ def read_lines(path: Path, kind: type[Value], *, strict: bool = False) -> list[t
         InputError: where the file cannot be read; with `strict`, also for the first line that is something else.
     """
     try:
-        return list(_checked(path, path.read_bytes(), kind, strict))
+        return list(_checked(path, regular(path).read_bytes(), kind, strict))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

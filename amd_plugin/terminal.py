@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Text as rich renders it, with control characters as escapes."""
         return super().render_str(plain(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Says nothing more once nobody reads, as after ``| head``; rich itself would end the process, and a run with it."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class PlainFormatter(logging.Formatter):

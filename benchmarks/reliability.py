@@ -202,7 +202,7 @@ class Bench:
         self.spans: dict[str, list[float]] = json.loads(times.read_text())
 
     def tries(self, kind: str, count: int) -> Iterator[tuple[int, random.Random, Path, Path]]:
-        """(index, draws, empty place, log) of those tries of `kind` that are not done yet; of kills, until there are `count`."""
+        """(index, draws, empty place, log) of tries of `kind` that are not done yet; of kills, until there are `count`."""
         while (index := len(made := [row for row in self.rows if row["kind"] == kind])) < count:
             if sum(row.get("kills", 1) for row in made) >= count:
                 return

@@ -13,6 +13,7 @@ from amd_plugin.evaluate.report.report import write_report
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.host import run
 from amd_plugin.host.student.model_card import without_places
+from amd_plugin.terminal import PlainConsole
 from tests.helpers.recipes import ON_THE_COMMAND_LINE
 
 SECRETS = {name: f"planted-{name.lower()}-5f2c" for name in (
@@ -103,6 +104,17 @@ def test_no_message_moves_the_terminal(cli, tmp_path, plugins, monkeypatch):
     ):  # fmt: skip
         code, printed = cli(*command)
         assert code in (1, 2) and "\x1b" not in printed and "\x07" not in printed and "\\x1b" in printed, printed
+
+
+def test_nobody_reads_any_more(tmp_path):
+    """As after ``| head``: rich would end the process there, and a run with it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    console = PlainConsole(file=open(writer, "w"))
+    with pytest.raises(BrokenPipeError):
+        console.print("one")
+    console.print("two")
+    console.file.close()
 
 
 def test_a_terminal_of_ascii_and_a_working_folder_that_is_gone(tmp_path):

@@ -53,7 +53,10 @@ def interrupted(monkeypatch, module, name, signum):
     monkeypatch.setattr(importlib.import_module(module), name, signalled)
 
 
-@pytest.mark.parametrize(("signum", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize(
+    ("signum", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "the terminal was closed")],
+)
 @pytest.mark.parametrize("command", ["evaluate", "export", "report"])
 def test_a_command_ends_in_one_line(command, signum, code, word, finished, signals, monkeypatch, cli):
     before = files(finished)
@@ -64,6 +67,12 @@ def test_a_command_ends_in_one_line(command, signum, code, word, finished, signa
     assert {name: after[name] for name in before} == before, "what was there has changed"
     new = {path for path in after if path not in before}
     assert all(path.parts[0] == "evaluation" for path in new) and not any(".tmp" in str(path) for path in new)
+
+
+def test_nohup_is_obeyed(signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupts.answer()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is interrupts.leave
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

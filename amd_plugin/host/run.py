@@ -67,6 +67,7 @@ def _train(
     recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None, console: Console | None
 ) -> dict[str, float]:
     accelerator, lock = make_accelerator(recipe, output), FolderLock(output)
+    probe = RankProbe(accelerator, recipe.config.distributed.timeout)
 
     def begin() -> Path | None:
         if is_run(output):  # other folders are not touched before everything is checked
@@ -74,17 +75,17 @@ def _train(
         return find_checkpoint(output, recipe, resume)
 
     try:
-        start = on_main(accelerator, begin)
-        return _prepared(accelerator, recipe, plugins, output, start, lock, console)
+        with _naming_silent_ranks(probe):
+            start = on_main(accelerator, begin)
+        return _prepared(accelerator, recipe, plugins, output, start, lock, console, probe)
     finally:
         lock.release()
 
 
 def _prepared(
     accelerator: Accelerator, recipe: Recipe, plugins: PluginManager, output: Path, start: Path | None, lock: FolderLock,
-    console: Console | None,
+    console: Console | None, probe: RankProbe,
 ) -> dict[str, float]:  # fmt: skip
-    probe = RankProbe(accelerator, recipe.config.distributed.timeout)
     waiting = "preparing teacher and rewards; what has to be trained or embedded for them is kept for later runs"
     with _naming_silent_ranks(probe), busy(console, waiting):
         trainer = Trainer(recipe, plugins, accelerator)
@@ -109,13 +110,13 @@ def _run(
                 log_state.lines = None
             if evaluated is not None:
                 evaluate.latest = (trainer.step, evaluated)
-    # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
-    on_main(accelerator, lambda: open_folder(output, recipe, lock))
-    trainer.non_finite.run = output
-    trackers, resumed_at = Trackers(), None if start is None else trainer.step
-    on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
-    max_steps, metrics = recipe.config.train.max_steps, output / "metrics.jsonl"
-    log_state.lines = on_main(accelerator, lambda: cut(metrics, trainer.step, log_state.lines))
+        # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
+        on_main(accelerator, lambda: open_folder(output, recipe, lock))
+        trainer.non_finite.run = output
+        trackers, resumed_at = Trackers(), None if start is None else trainer.step
+        on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
+        max_steps, metrics = recipe.config.train.max_steps, output / "metrics.jsonl"
+        log_state.lines = on_main(accelerator, lambda: cut(metrics, trainer.step, log_state.lines))
     run_log = RunLog(metrics, trainer.step, max_steps, accelerator, console, trackers, log_state)
     try:
         return _loop(trainer, evaluate, run_log, output, probe)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
+import xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +28,10 @@ from amd_plugin.models.prompt_lengths import Beyond, beyond, total, warn
 from amd_plugin.models.quiet import quiet
 from amd_plugin.tasks import Task
 
+log = logging.getLogger(__name__)
+
 CPU = torch.device("cpu")
+CHECKSUM = "xxh3"  # key in the header of a file
 
 
 class Conditions(Protocol):
@@ -78,12 +83,19 @@ class EmbeddingFiles:
     def read(self, prompt: str, negative: bool = False) -> Condition | None:
         """The condition of one prompt, without a batch dimension.
 
-        None where there is no file, or one that a full disk or a crash cut short: it is to be written again.
+        None where there is no file, or one that was cut short or has changed: it is to be written again.
         """
+        path = self.path(prompt, negative)
         try:
-            return load_file(self.path(prompt, negative))
+            with safe_open(path, "pt") as file:
+                expected = (file.metadata() or {}).get(CHECKSUM)
+            condition = load_file(path)
         except (OSError, SafetensorError):
             return None
+        if expected in (None, _checksum(condition)):  # earlier versions wrote none
+            return condition
+        log.warning("prompt embeddings %s: the bytes are not those that were written; they are made anew", path)
+        return None
 
     def write(self, prompts: Sequence[str], embedded: Condition, negative: bool = False) -> None:
         """Writes the conditions `embedded` [B, ...] of B `prompts`.
@@ -94,7 +106,8 @@ class EmbeddingFiles:
         for index, prompt in enumerate(prompts):
             path = self.path(prompt, negative)
             with self._writing(path), replaced_file(path, durable=False) as draft:
-                save_file({name: value[index].cpu().contiguous() for name, value in embedded.items()}, draft)
+                condition = {name: value[index].cpu().contiguous() for name, value in embedded.items()}
+                save_file(condition, draft, {CHECKSUM: _checksum(condition)})
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -254,6 +267,14 @@ class PromptConditions:
 def prompts_of(task: Task, labels: Tensor) -> Callable[[], Sequence[str]]:
     """A function that returns the prompts of `labels` [B]: they are looked up only where a network reads prompts."""
     return partial(task.prompts, labels)
+
+
+def _checksum(condition: Condition) -> str:
+    digest = xxhash.xxh3_128()
+    for name, value in sorted(condition.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digest(prompt: str) -> str:

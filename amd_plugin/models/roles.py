@@ -138,11 +138,13 @@ class Role:
 
     @torch.no_grad()
     def take_named(self, values: list[Tensor], named: Mapping[str, Any]) -> None:
-        """Copies the result of `named` into `values`."""
+        """Copies the result of `named` into `values`; raises ValueError where a shape differs."""
         if self.shares is not None:
             self.shares.take_named(values, named)
             return
         for name, value in zip(self._names, values, strict=True):
+            if value.shape != named[name].shape:  # which a copy would repeat until it fits
+                raise ValueError(f"{name}: must be {list(value.shape)}, got {list(named[name].shape)}")
             value.copy_(materialize(named[name]))
 
     def state_dict(self) -> NamedTensors:

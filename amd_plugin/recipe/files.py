@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from amd_plugin.errors import InputError, did_you_mean
@@ -29,7 +30,7 @@ def find(name_or_path: str) -> Path:
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.name != name_or_path:
-        if path.is_file():
+        if os.path.isfile(path):  # also of a name that is too long
             return path
         own = shipped().get(path.stem)
         hint = f" The shipped recipe is called '{path.stem}'" if own else ""
@@ -37,10 +38,10 @@ def find(name_or_path: str) -> Path:
     recipes = shipped()
     if name_or_path in recipes:
         here, there = Path(f"{name_or_path}.yaml"), recipes[name_or_path]
-        if here.is_file() and here.read_bytes() != there.read_bytes():
+        if os.path.isfile(here) and here.read_bytes() != there.read_bytes():
             message = f"is the name of a shipped recipe, and the file {here} here differs from it"
             raise InputError(f"recipe '{name_or_path}': {message}. Write {here} for yours, or {there} for the shipped one")
         return there
-    mine = [file for file in (f"./{name_or_path}", f"{name_or_path}.yaml", f"{name_or_path}.yml") if Path(file).is_file()]
+    mine = [file for file in (f"./{name_or_path}", f"{name_or_path}.yaml", f"{name_or_path}.yml") if os.path.isfile(file)]
     hint = f" For the file, write {mine[0]}" if mine else did_you_mean(name_or_path, recipes)
     raise InputError(f"recipe '{name_or_path}': not one of {', '.join(recipes)}, nor a file (name.yaml).{hint}")

@@ -5,6 +5,7 @@ Recipes hold names, never import paths. `amd_plugin.recipe.yaml_source` reads th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,7 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
             part, key, value = value, "path", value.get("path")
         if part is not None and isinstance(value, str):
             places = (Path(), folder, *SHIPPED)
-            path = next((f / value for f in places if (f / value).is_file() or (f / value).is_dir()), None)
+            path = next((f / value for f in places if os.path.isfile(f / value) or os.path.isdir(f / value)), None)
             part[key] = value if path is None else str(path.absolute())
 
 

@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 from amd_plugin.options import Place, problems_of, without_removed_in
 
 Model = TypeVar("Model", bound=BaseModel)
 
+LARGEST = 1_000_000  # bytes, which are read in seconds
 DEEPEST = 40  # levels of nesting, beyond which Python's own stack would be the limit
 _DIGITS = re.compile(r"[-+]?[0-9]{40,}")  # of which Python converts 4300 at most
 
@@ -48,6 +50,8 @@ class Source:
             InputError: if the file cannot be read, is not YAML or no mapping, or has duplicate keys.
         """
         try:
+            if (size := regular(self.path).stat().st_size) > LARGEST:
+                raise InputError(f"{self.path}: is no recipe: they have {LARGEST:,} bytes at most, got {size:,}")
             text = self.path.read_text(encoding="utf-8")
             node = yaml.compose(text, Loader=_CoreLoader)
         except (OSError, UnicodeDecodeError) as error:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError, in_words
+from amd_plugin.interrupts import SIGNALS
 from amd_plugin.options import accepted
 from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugin_files import PREFIX
@@ -264,8 +265,8 @@ def _begin(spec: WorkerSpec, scratch: str) -> None:
     global _scorer, _problem
     os.setpgid(0, 0)
     tempfile.tempdir = os.environ["TMPDIR"] = scratch  # what it leaves there goes with it
-    # Both signals go to the training process, which ends its step, saves, and ends this one.
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    # These signals go to the training process, which ends its step, saves, and ends this one.
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     on_parent_exit(lambda: _leave(scratch))
     torch.set_num_threads(spec.threads)

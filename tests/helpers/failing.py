@@ -6,7 +6,7 @@ import sys
 import time
 
 from amd_plugin.cli import main
-from amd_plugin.host import checkpoint
+from amd_plugin.host import checkpoint, run
 from amd_plugin.host.checkpoint import files
 from amd_plugin.host.training import setup
 from amd_plugin.host.training.trainer import Trainer
@@ -53,6 +53,7 @@ HOW = {
     ),
     "dies while all save": end_in_second_save,
     "hangs while it prepares": lambda: wrapped(setup, "build_roles", lambda *run, **options: hang() if MINE else None),
+    "dies while it opens the folder": lambda: wrapped(run, "open_folder", lambda *arguments: end() if MINE else None),
     "dies": lambda: wrapped(Trainer, "student_turn", in_second_cycle(end)),
     "hangs": lambda: wrapped(Trainer, "student_turn", in_second_cycle(hang)),
 }

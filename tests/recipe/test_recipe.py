@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 import threading
 
@@ -124,10 +125,24 @@ def test_what_is_wrong_is_said(problems, old, new, message):
         ("- a\n- b\n", "a list"),
         ("a: [1, 2\n", "my.yaml:"),
         (b"\xff\xfe", "cannot be read"),
+        ("a: 1\n" * 200_001, "they have 1,000,000 bytes at most, got 1,000,005"),
     ],
 )
 def test_files_that_are_no_recipes(problems, text, message):
     assert message in problems(text=text)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000 + ".yaml", "x" * 5000, "folder.yaml", "pipe.yaml", "zero.yaml", "loop.yaml", "/dev/zero"]
+)
+def test_names_of_no_file(name, plugins, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(InputError, match=r"no such file|nor a file"):
+        recipe.load(name, plugins)
 
 
 def test_yaml_12_scalars(plugins, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from amd_plugin.atomic import replaced_file
+from amd_plugin.disk import REMEDIES
 from amd_plugin.errors import MissingDependency
 
 
@@ -67,8 +72,13 @@ def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     import imageio_ffmpeg
 
     height, width = frames[0].shape[:2]
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, quality=8, macro_block_size=2)
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame)
-    writer.close()
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    wanted = ["-vf", f"scale={width + width % 2}:{height + height % 2}", "-c:v", "libx264", "-crf", "10", "-pix_fmt", "yuv420p"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *given, *wanted, str(path)]
+    # imageio-ffmpeg's own writer does not look whether it succeeded: a full disk left half a video, in silence.
+    done = subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), capture_output=True)  # noqa: S603
+    if done.returncode:
+        said = done.stderr.decode(errors="replace")
+        too_large = done.returncode == -signal.SIGXFSZ
+        code = errno.EFBIG if too_large else next((c for c in REMEDIES if os.strerror(c) in said), errno.EIO)
+        raise OSError(code, os.strerror(code), str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -46,8 +47,10 @@ class LineFile:
             self._warned = True
 
     def settle(self) -> None:
-        """Returns when all lines are on the disk; raises NotWritten where it does not take them."""
+        """Returns when all lines are on the disk; raises NotWritten where it does not take them, or the file is not there."""
         try:
+            if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                raise FileNotFoundError(errno.ENOENT, "another file has taken its name")
             self._write()
             os.fsync(self._file.fileno())
         except OSError as error:

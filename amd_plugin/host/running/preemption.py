@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at a step boundary, with a checkpoint; a second one, after a second, ends it at once."""
+"""A signal ends a run at a step boundary, with a checkpoint; a second one, after a second, ends it at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from amd_plugin.errors import AmdPluginError
-from amd_plugin.interrupts import SIGNALS, Interrupted, Received, leave
+from amd_plugin.interrupts import Interrupted, Received, answered, leave
 
 
 class Preempted(AmdPluginError):
-    """A signal stopped the run, after a checkpoint. Exit code 143 for SIGTERM, 130 for Ctrl-C."""
+    """A signal stopped the run, after a checkpoint. Exit code 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -28,7 +28,7 @@ class Preempted(AmdPluginError):
 
 
 class Preemption:
-    """Context manager that turns the two signals into a request that all processes agree on."""
+    """Context manager that turns the signals into a request that all processes agree on."""
 
     def __init__(self) -> None:
         self._received, self._may_leave = Received(), False
@@ -37,7 +37,7 @@ class Preemption:
     def __enter__(self) -> Preemption:
         # Python delivers signals to the main thread only; elsewhere the host program keeps its own handlers.
         if threading.current_thread() is threading.main_thread():
-            for signum in SIGNALS:
+            for signum in answered():
                 self._before[signum] = signal.signal(signum, self._on_signal)
         return self
 

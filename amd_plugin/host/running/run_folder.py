@@ -24,13 +24,14 @@ from pydantic import BaseModel
 import amd_plugin
 from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.disk import in_words, remedy
-from amd_plugin.errors import InputError, unreadable_is_input_error
+from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import State
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
+from amd_plugin.recipe.yaml_source import Source
 
 # Keys that a user may change on purpose between a run and its continuation.
 MAY_CHANGE = {
@@ -310,9 +311,7 @@ def _commit() -> str:
 
 def _saved(config: Path) -> dict[str, Any]:
     """The recipe in a run's config.yaml, which has all of its sections."""
-    with unreadable_is_input_error(f"{config}: cannot be read"):
-        recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return _whole(recipe, str(config))
+    return _whole(Source(config).read(SECTIONS), str(config))
 
 
 def _whole(recipe: Any, place: str) -> dict[str, Any]:

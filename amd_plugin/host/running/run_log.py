@@ -197,7 +197,8 @@ class RunLog:
         """Stops the bar, closes the file, and ends the runs of the trackers."""
         self._trackers.close()
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):  # the terminal may be gone
+                self._bar.stop()
         if self._file is not None:
             self._file.close()
 

@@ -16,6 +16,7 @@ from PIL import Image
 from amd_plugin.atomic import write_text
 from amd_plugin.disk import dispensable
 from amd_plugin.errors import InputError, MissingDependency, did_you_mean, in_words
+from amd_plugin.json_files import read
 from amd_plugin.recipe.loading import Recipe
 
 if TYPE_CHECKING:  # reading a run's log must not wait for accelerate
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # reading a run's log must not wait for accelerate
 log = logging.getLogger(__name__)
 
 FILE = "trackers.json"  # in the run's folder: the ids by which a continued run goes on in the same place
+NEW_ONES = "A continuation of this run begins a new one in its trackers"
 PICTURE = "samples"  # the name under which trackers show pictures
 
 
@@ -49,7 +51,7 @@ class Trackers:
         train = recipe.config.train
         if not train.trackers:
             return
-        earlier = json.loads((output / FILE).read_text()) if (output / FILE).is_file() else {}
+        earlier = _earlier(output / FILE)
         name = train.run_name or output.absolute().name
         own = {  # arguments of the trackers for the name of a run, and for going on with it
             "wandb": {"name": name, "dir": str(output), "id": earlier.get("wandb"), "resume": "allow"},
@@ -68,7 +70,7 @@ class Trackers:
         self._working, accelerator.trackers = accelerator.trackers, []
         ids = {tracker.name: IDS[tracker.name](tracker) for tracker in self._working if tracker.name in IDS}
         if ids:
-            with dispensable(output / FILE, "a continuation of this run begins a new one in its trackers"):
+            with dispensable(output / FILE, NEW_ONES.lower()):
                 write_text(output / FILE, json.dumps(ids, indent=1))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -117,6 +119,15 @@ IDS: dict[str, Callable[[Any], str]] = {
     "trackio": lambda tracker: str(tracker.run.name),
     "mlflow": lambda tracker: str(tracker.active_run.info.run_id),
 }
+
+
+def _earlier(path: Path) -> dict[str, str]:
+    """The ids in the file of an earlier start; none where it is damaged, with a warning."""
+    try:
+        return read(path, dict[str, str], NEW_ONES) if path.exists() else {}
+    except InputError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, bool | int | float | str]:

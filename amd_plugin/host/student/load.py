@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from amd_plugin.errors import unreadable_is_input_error
 from amd_plugin.host import checkpoint
+from amd_plugin.host.checkpoint.files import ADVICE
 from amd_plugin.host.running.run_folder import find_run
 from amd_plugin.models.backbone import Backbone, load_backbone
 from amd_plugin.models.ema import EMA
@@ -72,6 +74,7 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
     average = EMA(roles["student"], config.train.ema)
     tensors, state = checkpoint.load(folder)
-    roles["student"].load_state_dict(tensors["student"])
-    average.load_state_dict(tensors["ema"])
+    with unreadable_is_input_error(f"checkpoint {folder}: does not fit its run", f" {ADVICE}"):
+        roles["student"].load_state_dict(tensors["student"])
+        average.load_state_dict(tensors["ema"])
     return Student(recipe, backbone, roles["student"], average, roles["teacher"], state["step"], folder)

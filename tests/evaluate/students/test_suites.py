@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from amd_plugin.disk import NotWritten
 from amd_plugin.errors import InputError, MissingDependency
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.evaluate.students.media import write
 from amd_plugin.host import run
 from amd_plugin.models.embedded.tiny import clip_tokenizer
+from tests.helpers.limits import no_file_above
 from tests.helpers.pipelines import WORDS
 
 GENEVAL = [
@@ -143,6 +145,14 @@ def test_a_video_survives_its_file(tmp_path):
     picture = torch.rand(1, 5, 7, generator=torch.Generator().manual_seed(0))
     read = torch.tensor(np.asarray(Image.open(write(tmp_path / "grey", picture, 8))).copy()) / 255
     torch.testing.assert_close(read, picture[0][..., None].expand(-1, -1, 3), atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_a_video_that_the_disk_does_not_take_is_not_there(tmp_path):
+    noise = torch.rand(3, 12, 64, 64, generator=torch.Generator().manual_seed(0))
+    for size in (200, 20_000):  # its header alone, and a part of it
+        with no_file_above(size), pytest.raises(NotWritten, match=r"File too large: '.*noise.mp4'"):
+            write(tmp_path / "noise.mp4", noise, 8)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_files_ask_for(files):

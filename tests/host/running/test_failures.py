@@ -29,6 +29,13 @@ def test_a_process_that_does_not_answer_before_the_first_step_is_named(wan, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_process_that_dies_while_it_opens_the_folder_is_named(wan, tmp_path):
+    arguments = [*wan, "--set=distributed.timeout=8", "--output", "run"]
+    code, printed = run([*torchrun(2), SCRIPT, *arguments], tmp_path, HOW="dies while it opens the folder", BAD="0")
+    assert code != 0 and "Stopped before the first step" in " ".join(printed.split())
+    assert "[rank1]: Traceback" not in printed  # torchrun has one of its own
+
+
 def test_killed_while_it_saves_a_run_goes_on_from_the_checkpoint_before(wan, alone, tmp_path):
     arguments = [*wan, SHARDED, "--output", "run"]
     code, _ = run([*torchrun(2), SCRIPT, *arguments], tmp_path, HOW="dies while it saves", BAD="0")

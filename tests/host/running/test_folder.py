@@ -86,7 +86,7 @@ def test_resume_skips_a_broken_checkpoint(tiny, plugins, tmp_path):
     assert steps == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_stop_at_a_step_boundary_with_a_checkpoint(tiny, plugins, tmp_path, signum, code):
     before = signal.getsignal(signum)
 

@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import resource
-from contextlib import contextmanager
 
 import pytest
 
@@ -13,18 +11,8 @@ from amd_plugin.disk import NotWritten
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import run
 from amd_plugin.host.running.line_file import LineFile
+from tests.helpers.limits import no_file_above
 from tests.host.running.test_exactly_once import EVERY, same, straight  # noqa: F401 (a fixture)
-
-
-@contextmanager
-def no_file_above(size):
-    """Files cannot grow beyond `size` bytes in this process, as with ``ulimit -f``: what is written raises OSError."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def refuses(monkeypatch, name, reason):
