@@ -1,6 +1,7 @@
 """What all tests share: a cache of their own, no autoloaded plugins, and a recipe that trains in a second."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from amd_plugin.interrupts import SIGNALS
 from tests.helpers.recipes import TINY
 from tests.helpers.tiny_wan import alone, wan  # noqa: F401 (fixtures of all folders)
 
@@ -125,11 +127,15 @@ def cli(monkeypatch, capfd):
         for console in (module.out, module.err):
             monkeypatch.setattr(console, "width", 200)
         monkeypatch.setattr(sys, "argv", ["amd-plugin", *map(str, arguments)])
+        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         try:
             module.main()
             code = 0
         except SystemExit as end:
             code = end.code or 0
+        finally:  # this process goes on, and is not to answer signals as a command does
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
         printed = capfd.readouterr()
         return code, printed.out + printed.err
 
