@@ -273,7 +273,7 @@ def _checksum(condition: Condition) -> str:
     digest = xxhash.xxh3_128()
     for name, value in sorted(condition.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
