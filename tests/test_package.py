@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {
         "busy",
-        "checksums",
         "choices",
         "disk",
         "errors",
@@ -33,7 +32,7 @@ FLOORS = [
         "parent_watch",
         "randomness",
     },
-    {"atomic", "json_files", "plugin_files", "terminal", "threads"},
+    {"atomic", "checksums", "json_files", "plugin_files", "terminal", "threads"},
     {"cache", "contract", "metrics", "options"},
     {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},
