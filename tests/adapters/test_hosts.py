@@ -11,7 +11,7 @@ import pytest
     ("host", "about", "count"),
     [
         ("modelopt", "", 44), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 24),
-        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 15), ("fastvideo", "_wan", 5),
+        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 18), ("fastvideo", "_wan", 5),
         ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 10),
     ],
 )  # fmt: skip
