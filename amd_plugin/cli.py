@@ -70,23 +70,7 @@ PluginFiles = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="file with rewards, objectives or samplers of your own", callback=_loaded),
 ]
-
-
-def _with_run(folder: Path) -> Path:
-    """Finds a wrong folder before anything is imported that takes seconds."""
-    if not any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
-        raise InputError(f"{folder}: holds no run (no config.yaml)")
-    return folder
-
-
-def _to_report(folders: list[Path]) -> list[Path]:
-    for folder in folders:
-        if not any((folder / name).exists() for name in ("config.yaml", "checkpoints", "compare.json")):
-            raise InputError(f"{folder}: neither a run (no config.yaml) nor a comparison (no compare.json)")
-    return folders
-
-
-RunFolder = Annotated[Path, typer.Argument(help="folder of the run", callback=_with_run)]
+RunFolder = Annotated[Path, typer.Argument(help="folder of the run")]
 Objective = Annotated[str | None, typer.Option(help="objective to use instead of the recipe's")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override of one value, e.g. train.max_steps=100")
@@ -325,7 +309,7 @@ def plan(
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin report runs/digits-amd runs/digits-dmd --output report.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons", callback=_to_report)],
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs or comparisons")],
     output: Annotated[
         Path | None, typer.Option(help="HTML file to write", show_default="report.html in the first folder")
     ] = None,

@@ -87,25 +87,3 @@ def test_the_source_distribution_holds_what_the_repository_documents():
     include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert {"amd_plugin", "recipes", "tests", "examples", "docs", "benchmarks"} <= set(include)
     assert all((ROOT / name).exists() for name in include)
-
-
-def test_mistakes_are_said_before_anything_heavy_is_imported(tmp_path):
-    commands = [
-        ["recipes", "list"], ["trian"], ["train", "digit"], ["plan", "digitz"], ["compare", "digitz"], ["plugins", "--hlep"],
-        *([name, str(tmp_path / "nowhere")] for name in ("export", "evaluate", "report")),
-    ]  # fmt: skip
-    program = f"""
-import sys
-from amd_plugin import cli
-for command in {commands}:
-    sys.argv = ["amd-plugin", *command]
-    try:
-        cli.main()
-    except SystemExit as end:
-        assert bool(end.code) == (command != ["recipes", "list"]), (command, end.code)
-    found = {{*{sorted(HEAVY | {"torch"})}}} & {{*sys.modules}}
-    assert not found, (command, found)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "holds no run" in done.stderr and "neither a run" in done.stderr
