@@ -17,6 +17,9 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("suite")
 
 
+# Under nohup this signal is ignored, and so it is by the programs that tests start; those that are about it must be able to get it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 HERE = Path(__file__).parent
 # Files whose tests start groups of processes, train a lot or install packages; about the longest first.
 SLOW = (
