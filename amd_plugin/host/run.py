@@ -172,7 +172,8 @@ class _Step:
 
     def __init__(self, trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output: Path, preemption: Preemption):
         self._trainer, self._evaluate, self._log, self._output = trainer, evaluate, run_log, output
-        self._preemption, self._saved = preemption, trainer.step
+        self._preemption = preemption
+        self._saved: int | None = trainer.step  # the step whose checkpoint holds all that was due after it
 
     def end(self) -> None:
         """Does what is due after the trainer's step and not done yet. Call on every process.
@@ -214,6 +215,7 @@ class _Step:
         except Interrupted:  # the run goes on with the evaluation
             return
         self._log.show_held_out({name: values[name] for name in held_out_names(self._trainer.recipe.config, values)})
+        self._saved = None  # a checkpoint that a signal left before the evaluation does not hold it
 
     def _save(self) -> Path:
         path = save(self._trainer, self.progress(), self._output, self._log.settle)

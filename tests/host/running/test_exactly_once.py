@@ -74,22 +74,29 @@ def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straigh
     same(straight, folder)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("signum", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, 3), (signal.SIGTERM, 6)])
 def test_a_signal_in_an_evaluation_is_answered_there_and_repeated_ones_are_one(
-    signum, straight, tiny, plugins, tmp_path, monkeypatch
+    signum, step, straight, tiny, plugins, tmp_path, monkeypatch
 ):
+    evaluate, calls = TASKS["modes2d"].evaluate, []
+
     def endless(self, media, labels, samples):
+        calls.append(1)
+        if 3 * len(calls) < step:
+            return evaluate(self, media, labels, samples)
         os.kill(os.getpid(), signum)
         os.kill(os.getpid(), signum)
         raise AssertionError("the evaluation went on")
 
     with monkeypatch.context() as patch:
         patch.setattr(TASKS["modes2d"], "evaluate", endless)
-        with pytest.raises(Preempted, match="stopped after step 3") as caught:
+        with pytest.raises(Preempted, match=f"stopped after step {step}") as caught:
             run.train(tiny(*EVERY), plugins, tmp_path / "run")
     assert caught.value.exit_code == 128 + signum
     run.train(tiny(*EVERY), plugins, tmp_path / "run", resume="auto")
     same(straight, tmp_path / "run")
+    states = [(folder / "checkpoints/step-000006/state.json").read_text() for folder in (straight, tmp_path / "run")]
+    assert states[0] == states[1], "the last checkpoint holds the last evaluation"
 
 
 def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_taken(straight, tiny, plugins, tmp_path, caplog, cli):
