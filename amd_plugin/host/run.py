@@ -7,6 +7,7 @@ The folder holds `config.yaml` (resolved), `run.json`, `metrics.jsonl`, `checkpo
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +37,10 @@ from amd_plugin.interrupts import Interrupted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.threads import one_thread
+
+# Seconds at the end of a run of several processes. Gloo's threads need Python's lock to drop the tensors of the last collective
+# call, and the end of the process group holds that lock while it waits for these threads: on a busy machine a run once hung there.
+LETTING_GO = 0.2
 
 
 def train(
@@ -122,6 +127,8 @@ def _run(
         return _loop(trainer, evaluate, run_log, output, probe)
     finally:
         run_log.close()
+        if accelerator.num_processes > 1:
+            time.sleep(LETTING_GO)
         accelerator.end_training()
 
 
