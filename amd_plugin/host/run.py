@@ -39,7 +39,7 @@ from amd_plugin.recipe.loading import Recipe
 from amd_plugin.threads import one_thread
 
 # Seconds at the end of a run of several processes. Gloo's threads need Python's lock to drop the tensors of the last collective
-# call, and the end of the process group holds that lock while it waits for these threads: on a busy machine a run once hung there.
+# call, and the end of the process group holds that lock while it waits for these threads. A run once hung there.
 LETTING_GO = 0.2
 
 
