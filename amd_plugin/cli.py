@@ -508,8 +508,19 @@ def schema(plugin: PluginFiles = None) -> None:
     typer.echo(json.dumps(recipe_schema(get_plugin_manager()), indent=1))
 
 
+def _failure_under(end: BaseException | None) -> AmdPluginError | None:
+    """The error that the command was ending with when the signal came: launchers end what a lost process has left of a run."""
+    while end is not None and not isinstance(end, AmdPluginError):
+        end = end.__context__
+    return end
+
+
 def _answered() -> None:
-    """Runs the command; where a signal has ended it, in whatever way, says so in one line and exits with its code."""
+    """Runs the command; where a signal has ended it, in whatever way, says so in one line and exits with its code.
+
+    Raises:
+        AmdPluginError: the command's own, also where a signal came while the command was ending with it.
+    """
     try:
         app()
     except AmdPluginError:
@@ -518,6 +529,8 @@ def _answered() -> None:
         signum = interrupts.received.signum
         if not signum or (isinstance(end, SystemExit) and end.code != 130):
             raise
+        if (failure := _failure_under(end)) is not None:
+            raise failure from failure.__cause__
         with suppress(OSError):  # the terminal may be gone
             err.print(interrupts.WORDS[signal.Signals(signum)], style="red")
         sys.exit(128 + signum)

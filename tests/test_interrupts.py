@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from amd_plugin import interrupts
+from amd_plugin.errors import RunError
 from amd_plugin.host import run
 from amd_plugin.models.embedded import teacher
 from tests.helpers.recipes import TINY
@@ -67,6 +69,22 @@ def test_a_command_ends_in_one_line(command, signum, code, word, finished, signa
     assert {name: after[name] for name in before} == before, "what was there has changed"
     new = {path for path in after if path not in before}
     assert all(path.parts[0] == "evaluation" for path in new) and not any(".tmp" in str(path) for path in new)
+
+
+def test_a_signal_does_not_hide_the_failure_before_it(signals, tmp_path, monkeypatch, cli):
+    """Launchers end the other processes of a run as soon as one has died, so while these say which one it was."""
+
+    def failing(*arguments, **options):
+        try:
+            raise RunError("no answer from process 1")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(run, "_run", failing)
+    settings = [f"--set={setting}" for setting in TINY]
+    ended, printed = cli("train", "modes2d", *settings, "--output", tmp_path / "run")
+    assert ended == RunError.exit_code and "error: no answer from process 1" in printed and "terminated" not in printed
 
 
 def test_nohup_is_obeyed(signals):
