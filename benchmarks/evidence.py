@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py run                      # all studies; an interrupted run continues
     python benchmarks/evidence.py run plane_unreliable     # one study
+    python benchmarks/evidence.py check [STUDY]            # one row of each table made anew, and how far it is from the table
     python benchmarks/evidence.py page                     # docs/evidence.md from docs/results/*.json, in a second
 
 A study is an `amd-plugin compare`: arms x seeds on one recipe, one folder per run under --output. Its numbers go to
@@ -11,6 +12,8 @@ metrics. All studies together take hours on two cores.
 
 import argparse
 import statistics
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +28,7 @@ from safetensors.torch import load_file
 from scipy.stats import ttest_rel
 
 from amd_plugin import metrics
-from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
+from amd_plugin.evaluate.comparison.arms import Arm, arms, parse_seeds
 from amd_plugin.evaluate.comparison.compare import compare
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import markdown, spread, time_to_quality
@@ -62,6 +65,18 @@ def run(name: str, study: Study, output: Path, workers: int | None, console: Con
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(comparison.as_json() + "\n")
     (RESULTS / f"{name}.md").write_text(markdown(comparison))
+
+
+def check(name: str, study: Study, output: Path, console: Console) -> dict[str, tuple[float, float]]:
+    """Makes the table's first row, with its first seed, from nothing; returns metric -> (committed value, value now).
+
+    On the machine that made the table both are equal to the bit. Others round differently, and training magnifies that.
+    """
+    plugins = get_plugin_manager()
+    committed = Comparison.from_file(RESULTS / f"{name}.json")
+    seed, arm = committed.seeds[0], Arm(committed.baseline, study.objectives[0], family=committed.baseline)
+    made = compare(study.recipe, [arm], [seed], study.settings, output / name, plugins, workers=1, console=console)
+    return {metric: (committed.arms[arm.name][metric][0], made.arms[arm.name][metric][0]) for metric in committed.held_out}
 
 
 def _to_teacher(study: Study, scale: float, seed: int, run: Path, plugins: PluginManager) -> float:
@@ -192,10 +207,22 @@ def _parity_row(parity: Parity, comparison: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check_all(names: Sequence[str], console: Console) -> bool:
+    """Prints how far the committed tables are from what their commands give now; returns whether all are equal."""
+    equal = True
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            values = check(name, STUDIES[name], Path(folder), console)
+        equal &= all(was == now for was, now in values.values())
+        console.print(f"[bold]{name}: " + ", ".join(f"{m} {was:.4f} -> {now:.4f}" for m, (was, now) in values.items()))
+    return equal
+
+
 def main() -> None:
     """Runs studies and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "page"], help="run studies and write the page, or only write the page")
+    actions = {"run": "run studies and write the page", "check": "make a row of each table anew", "page": "only write the page"}
+    parser.add_argument("action", choices=actions, help="; ".join(f"{name}: {does}" for name, does in actions.items()))
     parser.add_argument("names", nargs="*", metavar="STUDY", help=f"studies to run [default: all of {', '.join(STUDIES)}]")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence"), help="folder of the runs")
     parser.add_argument("--workers", type=int, help="number of worker processes [default: one per core]")
@@ -204,6 +231,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown study {unknown[0]}; there are: {', '.join(STUDIES)}")
     console = Console()
+    if options.action == "check":
+        sys.exit(not _check_all(options.names or [file.stem for file in sorted(RESULTS.glob("*.json"))], console))
     if options.action == "run":
         for name in options.names or STUDIES:
             console.print(f"[bold]{name}")
