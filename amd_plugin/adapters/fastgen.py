@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
+from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.harvest import checked_rollouts
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.adapters.own_options import check_switch, split_options
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, MissingDependency, RunError
+from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
@@ -86,6 +88,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         objective: objective that computes the losses.
         bridge: bridge between the objective and FastGen.
         validation: the alarm's history; None without option ``held_out``.
+        failures: the memory of failures; None without option ``memory_share`` or without a reward.
         max_iter: number of iterations of FastGen's trainer, set by `AMDStateCallback`; 0 if unknown.
 
     Raises:
@@ -116,6 +119,9 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         self.validation = None
         if own.held_out is not None:
             self.validation = Validation(self.bridge, own.held_out, plugins, torch.device(config.device))
+        self.failures = None
+        if objective.needs.replay and self.bridge.uses_reward:
+            self.failures = Failures(objective.needs.replay, self.bridge)
         self._share = share and self.bridge.uses_reward
         self._rungs: Tensor | None = None  # exit rungs [B] of the turn's samples; None for a student of one step
         self._data: Mapping[str, Any] = {}
@@ -230,14 +236,18 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         turn, bridge = super()._fake_score_discriminator_update_step, self.bridge
         weighted = bridge.uses_reward and self.objective.needs.fake_score_weight
         self._conditions.choose(self._rungs)
-        scored = weighted or self._conditions.takes_outcomes
+        scored = weighted or self._conditions.takes_outcomes or self.failures is not None
         if not (torch.is_grad_enabled() and (scored or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         self._score(x0, condition)
-        if self._conditions.takes_outcomes:
-            self._conditions.choose(self._rungs, bridge.outcomes("fake_score", *self._turn))
+        outcome = bridge.outcomes("fake_score", *self._turn) if self._conditions.takes_outcomes else NONE
+        if (shown := self._replayed(x0, condition, real_data)) is not None:
+            x0 = self._sample = shown.x0
+            (condition, *others), outcome = shown.inputs, shown.outcome(outcome)
+            real_data = others[0] if others else real_data
+        self._conditions.choose(self._rungs, outcome)
         t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake:
             losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
@@ -254,9 +264,18 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
             for p, x, e, s in zip(fake[0].x0, x0, eps, t, strict=True)
         ]
         weight = bridge.weights(t / self.net.noise_scheduler.max_t)
+        weight = weight if shown is None else shown.weight(weight)
         loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs
+
+    def _replayed(self, x0: Tensor, condition: Any, real_data: Tensor) -> Shown | None:
+        """Samples of the fake score's turn, some of which are remembered failures; None without a memory."""
+        if self.failures is None:
+            return None
+        # The discriminator compares samples with real ones of the same condition.
+        inputs = [condition, real_data] if self.config.gan_loss_weight_gen > 0 else [condition]
+        return self.failures.exchange(x0, inputs, 0 if self._rungs is None else self._rungs, *self._turn)
 
 
 class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
@@ -296,18 +315,20 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
             wandb.log({f"val{idx}/{name}": value for name, value in metrics.items()}, step=iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the objective and of the alarm."""
-        validation = self._model.validation
-        history = {} if validation is None else {"validations": validation.state_dict()}
-        return {**self._model.objective.state_dict(), **history}
+        """State of the objective, of the alarm and of the memory of failures."""
+        kept = {"validations": self._model.validation, "failures": self._model.failures}
+        own = {name: part.state_dict() for name, part in kept.items() if part is not None}
+        return {**self._model.objective.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         state = dict(state_dict)
-        history = state.pop("validations", [])
+        history, failures = state.pop("validations", []), state.pop("failures", {})
         self._model.objective.load_state_dict(state)
         if self._model.validation is not None:
             self._model.validation.load_state_dict(history)
+        if self._model.failures is not None:
+            self._model.failures.load_state_dict(failures)
 
 
 class _Prediction(NamedTuple):

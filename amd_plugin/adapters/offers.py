@@ -20,10 +20,10 @@ BESIDE_NEEDS = {
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
 CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
-FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm"}
-LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN | {"replay"}
+FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm", "replay"}
+LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN
 LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning", "replay"}
-MODELOPT = FASTVIDEO = FASTGEN | {"harvest", "replay"}
+MODELOPT = FASTVIDEO = FASTGEN | {"harvest"}
 HOSTS = {
     "ModelOpt": MODELOPT,
     "FastVideo": FASTVIDEO,

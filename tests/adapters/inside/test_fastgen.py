@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 import os
 import shlex
 import subprocess
@@ -37,11 +38,11 @@ def model(cls, gan=False, guidance=2.0, steps=1, **options):
     return amd_model
 
 
-def train(amd_model, steps=10):
+def train(amd_model, steps=4, start=0):
     """The host's own order of calls: losses, gradients of the last step, weights, state of the generator."""
     torch.manual_seed(1)
     losses = []
-    for step in range(steps):
+    for step in range(start, start + steps):
         digits = torch.nn.functional.one_hot(torch.tensor([step % 10] * 2 + [3] * 2), 10).float()
         data = {"real": torch.randn(4, 3, 8, 8), "condition": digits, "neg_condition": torch.zeros(4, 10)}
         amd_model.optimizers_zero_grad(step)
@@ -82,6 +83,32 @@ def test_rewards_steer_both_turns():
     for part in ({"strength": 0.5, "sharpening": 0, "side": "both"}, {"strength": 0, "sharpening": 1.0}):
         ours = train(model(AMDModel, amd={**part, "reward": bright}), 4)
         assert not same(stock[2], ours[2]) and torch.equal(stock[3], ours[3])
+
+
+@pytest.mark.parametrize(("gan", "steps"), [(True, 1), (False, 2)])
+def test_failures_come_again_with_their_own_conditions_and_resume(gan, steps):
+    amd = {"strength": 0, "sharpening": 1.0, "memory_share": 0.999, "reward": lambda media, prompts: media.mean((1, 2, 3))}
+    ours, calls = model(AMDModel, gan, steps=steps, amd=amd), []
+
+    def watched(module, args, kwargs):
+        calls.append((torch.is_grad_enabled(), kwargs["condition"].argmax(1).tolist()))
+
+    ours.fake_score.register_forward_pre_hook(watched, with_kwargs=True)
+    stock, kept = train(model(DMD2Model, gan, steps=steps), 8), train(ours, 8)
+    assert torch.equal(stock[3], kept[3]), "the stream of random numbers"
+    replaced = [digits != [step, step, 3, 3] for step, (_, digits) in enumerate(calls)]
+    assert any(replaced) and not any(replaced[::2]) and [trained for trained, _ in calls] == [False, True] * 4
+    assert all(set(digits) <= {3, *range(1, step + 1, 2)} for step, (trained, digits) in enumerate(calls) if trained)
+
+    again, states = model(AMDModel, gan, steps=steps, amd=amd), (adapter.AMDStateCallback(), adapter.AMDStateCallback())
+    states[0]._model, states[1]._model = ours, again
+    states[1].load_state_dict(json.loads(json.dumps(states[0].state_dict())))
+    for kind in ("model_dict", "optimizer_dict", "scheduler_dict"):
+        for name, part in getattr(again, kind).items():
+            part.load_state_dict(copy.deepcopy(getattr(ours, kind)[name].state_dict()))
+    straight, resumed = train(ours, 4, start=8), train(again, 4, start=8)
+    assert same(straight[0], resumed[0]) and same(straight[2], resumed[2])
+    assert ours.failures.state_dict() == again.failures.state_dict() != {}
 
 
 def test_without_an_adversary_the_teachers_graph_is_not_built():
