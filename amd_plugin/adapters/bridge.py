@@ -159,7 +159,7 @@ class HostBridge:
 
         Args:
             x0: student samples [B, ...].
-            groups: [B], the same number for samples of the same prompt.
+            groups: integers [B], the same for samples of the same prompt.
             prompts: prompts [B] for the reward; None passes empty ones.
             rung: index of the exit rung of all samples, from 0, the same on every rank; or that of each [B], and then samples
                 are compared with those of their own rung. 0 for a host without rungs.
@@ -171,9 +171,8 @@ class HostBridge:
         if not self.uses_reward:
             self._advantage = None
             return torch.zeros(len(x0), device=x0.device)
-        scores = self._all_gather(self._score(x0.detach(), prompts))
-        batch_groups, batch_reward = self._all_gather(groups.to(x0.device)), scores[:, 0]
-        compared = self.objective.needs.group_size > 1
+        scores, batch_groups, rungs = self._on_host(self._score(x0.detach(), prompts), groups, rung)
+        batch_reward, compared = scores[:, 0], self.objective.needs.group_size > 1
         if compared and len(batch_groups.unique()) == len(batch_groups) and "groups" not in self._warned:
             log.warning(
                 "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts",
@@ -181,12 +180,25 @@ class HostBridge:
             )
             self._warned.add("groups")
         if isinstance(rung, Tensor):
-            self._advantage = self._by_rung(batch_reward, batch_groups, self._all_gather(rung.to(x0.device)))
+            advantage = self._by_rung(batch_reward, batch_groups, rungs)
         else:
-            self._advantage = self.objective.advantage(batch_reward, batch_groups, rung)
-        self.signal_fields = {"groups": batch_groups[self._own], "batch_advantage": self._advantage}
+            advantage = self.objective.advantage(batch_reward, batch_groups, rung)
+        self._advantage = advantage.to(x0.device, non_blocking=True)
+        self.signal_fields = {"groups": groups.to(x0.device, non_blocking=True), "batch_advantage": self._advantage}
         self.metrics = _reward_metrics(scores, getattr(self.reward, "names", ()))
         return self._advantage[self._own]
+
+    def _on_host(self, scores: Tensor, groups: Tensor, rung: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [N, 1 + K], groups [N] and rungs [N] of the samples of all ranks on the CPU, by a single copy.
+
+        All statistics are computed there: a GPU would have to be waited for at each of their branches.
+        """
+        device, rungs = scores.device, rung if isinstance(rung, Tensor) else torch.zeros((), dtype=torch.long)
+        whole = [values.to(device, torch.long, non_blocking=True).expand(len(scores))[:, None] for values in (groups, rungs)]
+        # Integers hold the bits of a score, and a prompt's id exactly.
+        bits = scores.view(torch.int32).to(torch.long)
+        rows = self._all_gather(torch.cat((bits, *whole), 1)).cpu()
+        return rows[:, :-2].to(torch.int32).view(torch.float32), rows[:, -2].contiguous(), rows[:, -1].contiguous()
 
     def scored(self) -> Scored:
         """What `advantages` computed last, for `recall`."""
@@ -302,8 +314,7 @@ class HostBridge:
             return
         means: dict[str, float] = {}
         if metrics:
-            own = torch.stack([value.detach().float().reshape(()).cpu() for value in metrics.values()])
-            ranks = self._all_gather(own.to(next(iter(metrics.values())).device)).view(-1, len(own))
+            ranks = self._all_gather(stacked(metrics)).view(-1, len(metrics))
             # Named as the reference host names them, so that one plugin reads them in every host.
             names = [f"objective/{name}" for name in metrics]
             means = {name: mean for name, mean in zip(names, ranks.nanmean(0).tolist(), strict=True) if mean == mean}
@@ -379,6 +390,13 @@ class HostBridge:
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, values.contiguous(), group=self._group)
         return torch.cat(parts)
+
+
+def stacked(metrics: Mapping[str, Tensor]) -> Tensor:
+    """0-dim tensors as one fp32 tensor, on the device that some of them are on, the CPU if none."""
+    values = [value.detach().reshape(()) for value in metrics.values()]
+    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([value.to(device, torch.float32, non_blocking=True) for value in values])
 
 
 def _check_gradients(reward: Callable[..., Any]) -> None:

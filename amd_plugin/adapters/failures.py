@@ -70,7 +70,7 @@ class Failures(FailureMemory):
         Args:
             x0: samples [B, ...] of the turn.
             inputs: nested lists and dicts, of which the tensors [B, ...] belong to the samples.
-            rung: exit rung of all samples, or of each [B].
+            rung: exit rung of all samples, as a number or a 0-dim tensor, or of each [B].
             key: keys of the random generator, the same on every rank.
 
         Raises:
@@ -106,7 +106,9 @@ class Failures(FailureMemory):
 
 
 def _rungs(rung: int | Tensor, x0: Tensor) -> Tensor:
-    return rung.to(x0.device) if isinstance(rung, Tensor) else torch.full((len(x0),), rung, device=x0.device)
+    if isinstance(rung, Tensor):
+        return rung.to(x0.device).expand(len(x0))
+    return torch.full((len(x0),), rung, device=x0.device)
 
 
 def _of_samples(x0: Tensor, inputs: Any) -> tuple[dict[str, Tensor], Any]:

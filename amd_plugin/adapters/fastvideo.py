@@ -146,7 +146,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self.bridge = HostBridge(self.objective)
         self._sample: Tensor | None = None  # the last rollout, without graph
         self._scored: tuple[Tensor, Tensor] | None = None  # a rollout, and its advantages
-        self._rung, self._one_rung = 0, False  # of this rank's last rollout; whether it is that of all ranks
+        self._rung: int | Tensor = 0  # of this rank's last rollout
+        self._one_rung = False  # whether it is that of all ranks, and then it is a number
         self._metrics: dict[str, Tensor] = {}
         self._turn = (0, 0)  # iteration, and micro-batch within it
         self._harvests: dict[int, Harvest] = {}  # of the cycle, by micro-batch
@@ -240,12 +241,13 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             return self._sample
         short = self._fast and self._rollout_mode == "simulate" and not isinstance(self, SelfForcingMethod)
         if short:
-            x0: Tensor = short_rollout(self, batch, with_grad)
+            x0, self._rung = short_rollout(self, batch, with_grad)
         else:
             x0 = super()._student_rollout(batch, with_grad=with_grad)
-        exit_level = batch.dmd_latent_vis_dict.get("generator_timestep")
-        if exit_level is not None:  # self-forcing gives none
-            self._rung = int((self._get_denoising_step_list(x0.device) - exit_level).abs().argmin())
+            exit_level = batch.dmd_latent_vis_dict.get("generator_timestep")
+            if exit_level is not None:  # self-forcing gives none
+                # As a tensor: its number would wait for the rollout.
+                self._rung = (self._get_denoising_step_list(x0.device) - exit_level).abs().argmin()
         self._one_rung = short
         self._sample = x0.detach()
         return x0
@@ -369,7 +371,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if x0 is None:
             raise RunError(f"{HOST.distribution}: a loss is computed before any rollout. Install {HOST.range}")
         shared = self._harvests.get(self._turn[1])
-        if shared is not None and (scored := shared.scores.get(self._rung)) is not None:
+        if shared is not None and (scored := shared.scores.get(int(self._rung))) is not None:
             return self.bridge.recall(scored, x0.device)
         if self._scored is None or self._scored[0] is not x0:
             prompts = self._prompts(batch)
@@ -379,7 +381,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 groups = group_ids(prompts, len(x0))
             self._scored = (x0, self.bridge.advantages(x0, groups, prompts, rung=self._rung if self._one_rung else 0))
             if shared is not None:
-                shared.scores[self._rung] = self.bridge.scored()
+                shared.scores[int(self._rung)] = self.bridge.scored()
         return self._scored[1]
 
     def _prompts(self, batch: Any) -> list[str] | None:

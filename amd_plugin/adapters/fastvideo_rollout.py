@@ -19,8 +19,8 @@ from amd_plugin.adapters.harvest import Harvest, agreed_rung
 from amd_plugin.adapters.method_wrapping import wrapped
 
 
-def short_rollout(method: Any, batch: Any, with_grad: bool) -> Tensor:
-    """Student samples [B, T, C, H, W], rolled out up to the exit rung, which rank 0 draws for all ranks.
+def short_rollout(method: Any, batch: Any, with_grad: bool) -> tuple[Tensor, int]:
+    """Student samples [B, T, C, H, W], rolled out up to the exit rung, which rank 0 draws for all ranks, and this rung.
 
     Args:
         method: FastVideo's `DMD2Method`, in rollout mode ``simulate``.
@@ -33,7 +33,7 @@ def short_rollout(method: Any, batch: Any, with_grad: bool) -> Tensor:
     for index in range(last):
         x0 = call_at(method, x, index, batch, with_grad=False)
         x = _renoised(method, x0, index + 1)
-    return call_at(method, x, last, batch, with_grad=with_grad)
+    return call_at(method, x, last, batch, with_grad=with_grad), last
 
 
 def harvest(method: Any, batch: Any, raw_batch: Any) -> Harvest:

@@ -397,7 +397,7 @@ class AMDVideoPhasedDmdTrainer(AdaptiveWan, VideoPhasedDmdTrainer):  # type: ign
     def _after_student_optimizer_step(self, role: str) -> None:
         super()._after_student_optimizer_step(role)
         # This trainer of LightX2V sends nothing to its tracker.
-        if self.amd_metrics() and self.student_updates % self.train_log_every_iters == 0:
+        if self.student_updates % self.train_log_every_iters == 0 and self.amd_metrics():
             self.log_metrics({}, step=self.student_updates)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.adapters.bridge import HostBridge, stacked
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
 from amd_plugin.adapters.validation import Validation
@@ -46,10 +46,11 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         super()._after_student_optimizer_step(role)
         self.student_updates += 1
 
-    def amd_metrics(self) -> dict[str, Any]:
+    def amd_metrics(self) -> dict[str, float]:
         """Metrics of the last student turn: ``amd/NAME``, and ``reward/NAME`` of each reward."""
         metrics = self._metrics | self.bridge.metrics
-        return {name if name.startswith("reward/") else f"amd/{name}": float(value) for name, value in metrics.items()}
+        names = [name if name.startswith("reward/") else f"amd/{name}" for name in metrics]
+        return dict(zip(names, stacked(metrics).tolist(), strict=True)) if metrics else {}
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """LightX2V's metrics with AMD's, to its tracker; the main ones also to its log."""

@@ -290,27 +290,31 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             return turn.advantage
         x0, _ = self._exit(turn)
         shared, rung = None if self._cycle is None else self._cycle.current, self._rung(turn)
-        if shared is not None and (scored := shared.scores.get(rung)) is not None:
+        if shared is not None and (scored := shared.scores.get(int(rung))) is not None:
             turn.advantage, turn.scored_before = self.bridge.recall(scored, x0.device), True
             return turn.advantage
         groups = group_ids(turn.given.condition, len(x0))
         turn.advantage = self.bridge.advantages(x0, groups, turn.given.prompts, rung=rung)
         if shared is not None:
-            shared.scores[rung] = self.bridge.scored()
+            shared.scores[int(rung)] = self.bridge.scored()
         return turn.advantage
 
     def _exit(self, turn: _Turn) -> tuple[Tensor, Tensor]:
         """The turn's student samples [B, ...], and the timesteps [B] at which they were predicted."""
         return next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
 
-    def _rung(self, turn: _Turn) -> int:
-        """The exit rung of the turn: with backward simulation all samples of all ranks leave at one."""
+    def _rung(self, turn: _Turn) -> int | Tensor:
+        """The exit rung of the turn: with backward simulation all samples of all ranks leave at one, a tensor [B] there.
+
+        Its number would wait for the rollout.
+        """
         if self._cycle is not None and self._cycle.current is not None:
             return self._cycle.rung
         if not self.config.backward_simulation:
             return 0
-        rungs, level = self.config.sample_t_cfg.t_list, float(self._exit(turn)[1][0])
-        return min(range(len(rungs)), key=lambda k: abs(rungs[k] - level))
+        _, levels = self._exit(turn)
+        rungs = torch.tensor(self.config.sample_t_cfg.t_list, dtype=levels.dtype).to(levels.device, non_blocking=True)
+        return (rungs - levels[:, None]).abs().argmin(1)
 
     def compute_student_loss(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amd_plugin.maths.advantage import group_std
 
+_GOLDEN, _MIXING = -7046029254386353131, ((-4658895280553007687, 30), (-7723592293110705685, 27))
 MOMENTUM = 0.99  # of the running mean of spreads, with bias correction
 
 
@@ -70,7 +71,7 @@ class RewardStatistics:
 
 
 def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tensor:
-    """Group ids [B], int64 below 2^53, equal for equal conditions, on every process and in every batch.
+    """Group ids [B], int64 in [0, 2^53), equal for equal conditions, on every process and in every batch.
 
     Args:
         condition: tensor [B, ...] with a condition per row, or prompts; None for one group.
@@ -79,7 +80,16 @@ def group_ids(condition: Tensor | Sequence[str] | None, batch_size: int) -> Tens
     if condition is None:
         return torch.zeros(batch_size, dtype=torch.long)
     if isinstance(condition, Tensor):
-        rows = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in condition.detach().cpu().flatten(1)]
-    else:
-        rows = [prompt.encode() for prompt in condition]
+        return _hashes(condition.detach().flatten(1).contiguous())
+    rows = [prompt.encode() for prompt in condition]
     return torch.tensor([int.from_bytes(hashlib.sha256(row).digest()[:7], "big") >> 3 for row in rows])
+
+
+def _hashes(rows: Tensor) -> Tensor:
+    """Multilinear hashes [B] of the bits of `rows` [B, n], on their own device: to hash them elsewhere would wait for it."""
+    size = rows.shape[1] * rows.element_size()
+    words = rows.view(torch.int32 if size % 4 == 0 else torch.uint8).long()
+    factors = torch.arange(1, words.shape[1] + 1, device=rows.device) * _GOLDEN
+    for factor, shift in _MIXING:  # as in SplitMix64
+        factors = (factors ^ (factors >> shift)) * factor
+    return ((words + 1) * (factors ^ (factors >> 31))).sum(1) >> 11 & (1 << 53) - 1

@@ -8,11 +8,13 @@ import torch
 
 from amd_plugin import AMDObjective, DMDObjective, Signals, hookimpl, options
 from amd_plugin.adapters.bridge import OFFERS, HostBridge, Steering, adaptive_objective, make_reward, require_fit
+from amd_plugin.adapters.failures import Failures
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, IN_WORDS
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 from amd_plugin.objectives.reward_statistics import group_ids
+from tests.helpers.simulated_device import SIMULATED, SimulatedDevice
 
 PROMPTS = ["cat", "dog", "cat", "dog"]
 X0 = torch.tensor([1.0, 5.0, 3.0, 9.0]).reshape(4, 1)
@@ -103,11 +105,41 @@ def test_ranks_whose_rewards_fail_do_not_hang_the_others(tmp_path):
     assert advantage.tolist() == [0, 0, 0, 0] and weight.tolist() == [1, 1, 1, 1] and failed.tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("options", [{}, {"kl": 0.5}, {"advantage_guidance": "auto"}, {"memory_share": 0.5}], ids=str)
+@pytest.mark.parametrize("rung", [1, torch.tensor([0, 1, 0, 1])], ids=str)
+def test_a_scored_turn_waits_for_the_device_once(options, rung):
+    """A GPU is idle while its host waits for a number. Here the device is simulated."""
+    bridge = HostBridge(AMDObjective(2.0, **options), lambda media, prompts: media.mean(1))
+    failures = Failures(bridge.objective.needs.replay, bridge)
+    with SimulatedDevice() as device:
+        conditions = torch.randn(2, 3, dtype=torch.bfloat16).repeat(2, 1).to(SIMULATED)
+        for step in range(3):
+            device.waits.clear()
+            bridge.start_turn(step, 3)
+            x0 = torch.randn(4, 3).to(SIMULATED)
+            sigma, rungs = torch.rand(4).to(SIMULATED), rung.to(SIMULATED) if isinstance(rung, torch.Tensor) else rung
+            advantage = bridge.advantages(x0, group_ids(conditions, 4), rung=rungs)
+            bridge.weights(sigma), bridge.outcomes("fake_score", step)
+            if bridge.objective.needs.replay:
+                failures.exchange(x0, [conditions], rungs, step)
+            fields = {"sigma": sigma, "advantage": advantage, **bridge.signal_fields}
+            bridge.objective.student_loss(Signals(x0.detach().requires_grad_(), x0 + 1, x0 - 1, x0 * 0.5, **fields))
+    # What is remembered is kept on the host; by then the device has been waited for.
+    waits = {place: count for place, count in device.waits.items() if not place.startswith("failure_memory.")}
+    assert waits == {"bridge._on_host: cpu": 1}
+    assert "memory_share" in options or device.waits == waits
+
+
 def test_groups_of_conditions_of_any_type():
     for dtype in (torch.float32, torch.bfloat16, torch.long):
         ids = group_ids(torch.tensor([[1, 2], [3, 4], [1, 2]]).to(dtype), 3)
         assert ids[0] == ids[2] != ids[1]
+        assert ((ids >= 0) & (ids < 2**53)).all()
+        assert ids.tolist() == [int(group_ids(row[None], 1)) for row in torch.tensor([[1, 2], [3, 4], [1, 2]]).to(dtype)]
     assert group_ids(None, 3).tolist() == [0, 0, 0]
+    near = torch.zeros(200, 77, dtype=torch.int8)
+    near.view(-1)[torch.arange(200) * 77 + torch.arange(200) % 77] += 1 + (torch.arange(200) // 77).to(torch.int8)
+    assert len(group_ids(near, 200).unique()) == 200, "one bit is a difference"
 
 
 @pytest.mark.parametrize(
