@@ -6,6 +6,7 @@ file, above 300 lines, since they are short and share their options.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -563,7 +564,14 @@ def main() -> None:
         sys.exit(MissingDependency.exit_code)
     except Exception as error:
         refused = disk.refusal(error)
-        if refused is None or os.environ.get("AMD_PLUGIN_DEBUG"):
+        if os.environ.get("AMD_PLUGIN_DEBUG"):
+            raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            err.print(
+                f"error: {str(error.filename)[:60]}...: is too long for a name. Choose a shorter one", style="red", markup=False
+            )
+            sys.exit(InputError.exit_code)
+        if refused is None:
             raise
         safe = "Nothing is half written, and what was there is as it was"
         message = f"error: {disk.in_words(refused)}. {safe}. {disk.remedy(refused)}, and give the same command again"

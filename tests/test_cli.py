@@ -40,6 +40,9 @@ def test_dmd_sets_amds_options_aside_and_says_so(cli, tmp_path):
     assert code == 0 and "objective dmd does not take sharpening, strength; not used" in printed
 
 
+LONG = 300 * "a"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -56,6 +59,8 @@ def test_dmd_sets_amds_options_aside_and_says_so(cli, tmp_path):
         (["compare", "modes2d", "--arm", "dmd=amd"], "two arms would be called 'dmd'"),
         (["report", "nowhere"], "neither a run"),
         (["recipes", "show", "digitz"], "Did you mean 'digits'?"),
+        *((words, "too long for a name") for words in (["report", LONG], ["doctor", LONG], ["export", LONG], ["replay", LONG])),
+        (["train", "modes2d", "--output", LONG], "too long for a name"),
     ],
 )
 def test_bad_input_ends_with_two_and_a_hint(cli, arguments, said):

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 ADVICE = "Use an earlier one"
 PARTIAL = "-partial"
+LONGEST = 255  # bytes in a name
 
 
 class Manifest(BaseModel):
@@ -176,8 +177,9 @@ def check(path: Path) -> Manifest:
     if "state.json" not in manifest.files:
         raise InputError(f"checkpoint {path}: its manifest.json names no state.json. {ADVICE}")
     for name, size in manifest.files.items():
-        if Path(name).name != name or "\0" in name:
-            raise InputError(f"checkpoint {path}: manifest.json: files: must be names in this folder, got {name!r}. {ADVICE}")
+        if Path(name).name != name or "\0" in name or len(name.encode()) > LONGEST:
+            message = f"must be names in this folder, got {name[:60]!r}"
+            raise InputError(f"checkpoint {path}: manifest.json: files: {message}. {ADVICE}")
         actual = (path / name).stat().st_size if (path / name).is_file() else 0
         if actual != size:
             raise InputError(f"checkpoint {path}: {name} should have {size} bytes, got {actual}. {ADVICE}")

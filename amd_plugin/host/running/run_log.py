@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -43,7 +43,7 @@ class LogState(BaseModel):
         last: the metrics written last, by name.
     """
 
-    lines: int | None = None
+    lines: int | None = Field(default=None, ge=0)
     window: dict[str, tuple[float, float]] = {}
     last: Line = {}
 

@@ -5,13 +5,14 @@ Where each process holds a share of the trained weights, all of them save and lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 import amd_plugin
 from amd_plugin import disk
@@ -23,6 +24,12 @@ from amd_plugin.host.running.run_folder import differences
 from amd_plugin.host.running.run_log import Line, LogState
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.step_conditioning import check_tables
+
+
+def _of_a_step(line: Line) -> Line:
+    if not math.isfinite(line.get("step", math.nan)):
+        raise ValueError("must have a step")
+    return line
 
 
 class RunState(State):
@@ -45,7 +52,7 @@ class RunState(State):
     overrides: tuple[str, ...] = ()
     objective: Any
     plugins: dict[str, Any]
-    evaluations: list[Line] = Field(default_factory=list)
+    evaluations: list[Annotated[Line, AfterValidator(_of_a_step)]] = Field(default_factory=list)
     evaluated: Line | None = None
     failed_rewards: dict[str, list[float]] = Field(default_factory=dict)
     skipped: list[int] = Field(default_factory=list)

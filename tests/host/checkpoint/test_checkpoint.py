@@ -47,6 +47,9 @@ def test_what_is_wrong_with_a_checkpoint_is_said(saved, tmp_path):
     manifest.write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(InputError, match="Upgrade"):
         checkpoint.load(path)
+    manifest.write_text(json.dumps({**content, "files": content["files"] | {300 * "a": 1}}))
+    with pytest.raises(InputError, match="must be names in this folder"):
+        checkpoint.load(path)
     manifest.write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         checkpoint.load(path)
