@@ -28,6 +28,7 @@ from amd_plugin import recipe as recipes
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean
+from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.terminal import PlainConsole, PlainFormatter, check_working_folder, take_any_text
 
@@ -144,11 +145,15 @@ def train(
     plugin: PluginFiles = None,
 ) -> None:
     """Distil a student as described by a recipe."""
+    if as_json and not dry_run:
+        raise InputError("--json: only for --dry-run; a run writes its numbers to metrics.jsonl and evaluation.json")
+    if recipe is None:
+        folder_kind.continued(resume, output)
+    elif resume not in (None, "auto") and not Path(resume).is_dir():
+        raise InputError(f"--resume {resume}: there is no such folder. Name a run, a checkpoint's folder, or auto")
     from amd_plugin.host.running.run_folder import changes_of_result, results
     from amd_plugin.host.running.start import start_of
 
-    if as_json and not dry_run:
-        raise InputError("--json: only for --dry-run; a run writes its numbers to metrics.jsonl and evaluation.json")
     plugins = get_plugin_manager()
     loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -256,6 +261,7 @@ def evaluate(
     plugin: PluginFiles = None,
 ) -> None:
     """Measure a run's student: rewards, distances, diversity, alignment and motion, with confidence intervals."""
+    folder_kind.check_run(run)
     from amd_plugin.evaluate.students.evaluation import evaluate as measure
 
     result = measure(
@@ -317,6 +323,10 @@ def report(
     plugin: PluginFiles = None,
 ) -> None:
     """Write one self-contained HTML report on runs and comparisons."""
+    from amd_plugin.evaluate.comparison.result import FILE
+
+    for folder in runs:
+        folder_kind.check_run(folder, comparison=FILE)
     from amd_plugin.evaluate.report.report import write_report
 
     say(f"report: {write_report(runs, output or runs[0] / 'report.html', get_plugin_manager())}")
@@ -337,6 +347,7 @@ def export(
     plugin: PluginFiles = None,
 ) -> None:
     """Write the student of a checkpoint as a diffusers folder. Can be repeated for other checkpoints."""
+    folder_kind.check_run(run)
     from amd_plugin.host.student.export import export_run, push
 
     folder = export_run(run, get_plugin_manager(), output, at=checkpoint, weights=weights, how=format)
@@ -353,9 +364,10 @@ def replay(
     plugin: PluginFiles = None,
 ) -> None:
     """Repeat an update that was NaN or infinite, and say what is so first: reward, teacher, fake score, direction, loss."""
-    from amd_plugin.host.running.replay import replay as repeat
-
+    folder_kind.check_dump(dump)
     with busy(err, "preparing the networks of the run"):
+        from amd_plugin.host.running.replay import replay as repeat
+
         found = repeat(dump, get_plugin_manager(), overrides or ())
     if as_json:
         typer.echo(json.dumps({**found._asdict(), "stages": [stage._asdict() for stage in found.stages]}, indent=1))
@@ -399,10 +411,12 @@ def doctor(
     plugin: PluginFiles = None,
 ) -> None:
     """Check versions, devices, plugins, cache and hub, or the files of a run; exits with 1 if something is wrong."""
-    from amd_plugin.doctor import examine
-
+    if run is not None and not run.is_dir():
+        raise InputError(f"{run}: there is no such folder")
     with redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output
         if run is None:
+            from amd_plugin.doctor import examine
+
             findings = examine(get_plugin_manager())
         else:
             from amd_plugin.host.running.run_check import examine_run

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 import amd_plugin
@@ -126,51 +125,49 @@ def test_importing_is_light():
 
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "datasets", "sklearn", "scipy", "matplotlib", "pandas", "numpy")
+# Runs commands, a JSON list, one after the other; prints a line for each: exit code and the heavy modules there are by then.
 RUN = """
-import sys
+import json, sys
 from amd_plugin import cli
-sys.argv = ["amd-plugin", *sys.argv[1:]]
-try:
-    cli.main()
-except SystemExit as end:
-    code = end.code
-sys.stderr.write(repr((code, sorted({name.partition(".")[0] for name in sys.modules}))))
+commands, heavy = map(json.loads, sys.argv[1:])
+for words in commands:
+    sys.argv[1:] = words
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    print(json.dumps(["ended", code, sorted({name.partition(".")[0] for name in sys.modules} & {*heavy})]))
 """
 
 
-def modules_of(*arguments):
-    """(exit code, top-level modules that were imported) of a command."""
-    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True)
-    return ast.literal_eval(done.stderr.splitlines()[-1][done.stderr.splitlines()[-1].index("(") :])
+def ends_of(*commands, cwd):
+    """(exit code, heavy modules imported by then) of each command, all in one new process."""
+    arguments = [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(HEAVY)]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=cwd)
+    ends = [json.loads(line)[1:] for line in done.stdout.splitlines() if line.startswith('["ended"')]
+    assert len(ends) == len(commands), done.stderr
+    return ends
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["recipes", "list"], 0),
-        (["plugins"], 0),
-        (["train", "modes3d"], 2),
-        (["train", "modes2d", "--ouput", "x"], 2),
-        (["trian"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_lists_help_and_typos_wait_for_no_library(arguments, code):
+def test_lists_help_and_typos_wait_for_no_library(tmp_path):
     """Each of these libraries takes half a second to three seconds to import."""
-    ended, modules = modules_of(*arguments)
-    assert (ended or 0) == code and not {*HEAVY} & {*modules}
+    lists = [["--help"], ["train", "--help"], ["recipes", "list"], ["recipes", "list", "--json"], ["plugins"]]
+    typos = [
+        ["trian"], ["train"], ["train", "modes3d"], ["train", "modes2d", "--ouput", "x"], ["plan", "sdxl_5step", "--gpus=8"],
+        ["compare", "modes3d"], ["recipes", "show", "modes3d"], ["host", "fastvidoe"],
+        ["train", "--resume", "nowhere"], ["train", "--resume", "auto"], ["train", "modes2d", "--resume", "nowhere"],
+        *([name, folder] for name in ("evaluate", "export", "report", "replay") for folder in ("nowhere", ".", "x" * 300)),
+        ["doctor", "nowhere"], ["train", "modes2d", "--plugin", "nowhere.py"],
+    ]  # fmt: skip
+    for words, (code, heavy) in zip([*lists, *typos], ends_of(*lists, *typos, cwd=tmp_path), strict=True):
+        assert code == (0 if words in lists else 2) and not heavy, words
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [(["recipes", "validate", "modes2d"], 0), (["train", "modes2d", "--set=train.max_stps=4"], 2)],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_a_recipe_of_the_plane_is_checked_with_torch_alone(arguments, code):
-    ended, modules = modules_of(*arguments)
-    assert (ended or 0) == code and {*HEAVY} & {*modules} <= {"torch", "numpy"}
+def test_a_recipe_of_the_plane_is_checked_with_torch_alone(tmp_path):
+    commands = [["recipes", "validate", "modes2d"], ["train", "modes2d", "--set=train.max_stps=4"]]
+    for expected, (code, heavy) in zip((0, 2), ends_of(*commands, cwd=tmp_path), strict=True):
+        assert code == expected and {*heavy} <= {"torch", "numpy"}
 
 
 def test_a_report_of_pictures_that_lie_there_waits_for_torch_and_matplotlib_alone():

@@ -22,11 +22,12 @@ from amd_plugin.errors import AmdPluginError, RunError, in_words
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
+from amd_plugin.host.running.folder_kind import is_run
 from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
 from amd_plugin.host.running.rank_probe import RankProbe
-from amd_plugin.host.running.run_folder import find_checkpoint, is_run, open_folder, write_json
+from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
 from amd_plugin.host.running.run_log import LogState, RunLog, cut
 from amd_plugin.host.running.run_state import Progress, rescue, restore, save
 from amd_plugin.host.running.trackers import Trackers

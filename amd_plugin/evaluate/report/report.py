@@ -21,7 +21,8 @@ from amd_plugin.evaluate.directions import ARROWS
 from amd_plugin.evaluate.report import figures, gallery, page
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
-from amd_plugin.host.running.run_folder import about, is_run, repair, results
+from amd_plugin.host.running.folder_kind import check_run
+from amd_plugin.host.running.run_folder import about, repair, results
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import task_of
@@ -107,8 +108,8 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
 
 
 def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
-    if is_run(folder):
-        repair(folder)
+    check_run(folder, comparison=result.FILE)
+    repair(folder)
     config, known = _config(folder), about(folder)
     lines = run_log.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     curves = {known.objective: [lines]}
@@ -257,9 +258,8 @@ def _caveat(config: RecipeConfig) -> str:
 
 
 def _config(folder: Path) -> RecipeConfig:
+    check_run(folder)
     path = folder / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{folder}: neither a run (no config.yaml) nor a comparison (no compare.json)")
     with unreadable_is_input_error(f"{path}: cannot be read"):
         return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
 

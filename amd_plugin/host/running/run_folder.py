@@ -27,6 +27,7 @@ from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import State
+from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
@@ -177,11 +178,6 @@ def _is_beginning(entry: Path) -> bool:
     return is_lock(entry) or is_draft(entry) or entry.name == "run.json"
 
 
-def is_run(output: Path) -> bool:
-    """Whether the folder `output` holds a run."""
-    return (output / "config.yaml").is_file() or any((output / "checkpoints").glob("step-*/manifest.json"))
-
-
 def repair(output: Path) -> None:
     """Writes config.yaml and run.json of a run anew where they are lost or damaged, from its newest checkpoint, and says so.
 
@@ -225,8 +221,7 @@ def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = ()
     Raises:
         InputError: where there is no run, or it cannot be read.
     """
-    if not is_run(output):
-        raise InputError(f"{output}: holds no run (no config.yaml)")
+    check_run(output)
     repair(output)
     recipe = load(str(output / "config.yaml"), plugins, overrides, objective)
     known = about(output)

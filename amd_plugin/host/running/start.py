@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from amd_plugin.errors import InputError
-from amd_plugin.host.running.run_folder import about, find_run, is_run, repair
+from amd_plugin.host.running.folder_kind import continued, is_run
+from amd_plugin.host.running.run_folder import about, find_run, repair
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 
@@ -49,26 +49,11 @@ def start_of(
     if resume not in (None, "auto") and is_run(Path(resume)) and (output is None or output.resolve() == Path(resume).resolve()):
         output, resume = Path(resume), "auto"
     if recipe is None:
-        return _own_recipe(overrides, objective, output, resume, plugins)
+        folder = continued(resume, output)
+        return Start(find_run(folder, plugins, overrides, objective), folder, resume)
     loaded = load(recipe, plugins, overrides, objective)
     folder = output or Path("runs") / f"{loaded.name}-{loaded.config.objective.name}"
     if resume is not None and is_run(folder):
         repair(folder)
         loaded = load(recipe, plugins, (*about(folder).overrides, *overrides), objective)
     return Start(loaded, folder, resume)
-
-
-def _own_recipe(
-    overrides: Sequence[str], objective: str | None, output: Path | None, resume: str | None, plugins: PluginManager
-) -> Start:
-    """The start of a run that goes on with the recipe in its folder."""
-    if resume is None:
-        raise InputError("RECIPE: name a recipe (amd-plugin recipes list), or go on with a run: amd-plugin train --resume RUN")
-    if resume == "auto":
-        folder = output or Path()
-    else:  # RUN/checkpoints/step-N
-        folder = output or Path(resume).absolute().parents[1]
-    if not is_run(folder):
-        place = f"--resume {resume}" if resume != "auto" or output is None else f"--output {output}"
-        raise InputError(f"{place}: {folder} holds no run (no config.yaml). Name a run's folder, or a recipe as well")
-    return Start(find_run(folder, plugins, overrides, objective), folder, resume)
