@@ -327,9 +327,11 @@ def report(
 
     for folder in runs:
         folder_kind.check_run(folder, comparison=FILE)
-    from amd_plugin.evaluate.report.report import write_report
+    with busy(err, "writing the report"):
+        from amd_plugin.evaluate.report.report import write_report
 
-    say(f"report: {write_report(runs, output or runs[0] / 'report.html', get_plugin_manager())}")
+        page = write_report(runs, output or runs[0] / "report.html", get_plugin_manager())
+    say(f"report: {page}")
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin export runs/digits-amd --weights raw --output student")

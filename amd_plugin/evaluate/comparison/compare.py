@@ -8,8 +8,6 @@ stopped, continued and extended.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -41,6 +39,7 @@ from amd_plugin.evaluate.comparison.time_to_quality import updates_to_quality
 from amd_plugin.evaluate.directions import Direction
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_lock import FolderLock
+from amd_plugin.host.running.run_folder import command_line
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
@@ -177,7 +176,7 @@ def _comparison(
         seconds={arm.name: [processor_seconds(run_folder(output, arm.name, seed)) for seed in seeds] for arm in arms},
         updates=_updates(arms, seeds, output, {metric: better[metric] for metric in held_out}),
         teacher=per_seed(teachers, "teacher", seeds),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
     )
 
 

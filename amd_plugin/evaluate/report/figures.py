@@ -1,26 +1,27 @@
-"""The report's pictures: samples side by side, learning curves with their spread, sample weights over time, paired seeds."""
+"""The report's charts with their numbers: learning curves, quality by reward, sample weights over time, paired seeds."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from amd_plugin.host.evaluation.pictures import frames_of, picture
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.diagnostics import EDGES
-from amd_plugin.tasks import Task
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, the light ones darker: a line has a contrast of 3 to
 # the page in both themes. An arm has the same colour in all pictures.
 COLOURS = ["#555555", "#D55E00", "#0072B2", "#008F68", "#C46B9D", "#A87400", "#2F8FC8", "#000000"]
 SEED_LINES = "#8a8a8a"
+# More is darker on the light page, and lighter on the dark one, which turns charts.
+SHARES = "Blues"
+ROWS = 30  # of a chart's numbers, at most
 
 # Names in `amd_plugin.maths.diagnostics.weight_metrics` -> titles.
 WEIGHTS = {"alpha": "alpha, weight of guidance", "beta": "beta, weight of matching", "guidance": "alpha / beta, effective"}
@@ -29,16 +30,23 @@ WEIGHTS = {"alpha": "alpha, weight of guidance", "beta": "beta, weight of matchi
 Curves = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 
 
+class Chart(NamedTuple):
+    """A chart, and what it shows in numbers.
+
+    Attributes:
+        picture: a data URI.
+        head: titles of the columns.
+        rows: cells of the rows, the first of which names the row; evenly chosen where there would be more than `ROWS`.
+    """
+
+    picture: str
+    head: list[str]
+    rows: list[list[str]]
+
+
 def colours(arms: Sequence[str]) -> dict[str, str]:
     """Arm -> colour; the first arm, the baseline, is grey."""
     return {arm: COLOURS[index % len(COLOURS)] for index, arm in enumerate(arms)}
-
-
-def sample_panels(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """Panels title -> (media, labels) in a row, as an inline PNG, or an inline GIF for videos."""
-    still = all(frames_of(media) == 1 for media, _ in panels.values())
-    content, kind = picture(task, panels, dpi=150 if still else 110)
-    return inline(content, kind)
 
 
 def inline(content: bytes, kind: str) -> str:
@@ -46,7 +54,7 @@ def inline(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
-def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> str | None:
+def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping[str, str]) -> Chart | None:
     """Mean over seeds of every metric against student updates, with a band of one standard deviation.
 
     A dotted line marks the first reward-hacking alarm of a run.
@@ -57,17 +65,21 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
         palette: arm -> colour, see `colours`.
 
     Returns:
-        The picture as a data URI; None without metrics.
+        The chart; None without metrics.
     """
     if not metrics:
         return None
+    numbers: dict[str, dict[float, float]] = {}
     columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(max(3.0 * columns, 7), 2.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (key, title) in zip(grid, metrics.items(), strict=False):
         for arm, seeds in curves.items():
-            _band(axes, [[(line["step"], line[key]) for line in lines if key in line] for lines in seeds], arm, palette[arm])
+            steps, mean, deviation = _over_seeds(seeds, key)
+            axes.plot(steps, mean, color=palette[arm], label=arm, linewidth=1.6, marker="o" if len(steps) == 1 else None)
+            axes.fill_between(steps, mean - deviation, mean + deviation, color=palette[arm], alpha=0.18, linewidth=0)
+            numbers[_column(title, arm, curves)] = dict(zip(steps, mean, strict=True))
             for lines in seeds:
                 alarms = [line["step"] for line in lines if line.get("hacking_alarm")]
                 if alarms:
@@ -77,19 +89,58 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
         axes.set_xlabel("student updates", fontsize=8)
     for axes in grid[len(metrics) :]:
         axes.axis("off")
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
-    return _inline(figure)
+    _legend(figure)
+    return _chart(figure, "student updates", numbers)
 
 
-def weights_over_time(curves: Curves) -> str | None:
+def quality_by_reward(
+    curves: Curves, rewards: Mapping[str, str], metrics: Mapping[str, str], palette: Mapping[str, str]
+) -> Chart | None:
+    """Every held-out metric against every training reward: a path through the evaluations, with a dot at its end.
+
+    A reward is a sensor of quality. Where a path turns, the reward still rises and quality no longer does.
+
+    Args:
+        curves: arm -> one list per seed of the lines in its metrics.jsonl.
+        rewards: key in those lines of a reward of the evaluation's samples -> title.
+        metrics: key in those lines of a held-out metric -> title.
+        palette: arm -> colour, see `colours`.
+
+    Returns:
+        The chart; None where no run has two evaluations with both.
+    """
+    paths = {
+        (reward, metric, arm): (_over_seeds(seeds, reward), _over_seeds(seeds, metric))
+        for reward in rewards for metric in metrics for arm, seeds in curves.items()
+    }  # fmt: skip
+    shown = {place: (x, y) for place, (x, y) in paths.items() if len(x.steps) > 1 and x.steps == y.steps}
+    if not shown:
+        return None
+    figure = Figure(figsize=(max(3.0 * len(metrics), 7), 2.8 * len(rewards)), layout="constrained")
+    grid = figure.subplots(len(rewards), len(metrics), squeeze=False)
+    panels = {(reward, metric): grid[i][j] for i, reward in enumerate(rewards) for j, metric in enumerate(metrics)}
+    for (reward, metric, arm), (x, y) in shown.items():
+        panels[reward, metric].plot(x.mean, y.mean, color=palette[arm], label=arm, linewidth=1.6, marker="o", markevery=[-1])
+    for (reward, metric), axes in panels.items():
+        axes.set_title(metrics[metric], fontsize=10)
+        axes.set_xlabel(rewards[reward], fontsize=8)
+        axes.locator_params("x", nbins=4)
+        _plain(axes)
+    _legend(figure)
+    titles = {**rewards, **metrics}
+    numbers = {_column(titles[key], arm, curves): dict(zip(part.steps, part.mean, strict=True))
+               for (*keys, arm), parts in shown.items() for key, part in zip(keys, parts, strict=True)}  # fmt: skip
+    return _chart(figure, "student updates", numbers)
+
+
+def weights_over_time(curves: Curves) -> Chart | None:
     """Histograms over samples of alpha, beta and their ratio against student updates, mean over seeds.
 
     Args:
         curves: arm -> one list per seed of the lines in its metrics.jsonl. Arms without adaptation are left out.
 
     Returns:
-        The picture as a data URI, one row per arm; None where no arm has adaptation.
+        The chart, one row per arm; None where no arm has adaptation.
     """
     logged = {
         arm: [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds] for arm, seeds in curves.items()
@@ -99,29 +150,34 @@ def weights_over_time(curves: Curves) -> str | None:
         return None
     figure = Figure(figsize=(9, 0.6 + 2.2 * len(adapting)), layout="constrained")
     grid = figure.subplots(len(adapting), len(WEIGHTS), squeeze=False)
+    numbers: dict[str, dict[float, float]] = {}
     for row, (arm, seeds) in zip(grid, adapting.items(), strict=True):
         length = min(map(len, seeds))
         steps = [line["step"] for line in seeds[0][:length]]
         for axes, (weight, title) in zip(row, WEIGHTS.items(), strict=True):
             shares = np.array([[[line[key] for key in _share_keys(weight)] for line in lines[:length]] for lines in seeds])
+            mean = shares.mean(0).T
             shown = axes.pcolormesh(
-                steps, range(len(EDGES)), shares.mean(0).T, vmin=0, vmax=1, cmap="cividis", shading="nearest", rasterized=True
+                steps, range(len(EDGES)), mean, vmin=0, vmax=1, cmap=SHARES, shading="nearest", rasterized=True
             )
+            numbers |= {
+                f"{arm}: {weight} {edge:g} +": dict(zip(steps, row, strict=True)) for edge, row in zip(EDGES, mean, strict=True)
+            }
             axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
             axes.set_title(f"{arm}: {title}", fontsize=9)
             axes.set_xlabel("student updates", fontsize=8)
     figure.colorbar(shown, ax=grid, shrink=0.8, label="share of samples")
-    return _inline(figure)
+    return _chart(figure, "student updates", numbers)
 
 
-def zone_over_time(curves: Curves) -> str | None:
+def zone_over_time(curves: Curves) -> Chart | None:
     """The share of samples in the zone against student updates, by noise level or, for several steps, by rung; mean over seeds.
 
     Args:
         curves: arm -> one list per seed of the lines in its metrics.jsonl. Arms without these shares are left out.
 
     Returns:
-        The picture as a data URI, one panel per arm; None without such arms.
+        The chart, one panel per arm; None without such arms.
     """
     logged = {arm: _zone_shares(seeds) for arm, seeds in curves.items()}
     shown = {arm: (steps, levels) for arm, (steps, levels) in logged.items() if len(steps) > 1 and levels}
@@ -136,7 +192,7 @@ def zone_over_time(curves: Curves) -> str | None:
             [*levels.values()],
             vmin=0,
             vmax=largest,
-            cmap="cividis",
+            cmap=SHARES,
             shading="nearest",
             rasterized=True,
         )
@@ -144,7 +200,9 @@ def zone_over_time(curves: Curves) -> str | None:
         axes.set_title(arm, fontsize=9)
         axes.set_xlabel("student updates", fontsize=8)
     figure.colorbar(image, ax=figure.axes, shrink=0.9, label="share in the zone")
-    return _inline(figure)
+    numbers = {f"{arm}: {level}": dict(zip(steps, shares, strict=True)) for arm, (steps, levels) in shown.items()
+               for level, shares in levels.items()}  # fmt: skip
+    return _chart(figure, "student updates", numbers)
 
 
 def _zone_shares(seeds: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[float], dict[str, list[float]]]:
@@ -166,7 +224,7 @@ def _zone_shares(seeds: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[f
 
 def paired_seeds(
     arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Mapping[str, str], palette: Mapping[str, str]
-) -> str:
+) -> Chart:
     """One line per seed across the arms, for every metric: the effect of the objective with the same teacher and noise.
 
     Args:
@@ -175,7 +233,7 @@ def paired_seeds(
         palette: arm -> colour, see `colours`.
 
     Returns:
-        The picture as a data URI.
+        The chart; its seeds are numbered from 1.
     """
     figure = Figure(figsize=(2.6 * len(metrics), 2.8), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
@@ -188,24 +246,43 @@ def paired_seeds(
         axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.set_title(title, fontsize=10)
         _plain(axes)
-    return _inline(figure)
+    numbers = {
+        f"{title}, {arm}": dict(enumerate(values[metric], 1))
+        for metric, title in metrics.items()
+        for arm, values in arms.items()
+    }
+    return _chart(figure, "seed", numbers)
 
 
 def _share_keys(weight: str) -> list[str]:
     return [f"objective/{weight}_share/{edge:.2f}" for edge in EDGES]
 
 
-def _band(axes: Axes, seeds: Sequence[Sequence[tuple[float, float]]], label: str, colour: str) -> None:
-    seeds = [points for points in seeds if points]
-    if not seeds:
-        return
-    length = min(len(points) for points in seeds)
-    x = [step for step, _ in seeds[0][:length]]
-    y = np.array([[value for _, value in points[:length]] for points in seeds], dtype=float)
-    y[~np.isfinite(y)] = np.nan  # the implied tilt is infinite where a weight is 0
-    mean, sd = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(length)
-    axes.plot(x, mean, color=colour, label=label, linewidth=1.6, marker="o" if length == 1 else None)
-    axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+class _OverSeeds(NamedTuple):
+    """Mean and standard deviation over seeds, each [len(steps)], at steps that all seeds have; NaN where any is not finite."""
+
+    steps: list[float]
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def _over_seeds(seeds: Iterable[Sequence[Mapping[str, float]]], key: str) -> _OverSeeds:
+    logged = [points for lines in seeds if (points := [(line["step"], line[key]) for line in lines if key in line])]
+    length = min(map(len, logged), default=0)
+    values = np.array([[value for _, value in points[:length]] for points in logged], dtype=float).reshape(-1, length)
+    values[~np.isfinite(values)] = np.nan  # the implied tilt is infinite where a weight is 0
+    deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(length)
+    mean = values.mean(0) if len(values) else np.zeros(0)
+    return _OverSeeds([step for step, _ in logged[0][:length]] if logged else [], mean, deviation)
+
+
+def _column(title: str, arm: str, curves: Curves) -> str:
+    return f"{title}, {arm}" if len(curves) > 1 else title
+
+
+def _legend(figure: Figure) -> None:
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 
 def _plain(axes: Axes) -> None:
@@ -215,9 +292,13 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _inline(figure: Figure) -> str:
-    """The figure as vectors; the page turns its light ground dark where the reader's screen is."""
+def _chart(figure: Figure, rows: str, numbers: Mapping[str, Mapping[float, float]]) -> Chart:
+    """The figure as vectors, whose light ground the page turns dark where the reader's screen is; and `numbers` by column."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "amd-plugin"}):  # equal figures are equal files
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return inline(buffer.getvalue(), "svg+xml")
+    names = sorted({name for column in numbers.values() for name in column})
+    places = np.linspace(0, len(names) - 1, min(len(names), ROWS)).round().astype(int)
+    columns = numbers.values()
+    cells = [[f"{name:g}", *(f"{c[name]:.4g}" if name in c else "" for c in columns)] for name in (names[p] for p in places)]
+    return Chart(inline(buffer.getvalue(), "svg+xml"), [rows, *numbers], cells)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file
 
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
@@ -19,13 +18,13 @@ from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread, updates_needed
 from amd_plugin.evaluate.directions import ARROWS
 from amd_plugin.evaluate.report import figures, gallery, page
+from amd_plugin.evaluate.report.beside import beside
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_kind import check_run
 from amd_plugin.host.running.run_folder import about, repair, results
 from amd_plugin.plugins import PluginManager
-from amd_plugin.randomness import generator
-from amd_plugin.tasks import task_of
+from amd_plugin.tasks import TASKS
 
 # Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
 ZONE = {
@@ -84,6 +83,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     shown = with_curves[:4]
     held_out = held_out_names(config, comparison.teacher)
     titles = {metric: f"{metric} ({ARROWS[comparison.better[metric]]})" for metric in held_out}
+    judged = {f"held_out/{metric}": title for metric, title in titles.items()}
     curves = {arm: [run_log.read(run / "metrics.jsonl") for run in runs[arm]] for arm in with_curves}
     palette = figures.colours(with_curves)
     rewarded = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
@@ -94,7 +94,8 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "caveat": _caveat(config),
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
         **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
-        "curves": figures.learning_curves(curves, {f"held_out/{m}": title for m, title in titles.items()}, palette),
+        "curves": figures.learning_curves(curves, judged, palette),
+        "sensor": figures.quality_by_reward(rewarded, _sensors(rewarded), judged, palette),
         "rewards": figures.learning_curves(rewarded, _rewards(rewarded), palette) if rewarded else None,
         "signals": figures.learning_curves(rewarded, _signals(rewarded), palette) if rewarded else None,
         "levels": figures.zone_over_time(curves),
@@ -118,6 +119,8 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     evaluation = evaluation or _newest_evaluation(lines)
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
+    better = TASKS[config.data.task].metrics
+    judged = {f"held_out/{m}": f"{m} ({ARROWS[better.get(m, 'up')]})" for m in held_out_names(config, evaluation)}
     rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
         "title": f"{known.recipe}, objective {known.objective}",
@@ -126,7 +129,8 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "unfinished": unfinished,
         "caveat": _caveat(config),
         **_samples(config, {known.objective: folder}, config.train.seed, plugins),
-        "curves": figures.learning_curves(curves, {f"held_out/{m}": m for m in held_out_names(config, evaluation)}, palette),
+        "curves": figures.learning_curves(curves, judged, palette),
+        "sensor": figures.quality_by_reward(curves, _sensors(curves), judged, palette),
         "rewards": figures.learning_curves(curves, rewards, palette),
         "zone": figures.learning_curves(curves, zone, palette),
         "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette) if lines else None,
@@ -164,24 +168,10 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
         folders = list(runs.values())
         note = "Newest samples of the averaged students, drawn with the exported scheduler: a row per held-out prompt."
         return {"pictures": gallery.newest(folders), "samples_note": note, "prompts": gallery.prompts(folders[0])}
-    # Only pictures of embedded tasks are drawn here, and only they have to wait for diffusers.
-    from amd_plugin.models.backbone import load_backbone
-    from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
-
-    count, batch = config.evaluate.samples, config.evaluate.batch_size
-    task = task_of(config.data, seed)
-    backbone = load_backbone(config.model, task, seed, plugins.families())
-    samples = {"data": task.real_data(count, generator(0, "report"))}
-    samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
-    for name, run in runs.items():
-        if not (run / "samples" / "latest.safetensors").is_file():  # no evaluation so far
-            continue
-        latest = load_file(run / "samples" / "latest.safetensors")
-        samples[f"{name}, {steps}"] = (latest["samples"], latest["labels"])
-    panels = {title: (backbone.decode_in_parts(shown, batch), labels) for title, (shown, labels) in samples.items()}
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
-    return {"pictures": [figures.sample_panels(task, panels)], "samples_note": note}
+    picture = beside(config, {f"{name}, {steps}": run for name, run in runs.items()}, seed, plugins)
+    return {"pictures": [picture], "samples_note": note}
 
 
 def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:
@@ -277,6 +267,11 @@ def _rewards(curves: figures.Curves) -> dict[str, str]:
     for prefix, title in REWARD_SIGNALS.items():
         titles |= {key: title.format(key.removeprefix(prefix)) for key in keys if key.startswith(prefix)}
     return titles
+
+
+def _sensors(curves: figures.Curves) -> dict[str, str]:
+    """Key in metrics.jsonl -> title, for every training reward of the evaluations' samples."""
+    return {key: title for key, title in _rewards(curves).items() if key.startswith("evaluated_reward/")}
 
 
 def _alarms(curves: figures.Curves, seeds: Sequence[int]) -> list[str]:

@@ -118,7 +118,7 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
                 "recipe": recipe.name,
                 "objective": recipe.config.objective.name,
                 "overrides": list(recipe.overrides),
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": command_line(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": {name: version(name) for name in PACKAGES},
                 "commit": _commit(),
@@ -128,6 +128,12 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
         (output / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+
+
+def command_line() -> str:
+    """The command of this process, as it would be typed again."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["amd-plugin" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | None:

@@ -36,7 +36,7 @@ def rendered():
         "beside": [{"prompt": LONG, "teacher": PIXEL, "student": PIXEL}], "over_time": [(step, PIXEL) for step in (10, 20, 30)],
         "alarms": [LONG], "table": {**table, "pairs": table["rows"], "base": "dmd", "chosen": table["rows"], "against": LONG, "how": LONG},
         "cost": {**table, "base": "dmd"}, "commands": [LONG], "levels": figures.zone_over_time({"amd": [LINES], "dmd": [[]]}),
-        **dict.fromkeys(("pairs", "curves", "rewards", "zone", "signals", "weights"), chart),
+        **dict.fromkeys(("pairs", "curves", "rewards", "sensor", "zone", "signals", "weights"), chart),
     }  # fmt: skip
     return page.render([section, {**section, "over_time": []}])
 
@@ -141,6 +141,20 @@ def test_levels_of_the_zone_are_one_picture():
     rungs = [{"step": step, "objective/zone_share/rung 1": 0.5, "objective/zone_share/rung 0": 0.2} for step in (1, 2)]
     assert list(figures._zone_shares([rungs])[1]) == ["rung 0", "rung 1"]
     assert figures.zone_over_time({"dmd": [[{"step": 1}]], "new": [[]], "none": []}) is None
+
+
+def test_charts_have_their_numbers():
+    lines = [{"step": step, "evaluated_reward/r": step / 10, "held_out/tv": 1 / step} for step in range(1, 101)]
+    palette, rewards, metrics = figures.colours(["dmd", "amd"]), {"evaluated_reward/r": "r"}, {"held_out/tv": "tv (↓)"}
+    chart = figures.learning_curves({"amd": [lines, lines]}, metrics, palette)
+    assert chart.head == ["student updates", "tv (↓)"]
+    assert len(chart.rows) == figures.ROWS and chart.rows[0] == ["1", "1"] and chart.rows[-1] == ["100", "0.01"]
+    chart = figures.quality_by_reward({"amd": [lines[:2]], "dmd": [lines[:3]]}, rewards, metrics, palette)
+    assert chart.head == ["student updates", "r, amd", "tv (↓), amd", "r, dmd", "tv (↓), dmd"]
+    assert chart.rows == [["1", "0.1", "1", "0.1", "1"], ["2", "0.2", "0.5", "0.2", "0.5"], ["3", "", "", "0.3", "0.3333"]]
+    assert figures.quality_by_reward({"amd": [lines[:1]]}, rewards, metrics, palette) is None
+    chart = figures.paired_seeds({"amd": {"tv": [1.0, 3.0]}, "dmd": {"tv": [2.0, 4.0]}}, {"tv": "tv"}, palette)
+    assert chart.rows == [["1", "1", "2"], ["2", "3", "4"]]
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")

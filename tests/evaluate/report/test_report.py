@@ -5,8 +5,9 @@ import shutil
 from html import escape
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from amd_plugin.evaluate.report import report
+from amd_plugin.evaluate.report import beside, figures, report
 from amd_plugin.evaluate.students import evaluation
 from amd_plugin.host import run
 from amd_plugin.recipe.loading import load
@@ -21,12 +22,20 @@ def stopped(tiny, plugins, tmp_path):
     return folder
 
 
-def test_a_run_without_a_result_is_reported_so_far(cli, stopped):
+def test_a_run_without_a_result_is_reported_so_far_and_drawn_again_where_its_samples_changed(cli, stopped, monkeypatch):
     code, printed = cli("report", stopped)
     assert code == 0, printed
     page = (stopped / "report.html").read_text()
     assert "not finished: 4 of 4 updates" in page and f"amd-plugin train --resume {stopped}" in page
-    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 5 and "<td>" in page
+    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 6 and "<td>" in page
+    drawn = []
+    monkeypatch.setattr(beside, "_draw", lambda draft, *_: drawn.append((draft / "picture.png").write_bytes(b"anew")))
+    assert cli("report", stopped)[0] == 0
+    assert (stopped / "report.html").read_text() == page and drawn == []
+    latest = stopped / beside.LATEST
+    save_file({name: tensor.flip(0) for name, tensor in load_file(latest).items()}, latest)
+    assert cli("report", stopped)[0] == 0
+    assert drawn and figures.inline(b"anew", "png") in (stopped / "report.html").read_text()
 
 
 def test_a_run_that_failed_before_its_first_evaluation_is_reported_too(cli, stopped):
@@ -66,13 +75,10 @@ def test_a_pipelines_report_has_prompts_and_the_teacher_beside_the_student(cli, 
     assert page.count("<img ") == page.count(' alt="')
 
 
-def test_equal_runs_have_equal_charts(stopped):
-    from amd_plugin.evaluate.report import figures
-    from amd_plugin.host.running.run_log import read
-
-    curves = {"amd": [read(stopped / "metrics.jsonl")]}
-    charts = {figures.learning_curves(curves, {"held_out/tv": "tv"}, figures.colours(["amd"])) for _ in range(2)}
-    assert len(charts) == 1
+def test_equal_runs_have_equal_charts():
+    curves = {"amd": [[{"step": step, "held_out/tv": 1 / step} for step in (1, 2, 3)]]}
+    one, other = (figures.learning_curves(curves, {"held_out/tv": "tv"}, figures.colours(["amd"])) for _ in range(2))
+    assert one == other
 
 
 def test_what_is_said_of_the_teacher_follows_from_its_data(plugins):

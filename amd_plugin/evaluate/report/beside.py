@@ -1,0 +1,62 @@
+"""The picture of an embedded task: its data, its teacher and the students side by side.
+
+Drawing it takes the networks and half a minute, most of it imports. It is kept until a student's samples change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from amd_plugin.atomic import write_bytes
+from amd_plugin.cache import cached
+from amd_plugin.checksums import checksum
+from amd_plugin.config import RecipeConfig
+from amd_plugin.evaluate.report.figures import inline
+from amd_plugin.host.evaluation import pictures
+from amd_plugin.plugins import PluginManager
+from amd_plugin.randomness import generator
+from amd_plugin.tasks import task_of
+
+LATEST = Path("samples", "latest.safetensors")
+
+
+def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager) -> str:
+    """The picture as a data URI, with a panel for each of `runs` that has been evaluated.
+
+    Args:
+        config: recipe of the runs, which share data, teacher and number of samples.
+        runs: title of a panel -> folder of a run.
+        seed: the runs' seed.
+        plugins: registry of the networks' families.
+    """
+    files = {title: run / LATEST for title, run in runs.items() if (run / LATEST).is_file()}
+    made_of = {
+        "data": config.data.model_dump(mode="json"), "model": config.model.model_dump(mode="json"), "seed": seed,
+        "count": config.evaluate.samples, "batch": config.evaluate.batch_size,
+        "students": [(title, checksum(file)) for title, file in files.items()], "drawing": checksum(Path(pictures.__file__)),
+    }  # fmt: skip
+    folder = cached(f"picture-{config.data.task}", made_of, lambda draft: _draw(draft, config, files, seed, plugins))
+    (file,) = folder.glob("picture.*")
+    return inline(file.read_bytes(), file.suffix[1:])
+
+
+def _draw(folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: int, plugins: PluginManager) -> None:
+    # They import diffusers, which a report of what lies there already does not wait for.
+    from amd_plugin.models.backbone import load_backbone
+    from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
+
+    count, batch = config.evaluate.samples, config.evaluate.batch_size
+    task = task_of(config.data, seed)
+    backbone = load_backbone(config.model, task, seed, plugins.families())
+    samples = {"data": task.real_data(count, generator(0, "report"))}
+    samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
+    for title, file in files.items():
+        latest = load_file(file)
+        samples[title] = (latest["samples"], latest["labels"])
+    panels = {title: (backbone.decode_in_parts(shown, batch), labels) for title, (shown, labels) in samples.items()}
+    still = all(pictures.frames_of(media) == 1 for media, _ in panels.values())
+    content, kind = pictures.picture(task, panels, dpi=150 if still else 110)
+    write_bytes(folder / f"picture.{kind}", content)
