@@ -247,7 +247,7 @@ def paired_seeds(
         axes.set_title(title, fontsize=10)
         _plain(axes)
     numbers = {
-        f"{title}, {arm}": dict(enumerate(values[metric], 1))
+        f"{title}, {arm}": {1.0 + seed: value for seed, value in enumerate(values[metric])}
         for metric, title in metrics.items()
         for arm, values in arms.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -16,7 +16,7 @@ from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread, updates_needed
-from amd_plugin.evaluate.directions import ARROWS
+from amd_plugin.evaluate.directions import ARROWS, Direction
 from amd_plugin.evaluate.report import figures, gallery, page
 from amd_plugin.evaluate.report.beside import beside
 from amd_plugin.host.evaluation.held_out import held_out_names
@@ -119,7 +119,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     evaluation = evaluation or _newest_evaluation(lines)
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
-    better = TASKS[config.data.task].metrics
+    better = cast("Mapping[str, Direction]", TASKS[config.data.task].metrics)
     judged = {f"held_out/{m}": f"{m} ({ARROWS[better.get(m, 'up')]})" for m in held_out_names(config, evaluation)}
     rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
