@@ -7,7 +7,8 @@
 Every try is a small run of modes2d in a process of its own, forked after the imports. It is disturbed, goes on with
 `resume="auto"` until it is complete, and is compared with a run that nothing disturbed: every file of the newest checkpoint,
 metrics.jsonl, evaluation.json and the student's weights have to be equal, byte by byte. Kills come at a random moment of the
-whole run, or inside a named phase after a random part of the time that it takes. A try is killed one to five times.
+whole run, or inside a named phase. The moment is a number of calls of functions, of which the undisturbed run says how many a
+phase makes: a clock that does not depend on the machine's speed. A try is killed one to five times.
 
 A try survived where it ended with an error for people or not at all, went on, and is equal. Results are lines of results.jsonl
 in the folder --output.
@@ -44,8 +45,9 @@ from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation  # noqa: E402
 from amd_plugin.host.running.run_log import RunLog  # noqa: E402
 from amd_plugin.models.embedded import teacher  # noqa: E402
 
+LAST = 6
 SMALL = (
-    "model.width=8", "model.teacher.steps=20", "model.teacher.batch_size=32", "train.max_steps=6", "train.batch_size=8",
+    "model.width=8", "model.teacher.steps=20", "model.teacher.batch_size=32", f"train.max_steps={LAST}", "train.batch_size=8",
     "train.group_size=4", "train.fake_updates=1", "train.log_every=4", "train.evaluate_every=3", "train.checkpoint_every=2",
     "train.trackers=[]", "evaluate.samples=80",
 )  # fmt: skip
@@ -133,6 +135,8 @@ def ended(child: int, limit: float = LIMIT) -> int:
 
 def die_after(seconds: float) -> None:
     """Kills this process in `seconds`, wherever it is then."""
+    if not seconds:
+        os.kill(os.getpid(), signal.SIGKILL)
     threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
 
@@ -151,31 +155,50 @@ def around(place: tuple[object, str], before: Callable[[], None], after: Callabl
     setattr(owner, name, wrapped)
 
 
-def timed(folder: Path, out: Path) -> None:
-    """The run that nothing disturbs, with the times of its phases in `out`."""
-    spans: dict[str, list[float]] = {name: [] for name in PHASES}
-    start = time.monotonic()
+def strike(calls: int, seconds: float) -> None:
+    """Kills this process after `calls` more calls of functions in this thread, Python's and C's, and then `seconds`."""
+    left = calls
+
+    def tick(*event: object) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            sys.setprofile(None)
+            die_after(seconds)
+
+    sys.setprofile(tick)
+
+
+def counted(folder: Path, out: Path, wanted: Sequence[str]) -> None:
+    """A run, with the numbers of calls in each call of the `wanted` phases in `out`."""
+    ticks, calls = 0, {name: list[int]() for name in (*PHASES, ANYWHERE)}
+
+    def tick(*event: object) -> None:
+        nonlocal ticks
+        ticks += 1
+
     for name, place in PHASES.items():
-        begun: list[float] = []
-        around(
-            place,
-            lambda b=begun: b.append(time.monotonic()),
-            lambda b=begun, n=name: spans[n].append(time.monotonic() - b.pop()),
-        )
+        begun: list[int] = []
+        around(place, lambda b=begun: b.append(ticks), lambda b=begun, n=name: calls[n].append(ticks - b.pop()))
+    sys.setprofile(tick)
     train(folder)
-    out.write_text(json.dumps({ANYWHERE: [time.monotonic() - start], **spans}))
+    sys.setprofile(None)
+    calls[ANYWHERE].append(ticks)
+    known = json.loads(out.read_text()) if out.exists() else {}
+    out.write_text(json.dumps(known | {name: calls[name] for name in wanted}))
 
 
-def killed(folder: Path, phase: str, spans: dict[str, list[float]], draws: random.Random, environment: dict[str, str]) -> None:
-    """Runs, and is killed in a phase after a random part of its time, in a random one of its calls."""
+def killed(folder: Path, phase: str, calls: dict[str, list[int]], draws: random.Random, environment: dict[str, str]) -> None:
+    """Runs, and is killed at a random moment of a random call of a phase, of those that are left to the run."""
     os.environ.update(environment)
-    typical = spans[phase] or spans["writing a checkpoint"][:1]
-    span, call = draws.uniform(0, 1.1 * max(typical)), draws.randrange(max(1, len(typical)))
+    done = max(map(checkpoint.step_of, (folder / "checkpoints").glob("step-*")), default=0) / LAST
+    left = calls[phase][-max(1, round(len(calls[phase]) * (1 - done))) :]
+    call, seconds = draws.randrange(len(left)), draws.choice((0.0, draws.uniform(0, 0.005)))  # some fall into C's calls
     if phase == ANYWHERE:
-        die_after(span)
+        strike(draws.randrange(int(left[0] * (1 - done)) or left[0]), seconds)
     else:
-        calls: list[int] = []
-        around(PHASES[phase], lambda: (calls.append(1), die_after(span) if len(calls) == call + 1 else None)[0])
+        moment, begun = draws.randrange(left[call]), list[int]()
+        around(PHASES[phase], lambda: (begun.append(1), strike(moment, seconds) if len(begun) == call + 1 else None)[0])
     train(folder)
 
 
@@ -192,14 +215,40 @@ class Bench:
         os.environ["AMD_PLUGIN_CACHE"] = str(output / "cache")
         lines = self._results.read_text().splitlines() if self._results.exists() else []
         self.rows: list[Row] = [json.loads(line) for line in lines]
-        self.straight, times = output / "straight", output / "times.json"
-        if not times.exists():
-            for _ in range(2):  # the second one finds a teacher, as all tries do, and takes the time that they take
-                shutil.rmtree(self.straight, ignore_errors=True)
-                if ended(forked(lambda: timed(self.straight, times), output / "straight.log")):
-                    times.unlink(missing_ok=True)
-                    raise SystemExit(f"the undisturbed run failed: {output / 'straight.log'}")
-        self.spans: dict[str, list[float]] = json.loads(times.read_text())
+        self.straight, known = output / "straight", output / "undisturbed.json"
+        if not known.exists():
+            known.write_text(json.dumps(self._undisturbed()))
+        undisturbed = json.loads(known.read_text())
+        self.calls: dict[str, list[int]] = undisturbed["calls"]
+        self.seconds: float = undisturbed["seconds"]
+
+    def _undisturbed(self) -> dict[str, Any]:
+        """The calls in each phase, and the seconds, of a run that nothing disturbs."""
+        calls, log, resumed = self.output / "calls.json", self.output / "straight.log", self.output / "resumed"
+        shutil.rmtree(resumed, ignore_errors=True)
+
+        def run_of(action: Callable[[], object]) -> float:
+            begun = time.monotonic()
+            if ended(forked(action, log)):
+                raise SystemExit(f"the undisturbed run failed: {log}")
+            return time.monotonic() - begun
+
+        # The first run trains a teacher, and fills caches; most tries find them.
+        first, at_resume = ["teacher training"], ["restoring"]
+        others = [name for name in (*PHASES, ANYWHERE) if name not in (*first, *at_resume)]
+        seconds = 0.0
+        for action in (
+            lambda: counted(self.straight, calls, first),
+            lambda: counted(self.straight, calls, others),
+            lambda: train(self.straight),
+        ):
+            shutil.rmtree(self.straight, ignore_errors=True)
+            seconds = run_of(action)
+        shutil.copytree(self.straight, resumed)
+        shutil.rmtree(max((resumed / "checkpoints").iterdir()))
+        run_of(lambda: counted(resumed, calls, at_resume))
+        shutil.rmtree(resumed)
+        return {"calls": json.loads(calls.read_text()), "seconds": seconds}
 
     def tries(self, kind: str, count: int) -> Iterator[tuple[int, random.Random, Path, Path]]:
         """(index, draws, empty place, log) of tries of `kind` that are not done yet; of kills, until there are `count`."""
@@ -234,11 +283,12 @@ class Bench:
             if phase == "teacher training":
                 fresh = {"AMD_PLUGIN_CACHE": str(folder.parent / "cache")}
             if phase == "restoring":
-                ended(forked(partial(killed, folder, "export", self.spans, draws, {}), log))
+                ended(forked(partial(killed, folder, "export", self.calls, draws, {}), log))
             worst, kills = DONE, 0
             for _ in range(draws.randint(1, 5)):
-                act = partial(killed, folder, phase, self.spans, random.Random(draws.random()), fresh)
-                code = ended(forked(act, log))
+                act = partial(killed, folder, phase, self.calls, random.Random(draws.random()), fresh)
+                if (code := ended(forked(act, log))) == DONE:  # the phase was over
+                    break
                 kills += code == -signal.SIGKILL
                 worst = code if code not in (DONE, -signal.SIGKILL) else worst
             self.record("kills", phase, folder, worst, self.complete(folder, log, **fresh), kills=kills)
@@ -282,7 +332,7 @@ class Bench:
         for _, draws, folder, log in self.tries("signals", count):
             signum, times = draws.choice((signal.SIGTERM, signal.SIGINT)), draws.choice((1, 3))
             child = forked(partial(interruptible, folder), log)
-            time.sleep(draws.uniform(0.2, self.spans[ANYWHERE][0]))
+            time.sleep(draws.uniform(0.2, max(0.3, self.seconds)))
             for _ in range(times):
                 try:
                     os.kill(child, signum)
@@ -300,7 +350,7 @@ class Bench:
                 raise SystemExit(f"the undisturbed run of two processes failed: {self.output / 'two.log'}")
         for _, draws, folder, log in self.tries("ranks", count):
             children, victim = pair(folder, log), draws.randrange(2)
-            time.sleep(draws.uniform(0.3, 1.5 * self.spans[ANYWHERE][0]))
+            time.sleep(draws.uniform(0.3, 1.5 * self.seconds))
             os.kill(children[victim], signal.SIGKILL)
             ended(children[victim])
             code = ended(children[1 - victim], 120)
