@@ -118,8 +118,17 @@ class LoraConfig(Strict):
     )  # fmt: skip
 
 
+def _or_a_path(schema: dict[str, Any]) -> None:
+    """Lets the JSON Schema of a model take a path in place of an object, as its validator does."""
+    whole = dict(schema)
+    schema.clear()
+    schema |= {"anyOf": [{"type": "string", "minLength": 1}, whole]}
+
+
 class LoraFile(Strict):
     """A LoRA file, in the names of diffusers, of kohya, or of Wan's original code; a path alone stands for a weight of 1."""
+
+    model_config = ConfigDict(json_schema_extra=_or_a_path)
 
     path: str = Field(min_length=1, description="safetensors file, folder with one, or hub id (owner/name, owner/name/file)")
     weight: float = Field(1.0, description="weight of the LoRA; 1: as it was trained")

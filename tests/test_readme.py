@@ -44,15 +44,6 @@ def test_the_data_pages_examples(tmp_path, monkeypatch, piped):
     assert data.options["column"] == "caption" and data.options["held_out"].endswith("held_out.txt")
 
 
-def test_every_command_of_the_readme_is_understood():
-    from amd_plugin.cli import app
-
-    known = {command.callback.__name__ for command in app.registered_commands} | {"recipes"}
-    text = "\n".join(blocks("README.md", ""))
-    for line in re.findall(r"^amd-plugin (\w+)", text, re.MULTILINE):
-        assert line in known
-
-
 def test_the_readme_is_read_in_two_minutes():
     assert len((ROOT / "README.md").read_text().split()) <= 700, "code, tables and links count"
 

@@ -13,12 +13,17 @@ import types
 import pytest
 import torch
 import typer
+import yaml
+from jsonschema import Draft202012Validator
 
 from tests.helpers.documentation import ROOT, blocks
 from tests.helpers.training import trained
 
 TUTORIALS = [f"docs/tutorials/{path.name}" for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+OF_ONES_OWN = ("saturation", "landscape")  # rewards that their page writes
 PLACEHOLDERS = {"RECIPE": "digits", "N": "1"}
+PAGES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
+PAGES.remove("docs/cli.md")  # made from the command line itself
 GUIDES = ["docs/index.md", "docs/choosing.md", "docs/reading-a-run.md", "docs/troubleshooting.md"]
 
 
@@ -29,10 +34,11 @@ def code_blocks(page, language):
 
 
 def commands(page):
-    """Every `amd-plugin` command line of a page, in blocks and in the text."""
-    lines = [line for code in code_blocks(page, "bash") for line in code.splitlines()]
-    lines += re.findall(r"`(amd-plugin [^`]+)`", (ROOT / page).read_text())
-    return [shlex.split(line)[1:] for line in lines if line.startswith("amd-plugin ")]
+    """(words, whether it stands in a block and so is whole) of every `amd-plugin` command line of a page."""
+    lines = [line for language in ("bash", "") for code in code_blocks(page, language) for line in code.splitlines()]
+    named = re.findall(r"`(amd-plugin [^`]+)`", (ROOT / page).read_text())
+    found = [(line, True) for line in lines] + [(line, False) for line in named]
+    return [(shlex.split(line, comments=True)[1:], whole) for line, whole in found if line.startswith("amd-plugin ")]
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "my_reward.py").write_text(reward)
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, *GUIDES])
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_are_understood(page, workplace):
     """Each is parsed by the command line itself, and a recipe is loaded with its overrides."""
     from amd_plugin import get_plugin_manager
@@ -56,14 +62,28 @@ def test_commands_are_understood(page, workplace):
     from amd_plugin.cli import app
 
     group = typer.main.get_command(app)
-    for arguments in commands(page):
+    for arguments, whole in commands(page):
         arguments = [PLACEHOLDERS.get(argument, argument) for argument in arguments]
         command, rest = group, arguments
         while hasattr(command, "commands"):
             command, rest = command.commands[rest[0]], rest[1:]
-        given = command.make_context(command.name, list(rest)).params
+        try:
+            given = command.make_context(command.name, list(rest)).params
+        except Exception as error:
+            if whole or type(error).__name__ != "MissingParameter":  # text may name a command without its arguments
+                raise
+            continue
         if given.get("recipe") is not None:
             recipes.load(given["recipe"], get_plugin_manager(), given.get("overrides") or (), given.get("objective"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page, "yaml") and "/hosts/" not in page])
+def test_sections_of_recipes_are_right(page):
+    """By the schema that editors use, which knows the options of tasks and rewards; the host pages have tests of their own."""
+    schema = Draft202012Validator(json.loads((ROOT / "recipes" / "recipe.schema.json").read_text()))
+    for code in code_blocks(page, "yaml"):
+        problems = [problem for problem in schema.iter_errors(yaml.safe_load(code)) if problem.validator != "required"]
+        assert [problem.message for problem in problems if problem.instance not in OF_ONES_OWN] == [], code
 
 
 def test_the_trainers_tutorial_runs():
