@@ -259,3 +259,11 @@ def test_modules_that_moved_are_found_under_their_old_names():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "amd_plugin.signals is now amd_plugin.maths.signals" in done.stderr
+
+
+def test_workflows_use_actions_by_their_commit():
+    """A tag can be moved to other code, and one of these workflows may publish."""
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(file.read_text())["jobs"].values()
+        for used in (step["uses"] for job in jobs for step in job["steps"] if "uses" in step):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", used), f"{file.name}: {used}"
