@@ -269,7 +269,7 @@ class _OverSeeds(NamedTuple):
 def _over_seeds(seeds: Iterable[Sequence[Mapping[str, float]]], key: str) -> _OverSeeds:
     logged = [points for lines in seeds if (points := [(line["step"], line[key]) for line in lines if key in line])]
     length = min(map(len, logged), default=0)
-    values = np.array([[value for _, value in points[:length]] for points in logged], dtype=float).reshape(-1, length)
+    values = np.array([[value for _, value in points[:length]] for points in logged], dtype=float).reshape(len(logged), length)
     values[~np.isfinite(values)] = np.nan  # the implied tilt is infinite where a weight is 0
     deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(length)
     mean = values.mean(0) if len(values) else np.zeros(0)

@@ -148,6 +148,7 @@ def test_charts_have_their_numbers():
     palette, rewards, metrics = figures.colours(["dmd", "amd"]), {"evaluated_reward/r": "r"}, {"held_out/tv": "tv (↓)"}
     chart = figures.learning_curves({"amd": [lines, lines]}, metrics, palette)
     assert chart.head == ["student updates", "tv (↓)"]
+    assert figures.learning_curves({"amd": [lines], "dmd": [[]]}, metrics, palette).rows[0] == ["1", "1", ""]
     assert len(chart.rows) == figures.ROWS and chart.rows[0] == ["1", "1"] and chart.rows[-1] == ["100", "0.01"]
     chart = figures.quality_by_reward({"amd": [lines[:2]], "dmd": [lines[:3]]}, rewards, metrics, palette)
     assert chart.head == ["student updates", "r, amd", "tv (↓), amd", "r, dmd", "tv (↓), dmd"]
