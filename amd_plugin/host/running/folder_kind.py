@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import islice
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def check_run(folder: Path, where: str = "", *, comparison: str = "") -> None:
             reason, hint = "no config.yaml" + f", no {comparison}" * bool(comparison), _below(folder)
         else:
             reason, hint = "it is a file" if folder.exists() else "there is no such folder", _beside(folder)
-    except OSError as error:  # a name that is too long, a folder of somebody else
+    except OSError as error:  # a folder of somebody else
+        if error.errno == errno.ENAMETOOLONG:  # the command line has words for any such name
+            raise
         raise InputError(f"{where}{folder}: cannot be read: {error.strerror}") from error
     lacks = "holds neither a run nor a comparison" if comparison else "holds no run"
     raise InputError(f"{where}{folder}: {lacks} ({reason}).{hint}")
@@ -75,6 +78,8 @@ def check_dump(folder: Path) -> None:
         reason = "no manifest.json" if folder.is_dir() else "there is no such folder"
         found = sorted(folder.glob("nonfinite/step-*"))
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
     hint = f"Name one in it, such as {found[0]}" if found else "A run that meets a NaN prints the folder to name here"
     raise InputError(f"{folder}: holds no update ({reason}). {hint}")
