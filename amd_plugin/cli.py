@@ -27,7 +27,7 @@ from amd_plugin import __version__, disk, interrupts, plugin_files
 from amd_plugin import recipe as recipes
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
-from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean, printable
 from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.terminal import PlainConsole, PlainFormatter, check_working_folder, take_any_text
@@ -532,6 +532,14 @@ def _failure_under(end: BaseException | None) -> AmdPluginError | None:
     return end
 
 
+def _unusable(error: OSError) -> str:
+    """What is wrong with a file or folder that is not as a command needs it: somebody else's, a loop of links, too long."""
+    name = printable(os.fsdecode(error.filename))
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{name[:60]}...: is too long for a name. Choose a shorter one"
+    return f"{name}: cannot be used: {error.strerror}"
+
+
 def _answered() -> None:
     """Runs the command; where a signal has ended it, in whatever way, says so in one line and exits with its code.
 
@@ -582,10 +590,9 @@ def main() -> None:
         refused = disk.refusal(error)
         if os.environ.get("AMD_PLUGIN_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            err.print(
-                f"error: {str(error.filename)[:60]}...: is too long for a name. Choose a shorter one", style="red", markup=False
-            )
+        if refused is None and isinstance(error, OSError) and error.errno and error.filename is not None:
+            err.print(f"error: {_unusable(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
+            err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)", highlight=False)
             sys.exit(InputError.exit_code)
         if refused is None:
             raise

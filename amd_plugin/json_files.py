@@ -5,6 +5,7 @@ What a file must hold is said as a type, which pydantic checks; whatever is wron
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Hashable, Iterator
 from functools import lru_cache
@@ -19,6 +20,8 @@ from amd_plugin.errors import InputError
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+
+LARGEST = 2**32  # bytes: more than a log of a million steps has, and less than would fill the memory of a machine that trains
 
 Step = Annotated[int, Field(ge=0, lt=2**53)]  # a number of student updates
 
@@ -36,7 +39,7 @@ def read(path: Path, kind: type[Value], advice: str, where: str = "") -> Value:
         InputError: naming the file, the key, what was expected there and what was found.
     """
     try:
-        return parse(regular(path).read_bytes(), kind)
+        return parse(_content(path), kind)
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}"
     except ValueError as error:
@@ -67,9 +70,16 @@ def read_lines(path: Path, kind: type[Value], *, strict: bool = False) -> list[t
         InputError: where the file cannot be read; with `strict`, also for the first line that is something else.
     """
     try:
-        return list(_checked(path, regular(path).read_bytes(), kind, strict))
+        return list(_checked(path, _content(path), kind, strict))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; raises OSError where it is none, or larger than any that this package writes."""
+    if (size := regular(path).stat().st_size) > LARGEST:
+        raise OSError(errno.EINVAL, f"it has {size:,} bytes, which none that is written here has", str(path))
+    return path.read_bytes()
 
 
 def _checked(path: Path, content: bytes, kind: type[Value], strict: bool) -> Iterator[tuple[bytes, Value]]:

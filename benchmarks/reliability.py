@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ class Bench:
             shutil.rmtree(folder.parent)
 
     def complete(self, folder: Path, log: Path, **environment: str) -> str:
-        """Goes on with the run until its end; the first file that differs from the straight run's, or why there is none."""
+        """Goes on with the run until its end; how it differs from the straight run, or why there is nothing to compare."""
         code = ended(forked(lambda: (os.environ.update(environment), train(folder)), log))
         return f"the run did not go on: exit code {code}" if code else different(self.straight, folder)
 
@@ -422,14 +423,28 @@ def pair(folder: Path, log: Path) -> list[int]:
 
 
 def different(one: Path, two: Path) -> str:
-    """The first file by which two complete runs differ; empty where they are equal."""
+    """The files by which two complete runs differ, and where that began; empty where they are equal."""
     newest = max((one / "checkpoints").iterdir()).name
-    files = [*(one / "checkpoints" / newest).iterdir(), *(one / "student").rglob("*.safetensors")]
-    for file in (*sorted(files), one / "metrics.jsonl", one / "evaluation.json"):
-        other = two / file.relative_to(one)
-        if not other.is_file() or other.read_bytes() != file.read_bytes():
-            return str(file.relative_to(one))
-    return ""
+    files = [*sorted((one / "checkpoints" / newest).iterdir()), *sorted((one / "student").rglob("*.safetensors"))]
+    files += [one / "metrics.jsonl", one / "evaluation.json"]
+    names = [str(file.relative_to(one)) for file in files if not _equal(file, two / file.relative_to(one))]
+    return f"{', '.join(names)}; first in {_first_difference(one, two)}" if names else ""
+
+
+def _equal(one: Path, two: Path) -> bool:
+    return two.is_file() and one.read_bytes() == two.read_bytes()
+
+
+def _first_difference(one: Path, two: Path) -> str:
+    """The first line of metrics.jsonl, and the first checkpoint that both runs have, by which they differ."""
+    lines = [path.read_text().splitlines() if path.is_file() else [] for path in (one / "metrics.jsonl", two / "metrics.jsonl")]
+    found = [f"line {n} ({a} / {b})" for n, (a, b) in enumerate(zip_longest(*lines, fillvalue="none"), 1) if a != b][:1]
+    for folder in sorted((one / "checkpoints").iterdir()):
+        other = two / "checkpoints" / folder.name
+        unlike = [file.name for file in sorted(folder.iterdir()) if other.is_dir() and not _equal(file, other / file.name)]
+        if unlike:
+            return ", ".join([*found, f"{folder.name} ({', '.join(unlike)})"])
+    return ", ".join(found) or "no step"
 
 
 def watched(process: int) -> tuple[float, int, int] | None:

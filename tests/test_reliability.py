@@ -1,6 +1,7 @@
 """The short form of benchmarks/reliability.py: more than fifty kills, full disks, flipped bytes, signals, a rank that dies, a soak."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,24 @@ def test_runs_survive_and_are_equal_to_the_bit(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"kills", "disk", "bytes", "signals", "ranks", "soak"}
     assert sum(row.get("kills", 0) for row in rows) >= 50
+
+
+def test_a_difference_is_told_with_all_its_files_and_where_it_began(tmp_path):
+    different = runpy.run_path(str(SCRIPT))["different"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        for step in (2, 4):
+            folder = run / "checkpoints" / f"step-{step:06d}"
+            folder.mkdir(parents=True)
+            for name in ("ema.safetensors", "student.safetensors"):
+                (folder / name).write_bytes(b"weights")
+        (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+        (run / "evaluation.json").write_text("{}")
+    assert different(one, two) == ""
+    for step in (2, 4):
+        (two / "checkpoints" / f"step-{step:06d}" / "ema.safetensors").write_bytes(b"others")
+    (two / "evaluation.json").unlink()
+    newest = "checkpoints/step-000004/ema.safetensors, evaluation.json"
+    assert different(one, two) == f"{newest}; first in step-000002 (ema.safetensors)"
+    (two / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert 'metrics.jsonl, evaluation.json; first in line 2 ({"step": 2} / none), step-000002' in different(one, two)

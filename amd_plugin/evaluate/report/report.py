@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
@@ -22,8 +20,9 @@ from amd_plugin.evaluate.report.beside import beside
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_kind import check_run
-from amd_plugin.host.running.run_folder import about, repair, results
+from amd_plugin.host.running.run_folder import SECTIONS, about, repair, results
 from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS
 
 # Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
@@ -251,7 +250,7 @@ def _config(folder: Path) -> RecipeConfig:
     check_run(folder)
     path = folder / "config.yaml"
     with unreadable_is_input_error(f"{path}: cannot be read"):
-        return RecipeConfig.model_validate_json(json.dumps(yaml.safe_load(path.read_text())), strict=True)
+        return RecipeConfig.model_validate_json(json.dumps(Source(path).read(SECTIONS)), strict=True)
 
 
 def _signals(curves: figures.Curves) -> dict[str, str]:

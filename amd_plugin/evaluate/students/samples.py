@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amd_plugin.atomic import replaced_file
+from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.suite import Group, Suite
 from amd_plugin.host.student.load import Student
@@ -101,7 +102,7 @@ def _draw_part(student: Student, group: Group, numbers: range, sampler: Sampler,
 
 
 def _has_samples(path: Path, group: Group) -> bool:
-    with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
+    with suppress(OSError, SafetensorError), safe_open(regular(path), "pt") as file:
         enough: bool = file.get_slice("samples").get_shape()[0] >= group.repeats
         return enough and file.metadata() == _metadata(group)
     return False

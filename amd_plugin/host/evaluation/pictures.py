@@ -15,10 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from amd_plugin.atomic import write_bytes
+from amd_plugin.disk import regular
+from amd_plugin.errors import InputError
 from amd_plugin.tasks import Task
 
 MILLISECONDS_PER_FRAME = 160
 PROMPTS = "prompts.json"  # beside the pictures: the prompts of their rows
+LARGEST = 2**28  # bytes of a picture that is shown
 
 
 def frames_of(media: Tensor) -> int:
@@ -57,3 +60,21 @@ def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tens
     write_bytes(file, content)
     gc.collect()  # a figure is a cycle with its canvas, half a megabyte, and Python looks for old cycles too rarely
     return file
+
+
+def read_picture(path: Path) -> tuple[bytes, str]:
+    """(bytes, kind ``png``, ``gif`` or ``jpeg``) of the picture at `path`, for a report or a card that others will see.
+
+    Raises:
+        InputError: for anything else. In a stranger's folder it may be a link to a secret of whoever makes the report.
+    """
+    try:
+        if (size := regular(path).stat().st_size) > LARGEST:
+            raise InputError(f"{path}: is no picture to be shown: they have {LARGEST:,} bytes at most, got {size:,}")
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG", "GIF", "JPEG")) as picture:
+            return content, str(picture.format).lower()
+    except OSError as error:  # Pillow's own errors among them
+        raise InputError(f"{path}: cannot be shown: {error.strerror or 'it is no PNG, GIF or JPEG'}") from error
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be shown: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 
 from amd_plugin.atomic import replaced_file, write_bytes, write_text
 from amd_plugin.config import LoraFile
+from amd_plugin.errors import InputError
+from amd_plugin.host.evaluation.pictures import read_picture
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import about as run_about
 from amd_plugin.host.student.adapter_files import LORA_FILE
@@ -24,6 +27,8 @@ from amd_plugin.models.family import Family
 from amd_plugin.recipe.loading import Recipe
 
 _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoescape=False, trim_blocks=True)  # noqa: S701 (Markdown)
+
+log = logging.getLogger(__name__)
 
 PLACE = re.compile(r"(file:/)?(/|~|[A-Za-z]:\\).*")  # of a file on some machine
 
@@ -54,9 +59,7 @@ def write_card(
         for key, value in line.items() if key.startswith("held_out/")
     }  # fmt: skip
     first = recipe.task.prompts(recipe.task.balanced_labels(config.evaluate.samples)[:1])[0]
-    picture = next((run / "samples").glob(f"step-{step:06d}.*"), None)
-    if picture is not None:
-        write_bytes(folder / f"samples{picture.suffix}", picture.read_bytes())
+    picture = _copy_picture(run, step, folder)
     call = (
         {}
         if backbone.size is None
@@ -70,7 +73,7 @@ def write_card(
     card = _TEMPLATES.get_template("model_card.md.j2").render(
         metadata=_metadata(recipe, backbone, base, held_out, adapter_alone).to_yaml(),
         recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
-        samples=picture and f"samples{picture.suffix}",
+        samples=picture,
         curves=_draw_curves(lines, folder / "curves.png"),
         pipeline=None if backbone.pretrained is None else family.pipeline,
         network=type(backbone.network).__name__,
@@ -88,6 +91,20 @@ def write_card(
         settings=yaml.safe_dump(without_places(recipe.as_dict()), sort_keys=False),
     )  # fmt: skip
     write_text(folder / "README.md", re.sub(r"\n{3,}", "\n\n", card))
+
+
+def _copy_picture(run: Path, step: int, folder: Path) -> str | None:
+    """Copies the run's picture of this step to `folder`; its name there, or None where there is no picture."""
+    path = next((run / "samples").glob(f"step-{step:06d}.*"), None)
+    if path is None:
+        return None
+    try:
+        content, kind = read_picture(path)
+    except InputError as error:
+        log.warning("%s; the model card goes without it", error)
+        return None
+    write_bytes(folder / f"samples.{kind}", content)
+    return f"samples.{kind}"
 
 
 def without_places(value: Any) -> Any:
