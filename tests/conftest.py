@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 SLOW = (
     "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py",
     "evaluate/comparison/test_compare_command.py", "host/running/test_failures.py", "sharding/test_launchers.py",
-    "host/running/test_launchers.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
+    "host/running/test_launchers.py", "host/running/test_odd_files.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
     "rewards/builtin/test_hps.py", "test_third_party.py", "test_same_result.py",
     "test_frontier.py", "test_reliability.py",
 )  # fmt: skip
