@@ -5,22 +5,28 @@ Drawing it takes the networks and half a minute, most of it imports. It is kept 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from amd_plugin.atomic import write_bytes
 from amd_plugin.cache import cached
 from amd_plugin.checksums import checksum
 from amd_plugin.config import RecipeConfig
+from amd_plugin.disk import regular
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.evaluate.report.figures import inline
 from amd_plugin.host.evaluation import pictures
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
-from amd_plugin.tasks import task_of
+from amd_plugin.tasks import Task, task_of
 
 LATEST = Path("samples", "latest.safetensors")
+
+log = logging.getLogger(__name__)
 
 
 def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager) -> str:
@@ -32,7 +38,8 @@ def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: P
         seed: the runs' seed.
         plugins: registry of the networks' families.
     """
-    files = {title: run / LATEST for title, run in runs.items() if (run / LATEST).is_file()}
+    task = task_of(config.data, seed)
+    files = {title: run / LATEST for title, run in runs.items() if _is_whole(run / LATEST, task)}
     made_of = {
         "data": config.data.model_dump(mode="json"), "model": config.model.model_dump(mode="json"), "seed": seed,
         "count": config.evaluate.samples, "batch": config.evaluate.batch_size,
@@ -41,6 +48,24 @@ def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: P
     folder = cached(f"picture-{config.data.task}", made_of, lambda draft: _draw(draft, config, files, seed, plugins))
     (file,) = folder.glob("picture.*")
     return inline(file.read_bytes(), file.suffix[1:])
+
+
+def _is_whole(file: Path, task: Task) -> bool:
+    """Whether there are samples of the task in a file; says so where it holds anything else."""
+    if not file.is_file():
+        return False
+    try:
+        with unreadable_is_input_error(f"{file}: cannot be read"):
+            latest = load_file(regular(file))
+            samples, labels = latest["samples"], latest["labels"]
+            fits = samples.is_floating_point() and samples.shape[1:] == task.sample_shape and labels.dtype == torch.int64
+            if not fits or labels.shape != samples.shape[:1] or (task.num_classes and int(labels.max()) >= task.num_classes):
+                raise InputError(f"{file}: holds no samples of {task.name} with their labels")
+            task.prompts(labels)  # rows of a prompt set, where there are no classes
+    except InputError as error:
+        log.warning("%s; the report goes without it", str(error).removesuffix("."))
+        return False
+    return True
 
 
 def _draw(folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: int, plugins: PluginManager) -> None:

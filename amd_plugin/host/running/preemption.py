@@ -54,11 +54,19 @@ class Preemption:
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
-        """Around work that changes no state and can be done again: a signal, also an earlier one, raises Interrupted there."""
+        """Around work that changes no state and can be done again: a signal, also an earlier one, raises Interrupted there.
+
+        It does so at the end in any case: libraries turn an exception that a signal raises in them into one of their own, or
+        into none, and then the work is not what it would have been.
+        """
         self._may_leave = True
         try:
             self.stop_point()
             yield
+            self.stop_point()
+        except Exception:
+            self.stop_point()
+            raise
         finally:
             self._may_leave = False
 

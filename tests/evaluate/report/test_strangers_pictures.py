@@ -5,6 +5,8 @@ import os
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from amd_plugin import get_plugin_manager
 from amd_plugin import recipe as recipes
@@ -70,3 +72,21 @@ def test_a_picture_that_is_too_large_is_not_read(folder, caplog):
     with (folder / "samples" / "step-000004.png").open("ab") as file:
         file.truncate(2**40)
     assert [step for step, _ in gallery.over_time(folder)] == [2] and "268,435,456 bytes at most" in caplog.text
+
+
+LATEST = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "text": lambda file: file.write_text(SECRET),
+    "of another shape": lambda file: save_file({"samples": torch.zeros(4, 3), "labels": torch.arange(4)}, file),
+    "fewer labels": lambda file: save_file({"samples": torch.zeros(4, 2), "labels": torch.arange(3)}, file),
+    "labels that are none": lambda file: save_file({"samples": torch.zeros(2, 2), "labels": torch.tensor([0, 99])}, file),
+    "no labels": lambda file: save_file({"samples": torch.zeros(4, 2)}, file),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+}
+
+
+@pytest.mark.parametrize("harm", LATEST)
+def test_samples_that_are_damaged_have_no_panel(harm, folder, caplog):
+    LATEST[harm](folder / "samples" / "latest.safetensors")
+    assert "data:image/png" in write_report([folder], folder / "report.html", PLUGINS).read_text()
+    assert harm == "a pipe" or ("latest.safetensors" in caplog.text and "the report goes without it" in caplog.text)

@@ -99,6 +99,28 @@ def test_a_signal_in_an_evaluation_is_answered_there_and_repeated_ones_are_one(
     assert states[0] == states[1], "the last checkpoint holds the last evaluation"
 
 
+@pytest.mark.parametrize("told", [True, False])  # whether what calls the library learns that something failed
+def test_a_signal_that_a_library_takes_for_a_failure_of_its_own(told, straight, tiny, plugins, tmp_path, monkeypatch):
+    """As matplotlib does while it measures a text: "Invalid bounding box"."""
+    evaluate = TASKS["modes2d"].evaluate
+
+    def measured(self, media, labels, samples):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            if told:
+                raise ValueError("Invalid bounding box") from None
+            media = media + 1
+        return evaluate(self, media, labels, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TASKS["modes2d"], "evaluate", measured)
+        with pytest.raises(Preempted, match="stopped after step 3"):
+            run.train(tiny(*EVERY), plugins, tmp_path / "run")
+    run.train(tiny(*EVERY), plugins, tmp_path / "run", resume="auto")
+    same(straight, tmp_path / "run")
+
+
 def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_taken(straight, tiny, plugins, tmp_path, caplog, cli):
     folder = tmp_path / "run"
     run.train(tiny(*EVERY), plugins, folder)
