@@ -262,6 +262,8 @@ def evaluate(
 ) -> None:
     """Measure a run's student: rewards, distances, diversity, alignment and motion, with confidence intervals."""
     folder_kind.check_run(run)
+    if prompts is not None:
+        folder_kind.check_exists(prompts, "--prompts ")
     from amd_plugin.evaluate.students.evaluation import evaluate as measure
 
     result = measure(
@@ -567,6 +569,8 @@ def main() -> None:
     handler = RichHandler(console=err, show_path=False, show_time=False)
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # It has a handler of its own, and a machine without a GPU is no reason to warn: doctor says whether there is one.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     take_any_text()
     interrupts.answer()
     try:

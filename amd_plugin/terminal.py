@@ -22,6 +22,12 @@ class PlainConsole(Console):
         """Text as rich renders it, with control characters as escapes."""
         return super().render_str(plain(text), **options)
 
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Prints as rich does. Lines of text stay whole where they go to a file: a log is searched line by line."""
+        if soft_wrap is None and not self.is_terminal and all(isinstance(thing, str) for thing in objects):
+            soft_wrap = True
+        super().print(*objects, soft_wrap=soft_wrap, **options)
+
     def on_broken_pipe(self) -> None:
         """Says nothing more once nobody reads, as after ``| head``; rich itself would end the process, and a run with it."""
         self.quiet = True

@@ -143,3 +143,10 @@ def test_a_pipeline_of_custom_classes_is_refused(change, piped, tmp_path, pipeli
     (folder / "model_index.json").write_text(json.dumps({**index, **change} if change else change))
     with pytest.raises(InputError, match=r"model\.path"):
         run.train(piped("sdxl", f"model.path={folder}", objective="dmd"), plugins, tmp_path / "run")
+
+
+def test_lines_stay_whole_where_they_go_to_a_file(tmp_path):
+    line = "step 10/300  " + "frechet 56.9  " * 20
+    with open(tmp_path / "log", "w") as file:
+        PlainConsole(file=file, width=40).print(line)
+    assert (tmp_path / "log").read_text().splitlines() == [line]

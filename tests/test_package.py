@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 import amd_plugin
+from tests.helpers.recipes import ON_THE_COMMAND_LINE
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +23,7 @@ FLOORS = [
         "choices",
         "disk",
         "errors",
+        "evaluate.colours",
         "evaluate.directions",
         "hookspecs",
         "imported",
@@ -42,8 +44,8 @@ FLOORS = [
     {"host.evaluation", "host.student"},
     {"adapters", "host.run"},
     {"evaluate.comparison"},
-    {"evaluate.report"},
     {"evaluate.students"},
+    {"evaluate.report"},
     {"cli", "testing"},
     {"__main__"},
 ]
@@ -158,16 +160,21 @@ def test_lists_help_and_typos_wait_for_no_library(tmp_path):
         ["compare", "modes3d"], ["recipes", "show", "modes3d"], ["host", "fastvidoe"],
         ["train", "--resume", "nowhere"], ["train", "--resume", "auto"], ["train", "modes2d", "--resume", "nowhere"],
         *([name, folder] for name in ("evaluate", "export", "report", "replay") for folder in ("nowhere", ".", "x" * 300)),
-        ["doctor", "nowhere"], ["train", "modes2d", "--plugin", "nowhere.py"],
+        ["doctor", "nowhere"], ["train", "modes2d", "--plugin", "nowhere.py"], ["evaluate", "run", "--prompts", "nowhere.txt"],
     ]  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
     for words, (code, heavy) in zip([*lists, *typos], ends_of(*lists, *typos, cwd=tmp_path), strict=True):
         assert code == (0 if words in lists else 2) and not heavy, words
 
 
-def test_a_recipe_of_the_plane_is_checked_with_torch_alone(tmp_path):
-    commands = [["recipes", "validate", "modes2d"], ["train", "modes2d", "--set=train.max_stps=4"]]
-    for expected, (code, heavy) in zip((0, 2), ends_of(*commands, cwd=tmp_path), strict=True):
-        assert code == expected and {*heavy} <= {"torch", "numpy"}
+def test_recipes_are_checked_with_torch_alone(tmp_path):
+    """Where they train on a text file of prompts or on what comes with the package: anything else is read by `datasets`."""
+    names = ["modes2d", "sdxl_4step", "wan21_1_3b_4step", "wan21_14b_zero3"]
+    commands = [*(["recipes", "validate", name] for name in names), ["recipes", "show", "sdxl_4step"]]
+    typos = [["train", "modes2d", "--set=train.max_stps=4"], ["train", "sdxl_4step", "--set=model.pth=x"]]
+    for words, (code, heavy) in zip([*commands, *typos], ends_of(*commands, *typos, cwd=tmp_path), strict=True):
+        assert code == (2 if words in typos else 0) and {*heavy} <= {"torch", "numpy"}, (words, heavy)
 
 
 def test_a_report_of_pictures_that_lie_there_waits_for_torch_and_matplotlib_alone():
@@ -244,10 +251,19 @@ def test_the_wheel_runs_somewhere_else(environment, tmp_path):
     )
     assert str(tmp_path) in where.stdout, "the wheel's own package is not the one that is imported"
     assert "modes2d" in run("recipes", "list").stdout
-    tiny = [f"--set={s}" for s in ("model.width=16", "model.teacher.steps=10", "train.max_steps=2")]
-    done = run("train", "modes2d", *tiny)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((elsewhere / "runs" / "modes2d-amd" / "evaluation.json").read_text())
+    # The first hour, as README has it, with networks and a number of updates that take seconds.
+    short = [*ON_THE_COMMAND_LINE, "--set=model.heads=1"]
+    commands = (
+        ["train", "digits", "--objective", "amd", *short],
+        ["report", "runs/digits-amd"],
+        ["compare", "digits", "--objectives", "dmd,amd", "--seeds", "1", *short],
+    )
+    for command in commands:
+        done = run(*command)
+        assert done.returncode == 0 and "WARNING" not in done.stdout + done.stderr, done.stderr
+        page = re.search(r"^report: (.*)$", done.stdout, re.MULTILINE)
+        assert page and "<table>" in (elsewhere / page[1]).read_text(), done.stdout
+    assert json.loads((elsewhere / "runs" / "digits-amd" / "evaluation.json").read_text())
 
 
 def test_modules_that_moved_are_found_under_their_old_names():

@@ -1,11 +1,15 @@
 """What the documentation shows runs as shown."""
 
 import re
+import sys
 import types
 
+import pytest
 import torch
 import yaml
 
+import amd_plugin
+import amd_plugin.plugins
 from tests.helpers.documentation import ROOT, blocks
 
 
@@ -28,8 +32,44 @@ def test_the_hooks_pages_plugins(plugins):
     module = types.ModuleType("documented")
     exec("import amd_plugin\n" + code, module.__dict__)
     plugins.register(module, "documented")
+    (by_hand,) = (block for block in blocks("docs/hooks.md", "python") if "manager.register" in block)
+    exec(by_hand, {"amd_plugin": amd_plugin, "my_plugin": types.ModuleType("my_plugin")})
+    (subclass,) = (block for block in blocks("docs/hooks.md", "python") if "class WithRewards" in block)
+    exec(subclass, names := {"__name__": "documented"})
+    assert names["WithRewards"](1.0).needs.reward and names["WithRewards"](1.0).needs.group_size == 2
+    factors = module.distill_advantage_schedule(torch.tensor([0.2, 0.8]), step=1, max_steps=4)
+    assert factors.tolist() == [0.0, 0.75]
     assert plugins.make_objective("half_guidance", {"guidance_scale": 2.0}).guide_weight == 0.5
     assert plugins.rewards()["brightness"](power=2.0)(torch.ones(3, 4), [""] * 3).tolist() == [1.0] * 3
+
+
+def test_the_hooks_pages_entry_point_is_the_one_that_is_looked_for():
+    tomllib = pytest.importorskip("tomllib")
+    (section,) = blocks("docs/hooks.md", "toml")
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    (group,) = tomllib.loads(section)["project"]["entry-points"]
+    assert group == amd_plugin.plugins.NAME and group in ours
+
+
+def test_the_models_pages_family(plugins, monkeypatch):
+    class Flux:
+        """Stands for a family of somebody else's."""
+
+    (code,) = blocks("docs/models.md", "python")
+    module = types.ModuleType("documented")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, "acme_distill", types.ModuleType("acme_distill"))
+    monkeypatch.setitem(sys.modules, "acme_distill.flux", types.SimpleNamespace(Flux=Flux))
+    plugins.register(module, "documented")
+    assert plugins.families()["FluxPipeline"] is Flux
+
+
+def test_every_page_with_python_is_one_that_a_test_runs():
+    """So that a block on a new page is not forgotten."""
+    run = {"README.md", *(f"docs/{name}.md" for name in ("data", "hooks", "models", "rewards", "sharding", "hosts/modelopt")),
+           "docs/tutorials/your-own-reward.md", "docs/tutorials/your-own-trainer.md"}  # fmt: skip
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert {page.relative_to(ROOT).as_posix() for page in pages if blocks(page, "python")} == run
 
 
 def test_the_data_pages_examples(tmp_path, monkeypatch, piped):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from amd_plugin import metrics as measure
-from amd_plugin.data.prompt_rows import PromptRows, Row
+from amd_plugin.data.plain_text import surely_readable
 from amd_plugin.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from amd_plugin.data.prompt_rows import PromptRows, Row
 
 ROWS = 8  # prompts in a picture of samples
 
@@ -59,12 +63,17 @@ class Prompts:
         per_prompt: Annotated[int, Field(ge=2)] = 4,
     ):
         options: dict[str, Any] = {"config": config, "split": split, "revision": revision, "streaming": streaming}
-        self._rows = PromptRows(source, column=column, image_column=image_column, shuffle=shuffle, **options)
-        self._held_out: PromptRows | None = None
-        if held_out:
-            # A text file has no columns.
-            held_out_column = None if held_out.lower().endswith(".txt") else column
-            self._held_out = PromptRows(held_out, column=held_out_column, shuffle=False, key="data.held_out")
+        self._source = options | {"source": source, "column": column, "image_column": image_column, "shuffle": shuffle}
+        # A text file has no columns.
+        held_out_column = None if held_out is None or held_out.lower().endswith(".txt") else column
+        self._held_out_source: dict[str, Any] = {
+            "source": held_out, "column": held_out_column, "shuffle": False, "key": "data.held_out",
+        }  # fmt: skip
+        plain = column is None and image_column is None and config is None and split == "train" and not streaming
+        if not (plain and surely_readable(source)):
+            self._rows  # noqa: B018 (opened at once, so that what is wrong with it is said while the recipe is checked)
+        if held_out and not surely_readable(held_out):
+            self._held_out  # noqa: B018
         self.has_samples = image_column is not None
         self._per_prompt = per_prompt
         self._pictured: dict[int, PromptRows] = {}
@@ -72,6 +81,18 @@ class Prompts:
         self._evaluated = 0
         self.sample_shape: tuple[int, ...] = ()
         self.made_of: dict[str, Any] = {"task": self.name, "source": source, "column": column, **options}
+
+    @cached_property
+    def _rows(self) -> PromptRows:
+        from amd_plugin.data.prompt_rows import PromptRows  # seconds to import
+
+        return PromptRows(**self._source)
+
+    @cached_property
+    def _held_out(self) -> PromptRows | None:
+        from amd_plugin.data.prompt_rows import PromptRows
+
+        return PromptRows(**self._held_out_source) if self._held_out_source["source"] else None
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
         """The `position`-th `count` rows: their numbers [count]."""
@@ -97,7 +118,7 @@ class Prompts:
         """Labels of at most `count` samples, `per_prompt` for each prompt; held-out prompts have negative labels."""
         self._evaluated = max(1, count // self._per_prompt)
         prompts = torch.arange(self._evaluated).repeat_interleave(self._per_prompt)
-        return prompts if self._held_out is None else -1 - prompts
+        return -1 - prompts if self._held_out_source["source"] else prompts
 
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None

@@ -19,13 +19,14 @@ from amd_plugin.errors import InputError, OptionError
 from amd_plugin.models import prompt_lengths
 from amd_plugin.models.conditions import Conditions, LabelConditions, PromptConditions
 from amd_plugin.models.distilled import check_teacher
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import pipeline_folder, set_text_length, size_of, untrained
 from amd_plugin.models.embedded.teacher import teacher_seed, trained_teacher
 from amd_plugin.models.family import Family, Size
 from amd_plugin.models.lazy_weights import TensorReader
 from amd_plugin.models.lora_files import Layers, LoraSource
-from amd_plugin.models.pretrained import DTYPES, Pretrained
+from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.schedule import few_step_scheduler
 from amd_plugin.schedule.noise import flow_shift, is_flow
 from amd_plugin.tasks import Task

@@ -23,9 +23,7 @@ from amd_plugin.models.family import Family
 from amd_plugin.models.lazy_weights import TensorReader, Weights, meta_network
 from amd_plugin.models.lora_files import LoraSource
 from amd_plugin.models.quiet import quiet
-
-SENTENCES = ("a red apple", "two tall blue houses")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from amd_plugin.models.tokenizer_check import tells_words_apart
 
 
 @dataclass(frozen=True)
@@ -237,23 +235,6 @@ def _entry(value: Any) -> tuple[str | None, str | None]:
     """(library, class) of a part in a model_index.json; (None, None) for an empty one, and for what is no part."""
     pair = isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
     return (value[0], value[1]) if pair else (None, None)
-
-
-def tells_words_apart(tokenizer: Any) -> bool:
-    """Whether a tokenizer maps different words to different tokens.
-
-    Where its files are missing, transformers makes one without a vocabulary. The test is on two sentences without a common
-    word, or, for a vocabulary too small for them, on two of its own words.
-    """
-    special = set(tokenizer.all_special_ids)
-    words = sorted(word for word, index in tokenizer.get_vocab().items() if word.isalpha() and index not in special)
-
-    def apart(one: str, two: str) -> bool:
-        first, second = ([token for token in tokenizer(text).input_ids if token not in special] for text in (one, two))
-        return bool(first and second and first != second)
-
-    with quiet():  # a tokenizer may find the sentences long
-        return apart(*SENTENCES) or (len(words) > 1 and apart(words[0], words[-1]))
 
 
 def _class(name: str) -> Any:

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import diffusers
-import transformers
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences progress bars and notes of diffusers and transformers within the context."""
+    import diffusers  # seconds each, which a check of a recipe need not wait for
+    import transformers
+
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     with ExitStack() as restore:
         restore.enter_context(warnings.catch_warnings())

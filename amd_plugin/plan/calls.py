@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from amd_plugin.config import RecipeConfig
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.models.embedded.networks import ClassConditional
 from amd_plugin.models.family import Caller
-from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.models.roles import Role, StartNetworks, make_roles
 from amd_plugin.models.step_conditioning import PARTS, conditions
 from amd_plugin.plan.measured import measured

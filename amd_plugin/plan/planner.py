@@ -8,7 +8,7 @@ from typing import Any
 
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError
-from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.plan import memory, traffic
 from amd_plugin.plan.calls import Tensors, sample_bytes, sizes, traces
 from amd_plugin.plan.memory import RESERVED, Row

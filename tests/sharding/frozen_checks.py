@@ -16,6 +16,9 @@ from amd_plugin import get_plugin_manager
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.sharding.frozen import held, shard
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script of its own, not a module of the tests
+from tests.helpers.documentation import blocks
+
 ALONE = "WORLD_SIZE" not in os.environ
 GROUP = [] if ALONE else [InitProcessGroupKwargs(backend="gloo", timeout=timedelta(seconds=60))]
 
@@ -45,6 +48,13 @@ def main(folder, out):
     x = torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 1, 3, 8, 8)
     text = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     seen = {"whole": sum(p.numel() for p in whole.parameters()), "elements": {}, "held": {}, "gap": {}}
+
+    (documented,) = blocks("docs/sharding.md", "python")
+    names = {"teacher": copy.deepcopy(whole), "accelerator": accelerator}
+    exec(documented, names)
+    with torch.no_grad():
+        seen["gap"]["as documented"] = gap(call(names["teacher"], x, text), call(whole, x, text))
+    seen["held"]["as documented"] = held(names["teacher"])
 
     for kind in ("plain", "checkpointed", "offloaded"):
         network = copy.deepcopy(whole)

@@ -12,12 +12,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from amd_plugin.evaluate.colours import COLOURS
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.diagnostics import EDGES
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish, the light ones darker: a line has a contrast of 3 to
-# the page in both themes. An arm has the same colour in all pictures.
-COLOURS = ["#555555", "#D55E00", "#0072B2", "#008F68", "#C46B9D", "#A87400", "#2F8FC8", "#000000"]
 SEED_LINES = "#8a8a8a"
 # More is darker on the light page, and lighter on the dark one, which turns charts.
 SHARES = "Blues"

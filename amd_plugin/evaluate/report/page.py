@@ -23,4 +23,8 @@ def render(sections: Sequence[Mapping[str, Any]]) -> str:
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
     template = _TEMPLATES.get_template("report.html.j2")
-    return template.render(sections=sections, version=amd_plugin.__version__, script=script, policy=policy)
+    # One run compares nothing, and its page is no comparison's.
+    compares = len(sections) > 1 or any(section.get("tiles") or section.get("pairs") for section in sections)
+    heading = "Few-step students, compared" if compares else "A few-step student"
+    words = {"heading": heading, "compares": compares, "version": amd_plugin.__version__}
+    return template.render(sections=sections, script=script, policy=policy, **words)

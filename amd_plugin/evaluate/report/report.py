@@ -11,14 +11,16 @@ from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError, unreadable_is_input_error
+from amd_plugin.evaluate.colours import COLOURS
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread, updates_needed
 from amd_plugin.evaluate.directions import ARROWS, Direction
 from amd_plugin.evaluate.report import figures, gallery, page
 from amd_plugin.evaluate.report.beside import beside
+from amd_plugin.evaluate.report.judged import judged
 from amd_plugin.host.evaluation.held_out import held_out_names
-from amd_plugin.host.running import run_log
+from amd_plugin.host.running import run_cost, run_log
 from amd_plugin.host.running.folder_kind import check_run
 from amd_plugin.host.running.run_folder import SECTIONS, about, repair, results
 from amd_plugin.plugins import PluginManager
@@ -78,7 +80,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     seeds = comparison.seeds
     runs = {arm: [run_folder(folder, arm, seed) for seed in seeds] for arm in comparison.arms}
     config = _config(runs[comparison.baseline][0])
-    with_curves = [arm for arm in runs if "@" not in arm][: len(figures.COLOURS)]
+    with_curves = [arm for arm in runs if "@" not in arm][: len(COLOURS)]
     shown = with_curves[:4]
     held_out = held_out_names(config, comparison.teacher)
     titles = {metric: f"{metric} ({ARROWS[comparison.better[metric]]})" for metric in held_out}
@@ -140,8 +142,22 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
         "table": {"metrics": list(evaluation), "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
+        "spent": _spent(folder, lines),
         "commands": [known.command],
     }  # fmt: skip
+
+
+def _spent(folder: Path, lines: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """What a run has cost, as names and values: samples scored from its metrics, time and memory as of its last start."""
+    scored = [line["cost/scored_samples"] for line in lines if "cost/scored_samples" in line]
+    rows = []
+    if (cost := run_cost.read(folder)) is not None:
+        rows = [("seconds per student update", f"{cost.seconds_per_update:.3g}"), ("most memory", f"{cost.gigabytes:.1f} GB")]
+    if scored:
+        updates = max(int(line["step"]) for line in lines)
+        each = sum(scored) / len(scored)
+        rows += [("samples scored per student update", f"{each:.0f}"), ("samples scored in all", f"{each * updates:,.0f}")]
+    return rows
 
 
 def _unfinished(folder: Path, config: RecipeConfig, lines: Sequence[Mapping[str, float]]) -> str:
@@ -169,8 +185,9 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
         return {"pictures": gallery.newest(folders), "samples_note": note, "prompts": gallery.prompts(folders[0])}
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
-    picture = beside(config, {f"{name}, {steps}": run for name, run in runs.items()}, seed, plugins)
-    return {"pictures": [picture], "samples_note": note}
+    titled = {f"{name}, {steps}": run for name, run in runs.items()}
+    picture = beside(config, titled, seed, plugins)
+    return {"pictures": [picture], "samples_note": note, "judged": judged(config, titled, seed, plugins)}
 
 
 def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def evaluate(
         InputError: for anything that cannot be evaluated; earlier results stay as they are then.
         MissingDependency: if videos have to be written and no encoder is installed.
     """
+    if prompts is not None:  # what is wrong with the file is said before networks are loaded, which may take minutes
+        suites.read(prompts, form, samples=samples)
     student = load_student(run, plugins, at)
     config, task = student.recipe.config, student.task
     accelerator = _accelerator(config)

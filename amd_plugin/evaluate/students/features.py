@@ -11,7 +11,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from amd_plugin.config import FeaturesConfig
 from amd_plugin.errors import InputError, unreadable_is_input_error
-from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.models.quiet import quiet
 
 

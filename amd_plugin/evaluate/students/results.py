@@ -12,8 +12,8 @@ from torch import Tensor
 
 from amd_plugin.atomic import replaced_file, write_bytes, write_text
 from amd_plugin.choices import Weights
+from amd_plugin.evaluate.colours import COLOURS
 from amd_plugin.evaluate.directions import WORDS
-from amd_plugin.evaluate.report.figures import COLOURS
 from amd_plugin.evaluate.students.measure import Measurements, MetricModels
 from amd_plugin.evaluate.students.samples import load_samples
 from amd_plugin.evaluate.students.suite import REPEATS, Group, Suite

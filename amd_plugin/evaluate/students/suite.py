@@ -69,7 +69,12 @@ class Suite:
 
 def of_task(task: Task, samples: int) -> Suite:
     """The suite of prompts or classes that the run itself is evaluated on."""
-    labels, counts = torch.unique_consecutive(task.balanced_labels(samples), return_counts=True)
+    return of_labels(task, task.balanced_labels(samples))
+
+
+def of_labels(task: Task, asked: torch.Tensor) -> Suite:
+    """The suite of the labels `asked` [B], a group for each run of equal ones."""
+    labels, counts = torch.unique_consecutive(asked, return_counts=True)
     groups = []
     for index, (label, count) in enumerate(zip(labels, counts.tolist(), strict=True)):
         columns = {k: v for k, v in task.columns(label[None]).items() if k != "labels"}

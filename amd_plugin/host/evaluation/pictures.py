@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from amd_plugin.atomic import write_bytes
@@ -20,6 +20,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.tasks import Task
 
 MILLISECONDS_PER_FRAME = 160
+MARGIN = 6  # pixels of white around a picture
 PROMPTS = "prompts.json"  # beside the pictures: the prompts of their rows
 LARGEST = 2**28  # bytes of a picture that is shown
 
@@ -45,12 +46,24 @@ def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 
                 spine.set_color("0.85")
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    frames = _trimmed(frames)
     kind, file = "png" if len(frames) == 1 else "gif", io.BytesIO()
     animation: dict[str, Any] = {
         "save_all": True, "append_images": frames[1:], "duration": MILLISECONDS_PER_FRAME, "loop": 0,
     }  # fmt: skip
     frames[0].save(file, kind, **(animation if kind == "gif" else {}))
     return file.getvalue(), kind
+
+
+def _trimmed(frames: list[Image.Image]) -> list[Image.Image]:
+    """`frames` without the white around all of them: panels are as high as their width and titles leave them."""
+    boxes = [box for frame in frames if (box := ImageOps.invert(frame).getbbox())]
+    if not boxes:
+        return frames
+    left, top, right, bottom = (pick(sides) for pick, sides in zip((min, min, max, max), zip(*boxes, strict=True), strict=True))
+    width, height = frames[0].size
+    around = (max(0, left - MARGIN), max(0, top - MARGIN), min(width, right + MARGIN), min(height, bottom + MARGIN))
+    return [frame.crop(around) for frame in frames]
 
 
 def save_samples(path: Path, task: Task, title: str, media: Tensor, labels: Tensor) -> Path:

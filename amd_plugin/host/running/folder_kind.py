@@ -67,6 +67,19 @@ def continued(resume: str | None, output: Path | None) -> Path:
     return named
 
 
+def check_exists(path: Path, where: str) -> None:
+    """Nothing, for a file or folder that is there; raises InputError for any other, and names a near one."""
+    try:
+        if path.exists():
+            return
+        near = did_you_mean(path.name, [entry.name for entry in islice(path.parent.glob("*"), 1000)])
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
+        raise InputError(f"{where}{path}: cannot be read: {error.strerror}") from error
+    raise InputError(f"{where}{path}: there is no such file or folder.{near}")
+
+
 def check_dump(folder: Path) -> None:
     """Nothing, for the folder of an update that was not finite; raises InputError for any other.
 

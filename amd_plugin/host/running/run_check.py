@@ -10,7 +10,8 @@ from typing import Any
 from amd_plugin.doctor import Finding
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
-from amd_plugin.host.running import run_folder, run_log
+from amd_plugin.host.running import run_cost, run_folder, run_log
+from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import load
 
@@ -31,6 +32,7 @@ def _files(run: Path, plugins: PluginManager) -> Iterator[Finding]:
     yield _tried("run.json", lambda: run_folder.about(run))
     for name, read in (
         ("metrics.jsonl", lambda: run_log.read(run / "metrics.jsonl", strict=True)),
+        ("cost.json", lambda: run_cost.read(run)),
         ("evaluation.json", lambda: run_folder.read_results(run)),
     ):
         if (run / name).exists():
@@ -42,7 +44,13 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
     if not paths:
         yield Finding("checkpoints", "none", ok=False)
     for path in paths:
-        yield _tried(path.name, partial(checkpoint.verify, path))
+        yield _tried(path.name, partial(_read_through, path))
+
+
+def _read_through(path: Path) -> None:
+    """Raises InputError unless all files of a checkpoint are as they were written, and its state is what a run can take up."""
+    checkpoint.verify(path)
+    checkpoint.read_state(path, RunState)
 
 
 def _tried(what: str, read: Callable[[], Any]) -> Finding:

@@ -24,7 +24,9 @@ from torch import Tensor
 from amd_plugin.atomic import write_bytes
 from amd_plugin.busy import busy, duration
 from amd_plugin.errors import InputError
+from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.line_file import LineFile
+from amd_plugin.host.running.run_cost import Cost
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.json_files import read_lines
 
@@ -70,6 +72,7 @@ class RunLog:
         trackers: Trackers | None = None, state: LogState | None = None,
     ):  # fmt: skip
         self._accelerator, self._max_steps, self._console = accelerator, max_steps, console
+        self._run, self._cost = path.parent, Cost(0.0, 0.0)
         self._trackers, state = trackers or Trackers(), state or LogState()
         # In double precision, in which a sum of some thousand single ones does not depend on their order.
         self._window: dict[str, Tensor] = {}
@@ -151,6 +154,7 @@ class RunLog:
         self._pause()
         self._resumed_at = time.monotonic()
         each, memory = self._seconds / self._updates, _gigabytes()
+        self._cost = Cost(each, memory)
         if self._file is not None:
             # Not in metrics.jsonl, which is equal for equal runs.
             self._trackers.log({"time/seconds_per_update": each, "memory/gigabytes": memory, **settings}, step)
@@ -194,13 +198,15 @@ class RunLog:
         self._trackers.picture(path, step)
 
     def close(self) -> None:
-        """Stops the bar, closes the file, and ends the runs of the trackers."""
+        """Stops the bar, closes the file, writes what the run cost, and ends the runs of the trackers."""
         self._trackers.close()
         if self._bar is not None:
             with suppress(OSError):  # the terminal may be gone
                 self._bar.stop()
         if self._file is not None:
             self._file.close()
+            if self._cost.seconds_per_update:
+                run_cost.write(self._run, self._cost)
 
 
 def cut(path: Path, step: int, lines: int | None) -> int:

@@ -5,59 +5,24 @@ Where each process holds a share of the trained weights, all of them save and lo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
-from pydantic import AfterValidator, Field
 
 import amd_plugin
 from amd_plugin import disk
 from amd_plugin.errors import InputError, OptionError, RunError, in_words, unreadable_is_input_error
 from amd_plugin.host import checkpoint
-from amd_plugin.host.checkpoint.files import ADVICE, State
+from amd_plugin.host.checkpoint.files import ADVICE
 from amd_plugin.host.running.rank_probe import RankProbe, of_communication
 from amd_plugin.host.running.run_folder import differences
 from amd_plugin.host.running.run_log import Line, LogState
+from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.models.step_conditioning import check_tables
-
-
-def _of_a_step(line: Line) -> Line:
-    if not math.isfinite(line.get("step", math.nan)):
-        raise ValueError("must have a step")
-    return line
-
-
-class RunState(State):
-    """What state.json of a run holds.
-
-    Attributes:
-        recipe: the resolved recipe.
-        name, overrides: the recipe's name, and the overrides that were applied to its file.
-        objective, plugins: their own states.
-        evaluations: history of the hacking alarm.
-        evaluated: held-out metrics of exactly this step; None where it was not evaluated.
-        failed_rewards: reward -> shares of failed samples in the last batches.
-        skipped: the steps of the last skipped updates.
-        log: state of the run's log.
-        last_metrics: the metrics written last, in checkpoints of earlier versions.
-    """
-
-    recipe: dict[str, Any]
-    name: str = ""
-    overrides: tuple[str, ...] = ()
-    objective: Any
-    plugins: dict[str, Any]
-    evaluations: list[Annotated[Line, AfterValidator(_of_a_step)]] = Field(default_factory=list)
-    evaluated: Line | None = None
-    failed_rewards: dict[str, list[float]] = Field(default_factory=dict)
-    skipped: list[int] = Field(default_factory=list)
-    log: LogState = Field(default_factory=LogState)
-    last_metrics: Line = Field(default_factory=dict)
 
 
 class Progress(NamedTuple):

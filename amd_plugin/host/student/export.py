@@ -24,8 +24,8 @@ from amd_plugin.host.student.adapter_files import LORA_FILE, adapter_saver, writ
 from amd_plugin.host.student.load import load_student
 from amd_plugin.host.student.model_card import write_card
 from amd_plugin.models.backbone import Backbone
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.models.family import Family
-from amd_plugin.models.pretrained import DTYPES
 from amd_plugin.models.quiet import quiet
 from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager

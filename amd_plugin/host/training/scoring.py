@@ -81,6 +81,7 @@ class Scoring:
         self.unit = self.rewards.unit if config.train.aggregation == "sum_then_normalize" else 0.0
         self.failures = FailurePolicy(self.rewards.configs, config.train, accelerator)
         self._recent: list[GatheredScores] = []
+        self._scored = 0
 
     @torch.no_grad()
     def submit(self, batch: Batch, rows: slice, samples: Sequence[Tensor]) -> ScoringJob:
@@ -107,6 +108,7 @@ class Scoring:
         gathered = all_gather_scores(scores, job.groups, self._accelerator)
         self.failures.judge(gathered.failed, gathered.broke, scores.causes)
         self._recent.append(gathered)
+        self._scored += len(gathered.values)
         return aggregate(gathered.values, gathered.groups, self._weights, self._train.aggregation)
 
     def with_gradient(self, batch: Batch, rows: slice, x0: Tensor) -> Tensor:
@@ -117,6 +119,7 @@ class Scoring:
         """
         labels = batch.labels[rows]
         prompts, columns = self._task.prompts(labels), self._task.columns(labels)
+        self._scored += len(x0) * self._accelerator.num_processes
         reward = linearised(
             lambda samples: self.rewards.with_gradient(self._backbone.decode(self._shrunk(samples)), prompts, columns), x0
         )
@@ -126,8 +129,8 @@ class Scoring:
         return reward
 
     def metrics(self) -> dict[str, Tensor]:
-        """Each reward's mean in the last batch, and the share of samples that it failed on since the last call."""
-        metrics, last = {}, self._recent[-1].values
+        """Each reward's mean in the last batch; since the last call, the share of samples it failed on, and samples scored."""
+        metrics, last = {"cost/scored_samples": torch.tensor(float(self._scored))}, self._recent[-1].values
         finite = torch.isfinite(last)
         means = torch.where(finite, last, 0.0).sum(0) / finite.sum(0).clamp(min=1)
         for index, name in enumerate(self.rewards.configs):
@@ -136,6 +139,7 @@ class Scoring:
             if shares[-1] < 1:
                 metrics[f"reward/{name}"] = means[index]
         self._recent.clear()
+        self._scored = 0
         return metrics
 
     def evaluate(self, media: Tensor, labels: Tensor, fits: Tensor | None = None) -> dict[str, float]:

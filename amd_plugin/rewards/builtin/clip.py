@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError
-from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.rewards.builtin.frames import Count, Dtype, FrameReward
 from amd_plugin.rewards.builtin.weights import check_words, reading
 from amd_plugin.rewards.protocol import LOGITS, resize

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.rewards.builtin.clip import HINT, Clip
 from amd_plugin.rewards.builtin.frames import Count, Dtype, FrameReward
 from amd_plugin.rewards.builtin.weights import check_words, checkpoint_file, fill, read_weights, reading

@@ -16,7 +16,7 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from amd_plugin.errors import InputError
-from amd_plugin.models.pretrained import DTYPES
+from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.rewards.builtin.frames import Count, Dtype, FrameReward
 from amd_plugin.rewards.builtin.weights import check_words, checkpoint_file, fill, read_weights, reading, score_head
 from amd_plugin.rewards.protocol import LOGITS, resize

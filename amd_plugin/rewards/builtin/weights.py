@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError, unreadable_is_input_error
-from amd_plugin.models.pretrained import SENTENCES, tells_words_apart
 from amd_plugin.models.quiet import quiet
+from amd_plugin.models.tokenizer_check import SENTENCES, tells_words_apart
 
 
 @contextmanager

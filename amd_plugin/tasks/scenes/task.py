@@ -89,6 +89,14 @@ class Scenes:
             parts.append(of_kind[order.repeat(rounds)[:each].sort().values])
         return torch.cat(parts).repeat_interleave(self._options.per_prompt)
 
+    def shown_labels(self) -> Tensor:
+        """Labels of prompts for people to look at: one of each kind, and two of those that models get wrong most visibly."""
+        shown = []
+        for kind, of_kind in zip(KINDS, self._kinds, strict=True):
+            order = torch.randperm(len(of_kind), generator=generator(0, "scenes shown", kind))
+            shown.append(of_kind[order[: 2 if kind in ("counting", "position") else 1]])
+        return torch.cat(shown)
+
     def prompts(self, labels: Tensor) -> list[str]:
         """The prompts of `labels` [B]."""
         return [self._prompts[label].text for label in labels.tolist()]

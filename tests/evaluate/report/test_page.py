@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import amd_plugin
+from amd_plugin.evaluate.colours import COLOURS
 from amd_plugin.evaluate.report import figures, page
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -33,9 +34,10 @@ def rendered():
     section = {
         "title": "t" * 200, "lead": LONG, "unfinished": LONG, "caveat": LONG, "pictures": [PIXEL], "samples_note": LONG,
         "prompts": [LONG], "tiles": [{key: LONG for key in ("metric", "direction", "difference", "base", "arm", "wins", "tuned")}],
+        "judged": {"columns": [LONG, "b"], "rows": [{"prompt": LONG, "cells": [(PIXEL, True), (PIXEL, False)]}], "credits": LONG},
         "beside": [{"prompt": LONG, "teacher": PIXEL, "student": PIXEL}], "over_time": [(step, PIXEL) for step in (10, 20, 30)],
         "alarms": [LONG], "table": {**table, "pairs": table["rows"], "base": "dmd", "chosen": table["rows"], "against": LONG, "how": LONG},
-        "cost": {**table, "base": "dmd"}, "commands": [LONG], "levels": figures.zone_over_time({"amd": [LINES], "dmd": [[]]}),
+        "cost": {**table, "base": "dmd"}, "spent": [(LONG, "0.5")], "commands": [LONG], "levels": figures.zone_over_time({"amd": [LINES], "dmd": [[]]}),
         **dict.fromkeys(("pairs", "curves", "rewards", "sensor", "zone", "signals", "weights"), chart),
     }  # fmt: skip
     return page.render([section, {**section, "over_time": []}])
@@ -130,7 +132,7 @@ def test_text_is_read_in_both_themes(theme):
 def test_lines_of_charts_are_seen_in_both_themes(theme):
     card = rgb(themes()[theme]["card"])
     assert "invert(1) hue-rotate(180deg)" in STYLE
-    for line in (*figures.COLOURS, figures.SEED_LINES):
+    for line in (*COLOURS, figures.SEED_LINES):
         colour = rgb(line) if theme == "light" else inverted(rgb(line))
         assert contrast(colour, card) >= 3, (theme, line)
 
@@ -162,13 +164,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.w
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_shows_it_on_a_phone(rendered, tmp_path):
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_browser_shows_it_on_a_phone(rendered, tmp_path, theme):
     """In a frame of 390 pixels nothing is wider than the page, the slider shows one picture, and the console stays silent."""
     look = """onload = () => { const d = document.querySelector("iframe").contentDocument, e = d.documentElement;
       const shown = () => [...d.querySelectorAll(".over-time figure")].filter((f) => f.offsetParent).map((f) => f.innerText);
       const before = shown(), slider = d.querySelector("input[type=range]");
       slider.value = 0; slider.dispatchEvent(new Event("input"));
-      document.title = [e.scrollWidth, before, shown()].join("|"); }"""
+      const ground = getComputedStyle(d.body).backgroundColor;
+      document.title = [e.scrollWidth, before, shown(), ground].join("|"); }"""
     frame = f'<iframe width="390" height="844" style="border:0" srcdoc="{html.escape(rendered)}"></iframe>'
     file = tmp_path / "frame.html"
     file.write_text(f"<!doctype html><meta charset=utf-8><script>{look}</script>{frame}")
@@ -179,8 +183,17 @@ def test_a_browser_shows_it_on_a_phone(rendered, tmp_path):
         "--disable-gpu",
         "--enable-logging=stderr",
         f"--user-data-dir={tmp_path}",
+        f"--blink-settings=preferredColorScheme={0 if theme == 'dark' else 1}",
     ]
     shown = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=300, check=True)
-    width, before, after = re.search(r"<title>(.*?)</title>", shown.stdout).group(1).split("|")
+    width, before, after, ground = re.search(r"<title>(.*?)</title>", shown.stdout).group(1).split("|")
     assert int(width) <= 390 and (before, after) == ("after 30 student updates", "after 10 student updates")
+    assert ground == f"rgb{tuple(round(255 * part) for part in rgb(themes()[theme]['ground']))}"
     assert "CONSOLE" not in shown.stderr, shown.stderr
+
+
+def test_a_page_of_one_run_is_no_comparison():
+    section = {"title": "digits", "table": {"metrics": [], "rows": []}}
+    assert "<h1>A few-step student</h1>" in page.render([section])
+    for sections in ([section, section], [{**section, "tiles": [{}]}]):
+        assert "<h1>Few-step students, compared</h1>" in page.render(sections)

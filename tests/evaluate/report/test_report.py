@@ -1,6 +1,7 @@
 """The report of runs that are not at their end, as it is typed."""
 
 import json
+import re
 import shutil
 from html import escape
 
@@ -28,6 +29,8 @@ def test_a_run_without_a_result_is_reported_so_far_and_drawn_again_where_its_sam
     page = (stopped / "report.html").read_text()
     assert "not finished: 4 of 4 updates" in page and f"amd-plugin train --resume {stopped}" in page
     assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 6 and "<td>" in page
+    assert "seconds per student update" in page and "most memory" in page
+    assert re.search(r"samples scored per student update</td><td>\d+<", page)
     drawn = []
     monkeypatch.setattr(beside, "_draw", lambda draft, *_: drawn.append((draft / "picture.png").write_bytes(b"anew")))
     assert cli("report", stopped)[0] == 0

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from amd_plugin.host.running.run_state import RunState
+from amd_plugin.host import checkpoint
+from amd_plugin.host.running.run_check import examine_run
+from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.json_files import parse
 
 WHOLE = {"step": 4, "rest": {}, "recipe": {}, "objective": {}, "plugins": {}}
@@ -28,3 +30,14 @@ def test_what_does_not_fit_is_named(wrong, message):
     assert parse(json.dumps(WHOLE).encode(), RunState).step == 4
     with pytest.raises(ValueError, match=message):
         parse(json.dumps(WHOLE | wrong).encode(), RunState)
+
+
+def test_doctor_reads_the_state_of_every_checkpoint(tmp_path, plugins):
+    """A file can be as it was written, by its checksum, and still hold nothing that a run can take up."""
+    folder = tmp_path / "checkpoints"
+    state = {name: value for name, value in WHOLE.items() if name not in ("step", "rest")}
+    checkpoint.save(folder, 1, {}, state, keep=2)
+    checkpoint.save(folder, 2, {}, state | {"evaluations": [{"held_out/score": 0.5}]}, keep=2)
+    found = {finding.what: finding for finding in examine_run(tmp_path, plugins)}
+    assert found["step-000001"].ok
+    assert not found["step-000002"].ok and "state.json cannot be read: evaluations.0" in found["step-000002"].found

@@ -33,6 +33,8 @@ def test_two_cycles_their_evaluation_report_and_export(cli, scenes, plugins, tmp
     for command, made in ((["report"], "run/report.html"), (["export", "--output", tmp_path / "student"], "student")):
         code, printed = cli(command[0], tmp_path / "run", *command[1:])
         assert code == 0 and (tmp_path / made).exists(), printed
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("✓ right") + page.count("✗ wrong") == 2 * 8 and page.count("Twemoji") >= 1
 
 
 def test_the_recipes_teacher_comes_with_the_package_and_denoises(scenes, plugins):

@@ -1,0 +1,40 @@
+"""What a run costs on its machine: cost.json, apart from metrics.jsonl, which is equal for equal runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from amd_plugin.atomic import write_text
+from amd_plugin.disk import dispensable
+from amd_plugin.json_files import read as read_json
+
+FILE = "cost.json"
+
+
+class Cost(NamedTuple):
+    """The cost of a run since its last start.
+
+    Attributes:
+        seconds_per_update: mean time of a student update with the updates of the fake score before it, without evaluations.
+        gigabytes: most memory that the main process has used: of its GPU where it has one, else of the machine.
+    """
+
+    seconds_per_update: float
+    gigabytes: float
+
+
+def write(run: Path, cost: Cost) -> None:
+    """Writes the cost of the run in `run`; a disk that does not take it gets a warning."""
+    with dispensable(run / FILE, "the report will not say what the run cost"):
+        write_text(run / FILE, json.dumps(cost._asdict()))
+
+
+def read(run: Path) -> Cost | None:
+    """The cost of the run in `run`; None where it is unknown. Raises InputError for a damaged file."""
+    file = run / FILE
+    if not file.exists():
+        return None
+    values = read_json(file, dict[str, float], "Remove it: only the report's cost is lost")
+    return Cost(values.get("seconds_per_update", 0.0), values.get("gigabytes", 0.0))
