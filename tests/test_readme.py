@@ -102,3 +102,10 @@ def test_the_map_of_the_code_names_every_folder():
     folders = {path.relative_to(package).as_posix() for pattern in ("*", "host/*", "evaluate/*") for path in package.glob(pattern)
                if any(path.glob("*.*")) and path.name not in ("__pycache__", "host", "evaluate")}  # fmt: skip
     assert named == folders
+
+
+def test_code_of_the_readme_and_of_the_tutorials_fits_80_columns():
+    """A command that cannot be broken into lines may be longer."""
+    for page in ("README.md", *(f"docs/tutorials/{path.name}" for path in (ROOT / "docs" / "tutorials").glob("*.md"))):
+        lines = [line for language in ("python", "") for code in blocks(page, language) for line in code.splitlines()]
+        assert [line for line in lines if len(line) > 80] == [], page

@@ -17,7 +17,7 @@ def markdown(comparison: Comparison) -> str:
     base, metrics = comparison.baseline, comparison.metrics
     head = "| arm | " + " | ".join(metrics) + " |\n|---|" + "---|" * len(metrics)
     lines = [
-        f"# {comparison.recipe}: {len(comparison.seeds)} seeds, paired",
+        f"# {comparison.recipe}: {counted(comparison.seeds)}, paired",
         "",
         f"`{comparison.command}`",
         "",
@@ -74,21 +74,29 @@ def how_selected(comparison: Comparison) -> str:
     return f"Every arm at the setting with the {rule}."
 
 
+def counted(seeds: Sequence[int]) -> str:
+    """``1 seed``, ``4 seeds``."""
+    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+
+
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """``0.123 ± 0.045``: mean and standard deviation over seeds."""
-    return f"{statistics.fmean(values):.{digits}f} ± {deviation(values):.{digits}f}"
+    """``0.123 ± 0.045``: mean and standard deviation over seeds; one seed has no deviation."""
+    around = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{around}"
 
 
 def difference(comparison: Comparison, arm: str, against: str, metric: str) -> str:
     """``+0.123 ± 0.045 (7/8)``: mean and deviation of arm - against over seeds, and in how many the arm is better."""
     paired = comparison.paired(arm, against, metric)
-    return f"{paired.mean:+.3f} ± {paired.deviation:.3f} ({paired.wins}/{len(comparison.seeds)})"
+    count = len(comparison.seeds)
+    around = f" ± {paired.deviation:.3f}" if count > 1 else ""
+    return f"{paired.mean:+.3f}{around} ({paired.wins}/{count})"
 
 
 def terminal_table(comparison: Comparison) -> Table:
     """Means, and in how many seeds each arm is better than the baseline."""
     base, count = comparison.baseline, len(comparison.seeds)
-    table = Table(title=f"{comparison.recipe}: mean over {count} seeds (seeds better than {base})")
+    table = Table(title=f"{comparison.recipe}: mean over {counted(comparison.seeds)} (seeds better than {base})")
     for column in ("arm", *comparison.metrics):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm in comparison.arms:

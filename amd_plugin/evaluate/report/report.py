@@ -14,7 +14,7 @@ from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.evaluate.colours import COLOURS
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
-from amd_plugin.evaluate.comparison.tables import difference, how_selected, spread, updates_needed
+from amd_plugin.evaluate.comparison.tables import counted, difference, how_selected, spread, updates_needed
 from amd_plugin.evaluate.directions import ARROWS, Direction
 from amd_plugin.evaluate.report import figures, gallery, page
 from amd_plugin.evaluate.report.beside import beside
@@ -90,7 +90,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     rewarded = {arm: lines for arm, lines in curves.items() if any("objective/zone_share" in line for line in lines[0])}
     return {
         "title": comparison.recipe,
-        "lead": f"The same student, distilled with {len(comparison.arms)} objectives or settings, {len(seeds)} seeds each. "
+        "lead": f"The same student, distilled with {len(comparison.arms)} objectives or settings, {counted(seeds)} each. "
         "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
@@ -200,8 +200,8 @@ def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:
         "direction": ARROWS[comparison.better[metric]],
         "base": f"{base} {comparison.mean(base, metric):.3f}",
         "arm": f"{arm} {comparison.mean(arm, metric):.3f}",
-        "difference": f"{paired.mean:+.3f} ± {paired.deviation:.3f}",
-        "wins": f"better in {paired.wins} of {len(comparison.seeds)} seeds",
+        "difference": f"{paired.mean:+.3f}" + (f" ± {paired.deviation:.3f}" if len(comparison.seeds) > 1 else ""),
+        "wins": f"better in {paired.wins} of {counted(comparison.seeds)}",
     }
     if arm in comparison.selected:
         best, arm = comparison.selected_arms()[0], comparison.selected[arm]

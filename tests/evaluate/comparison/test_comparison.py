@@ -1,10 +1,12 @@
 """What a comparison holds: its file, its paired differences, and the settings that were selected."""
 
+import dataclasses
 import json
 
 import pytest
 
 from amd_plugin.errors import InputError
+from amd_plugin.evaluate.comparison import tables
 from amd_plugin.evaluate.comparison.result import FILE, Comparison, best_overall
 from amd_plugin.evaluate.directions import badness
 
@@ -45,6 +47,14 @@ def test_differences_are_paired_and_wins_follow_the_direction(comparison):
     assert comparison.paired("amd", "dmd", "one").wins == 1, "closer to 1 in the second seed"
     assert comparison.best_tuned("up") == "dmd@w=2" and comparison.best_tuned("one") == "dmd"
     assert comparison.selected_arms() == ("dmd@w=2", ["amd"])
+
+
+def test_one_seed_has_no_deviation(comparison):
+    assert "±" in tables.spread([0.5, 0.6]) and tables.difference(comparison, "amd", "dmd", "up") == "+0.050 ± 0.212 (1/2)"
+    first = {arm: {metric: values[:1] for metric, values in metrics.items()} for arm, metrics in comparison.arms.items()}
+    alone = dataclasses.replace(comparison, seeds=[0], arms=first, selected={})
+    assert tables.spread([0.5]) == "0.500" and tables.difference(alone, "amd", "dmd", "up") == "+0.200 (1/1)"
+    assert tables.markdown(alone).startswith("# modes2d: 1 seed, paired")
 
 
 def test_ranks_decide_and_the_earlier_of_two_equals_wins(comparison):
