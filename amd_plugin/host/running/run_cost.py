@@ -27,6 +27,8 @@ class Cost(NamedTuple):
 
 def write(run: Path, cost: Cost) -> None:
     """Writes the cost of the run in `run`; a disk that does not take it gets a warning."""
+    if not run.is_dir():  # somebody has moved the run away: a folder with its cost alone would be in the way
+        return
     with dispensable(run / FILE, "the report will not say what the run cost"):
         write_text(run / FILE, json.dumps(cost._asdict()))
 
