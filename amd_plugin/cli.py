@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -542,6 +543,22 @@ def _unusable(error: OSError) -> str:
     return f"{name}: cannot be used: {error.strerror}"
 
 
+def _in_words(error: Exception) -> tuple[str, int, bool] | None:
+    """(message, exit code, whether a traceback says more) of an error that is a person's to mend; None for one that is ours."""
+    if isinstance(error, AmdPluginError):
+        cause = error.__cause__
+        return str(error), error.exit_code, cause is not None and not isinstance(cause, AmdPluginError)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}. Install it, or the extra of amd-plugin that brings it", MissingDependency.exit_code, False
+    if (refused := disk.refusal(error)) is not None:
+        safe = "Nothing is half written, and what was there is as it was"
+        advice = f"{disk.remedy(refused)}, and give the same command again"
+        return f"{disk.in_words(refused)}. {safe}. {advice}", 1, False
+    if isinstance(error, OSError) and error.errno and error.filename is not None:
+        return _unusable(error), InputError.exit_code, True
+    return None
+
+
 def _answered() -> None:
     """Runs the command; where a signal has ended it, in whatever way, says so in one line and exits with its code.
 
@@ -573,37 +590,23 @@ def main() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     take_any_text()
     interrupts.answer()
+    threading.excepthook = disk.thread_failed
     try:
         check_working_folder()
         _answered()
-    except AmdPluginError as error:
-        if os.environ.get("AMD_PLUGIN_DEBUG"):
+    except Exception as error:
+        if os.environ.get("AMD_PLUGIN_DEBUG") or (ending := _in_words(error)) is None:
             raise
         interrupts.ignore()
-        err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        cause = error.__cause__
-        if cause is not None and not isinstance(cause, AmdPluginError):
-            err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)", highlight=False)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if os.environ.get("AMD_PLUGIN_DEBUG"):
-            raise
-        err.print(f"error: {error}. Install it, or the extra of amd-plugin that brings it", style="red", soft_wrap=True)
-        sys.exit(MissingDependency.exit_code)
-    except Exception as error:
-        refused = disk.refusal(error)
-        if os.environ.get("AMD_PLUGIN_DEBUG"):
-            raise
-        if refused is None and isinstance(error, OSError) and error.errno and error.filename is not None:
-            err.print(f"error: {_unusable(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
-            err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)", highlight=False)
-            sys.exit(InputError.exit_code)
-        if refused is None:
-            raise
-        safe = "Nothing is half written, and what was there is as it was"
-        message = f"error: {disk.in_words(refused)}. {safe}. {disk.remedy(refused)}, and give the same command again"
-        err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(1)
+        message, code, more = ending
+        try:
+            err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+            if more:
+                err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)", highlight=False)
+        except OSError:  # the terminal is gone; what Python writes there at its end would change the exit code
+            out.silence()
+            err.silence()
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,6 +69,17 @@ def number(error: BaseException) -> int:
 def in_words(error: OSError) -> str:
     """``FILE: cannot be written: REASON``."""
     return f"{error.filename or 'the output'}: cannot be written: {error.strerror or error}"
+
+
+def thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Says in one line what a thread of a library could not write, for `threading.excepthook`; all else is told as ever.
+
+    TensorBoard writes in such a thread, and its next call raises the same where the run answers it.
+    """
+    if (refused := refusal(failure.exc_value)) is None:
+        threading.__excepthook__(failure)
+    else:
+        log.warning("a thread of a library ended: %s", in_words(refused))
 
 
 def remedy(error: OSError) -> str:

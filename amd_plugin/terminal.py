@@ -30,9 +30,13 @@ class PlainConsole(Console):
 
     def on_broken_pipe(self) -> None:
         """Says nothing more once nobody reads, as after ``| head``; rich itself would end the process, and a run with it."""
+        self.silence()
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def silence(self) -> None:
+        """From now on nothing is printed here, by nobody: there is nobody to read it any more."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class PlainFormatter(logging.Formatter):

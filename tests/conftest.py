@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import hypothesis
@@ -130,6 +131,7 @@ def cli(monkeypatch, capfd):
         for console in (module.out, module.err):
             monkeypatch.setattr(console, "width", 200)
         monkeypatch.setattr(sys, "argv", ["amd-plugin", *map(str, arguments)])
+        hook = threading.excepthook
         handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         try:
             module.main()
@@ -139,6 +141,7 @@ def cli(monkeypatch, capfd):
         finally:  # this process goes on, and is not to answer signals as a command does
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
+            threading.excepthook = hook
         printed = capfd.readouterr()
         return code, printed.out + printed.err
 

@@ -87,6 +87,20 @@ def test_a_signal_does_not_hide_the_failure_before_it(signals, tmp_path, monkeyp
     assert ended == RunError.exit_code and "error: no answer from process 1" in printed and "terminated" not in printed
 
 
+def test_the_exit_code_survives_a_terminal_that_is_gone(signals, tmp_path, monkeypatch, cli):
+    from amd_plugin import cli as module
+
+    reader, terminal = os.openpty()
+    os.close(reader)
+    for console in (module.out, module.err):
+        monkeypatch.setattr(console, "quiet", False)
+        monkeypatch.setattr(console, "_file", os.fdopen(os.dup(terminal), "w"))
+    settings = [f"--set={setting}" for setting in TINY]
+    monkeypatch.setattr(run, "save", lambda *arguments: os.kill(os.getpid(), signal.SIGHUP))
+    code, printed = cli("train", "modes2d", *settings, "--output", tmp_path / "run")
+    assert code == 129 and "Traceback" not in printed, printed
+
+
 def test_nohup_is_obeyed(signals):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     interrupts.answer()

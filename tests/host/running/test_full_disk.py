@@ -12,6 +12,7 @@ from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import run
 from amd_plugin.host.running.line_file import LineFile
 from tests.helpers.limits import no_file_above
+from tests.helpers.recipes import TINY
 from tests.host.running.test_exactly_once import EVERY, same, straight  # noqa: F401 (a fixture)
 
 
@@ -128,3 +129,24 @@ def test_commands_name_the_file_and_leave_what_was_there(tiny, plugins, tmp_path
         code, printed = cli("train", "modes2d", "--resume", folder, "--set", "train.max_steps=5")
     assert code == 0 and "the run is complete; later: amd-plugin report" in caplog.text, printed
     assert json.loads((folder / "evaluation.json").read_text()) and not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("room", [20_000, 60_000])  # bytes: for some of the pictures
+def test_a_full_disk_under_tensorboard_is_a_line_and_the_run_goes_on(room, cli, tmp_path, monkeypatch, caplog):
+    """Its own thread writes, and would print a traceback of its own."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    original, left = RecordWriter.write, [room]
+
+    def write(self, data):
+        left[0] -= len(data)
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    settings = [f"--set={setting}" for setting in (*TINY, "train.evaluate_every=1", "train.trackers=[tensorboard]")]
+    code, printed = cli("train", "modes2d", *settings, "--output", tmp_path / "run")
+    assert code == 0 and "Traceback" not in printed, printed
+    assert "the output: cannot be written: No space left on device" in caplog.text
+    assert (tmp_path / "run" / "evaluation.json").is_file()
