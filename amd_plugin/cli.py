@@ -460,7 +460,9 @@ def host(
     if name not in hosts:
         in_code = {"modelopt": " ModelOpt is a library: use amd_plugin.adapters.modelopt.AMDPipeline in your own loop."}
         raise InputError(f"host: one of {', '.join(hosts)}, got '{name}'.{in_code.get(name, did_you_mean(name, hosts))}")
-    import_module(f"amd_plugin.adapters.{name}").launch(arguments or [], objective)
+    if objective != "amd":
+        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. The toolkit's own objective needs no adapter")
+    import_module(f"amd_plugin.adapters.{name}").launch(arguments or [])
 
 
 def write_new_adapter(names: list[str]) -> None:

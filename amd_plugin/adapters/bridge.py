@@ -1,4 +1,4 @@
-"""The code that all adapters share: advantages of student samples, hooks of plugins, and a check of what an objective needs.
+"""The code that all adapters share: advantages of student samples, their weights, and the hooks of plugins.
 
 Samples are decoded, scored, and compared within prompts over all ranks. A reward that fails only sets advantages to 0, so every
 rank makes the same collective calls, with failed rewards or without.
@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from amd_plugin.adapters.host_objective import OFFERS as OFFERS
+from amd_plugin.adapters.host_objective import adaptive_objective as adaptive_objective
+from amd_plugin.adapters.host_objective import require_fit as require_fit
 from amd_plugin.adapters.named_rewards import NamedRewards
 from amd_plugin.adapters.named_rewards import make_reward as make_reward
-from amd_plugin.adapters.offers import SHARED
-from amd_plugin.contract import refuse_what_is_missing
-from amd_plugin.errors import InputError, OptionError, RunError
+from amd_plugin.adapters.ranks import Ranks
+from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
-from amd_plugin.objectives.amd import AMDObjective
-from amd_plugin.objectives.amd_options import AMDOptions
-from amd_plugin.options import checked, metadata, preset
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.rewards.gradient import linearised
@@ -31,53 +29,6 @@ from amd_plugin.rewards.protocol import traits
 from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
-
-OFFERS = SHARED  # fields of `Needs` that every adapter offers
-
-
-def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers: Collection[str] = OFFERS) -> AMDObjective:
-    """`AMDObjective` with `options`, for a host with a guidance scale of its own.
-
-    Args:
-        guidance_scale: guidance scale of the host's configuration, in the standard form.
-        options: options of `AMDObjective` other than ``guidance_scale``, by name.
-        offers: names of the fields of `Needs` that the host can give.
-
-    Raises:
-        InputError: for an option that is unknown, out of range, set by the host, or in need of what the host does not offer.
-    """
-    if "guidance_scale" in options:
-        raise InputError("amd.guidance_scale: is set in the host's own configuration. Leave it out here")
-    model = preset("AMDOptions", AMDOptions, without=("guidance_scale",))
-    given = checked(model, options, lambda option: f"amd.{option}")
-    try:
-        objective = AMDObjective(guidance_scale, **{option: getattr(given, option) for option in given.model_fields_set})
-    except OptionError as error:
-        raise InputError(f"amd.{error}") from error
-    for need, meaning in objective.needs.missing(offers).items():
-        asking = [option for option in options if metadata(AMDOptions.model_fields[option]).get("needs") == need]
-        message = f"amd.{asking[0] if asking else need}: needs {meaning}, which this host does not offer"
-        raise InputError(f"{message}. Leave it out; the host's own configuration may have an equivalent")
-    return objective
-
-
-def require_fit(objective: Objective, guidance_scale: float, offers: Collection[str] = OFFERS) -> None:
-    """Checks an `objective` that was built outside of the adapter.
-
-    Args:
-        objective: objective to check.
-        guidance_scale: guidance scale of the host's configuration, in the standard form.
-        offers: names of the fields of `Needs` that the host can give.
-
-    Raises:
-        InputError: for another guidance scale, or a need that the host does not offer.
-    """
-    if objective.guidance_scale != guidance_scale:
-        message = (
-            f"must have the guidance scale of the host's configuration, {guidance_scale:g}, got {objective.guidance_scale:g}"
-        )
-        raise InputError(f"objective: {message}")
-    refuse_what_is_missing(objective, offers)
 
 
 class Scored(NamedTuple):
@@ -114,6 +65,7 @@ class HostBridge:
             ``reward/NAME``, 0-dim tensors.
         signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
             ranks; empty before the first batch.
+        ranks: the ranks that share one batch.
         step: number of student updates so far.
         moves_noise_levels: whether a plugin moves noise levels.
     """
@@ -135,7 +87,7 @@ class HostBridge:
             objective.reward_unit = traits(reward).unit
         if reward is not None and objective.needs.reward_gradient:
             _check_gradients(reward)
-        self._decode, self._group, self._warned = decode, process_group, set[str]()
+        self._decode, self.ranks, self._warned = decode, Ranks(process_group), set[str]()
         self._plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
@@ -148,6 +100,16 @@ class HostBridge:
     def uses_reward(self) -> bool:
         """Whether there is a reward, and the objective needs one."""
         return self.reward is not None and self.objective.needs.reward
+
+    @property
+    def replaces_student_loss(self) -> bool:
+        """Whether the objective's loss takes the place of the host's in the student's turn."""
+        return self.uses_reward or self.objective.needs.noise_level
+
+    @property
+    def weighs_fake_score(self) -> bool:
+        """Whether the fake score's loss has a weight per sample."""
+        return self.uses_reward and self.objective.needs.fake_score_weight
 
     def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """`advantages`, and `weights` for all noise levels alike, [B] each."""
@@ -167,7 +129,7 @@ class HostBridge:
         Returns:
             Advantages [B], zeros where no reward is used.
         """
-        self._own = slice(self._rank() * len(x0), (self._rank() + 1) * len(x0))
+        self._own = self.ranks.own_rows(len(x0))
         if not self.uses_reward:
             self._advantage = None
             return torch.zeros(len(x0), device=x0.device)
@@ -197,7 +159,7 @@ class HostBridge:
         whole = [values.to(device, torch.long, non_blocking=True).expand(len(scores))[:, None] for values in (groups, rungs)]
         # Integers hold the bits of a score, and a prompt's id exactly.
         bits = scores.view(torch.int32).to(torch.long)
-        rows = self._all_gather(torch.cat((bits, *whole), 1)).cpu()
+        rows = self.ranks.joined(torch.cat((bits, *whole), 1)).cpu()
         return rows[:, :-2].to(torch.int32).view(torch.float32), rows[:, -2].contiguous(), rows[:, -1].contiguous()
 
     def scored(self) -> Scored:
@@ -226,7 +188,7 @@ class HostBridge:
             values: indices of rungs, or their noise levels.
             groups: [B], the same number for samples of the same prompt.
         """
-        batch_values, batch_groups = self._all_gather(values), self._all_gather(groups.to(values.device))
+        batch_values, batch_groups = self.ranks.joined(values), self.ranks.joined(groups.to(values.device))
         first = (groups.to(values.device)[:, None] == batch_groups[None]).int().argmax(1)
         return batch_values[first]
 
@@ -241,8 +203,18 @@ class HostBridge:
         count = self._own.stop - self._own.start
         if self._advantage is None:
             return torch.ones(count) if sigma is None else torch.ones(count, device=sigma.device)
-        levels = None if sigma is None else self._all_gather(sigma.detach().float().expand(count).to(self._advantage.device))
+        levels = None if sigma is None else self.ranks.joined(sigma.detach().float().expand(count).to(self._advantage.device))
         return self.objective.sharpening_weights(self._advantage, levels)[self._own]
+
+    def student_fields(self, x0: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """`signal_fields` for the student's turn, and its reward with a gradient where the objective asks for it.
+
+        Args:
+            x0: student samples [B, ...] with their graph.
+            prompts: prompts [B] for the reward; None passes empty ones.
+        """
+        follows = self.objective.needs.reward_gradient and self.uses_reward
+        return self.signal_fields | ({"reward": self.reward_with_gradient(x0, prompts)} if follows else {})
 
     def reward_with_gradient(self, x0: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
         """Rewards [B] of `x0` [B, ...] with their gradient with respect to it, for `Signals.reward`; NaN for failed ones.
@@ -287,15 +259,6 @@ class HostBridge:
         size = (count, len(self.signal_fields["batch_advantage"]))
         return torch.rand(size, generator=generator(self._seed, *key, device=torch.device("cpu")))[:, self._own]
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether this rank shares its batch with no other."""
-        return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1
-
-    def joined(self, values: Tensor) -> Tensor:
-        """Values [N, ...] of all ranks from `values` [B, ...] of this one's samples."""
-        return self._all_gather(values)
-
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
         """Sets the objective's schedule factor to the product of the plugins' factors, and averages its shared sums over ranks.
 
@@ -309,12 +272,12 @@ class HostBridge:
         self.step, self.signal_fields = step, {}
         # Coherence, and the scale of advantage guidance, follow from the last student turn of all ranks.
         for sums in self.objective.shared_sums:
-            sums.copy_(self._all_gather(sums[None]).mean(0))
+            sums.copy_(self.ranks.joined(sums[None]).mean(0))
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}
         if metrics:
-            ranks = self._all_gather(stacked(metrics)).view(-1, len(metrics))
+            ranks = self.ranks.joined(stacked(metrics)).view(-1, len(metrics))
             # Named as the reference host names them, so that one plugin reads them in every host.
             names = [f"objective/{name}" for name in metrics]
             means = {name: mean for name, mean in zip(names, ranks.nanmean(0).tolist(), strict=True) if mean == mean}
@@ -335,7 +298,7 @@ class HostBridge:
         """
         if not self.moves_noise_levels:
             return sigma
-        levels, first = self._all_gather(sigma.float()), self._rank() * len(sigma)
+        levels = self.ranks.joined(sigma.float())
         advantage = self.signal_fields.get("batch_advantage")
         advantage = None if advantage is None else advantage.unflatten(0, (len(levels), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
@@ -344,7 +307,7 @@ class HostBridge:
             if moved.shape != levels.shape or not ((moved >= 0) & (moved <= 1)).all():
                 raise RunError(f"sigma sampler {sampler!r}: must return {len(levels)} levels in [0, 1], got {moved}")
             levels = moved
-        return levels[first : first + len(sigma)].to(sigma.dtype)
+        return levels[self.ranks.own_rows(len(sigma))].to(sigma.dtype)
 
     def media(self, x0: Tensor) -> Tensor:
         """What rewards get of samples `x0` [B, ...]."""
@@ -356,9 +319,9 @@ class HostBridge:
             log.info("this batch has no prompts: the reward gets empty ones")
             self._warned.add("prompts")
         names: Sequence[str] = getattr(self.reward, "names", ())
-        scores = torch.full((len(x0), 1 + len(names)), torch.nan, device=x0.device)
+        scores = torch.full((len(x0), 1 + len(names)), torch.nan, dtype=torch.float32, device=x0.device)
         try:
-            media = self.media(x0)
+            media = self.media(x0.clone())  # a reward may change what it gets, which may be the samples themselves
             assert self.reward is not None  # noqa: S101
             values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
             scores[:, 0] = as_scores(values, len(x0)).detach().to(scores)
@@ -369,34 +332,29 @@ class HostBridge:
             scores.fill_(torch.nan)
         return scores
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Rows [N of all ranks, ...] from `rows` [n, ...] on the CPU, in order of rank; n may differ between ranks."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return rows
-        device = torch.device("cuda") if dist.get_backend(self._group) == "nccl" else rows.device
-        counts = self._all_gather(torch.tensor([len(rows)], device=device)).tolist()
-        padded = torch.zeros((max(counts), *rows.shape[1:]), dtype=rows.dtype, device=device)
-        padded[: len(rows)] = rows.to(device)
-        parts = self._all_gather(padded[None])
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).cpu()
-
-    def _rank(self) -> int:
-        return dist.get_rank(self._group) if dist.is_available() and dist.is_initialized() else 0
-
-    def _all_gather(self, values: Tensor) -> Tensor:
-        """Values [B of all ranks] from `values` [B], in order of rank."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return values
-        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(parts, values.contiguous(), group=self._group)
-        return torch.cat(parts)
-
 
 def stacked(metrics: Mapping[str, Tensor]) -> Tensor:
     """0-dim tensors as one fp32 tensor, on the device that some of them are on, the CPU if none."""
     values = [value.detach().reshape(()) for value in metrics.values()]
     device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([value.to(device, torch.float32, non_blocking=True) for value in values])
+
+
+def prefixed(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """`metrics` as a host's tracker names them: ``reward/NAME`` as it is, all others after `prefix`."""
+    return {name if name.startswith("reward/") else prefix + name: value for name, value in metrics.items()}
+
+
+def weighted_loss(loss: Callable[..., Tensor], weight: Tensor, *rows: Tensor) -> Tensor:
+    """The mean [] of a host's loss with a weight for each sample.
+
+    Args:
+        loss: the host's loss, a mean over the batches [n, ...] that it gets.
+        weight: weights [B].
+        rows: what `loss` gets [B, ...]; one sample at a time, so that each value is that sample's own loss.
+    """
+    per_sample = torch.stack([loss(*(value[None] for value in sample)) for sample in zip(*rows, strict=True)])
+    return (weight.to(per_sample) * per_sample).mean()
 
 
 def _check_gradients(reward: Callable[..., Any]) -> None:

@@ -24,20 +24,22 @@ class Shown(NamedTuple):
     Attributes:
         x0: samples [B, ...].
         inputs: what belongs to them.
-        remembered: which samples [B] are earlier failures, bool.
+        remembered: which samples [B] are earlier failures, bool; None for none.
     """
 
     x0: Tensor
     inputs: Any
-    remembered: Tensor
+    remembered: Tensor | None = None
 
     def weight(self, weight: Tensor) -> Tensor:
         """Weights [B] in the fake score's loss, from those of the turn's own samples."""
-        return weight.where(~self.remembered, 1.0)
+        return weight if self.remembered is None else weight.where(~self.remembered, 1.0)
 
     def outcome(self, outcome: int | Tensor) -> int | Tensor:
         """Outcomes of the samples, from those of the turn's own."""
-        return outcome.where(~self.remembered, NONE) if isinstance(outcome, Tensor) else outcome
+        if self.remembered is None or not isinstance(outcome, Tensor):
+            return outcome
+        return outcome.where(~self.remembered, NONE)
 
 
 class Failures(FailureMemory):
@@ -51,6 +53,12 @@ class Failures(FailureMemory):
     def __init__(self, share: float, bridge: HostBridge):
         super().__init__(share, torch.device("cpu"))
         self._bridge = bridge
+
+    @classmethod
+    def of(cls, bridge: HostBridge) -> Failures | None:
+        """A memory for the run of `bridge`; None where its objective asks for none, or has no reward by which samples fail."""
+        share = bridge.objective.needs.replay
+        return cls(share, bridge) if share and bridge.uses_reward else None
 
     def exchange(self, x0: Tensor, inputs: Any, rung: int | Tensor, *key: object, are_new: bool = True) -> Shown:
         """What `recall` gives for scored samples, which are remembered afterwards.
@@ -83,17 +91,17 @@ class Failures(FailureMemory):
 
     def add(self, x0: Tensor, inputs: Any, rung: int | Tensor) -> None:
         """Adds the worst samples of all ranks; arguments as of `recall`."""
-        own, joined = _of_samples(x0, inputs)[0], self._bridge.joined
+        own, joined = _of_samples(x0, inputs)[0], self._bridge.ranks.joined
         if self._fit_together(own):
             values = {name: joined(value.detach().to(x0.device)) for name, value in own.items()}
             self.remember(values, self._bridge.signal_fields["batch_advantage"], joined(_rungs(rung, x0)))
 
     def _fit_together(self, own: Mapping[str, Tensor]) -> bool:
         """Whether the samples of all ranks have the same shapes; a gather of others would fail or wait for ever."""
-        if self._bridge.is_alone:
+        if self._bridge.ranks.count == 1:
             return True
         shapes = repr([(name, value.shape[1:], value.dtype) for name, value in own.items()])
-        checksums = self._bridge.joined(torch.tensor([zlib.crc32(shapes.encode())], device=own["samples"].device))
+        checksums = self._bridge.ranks.joined(torch.tensor([zlib.crc32(shapes.encode())], device=own["samples"].device))
         return bool((checksums == checksums[0]).all())
 
     def state_dict(self) -> dict[str, str]:

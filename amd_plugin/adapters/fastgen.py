@@ -19,14 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
+from amd_plugin.adapters.bridge import HostBridge, prefixed, weighted_loss
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.harvest import checked_rollouts
+from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.method_wrapping import wrapped
+from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.adapters.own_options import check_switch, split_options
+from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.advantage_guidance import NONE
@@ -103,7 +106,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         share, plugins = options.pop("share_rungs", False), self.plugins or get_plugin_manager()
         check_switch(share, "model_class.amd.share_rungs")
         # Its students of several steps are trained from noised data, by one call.
-        checked_rollouts(options.pop("rollouts", "fresh"), "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
+        checked_rollouts(own.rollouts, "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
         reward = make_reward(own.reward, plugins, torch.device(config.device))
         scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
         objective = adaptive_objective(scale, options, FASTGEN)
@@ -119,9 +122,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         self.validation = None
         if own.held_out is not None:
             self.validation = Validation(self.bridge, own.held_out, plugins, torch.device(config.device))
-        self.failures = None
-        if objective.needs.replay and self.bridge.uses_reward:
-            self.failures = Failures(objective.needs.replay, self.bridge)
+        self.failures = Failures.of(self.bridge)
         self._share = share and self.bridge.uses_reward
         self._rungs: Tensor | None = None  # exit rungs [B] of the turn's samples; None for a student of one step
         self._data: Mapping[str, Any] = {}
@@ -205,28 +206,24 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
     ) -> Any:
         turn, bridge = super()._student_update_step, self.bridge
         self._conditions.choose(self._rungs)
-        replaces = bridge.uses_reward or self.objective.needs.noise_level
-        if not (torch.is_grad_enabled() and (replaces or bridge.moves_noise_levels)):
+        if not (torch.is_grad_enabled() and (bridge.replaces_student_loss or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         advantage = self._score(x0, condition)
         t = self._move_noise_levels(t, "student") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake, _predictions_of(self.teacher) as real:
             losses, outputs = turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
-        if not replaces:
+        if not bridge.replaces_student_loss:
             return losses, outputs
         guided = self.config.guidance_scale is not None
         if len(fake) != 1 or len(real) != 1 + guided:
             message = f"a student step makes {len(fake)} fake-score and {len(real)} teacher calls, not 1 and {1 + guided}"
             raise RunError(f"fastgen: {message}. Use a newer amd-plugin")
         sigma, uncond = t / self.net.noise_scheduler.max_t, real[1].x0 if guided else None
-        fields = bridge.signal_fields | self._conditions.contrast(self._rungs, fake[0].again)
-        if self.objective.needs.reward_gradient and bridge.uses_reward:
-            fields["reward"] = bridge.reward_with_gradient(x0, self._prompts)
+        fields = bridge.student_fields(x0, self._prompts) | self._conditions.contrast(self._rungs, fake[0].again)
         output = self.objective.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
-        own = output.metrics | bridge.metrics
-        metrics = {name if name.startswith("reward/") else f"amd_{name}": value for name, value in own.items()}
+        metrics = prefixed(output.metrics | bridge.metrics, "amd_")
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
         return {**losses, **metrics, "vsd_loss": output.loss, "total_loss": total}, outputs
 
@@ -234,48 +231,46 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         self, input_student: Tensor, t_student: Tensor, t: Tensor, eps: Tensor, real_data: Tensor, condition: Any = None
     ) -> Any:  # fmt: skip
         turn, bridge = super()._fake_score_discriminator_update_step, self.bridge
-        weighted = bridge.uses_reward and self.objective.needs.fake_score_weight
         self._conditions.choose(self._rungs)
-        scored = weighted or self._conditions.takes_outcomes or self.failures is not None
+        scored = bridge.weighs_fake_score or self._conditions.takes_outcomes or self.failures is not None
         if not (torch.is_grad_enabled() and (scored or bridge.moves_noise_levels)):
             return turn(input_student, t_student, t, eps, real_data, condition=condition)
         with torch.no_grad():
             x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         self._score(x0, condition)
         outcome = bridge.outcomes("fake_score", *self._turn) if self._conditions.takes_outcomes else NONE
-        if (shown := self._replayed(x0, condition, real_data)) is not None:
-            x0 = self._sample = shown.x0
-            (condition, *others), outcome = shown.inputs, shown.outcome(outcome)
-            real_data = others[0] if others else real_data
-        self._conditions.choose(self._rungs, outcome)
+        shown = self._replayed(x0, condition, real_data)
+        self._sample = shown.x0
+        self._conditions.choose(self._rungs, shown.outcome(outcome))
         t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
         with _predictions_of(self.fake_score) as fake:
-            losses, outputs = turn(input_student, t_student, t, eps, real_data, condition=condition)
-        if not weighted:
+            losses, outputs = turn(input_student, t_student, t, eps, **shown.inputs)
+        if not bridge.weighs_fake_score:
             return losses, outputs
         if len(fake) != 1:
             raise RunError(f"fastgen: a fake-score step makes {len(fake)} fake-score calls, not 1. Use a newer amd-plugin")
         space = self.config.fake_score_pred_type or self.teacher.net_pred_type
-        # The host's loss is a mean over its batch; called on one sample it is that sample's loss.
-        per_sample = [
-            _losses.denoising_score_matching_loss(
-                space, net_pred=p[None], x0=x[None], eps=e[None], noise_scheduler=self.net.noise_scheduler, t=s[None]
+
+        def loss_of(prediction: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+            loss: Tensor = _losses.denoising_score_matching_loss(
+                space, net_pred=prediction, x0=x0, eps=eps, noise_scheduler=self.net.noise_scheduler, t=t
             )
-            for p, x, e, s in zip(fake[0].x0, x0, eps, t, strict=True)
-        ]
-        weight = bridge.weights(t / self.net.noise_scheduler.max_t)
-        weight = weight if shown is None else shown.weight(weight)
-        loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
+            return loss
+
+        weight = shown.weight(bridge.weights(t / self.net.noise_scheduler.max_t))
+        loss = weighted_loss(loss_of, weight, fake[0].x0, shown.x0, eps, t)
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs
 
-    def _replayed(self, x0: Tensor, condition: Any, real_data: Tensor) -> Shown | None:
-        """Samples of the fake score's turn, some of which are remembered failures; None without a memory."""
+    def _replayed(self, x0: Tensor, condition: Any, real_data: Tensor) -> Shown:
+        """Samples of the fake score's turn with what the host gets beside them; some are remembered failures."""
+        given = {"condition": condition, "real_data": real_data}
         if self.failures is None:
-            return None
-        # The discriminator compares samples with real ones of the same condition.
-        inputs = [condition, real_data] if self.config.gan_loss_weight_gen > 0 else [condition]
-        return self.failures.exchange(x0, inputs, 0 if self._rungs is None else self._rungs, *self._turn)
+            return Shown(x0, given)
+        # The discriminator compares samples with real ones of the same condition; without it nobody reads real ones.
+        kept = given if self.config.gan_loss_weight_gen > 0 else {"condition": condition}
+        shown = self.failures.exchange(x0, kept, 0 if self._rungs is None else self._rungs, *self._turn)
+        return shown._replace(inputs=given | shown.inputs)
 
 
 class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
@@ -316,19 +311,11 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
 
     def state_dict(self) -> dict[str, Any]:
         """State of the objective, of the alarm and of the memory of failures."""
-        kept = {"validations": self._model.validation, "failures": self._model.failures}
-        own = {name: part.state_dict() for name, part in kept.items() if part is not None}
-        return {**self._model.objective.state_dict(), **own}
+        return state_of(self._model.objective, self._model.validation, self._model.failures)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        state = dict(state_dict)
-        history, failures = state.pop("validations", []), state.pop("failures", {})
-        self._model.objective.load_state_dict(state)
-        if self._model.validation is not None:
-            self._model.validation.load_state_dict(history)
-        if self._model.failures is not None:
-            self._model.failures.load_state_dict(failures)
+        restore(state_dict, self._model.objective, self._model.validation, self._model.failures)
 
 
 class _Prediction(NamedTuple):
@@ -367,18 +354,12 @@ def _plain(options: Any) -> Any:
     return omegaconf.OmegaConf.to_container(options, resolve=True) if omegaconf.OmegaConf.is_config(options) else options
 
 
-def launch(arguments: list[str], objective: str) -> None:
+def launch(arguments: list[str]) -> None:
     """Runs FastGen's train.py in this process, with `AMDModel` as its model class.
 
     Args:
         arguments: command line of train.py.
-        objective: name of the objective, ``amd``.
-
-    Raises:
-        InputError: for another objective than ``amd``.
     """
-    if objective != "amd":
-        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. FastGen's own objective needs no adapter")
     if "-" not in arguments:
         arguments = [*arguments, "-"]
     overrides = [f"model_class._target_={__name__}.AMDModel", f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,22 +23,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward
+from amd_plugin.adapters.bridge import HostBridge, prefixed
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
 from amd_plugin.adapters.harvest import Harvest, checked_rollouts
+from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.method_wrapping import wrapped
+from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.offers import FASTVIDEO
 from amd_plugin.adapters.own_options import check_switch, split_options
+from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager, get_plugin_manager
+
+log = logging.getLogger(__name__)
 
 HOST = Host("fastvideo", "0.2", "0.3", "fastvideo>=0.2,<0.3")
 
@@ -47,6 +54,7 @@ SelfForcingMethod = HOST.load(f"{_matching}.self_forcing").SelfForcingMethod
 Callback = HOST.load("fastvideo.train.callbacks.callback").Callback
 ValidationCallback = HOST.load("fastvideo.train.callbacks.validation").ValidationCallback
 ModelBase = HOST.load("fastvideo.train.models.base").ModelBase
+_checkpoints = HOST.load("fastvideo.train.utils.checkpoint")
 
 _TURNS = {
     "__init__": "self, cfg, role_models",
@@ -65,6 +73,7 @@ HOST.check(
     {**_TURNS, "_sf_add_noise": "self, clean_latents, noise, timestep",
      "_sample_exit_indices": "self, num_blocks, num_steps, device"},
 )  # fmt: skip
+HOST.check(_checkpoints, {"_resolve_resume_checkpoint": "resume_from_checkpoint, output_dir"})
 HOST.check(
     ValidationCallback,
     {
@@ -91,11 +100,20 @@ class Prediction(NamedTuple):
 
 
 @dataclass
-class _Replay:
-    """What the critic gets in one turn: FastVideo's batch, with the conditions of remembered samples where they are."""
+class _CriticsTurn:
+    """What the host's code leaves behind in the critic's turn.
+
+    Attributes:
+        batch: FastVideo's batch, with the conditions of remembered samples where there are some.
+        shown: the critic's samples; None before the rollout and without a memory of failures.
+        noised: clean samples, noise and timestep of the last call that added noise; after the rollout's it is the critic's own.
+        flow: the critic's prediction.
+    """
 
     batch: Any
     shown: Shown | None = None
+    noised: tuple[Tensor, ...] = ()
+    flow: Tensor | None = None
 
 
 class Adaptive(_Base):  # type: ignore[misc, valid-type]
@@ -130,7 +148,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]):
         method = dict(cfg.method)
         options, self._own = split_options(method.get("amd"), "method.amd")
-        self._fast, rollouts = options.pop("fast_rollout", False), options.pop("rollouts", "fresh")
+        self._fast = options.pop("fast_rollout", False)
         check_switch(self._fast, "method.amd.fast_rollout")
         options.setdefault("normalizer", "global")  # as in FastVideo: one mean over the batch
         scale = method.get("real_score_guidance_scale")
@@ -141,7 +159,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if "critic" in role_models:
             conditions.add_to(role_models["critic"].transformer)  # before FastVideo builds the critic's optimizer
         super().__init__(cfg=cfg, role_models=role_models)
-        self._harvest_all = checked_rollouts(rollouts, "method.amd.rollouts", self._cannot_harvest())
+        self._harvest_all = checked_rollouts(self._own.rollouts, "method.amd.rollouts", self._cannot_harvest())
         self.objective, self._conditions, self._options = objective, conditions, options
         self.bridge = HostBridge(self.objective)
         self._sample: Tensor | None = None  # the last rollout, without graph
@@ -181,8 +199,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
             seed=int(self.training_config.data.seed),
         )  # fmt: skip
-        if self.objective.needs.replay and self.bridge.uses_reward:
-            self.failures = Failures(self.objective.needs.replay, self.bridge)
+        self.failures = Failures.of(self.bridge)
         if self._own.held_out is not None:
             self.validation = Validation(self.bridge, self._own.held_out, plugins, self.student.device)
 
@@ -198,7 +215,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         losses, outputs, metrics = super().single_train_step(self._raw_batch, iteration)
         self._sample, self._scored = None, None
         added = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
-        return losses, outputs, {**metrics, **{_prefixed(name): value for name, value in added.items()}}
+        return losses, outputs, {**metrics, **prefixed(added, "amd/")}
 
     @property
     def _updates_per_cycle(self) -> int:
@@ -254,22 +271,20 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
         self._conditions.choose(self._rung)
-        replaces = self.bridge.uses_reward or self.objective.needs.noise_level
-        if not (replaces or self.bridge.moves_noise_levels or self._fast):
+        if not (self.bridge.replaces_student_loss or self.bridge.moves_noise_levels or self._fast):
             return super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[no-any-return]
         predictions: list[Prediction] = []
         one_call = one_teacher_call(self.teacher, batch) if self._fast and self._cfg_uncond is None else nullcontext()
         with self._moving_noise_levels("student", batch), one_call, self._recording(predictions):
             loss: Tensor = super()._dmd_loss(generator_pred_x0, batch)
-        if not replaces:
+        if not self.bridge.replaces_student_loss:
             return loss
         if len(predictions) != 3:
             raise RunError(f"{HOST.distribution}: _dmd_loss makes {len(predictions)} predictions, not 3. Install {HOST.range}")
         fake, cond, uncond = (prediction.x0 for prediction in predictions)
         fields = {"advantage": self._score(batch), "sigma": self._sigma(predictions[0].timestep, len(fake))}
-        fields |= self.bridge.signal_fields | self._conditions.contrast(self._rung, predictions[0].again)
-        if self.objective.needs.reward_gradient and self.bridge.uses_reward:
-            fields["reward"] = self.bridge.reward_with_gradient(generator_pred_x0, self._prompts(batch))
+        fields |= self.bridge.student_fields(generator_pred_x0, self._prompts(batch))
+        fields |= self._conditions.contrast(self._rung, predictions[0].again)
         output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields))
         self._metrics = output.metrics
         return output.loss
@@ -309,57 +324,59 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 yield
 
     def _critic_flow_matching_loss(self, batch: Any) -> tuple[Tensor, Any, dict[str, Any]]:
-        weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
-        if not (weighted or self._conditions.parameters() or self.failures is not None):
+        if not (self.bridge.weighs_fake_score or self._conditions.parameters() or self.failures is not None):
             with self._moving_noise_levels("fake_score", batch):
                 return super()._critic_flow_matching_loss(batch)  # type: ignore[no-any-return]
-        noised: list[tuple[Tensor, Tensor, Tensor]] = []
-        flows: list[Tensor] = []
-        replay = _Replay(batch)
+        turn = _CriticsTurn(batch)
 
-        def replayed(roll_out: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        def with_failures(roll_out: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            """The rollout's samples, some of them replaced by remembered failures."""
             x0 = roll_out(*args, **kwargs)
-            return x0 if self.failures is None else self._exchange(x0, replay)
+            return x0 if self.failures is None else self._exchange(x0, turn)
 
-        def record_noise(add: Callable[..., Tensor], clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-            noised.append((clean, noise, timestep))
-            return add(clean, noise, timestep)
+        def record_noise(add: Callable[..., Tensor], *args: Tensor) -> Tensor:
+            """Noisy samples, of which the parts are kept."""
+            turn.noised = args
+            return add(*args)
 
         def record_flow(predict: Callable[..., Tensor], x_t: Tensor, timestep: Tensor, _: Any, **kwargs: Any) -> Tensor:
-            # Only now there is a sample, with a rung and an outcome.
-            outcome: int | Tensor = NONE
-            if self._conditions.takes_outcomes:
-                self._score(batch)
-                outcome = self.bridge.outcomes("fake_score", *self._turn)
-                outcome = outcome if replay.shown is None else replay.shown.outcome(outcome)
-            self._conditions.choose(self._rung, outcome)
-            flows.append(predict(x_t, timestep, replay.batch, **kwargs))
-            return flows[-1]
+            """The critic's prediction, for samples that have a rung and an outcome only now that they were rolled out."""
+            self._conditions.choose(self._rung, self._outcomes(turn))
+            turn.flow = predict(x_t, timestep, turn.batch, **kwargs)
+            return turn.flow
 
         add_noise = (self, "_sf_add_noise") if isinstance(self, SelfForcingMethod) else (self.student, "add_noise")
-        critic, rollout = wrapped(self.critic, "predict_noise", record_flow), wrapped(self, "_student_rollout", replayed)
+        critic, rollout = wrapped(self.critic, "predict_noise", record_flow), wrapped(self, "_student_rollout", with_failures)
         with self._moving_noise_levels("fake_score", batch), wrapped(*add_noise, record_noise), critic, rollout:
             loss, context, outputs = super()._critic_flow_matching_loss(batch)
-        if not weighted:
+        if not self.bridge.weighs_fake_score or turn.flow is None:
             return loss, context, outputs
-        # The rollout adds noise too; the last call is the critic's own.
-        x0, noise, timestep = noised[-1]
+        x0, noise, timestep = turn.noised
         self._score(batch)
         weight = self.bridge.weights(self._sigma(timestep, len(x0)))
-        weight = weight if replay.shown is None else replay.shown.weight(weight)
-        return self.objective.fake_score_loss(flows[-1], noise - x0, weight).loss, context, outputs
+        weight = weight if turn.shown is None else turn.shown.weight(weight)
+        return self.objective.fake_score_loss(turn.flow, noise - x0, weight).loss, context, outputs
 
-    def _exchange(self, x0: Tensor, replay: _Replay) -> Tensor:
-        """The samples of the critic's turn, some replaced by remembered failures; `replay` gets their conditions."""
+    def _outcomes(self, turn: _CriticsTurn) -> int | Tensor:
+        """The outcomes [B] of the samples for which the critic is trained."""
+        if not self._conditions.takes_outcomes:
+            return NONE
+        self._score(turn.batch)
+        outcomes = self.bridge.outcomes("fake_score", *self._turn)
+        return outcomes if turn.shown is None else turn.shown.outcome(outcomes)
+
+    def _exchange(self, x0: Tensor, turn: _CriticsTurn) -> Tensor:
+        """The samples of the critic's turn, some replaced by remembered failures; `turn` gets their conditions."""
         assert self.failures is not None  # noqa: S101
         shared = self._harvests.get(self._turn[1])
         are_new = shared is None or self._rung not in shared.scores
-        self._score(replay.batch)
-        conditions = replay.batch.conditional_dict
-        replay.shown = self.failures.exchange(x0, conditions, self._rung, *self._turn, are_new=are_new)
-        replay.batch = copy.copy(replay.batch)
-        replay.batch.conditional_dict = replay.shown.inputs
-        return replay.shown.x0
+        self._score(turn.batch)
+        turn.shown = self.failures.exchange(
+            x0, turn.batch.conditional_dict, self._rung, *self._turn, are_new=are_new
+        )  # fmt: skip
+        turn.batch = copy.copy(turn.batch)
+        turn.batch.conditional_dict = turn.shown.inputs
+        return turn.shown.x0
 
     def _sigma(self, timestep: Tensor, batch_size: int) -> Tensor:
         """Noise levels [B], as fractions of the schedule, from the host's timestep [1] of all samples of a rank."""
@@ -375,10 +392,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             return self.bridge.recall(scored, x0.device)
         if self._scored is None or self._scored[0] is not x0:
             prompts = self._prompts(batch)
-            if prompts is None:
-                groups = group_ids((batch.conditional_dict or {}).get("encoder_hidden_states"), len(x0))
-            else:
-                groups = group_ids(prompts, len(x0))
+            groups = group_ids(prompts or (batch.conditional_dict or {}).get("encoder_hidden_states"), len(x0))
             self._scored = (x0, self.bridge.advantages(x0, groups, prompts, rung=self._rung if self._one_rung else 0))
             if shared is not None:
                 shared.scores[int(self._rung)] = self.bridge.scored()
@@ -424,7 +438,7 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
 
     def on_train_start(self, method: Any, iteration: int = 0) -> None:
         """Keeps the method for checkpoints, and watches FastVideo's validation if the method judges it."""
-        self._method = method
+        self._method, self._starts_anew = method, _resumes_from_stock(method.training_config.checkpoint)
         callbacks = [] if method.validation is None else self._callback_dict._callbacks.values()
         for callback in callbacks:
             if isinstance(callback, ValidationCallback):
@@ -434,6 +448,10 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
                     self._watch, callback, callback._run_validation_for_steps
                 )
                 method.watched = True
+
+    def on_validation_begin(self, method: Any, iteration: int = 0) -> None:
+        """FastVideo's first call after it has loaded a checkpoint: those that it writes from now on hold AMD's state."""
+        self._starts_anew = False
 
     def _start(self, run: Callable[..., Any], method: Any, step: int) -> None:
         self._iteration = step
@@ -455,23 +473,28 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
 
     def state_dict(self) -> dict[str, Any]:
         """State of the objective, of the alarm and of the memory of failures, as one JSON text."""
-        # FastVideo restores only keys that the state has at that moment, and the objective's keys change as it runs.
-        kept = {"objective": self._method.objective, "validations": self._method.validation, "failures": self._method.failures}
-        return {"objective": json.dumps({name: part.state_dict() for name, part in kept.items() if part is not None})}
+        # FastVideo restores exactly the keys that the state has at that moment, and the objective's keys change as it runs.
+        if self._starts_anew:
+            return {}
+        return {"objective": json.dumps(state_of(self._method.objective, self._method.validation, self._method.failures))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
-        state = json.loads(state_dict["objective"])
-        self._method.objective.load_state_dict(state.get("objective", state))  # before 0.1.0: the objective's alone
-        if self._method.validation is not None:
-            self._method.validation.load_state_dict(state.get("validations", []))
-        if self._method.failures is not None:
-            self._method.failures.load_state_dict(state.get("failures", {}))
+        """Restores what `state_dict` gave; after a checkpoint of the stock trainer everything starts anew."""
+        if self._starts_anew:
+            log.warning("the checkpoint has no state of AMD: AMD's running statistics start anew")
+            return
+        restore(json.loads(state_dict["objective"]), self._method.objective, self._method.validation, self._method.failures)
 
 
-def _prefixed(name: str) -> str:
-    """The name of a metric in FastVideo's tracker."""
-    return name if name.startswith("reward/") else f"amd/{name}"
+def _resumes_from_stock(checkpoint: Any) -> bool:
+    """Whether FastVideo will load a checkpoint that was written without `AMDStateCallback`."""
+    if not checkpoint.resume_from_checkpoint:
+        return False
+    folder = _checkpoints._resolve_resume_checkpoint(checkpoint.resume_from_checkpoint, output_dir=checkpoint.output_dir)
+    if folder is None:
+        return False
+    keys = FileSystemReader(folder / "dcp").read_metadata().state_dict_metadata
+    return not any(key.startswith("callbacks.") and key.endswith(".objective") for key in keys)
 
 
 def _data_parallel() -> Any:
@@ -481,15 +504,14 @@ def _data_parallel() -> Any:
     return HOST.load("fastvideo.distributed").get_dp_group().device_group
 
 
-def launch(arguments: list[str], objective: str) -> None:
+def launch(arguments: list[str]) -> None:
     """Runs FastVideo's trainer in this process, with AMD's form of the configured method and with `AMDStateCallback`.
 
     Args:
         arguments: command line of FastVideo's trainer.
-        objective: name of the objective, ``amd``.
 
     Raises:
-        InputError: for another objective than ``amd``, or a method without a form here.
+        InputError: for a method without a form here.
     """
     import argparse
 
@@ -499,8 +521,6 @@ def launch(arguments: list[str], objective: str) -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--dry-run", action="store_true")
     args, overrides = parser.parse_known_args(arguments)
-    if objective != "amd":
-        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. FastVideo's own objective needs no adapter")
     if not any(word.partition("=")[0] == "--method._target_" for word in overrides):
         from fastvideo.train.utils.config import load_run_config
 

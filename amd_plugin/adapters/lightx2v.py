@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.adapters.bridge import HostBridge, adaptive_objective
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures
+from amd_plugin.adapters.harvest import checked_rollouts
+from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.lightx2v_host import (
     TRAINER_REGISTER,
     DmdTrainer,
@@ -130,8 +132,7 @@ class Adaptive(Records):
             self.objective, reward, self._media, distributed.get_data_parallel_group(), plugins=plugins,
             options=self._options,
         )  # fmt: skip
-        if self.objective.needs.replay and self.bridge.uses_reward:
-            self.failures = Failures(self.objective.needs.replay, self.bridge)
+        self.failures = Failures.of(self.bridge)
         if self._own.held_out is not None:
             if not self.infer_every_iters:
                 message = "judges the samples of inference.infer_every_iters, and there are none"
@@ -185,18 +186,10 @@ class Adaptive(Records):
         self._rung = 0 if self.random_schedule_enabled else drawn
         return drawn
 
-    @property
-    def _replaces_student_loss(self) -> bool:
-        return self.bridge.uses_reward or self.objective.needs.noise_level
-
-    @property
-    def _weighs_fake_loss(self) -> bool:
-        return self.bridge.uses_reward and self.objective.needs.fake_score_weight
-
     @contextmanager
     def _started_turn(self, role: str, condition: Any, x0: Tensor | None = None) -> Iterator[Turn | None]:
         """A context in which predictions are recorded and noise levels moved; None where LightX2V's code runs unchanged."""
-        replaces = self._replaces_student_loss if role == "student" else self._weighs_fake_loss
+        replaces = self.bridge.replaces_student_loss if role == "student" else self.bridge.weighs_fake_score
         if not (replaces or self.bridge.moves_noise_levels or self._conditions.parameters() or self.failures is not None):
             yield None
             return
@@ -243,7 +236,7 @@ class Adaptive(Records):
             return predict(model, latents, sigma, condition)  # type: ignore[no-any-return]
         if any(model is getattr(self, name, None) for name in _FAKES):
             self._conditions.choose(self._rung, self._outcomes(turn))
-            condition = condition if turn.shown is None else turn.shown.inputs
+            condition = condition if turn.shown.remembered is None else turn.shown.inputs
             turn.fake_again = functools.partial(predict, model, latents, sigma, condition)
             velocity: Tensor = turn.fake_again()
             turn.fake = (latents, sigma, velocity)
@@ -258,8 +251,7 @@ class Adaptive(Records):
         if turn.role == "student" or not self._conditions.takes_outcomes or turn.x0 is None:
             return NONE
         self._score(turn, turn.x0)
-        outcomes = self.bridge.outcomes("fake_score", self.turns)
-        return outcomes if turn.shown is None else turn.shown.outcome(outcomes)
+        return turn.shown.outcome(self.bridge.outcomes("fake_score", self.turns))
 
     def _predict_teacher_velocity(self, latents: Tensor, sigma: Tensor, *conditions: Any) -> Tensor:
         turn, teacher = self._turn, self.teacher_model
@@ -286,11 +278,9 @@ class Adaptive(Records):
         turn.matched = True
         advantage = self._score(turn, latents)
         cond, sigma = turn.conditional_x0(), turn.sigma
-        fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.signal_fields}
+        fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.student_fields(latents, self._prompts)}
         fields |= self._conditions.contrast(self._rung, turn.fake_x0_again)
         uncond = turn.unconditional_x0(cond, x_pred_teacher, self.objective.guidance_scale)
-        if self.objective.needs.reward_gradient and self.bridge.uses_reward:
-            fields["reward"] = self.bridge.reward_with_gradient(latents, self._prompts)
         output = self.objective.student_loss(Signals(latents, cond, uncond, x_pred_fake_flow, **fields))
         self._metrics = output.metrics
         return output.loss
@@ -300,8 +290,7 @@ class Adaptive(Records):
         if turn.fake is None or turn.target is None or turn.x0 is None:
             raise RunError("lightx2v_train: a fake-score turn lacks a prediction, a target or a sample. Use a newer amd-plugin")
         self._score(turn, turn.x0)
-        weight = self.bridge.weights(turn.sigma)
-        weight = weight if turn.shown is None else turn.shown.weight(weight)
+        weight = turn.shown.weight(self.bridge.weights(turn.sigma))
         return self.objective.fake_score_loss(turn.fake[2].float(), turn.target.float(), weight).loss
 
     def _score(self, turn: Turn, x0: Tensor) -> Tensor:
@@ -412,26 +401,24 @@ FORMS = {
 def _options(config: Mapping[str, Any]) -> tuple[dict[str, Any], OwnOptions]:
     """The options of the objective, and those of the adapter, of ``training.dmd.amd``."""
     options, own = split_options(config["training"]["dmd"].get("amd"), "training.dmd.amd")
+    one_rung_each = "needs samples at all rungs of one rollout, and LightX2V's trainers roll out to one rung each"
+    checked_rollouts(own.rollouts, "training.dmd.amd.rollouts", one_rung_each)
     if own.reward is not None and not config["model"].get("load_vae", True):
         raise InputError("training.dmd.amd.reward: needs pictures, but model.load_vae is false. Set it to true")
     return options, own
 
 
-def launch(arguments: list[str], objective: str) -> None:
+def launch(arguments: list[str]) -> None:
     """Runs LightX2V's train.py in this process, with AMD's form of each trainer under the host's name for it.
 
     Args:
         arguments: command line of train.py.
-        objective: name of the objective, ``amd``.
 
     Raises:
-        InputError: for another objective than ``amd``, a method without a form here, or an option that is unknown or out of
-            range; before any model is loaded.
+        InputError: for a method without a form here, or an option that is unknown or out of range; before any model is loaded.
     """
     import argparse
 
-    if objective != "amd":
-        raise InputError(f"--objective: must be 'amd' here, got '{objective}'. LightX2V's own objective needs no adapter")
     parser = argparse.ArgumentParser(prog="amd-plugin host lightx2v --")
     parser.add_argument("--config", required=True)
     file = parser.parse_args(arguments).config

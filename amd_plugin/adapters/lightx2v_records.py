@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from amd_plugin.adapters.bridge import HostBridge, stacked
+from amd_plugin.adapters.bridge import HostBridge, prefixed, stacked
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
+from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.atomic import write_text
 from amd_plugin.objectives.amd import AMDObjective
@@ -48,9 +49,8 @@ class Records(_Base):  # type: ignore[misc, valid-type]
 
     def amd_metrics(self) -> dict[str, float]:
         """Metrics of the last student turn: ``amd/NAME``, and ``reward/NAME`` of each reward."""
-        metrics = self._metrics | self.bridge.metrics
-        names = [name if name.startswith("reward/") else f"amd/{name}" for name in metrics]
-        return dict(zip(names, stacked(metrics).tolist(), strict=True)) if metrics else {}
+        metrics = prefixed(self._metrics | self.bridge.metrics, "amd/")
+        return dict(zip(metrics, stacked(metrics).tolist(), strict=True)) if metrics else {}
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """LightX2V's metrics with AMD's, to its tracker; the main ones also to its log."""
@@ -73,9 +73,8 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         """LightX2V's checkpoint, with AMD's state as JSON in it."""
         super().save_checkpoint(iteration, save_total_limit)
         if distributed.is_main_process():
-            state = {"objective": self.objective.state_dict(), "student_updates": self.student_updates, "turns": self.turns}
-            kept = {"validations": self.validation, "failures": self.failures}
-            state |= {name: part.state_dict() for name, part in kept.items() if part is not None}
+            state = state_of(self.objective, self.validation, self.failures)
+            state |= {"student_updates": self.student_updates, "turns": self.turns}
             write_text(Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE), json.dumps(state))
 
     def _load_resume_state(self, resume_ckpt_path: str) -> None:
@@ -86,9 +85,5 @@ class Records(_Base):  # type: ignore[misc, valid-type]
             self.student_updates = int(Path(resume_ckpt_path).name.rpartition("-")[2])
             return
         state = json.loads(saved.read_text())
-        self.objective.load_state_dict(state["objective"])
+        restore(state, self.objective, self.validation, self.failures)
         self.student_updates, self.turns = int(state["student_updates"]), int(state.get("turns", 0))
-        if self.validation is not None:
-            self.validation.load_state_dict(state.get("validations", []))
-        if self.failures is not None:
-            self.failures.load_state_dict(state.get("failures", {}))

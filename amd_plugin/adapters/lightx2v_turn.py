@@ -13,6 +13,8 @@ from torch import Tensor
 from amd_plugin.adapters.failures import Shown
 from amd_plugin.errors import RunError
 
+_ALL_OWN = Shown(torch.empty(0), None)
+
 
 @dataclass
 class Turn:
@@ -27,7 +29,7 @@ class Turn:
         cond: the teacher's conditional velocity.
         fake_again: the call of the fake score that `fake` is of.
         target: the fake score's target velocity.
-        shown: what the fake score is trained on in place of the turn's samples; None without a memory of failures.
+        shown: what the fake score is trained on, if remembered failures replaced some of the turn's samples.
         matched: whether the turn's matching loss was computed; calls after it are those of the host's tricks.
     """
 
@@ -39,7 +41,7 @@ class Turn:
     cond: Tensor | None = None
     fake_again: Callable[[], Tensor] | None = None
     target: Tensor | None = None
-    shown: Shown | None = None
+    shown: Shown = _ALL_OWN
     matched: bool = False
 
     @property

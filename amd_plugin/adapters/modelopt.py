@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import HostBridge, adaptive_objective, make_reward, require_fit
+from amd_plugin.adapters.bridge import HostBridge, weighted_loss
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.harvest import Rollouts, checked_rollouts
+from amd_plugin.adapters.host_objective import adaptive_objective, require_fit
 from amd_plugin.adapters.modelopt_rollout import Given, HarvestedCycle, cannot_harvest, harvest
+from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.offers import MODELOPT
 from amd_plugin.adapters.own_options import check_count, check_switch
+from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
@@ -109,7 +112,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         rollouts: ``fresh`` for a rollout in each turn, as in the host; ``harvest`` for one in each cycle, whose samples all its
             turns use. A cycle is some calls of `compute_fake_score_loss`, then the student's; the arguments of its first call
             replace those of the others.
-        accumulation: number of calls per update, for ``harvest`` in a loop that accumulates gradients.
+        accumulation: number of calls per update, of a loop that accumulates gradients.
         rung_conditioning: whether the fake score is conditioned on the student's exit rung, with `backward_simulation`.
         held_out: rewards that judge samples in `validate` and are not trained on, named as in `reward`.
         host: further arguments of the host's pipeline.
@@ -157,13 +160,11 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         check_count(accumulation, "accumulation", 1)
         check_count(max_steps, "max_steps", 0)
         self._cycle = HarvestedCycle(accumulation) if checked_rollouts(rollouts, "rollouts", cannot_harvest(config)) else None
-        in_place = objective is not None
+        self._in_place = objective is not None  # and then its loss counts with a reward or without
         if objective is None:
             objective = adaptive_objective(scale, options, MODELOPT)
         else:
             require_fit(objective, scale, MODELOPT)
-        # A window of guidance changes the direction with a reward or without.
-        self._in_place = in_place or objective.needs.noise_level
         plugins = plugins or get_plugin_manager()
         if sharding not in get_args(TeacherSharding) or (sharding != "none" and accelerator is None):
             message = f"must be one of {', '.join(get_args(TeacherSharding))}, and needs an accelerator"
@@ -184,8 +185,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         rungs = config.student_sample_steps if rung_conditioning else 0
         self.conditions = FakeScoreConditions(rungs, outcomes, plugins)
         self.conditions.add_to(fake_score)
-        self._failures = Failures(objective.needs.replay, self.bridge) if objective.needs.replay else None
-        self._max_steps = max_steps
+        self._failures = Failures.of(self.bridge)
+        self._max_steps, self._accumulation = max_steps, accumulation
         self._turn: _Turn | None = None
 
     @property
@@ -212,28 +213,22 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """JSON-able state for the user's checkpoint, beside networks and optimizers."""
         if self._cycle is not None and self._cycle.is_pending:
             log.warning("a checkpoint within a cycle is without its harvested samples: a resumed run rolls out anew")
-        validations = {} if self.validation is None else {"validations": self.validation.state_dict()}
-        failures = {} if self._failures is None else {"failures": self._failures.state_dict()}
-        return {"objective": self.objective.state_dict(), "turns": dict(self.turns), **validations, **failures}
+        return {**state_of(self.objective, self.validation, self._failures), "turns": dict(self.turns)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; raises InputError for the state of another class."""
         keys = set(state) - {"validations", "failures"}
         if keys != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
             raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
-        self.objective.load_state_dict(dict(state["objective"]))
+        restore(state, self.objective, self.validation, self._failures)
         self.turns = {role: int(count) for role, count in state["turns"].items()}
         if self._cycle is not None:
             self._cycle.clear()
-        if self.validation is not None:
-            self.validation.load_state_dict(state.get("validations", []))
-        if self._failures is not None:
-            self._failures.load_state_dict(state.get("failures", {}))
 
     @contextmanager
     def _start_turn(self, role: str, given: Given) -> Iterator[_Turn]:
         """A context in which predictions are recorded, and noise levels pass through the plugins' samplers."""
-        self.bridge.start_turn(self.turns["student"], self._max_steps, self.metrics)
+        self.bridge.start_turn(self.turns["student"] // self._accumulation, self._max_steps, self.metrics)
         given = given if self._cycle is None else self._cycle.start_turn(role, given)
         self._turn = _Turn(role, given, [])
         try:
@@ -241,6 +236,13 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self.turns[role] += 1
         finally:
             self._turn = None
+
+    def _only_looks(self) -> bool:
+        """Whether a loss trains nothing, as in a validation: then it is the host's, and leaves turns and statistics alone."""
+        if torch.is_grad_enabled():
+            return False
+        self.conditions.choose(None)
+        return True
 
     def _predict_x0(
         self, model: nn.Module, hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
@@ -332,37 +334,34 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             latents, noise, encoder_hidden_states, guidance_scale, kwargs: arguments of the host's method.
             prompts: prompts [B] for the reward; None passes empty ones.
         """
+        if self._only_looks():
+            return super().compute_student_loss(  # type: ignore[no-any-return]
+                latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
+            )
         with self._start_turn("student", Given(latents, noise, encoder_hidden_states, prompts, kwargs)) as turn:
             latents, noise, encoder_hidden_states, _, shared = turn.given
             kwargs = {**shared, **{name: value for name, value in kwargs.items() if name.startswith("negative_")}}
             losses: dict[str, Tensor] = super().compute_student_loss(
                 latents, noise, encoder_hidden_states, guidance_scale=guidance_scale, **kwargs
             )
-            if not (self.bridge.uses_reward or self._in_place):
+            if not (self.bridge.replaces_student_loss or self._in_place):
                 return losses
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
             signals = self._signals(turn.predictions, guided=scale is not None)
-            signals = signals._replace(advantage=self._score(turn))
-            if self.objective.needs.reward_gradient and self.bridge.uses_reward:
-                signals = signals._replace(reward=self.bridge.reward_with_gradient(signals.x0, turn.given.prompts))
+            fields = {"advantage": self._score(turn), **self.bridge.student_fields(signals.x0, turn.given.prompts)}
             args, given = turn.fake_call
             predict = super()._predict_x0
-            contrast = self.conditions.contrast(self._rung(turn), lambda: predict(self.fake_score, *args, **given))
-            signals = signals._replace(**contrast)
+            fields |= self.conditions.contrast(self._rung(turn), lambda: predict(self.fake_score, *args, **given))
         self.objective.guidance_scale = 1.0 if scale is None else scale
-        output = self.objective.student_loss(signals._replace(**self.bridge.signal_fields))
+        output = self.objective.student_loss(signals._replace(**fields))
         self.metrics = output.metrics | self.bridge.metrics
         # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
 
-    def _drawn_outcomes(self) -> int | Tensor:
-        """The outcomes [B] of this turn's samples, for which the fake score is trained."""
-        return self.bridge.outcomes(self.turns["fake_score"]) if self.conditions.takes_outcomes else NONE
-
-    def _replayed(self, turn: _Turn, x0: Tensor, inputs: dict[str, Any]) -> Shown | None:
-        """Samples of the fake score's turn with their inputs, some of which are remembered failures; None without a memory."""
-        if self._failures is None or not self.bridge.uses_reward:
-            return None
+    def _replayed(self, turn: _Turn, x0: Tensor, inputs: dict[str, Any]) -> Shown:
+        """Samples of the fake score's turn with their inputs, some of which are remembered failures."""
+        if self._failures is None:
+            return Shown(x0, inputs)
         turns, are_new = self.turns["fake_score"], not turn.scored_before
         return self._failures.exchange(x0, inputs, self._rung(turn), turns, are_new=are_new)
 
@@ -386,12 +385,12 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """The host's loss with one sharpening weight per sample, larger for failures; arguments as `compute_student_loss`."""
+        if self._only_looks():
+            return super().compute_fake_score_loss(latents, noise, encoder_hidden_states, **kwargs)  # type: ignore[no-any-return]
         with self._start_turn("fake_score", Given(latents, noise, encoder_hidden_states, prompts, kwargs)) as turn:
             latents, noise, encoder_hidden_states, _, shared = turn.given
-            kwargs = dict(shared)
-            kwargs["encoder_hidden_states"] = encoder_hidden_states
-            weighted = self.bridge.uses_reward and self.objective.needs.fake_score_weight
-            if not (weighted or self.conditions.parameters() or (self._failures is not None and self.bridge.uses_reward)):
+            kwargs = {**shared, "encoder_hidden_states": encoder_hidden_states}
+            if not (self.bridge.weighs_fake_score or self.conditions.parameters() or self._failures is not None):
                 return super().compute_fake_score_loss(latents, noise, **kwargs)  # type: ignore[no-any-return]
             x_s, t_s = self._build_student_input(latents, noise, **kwargs)
             with torch.no_grad():
@@ -399,20 +398,19 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 t = self.sample_timesteps(len(x0), device=latents.device, dtype=torch.float32)
                 eps = torch.randn_like(latents)
             self._score(turn)
-            weight, outcome = self.bridge.weights(t), self._drawn_outcomes()
-            if (shown := self._replayed(turn, x0, kwargs)) is not None:
-                x0, kwargs, weight, outcome = shown.x0, shown.inputs, shown.weight(weight), shown.outcome(outcome)
-            x_t = dmd.add_noise(x0, eps, t)
-            self.conditions.choose(self._rung(turn), outcome)
-            raw = self._call_model(self.fake_score, x_t, t, **kwargs)
+            outcome = self.bridge.outcomes(self.turns["fake_score"]) if self.conditions.takes_outcomes else NONE
+            shown = self._replayed(turn, x0, kwargs)
+            x_t = dmd.add_noise(shown.x0, eps, t)
+            self.conditions.choose(self._rung(turn), shown.outcome(outcome))
+            raw = self._call_model(self.fake_score, x_t, t, **shown.inputs)
         native, space = self.config.pred_type, self.config.fake_score_pred_type or self.config.pred_type
         prediction = self._convert_pred(raw, x_t, t, from_pred_type=native, to_pred_type=space)
-        # The host's loss is a mean over its batch; called on one sample it is that sample's loss.
-        per_sample = [
-            dmd.dsm_loss(space, p[None], x0=x[None], eps=e[None], t=s[None], alpha_fn=dmd.rf_alpha, sigma_fn=dmd.rf_sigma)
-            for p, x, e, s in zip(prediction, x0, eps, t, strict=True)
-        ]
-        loss = (weight.to(per_sample[0]) * torch.stack(per_sample)).mean()
+
+        def loss_of(prediction: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+            loss: Tensor = dmd.dsm_loss(space, prediction, x0=x0, eps=eps, t=t, alpha_fn=dmd.rf_alpha, sigma_fn=dmd.rf_sigma)
+            return loss
+
+        loss = weighted_loss(loss_of, shown.weight(self.bridge.weights(t)), prediction, shown.x0, eps, t)
         return {"fake_score": loss, "total": loss}
 
 

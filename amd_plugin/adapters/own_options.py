@@ -15,11 +15,13 @@ class OwnOptions(NamedTuple):
         reward: rewards to train on, see `amd_plugin.adapters.named_rewards.make_reward`; None for none.
         held_out: rewards that judge the samples of the host's validation, and are not trained on; None for none.
         rung_conditioning: whether the fake score is conditioned on the exit rung of each sample.
+        rollouts: see `amd_plugin.adapters.harvest.checked_rollouts`, which checks it for a host.
     """
 
     reward: Any = None
     held_out: Any = None
     rung_conditioning: bool = False
+    rollouts: Any = "fresh"
 
 
 def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:

@@ -65,8 +65,8 @@ class Validation:
             step: number of the host's iterations so far.
         """
         count = len(self._names) + len(self._held_out)
-        scores = self._bridge.gathered(torch.cat(self._scores) if self._scores else torch.zeros(0, count)).double()
-        groups = self._bridge.gathered(torch.cat(self._groups) if self._groups else torch.zeros(0, dtype=torch.long))
+        scores = self._bridge.ranks.gathered(torch.cat(self._scores) if self._scores else torch.zeros(0, count)).double()
+        groups = self._bridge.ranks.gathered(torch.cat(self._groups) if self._groups else torch.zeros(0, dtype=torch.long))
         self._scores, self._groups = [], []
         row = validation_metrics(scores, groups, self._names, self._held_out)
         before, finding = self.alarm.triggered, self.alarm.add({"step": float(step), **row})

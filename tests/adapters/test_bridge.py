@@ -50,8 +50,8 @@ for _ in range(2):
 levels = bridge.move_noise_levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
 scale = bridge.objective.schedule_factor
 # Rows of ranks with different numbers of them, and one rung for each prompt.
-assert bridge.gathered(torch.arange(rank + 1.0)[:, None]).tolist() == [[0.0], [0.0], [1.0]]
-assert bridge.gathered(torch.zeros(2 * rank, dtype=torch.long)).tolist() == [0, 0]
+assert bridge.ranks.gathered(torch.arange(rank + 1.0)[:, None]).tolist() == [[0.0], [0.0], [1.0]]
+assert bridge.ranks.gathered(torch.zeros(2 * rank, dtype=torch.long)).tolist() == [0, 0]
 failures = Failures(0.999, bridge)
 failures.add(x0, {"condition": 2 * x0}, 0)
 held = [None, None]
@@ -254,6 +254,14 @@ def test_the_bridge_keeps_its_old_names():
     assert old.active and not old.moves and old.sensed == {}
 
 
+@pytest.mark.parametrize("decode", [None, lambda x0: x0.view(4, 3)], ids=["undecoded", "a view"])
+def test_a_reward_may_change_what_it_gets_and_the_samples_stay(decode):
+    x0 = torch.randn(4, 3)
+    before = x0.clone()
+    bridge = HostBridge(AMDObjective(), lambda media, prompts: media.mul_(0).sum(1) + torch.arange(4.0), decode)
+    assert bridge.advantages(x0, torch.zeros(4, dtype=torch.long)).any() and torch.equal(x0, before)
+
+
 def test_the_papers_form_needs_nothing_that_adapters_lack():
     assert adaptive_objective(2.0, AMDOptions.paper()).side == "both"
 
@@ -265,7 +273,7 @@ def test_the_scale_of_advantage_guidance_follows_from_all_ranks(monkeypatch):
     objective.student_loss(Signals(x0.requires_grad_(), x0.detach() + 1, None, x0.detach(), torch.rand(4), **predictions))
     (own,) = (sums.clone() for sums in objective.shared_sums if sums.shape[-1] == 6)
     bridge = HostBridge(objective)
-    monkeypatch.setattr(bridge, "_all_gather", lambda values: torch.cat((values, 3 * values)))
+    monkeypatch.setattr(bridge.ranks, "joined", lambda values: torch.cat((values, 3 * values)))
     bridge.start_turn(1, 0)
     (mean,) = (sums for sums in objective.shared_sums if sums.shape[-1] == 6)
     torch.testing.assert_close(mean, 2 * own)

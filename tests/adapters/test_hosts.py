@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.parametrize(
     ("host", "about", "count"),
     [
-        ("modelopt", "", 44), ("modelopt", "_plugins", 11), ("modelopt", "_ranks", 1), ("fastvideo", "", 24),
+        ("modelopt", "", 44), ("modelopt", "_plugins", 13), ("modelopt", "_ranks", 1), ("fastvideo", "", 25),
         ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 18), ("fastvideo", "_wan", 5),
         ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 10),
     ],
@@ -52,7 +52,14 @@ def test_the_other_fastgen_is_refused(tmp_path):
     assert done.returncode == 3 and "unrelated package" in done.stderr and "github.com/NVlabs/FastGen" in done.stderr
 
 
-@pytest.mark.parametrize(("words", "message"), [(["fastvido"], "Did you mean 'fastvideo'"), (["modelopt"], "AMDPipeline")])
-def test_a_host_nobody_knows(words, message):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fastvido"], "Did you mean 'fastvideo'"),
+        (["modelopt"], "AMDPipeline"),
+        (["lightx2v", "--objective", "dmd"], "must be 'amd' here, got 'dmd'"),
+    ],
+)
+def test_a_host_or_an_objective_that_has_no_adapter(words, message):
     done = subprocess.run([sys.executable, "-m", "amd_plugin.cli", "host", *words], capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr

@@ -205,7 +205,7 @@ def test_the_pages_command_lines_name_our_classes_to_the_hosts_own_train_py(monk
             if words[0] == "python":
                 monkeypatch.setattr(sys, "argv", words[1:])
                 stop(scripts.setup(scripts.parse_args(argparse.ArgumentParser())).model_class)
-            adapter.launch(words[words.index("--") + 1 :], "amd")
+            adapter.launch(words[words.index("--") + 1 :])
         assert reached.value.args[0]._target_ == "amd_plugin.adapters.fastgen.AMDModel" and reached.value.args[0].amd
 
 
@@ -261,7 +261,7 @@ def test_the_command_line_and_its_checkpoints(tmp_path):
         }
 
     first = host("trainer.max_iter=3")
-    updates = lambda states: {step: state["rewards"]["updates"]["0"] for step, state in states.items()}  # noqa: E731
+    updates = lambda states: {step: state["objective"]["rewards"]["updates"]["0"] for step, state in states.items()}  # noqa: E731
     assert updates(first) == {2: 2, 3: 2}, "the host counts one more than it makes"
     resumed = host("trainer.max_iter=5", "trainer.resume=True")
     assert updates(resumed) == {2: 2, 3: 2, 4: 3, 5: 3}
@@ -269,4 +269,4 @@ def test_the_command_line_and_its_checkpoints(tmp_path):
     assert [row["step"] for row in resumed[5]["validations"]] == [0, 3, 5] and "held_out/hackable" in resumed[5]["validations"][
         0
     ]
-    assert resumed[2] == first[2] and resumed[4]["rewards"]["spread"]["0"] > 0
+    assert resumed[2] == first[2] and resumed[4]["objective"]["rewards"]["spread"]["0"] > 0

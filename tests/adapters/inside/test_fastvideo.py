@@ -137,6 +137,21 @@ def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
     assert (Probe.method.failures and Probe.method.failures.state_dict()) == remembered
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_the_stock_trainer_and_from_its_own_afterwards(tmp_path):
+    names = ("stock", "off", "on", "again")
+    folders = [tmp_path / name for name in names]
+    [folder.mkdir() for folder in folders]
+    stock = run(folders[0], method=STOCK, save=2, steps=6)
+    off = {"strength": 0, "sharpening": 0, "reward": "replaced"}
+    exact = run(folders[1], reward=bright, amd=off, callbacks=STATE, steps=6, resume=str(folders[0] / "checkpoint-2"))
+    assert same(stock[0], exact[0]) and exact[3][0]["step"] == 3
+    on = {"memory_share": 0.5, "reward": "replaced"}
+    straight = run(folders[2], reward=bright, amd=on, callbacks=STATE, save=4, steps=6, resume=str(folders[0] / "checkpoint-2"))
+    state = Probe.method.objective.state_dict()
+    resumed = run(folders[3], reward=bright, amd=on, callbacks=STATE, steps=6, resume=str(folders[2] / "checkpoint-4"))
+    assert same(straight[0], resumed[0]) and Probe.method.objective.state_dict() == state
+
+
 def test_failures_come_again_with_their_own_conditions_in_the_critics_turn_only(tmp_path, monkeypatch):
     replayed, predict = {"student": [], "critic": [], "teacher": []}, Toy.predict_noise
 

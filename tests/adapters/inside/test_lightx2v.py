@@ -51,7 +51,7 @@ def launched(file, stock=None):
     with pytest.MonkeyPatch.context() as patch:
         if stock is not None:
             patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": adapter.LIGHTX2V_VIDEO})})
-        adapter.launch(["--config", file], "amd")
+        adapter.launch(["--config", file])
     out = yaml.safe_load(open(file))["training"]["output_dir"]
     folders = sorted(Path(out).glob("checkpoint-*"))
     files = [file for folder in folders for file in (folder / "model_state.pt", folder / "fake_model" / "model_state.pt")]
@@ -269,10 +269,11 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
         ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
         ([1], "training.dmd.amd: must be a mapping"),
         ({"reward": "hackabel"}, "hackable"),
+        ({"rollouts": "harvest"}, "amd.rollouts: harvest needs samples at all rungs of one rollout"),
         ({"reward": {"name": "random", "weight": "much"}}, "reward.weight"),
     ):
         with pytest.raises(InputError, match=message):
-            adapter.launch(["--config", written(tmp_path, amd)], "amd")
+            adapter.launch(["--config", written(tmp_path, amd)])
     other = yaml.safe_load(open(written(tmp_path)))
     other["training"]["method"] = "flow"
     (tmp_path / "flow.yaml").write_text(yaml.safe_dump(other))
@@ -281,9 +282,7 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
         (["--config", "nowhere.yaml"], "nowhere.yaml is not a file"),
     ):
         with pytest.raises(InputError, match=message):
-            adapter.launch(words, "amd")
-    with pytest.raises(InputError, match="must be 'amd'"):
-        adapter.launch([], "dmd")
+            adapter.launch(words)
 
 
 def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
@@ -295,7 +294,7 @@ def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
     monkeypatch.setattr(adapter.runpy, "run_path", lambda path, run_name: started.append((Path(path).name, sys.argv)))
     lines = [line for block in blocks("docs/hosts/lightx2v.md", "") for line in block.splitlines()]
     for words in [words for words in map(shlex.split, lines) if "--" in words]:
-        adapter.launch(words[words.index("--") + 1 :], "amd")
+        adapter.launch(words[words.index("--") + 1 :])
     assert started == [("train.py", ["train.py", "--config", "run.yaml"])] * 2
     assert all(adapter.TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
 

@@ -35,6 +35,33 @@ def test_levels_and_strength(reward):
     assert plugin.options["objective"] == {"strength": "auto", "sharpening": 1.0, "side": "both"}
 
 
+def test_a_schedule_counts_updates_in_a_loop_that_accumulates():
+    plugin = Levels()
+    train(pipeline(AMDPipeline, reward=brightness, plugins=plugin.plugins, max_steps=3, accumulation=2), 10)
+    assert [step for step, *_ in plugin.steps] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+def test_losses_without_gradients_are_the_hosts_and_train_nothing():
+    """Of a user's own validation."""
+    plugin, amd = Levels(), {"memory_share": 0.5, "advantage_guidance": 1.0}
+    stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline, reward=brightness, plugins=plugin.plugins, amd=amd)
+    train(ours, 4)
+    before, calls = ours.state_dict(), len(plugin.moved + plugin.steps)
+    fresh = pipeline(AMDPipeline, reward=brightness, amd=amd)
+    with torch.no_grad():
+        train_nothing(ours)
+        losses = [train_nothing(pipe) for pipe in (stock, fresh)]
+    assert ours.state_dict() == before and len(plugin.moved + plugin.steps) == calls and same(*losses)
+
+
+def train_nothing(pipe):
+    latents, noise, condition, negative = batch(0)
+    torch.manual_seed(0)
+    losses = [pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative),
+              pipe.compute_fake_score_loss(latents, noise, condition)]  # fmt: skip
+    return [loss["total"] for loss in losses]
+
+
 def test_a_sampler_that_moves_nothing_is_the_host_to_the_bit():
     stock = pipeline(DMDPipeline)
     ours = pipeline(AMDPipeline, strength=0, sharpening=0, reward=brightness, plugins=Levels(0, 1).plugins)
