@@ -3,6 +3,8 @@
 import random
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,11 @@ def test_what_is_damaged_is_told(fuzz, target, count, caplog):
     seeds = fuzz["seeds_of"](target)
     for seed in (*seeds, *(fuzz["mutated"](seeds, draws) for _ in range(count))):
         fuzz["TARGETS"][target](seed)  # raises whatever is no error for people
+
+
+def test_commands_on_a_run_with_a_changed_file_end_in_words(tmp_path):
+    script = Path(SCRIPT).with_name("mutations.py")
+    done = subprocess.run(
+        [sys.executable, script, "--tries", "12", "--output", tmp_path], capture_output=True, text=True, timeout=1500
+    )
+    assert done.returncode == 0 and "12 tries, 0 found" in done.stdout, done.stdout + done.stderr
