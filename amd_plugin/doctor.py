@@ -70,7 +70,8 @@ def check(requirement: Requirement) -> Finding:
 
 def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
-        yield Finding("GPU", f"none; torch is built for CUDA {torch.version.cuda or 'none'}")
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for CPUs"
+        yield Finding("GPU", f"none; torch is {built}")
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)

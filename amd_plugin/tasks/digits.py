@@ -30,6 +30,7 @@ class Digits:
     }  # fmt: skip
 
     in_pixels: ClassVar[bool] = False
+    drawn_samples: ClassVar[int] = 80
     media_channels: ClassVar[int] = 1
     has_samples = True
     seed = 0

@@ -33,6 +33,7 @@ class MovingDigits:
         "digit_accuracy": "up", "motion_accuracy": "up", "frechet": "down", "diversity": "one",
     }  # fmt: skip
     in_pixels: ClassVar[bool] = False
+    drawn_samples: ClassVar[int] = 40
     media_channels: ClassVar[int] = 1
     has_samples = True
     seed = 0

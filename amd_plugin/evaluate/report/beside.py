@@ -29,7 +29,9 @@ LATEST = Path("samples", "latest.safetensors")
 log = logging.getLogger(__name__)
 
 
-def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager) -> str:
+def beside(
+    config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager, *, teacher_is_measured: bool = False
+) -> str:  # fmt: skip
     """The picture as a data URI, with a panel for each of `runs` that has been evaluated.
 
     Args:
@@ -37,15 +39,19 @@ def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: P
         runs: title of a panel -> folder of a run.
         seed: the runs' seed.
         plugins: registry of the networks' families.
+        teacher_is_measured: whether a comparison has made the teacher's samples of a whole evaluation; else it makes as many as
+            the picture shows.
     """
-    task = task_of(config.data, seed)
+    task, count = task_of(config.data, seed), config.evaluate.samples
+    if not teacher_is_measured:
+        count = min(count, getattr(task, "drawn_samples", count))
     files = {title: run / LATEST for title, run in runs.items() if _is_whole(run / LATEST, task)}
     made_of = {
         "data": config.data.model_dump(mode="json"), "model": config.model.model_dump(mode="json"), "seed": seed,
-        "count": config.evaluate.samples, "batch": config.evaluate.batch_size,
+        "count": count, "batch": config.evaluate.batch_size,
         "students": [(title, checksum(file)) for title, file in files.items()], "drawing": checksum(Path(pictures.__file__)),
     }  # fmt: skip
-    folder = cached(f"picture-{config.data.task}", made_of, lambda draft: _draw(draft, config, files, seed, plugins))
+    folder = cached(f"picture-{config.data.task}", made_of, lambda draft: _draw(draft, config, files, seed, plugins, count))
     (file,) = folder.glob("picture.*")
     return inline(file.read_bytes(), file.suffix[1:])
 
@@ -68,12 +74,14 @@ def _is_whole(file: Path, task: Task) -> bool:
     return True
 
 
-def _draw(folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: int, plugins: PluginManager) -> None:
+def _draw(
+    folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: int, plugins: PluginManager, count: int
+) -> None:  # fmt: skip
     # They import diffusers, which a report of what lies there already does not wait for.
     from amd_plugin.models.backbone import load_backbone
     from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
 
-    count, batch = config.evaluate.samples, config.evaluate.batch_size
+    batch = config.evaluate.batch_size
     task = task_of(config.data, seed)
     backbone = load_backbone(config.model, task, seed, plugins.families())
     samples = {"data": task.real_data(count, generator(0, "report"))}

@@ -19,6 +19,7 @@ from amd_plugin.maths.diagnostics import EDGES
 SEED_LINES = "#8a8a8a"
 # More is darker on the light page, and lighter on the dark one, which turns charts.
 SHARES = "Blues"
+PANELS = 4  # in a row, at most: more cannot be read
 ROWS = 30  # of a chart's numbers, at most
 
 # Names in `amd_plugin.maths.diagnostics.weight_metrics` -> titles.
@@ -68,11 +69,8 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
     if not metrics:
         return None
     numbers: dict[str, dict[float, float]] = {}
-    columns = min(4, len(metrics))
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(max(3.0 * columns, 7), 2.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (key, title) in zip(grid, metrics.items(), strict=False):
+    figure, grid = _panels(len(metrics))
+    for axes, (key, title) in zip(grid, metrics.items(), strict=True):
         for arm, seeds in curves.items():
             steps, mean, deviation = _over_seeds(seeds, key)
             axes.plot(steps, mean, color=palette[arm], label=arm, linewidth=1.6, marker="o" if len(steps) == 1 else None)
@@ -85,8 +83,6 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
         axes.set_title(title, fontsize=10)
         _plain(axes)
         axes.set_xlabel("student updates", fontsize=8)
-    for axes in grid[len(metrics) :]:
-        axes.axis("off")
     _legend(figure)
     return _chart(figure, "student updates", numbers)
 
@@ -114,9 +110,8 @@ def quality_by_reward(
     shown = {place: (x, y) for place, (x, y) in paths.items() if len(x.steps) > 1 and x.steps == y.steps}
     if not shown:
         return None
-    figure = Figure(figsize=(max(3.0 * len(metrics), 7), 2.8 * len(rewards)), layout="constrained")
-    grid = figure.subplots(len(rewards), len(metrics), squeeze=False)
-    panels = {(reward, metric): grid[i][j] for i, reward in enumerate(rewards) for j, metric in enumerate(metrics)}
+    figure, grid = _panels(len(rewards) * len(metrics), columns=min(PANELS, len(metrics)))
+    panels = dict(zip(((reward, metric) for reward in rewards for metric in metrics), grid, strict=True))
     for (reward, metric, arm), (x, y) in shown.items():
         panels[reward, metric].plot(x.mean, y.mean, color=palette[arm], label=arm, linewidth=1.6, marker="o", markevery=[-1])
     for (reward, metric), axes in panels.items():
@@ -233,8 +228,8 @@ def paired_seeds(
     Returns:
         The chart; its seeds are numbered from 1.
     """
-    figure = Figure(figsize=(2.6 * len(metrics), 2.8), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
+    figure, grid = _panels(len(metrics), width=2.6, least=0)
+    for axes, (metric, title) in zip(grid, metrics.items(), strict=True):
         values = np.array([arms[arm][metric] for arm in arms])
         axes.plot(range(len(arms)), values, color=SEED_LINES, linewidth=0.9, zorder=1)
         for index, arm in enumerate(arms):
@@ -250,6 +245,19 @@ def paired_seeds(
         for arm, values in arms.items()
     }
     return _chart(figure, "seed", numbers)
+
+
+def _panels(
+    count: int, *, columns: int | None = None, width: float = 3.0, least: float = 7.0
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """A figure of `count` panels and its panels, each `width` inches wide, in a figure at least `least` inches wide."""
+    columns = columns or min(PANELS, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(width * columns, least), 2.8 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for unused in grid[count:]:
+        unused.set_axis_off()
+    return figure, grid[:count]
 
 
 def _share_keys(weight: str) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ from amd_plugin.atomic import write_text
 from amd_plugin.cache import cached
 from amd_plugin.checksums import checksum
 from amd_plugin.config import RecipeConfig
+from amd_plugin.errors import InputError
 from amd_plugin.evaluate.report.beside import LATEST
 from amd_plugin.evaluate.report.figures import inline
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.tasks import TASKS, Task
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +53,11 @@ def judged(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: P
         "data": config.data.model_dump(mode="json"), "model": config.model.model_dump(mode="json"), "seed": seed,
         "students": [(title, checksum(run / LATEST)) for title, run in ready.items()], "drawing": checksum(Path(__file__)),
     }  # fmt: skip
-    folder = cached(f"judged-{config.data.task}", made_of, lambda draft: _draw(draft, ready, seed, plugins))
+    try:
+        folder = cached(f"judged-{config.data.task}", made_of, lambda draft: _draw(draft, ready, seed, plugins))
+    except InputError as error:  # a damaged checkpoint
+        log.warning("%s; the report goes without its table of prompts", str(error).removesuffix("."))
+        return None
     found: dict[str, Any] = json.loads((folder / "judged.json").read_text())
     return found
 

@@ -91,10 +91,10 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     return {
         "title": comparison.recipe,
         "lead": f"The same student, distilled with {len(comparison.arms)} objectives or settings, {counted(seeds)} each. "
-        "Every seed trains its own teacher; all arms of a seed share it, and all their random numbers.",
+        f"{_whose_teacher(config)}; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
-        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
+        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins, teacher_is_measured=True),
         "curves": figures.learning_curves(curves, judged, palette),
         "sensor": figures.quality_by_reward(rewarded, _sensors(rewarded), judged, palette),
         "rewards": figures.learning_curves(rewarded, _rewards(rewarded), palette) if rewarded else None,
@@ -177,7 +177,9 @@ def _newest_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]
     return {key.removeprefix("held_out/"): value for key, value in newest.items() if key.startswith("held_out/")}
 
 
-def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
+def _samples(
+    config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager, *, teacher_is_measured: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
     if config.model.path is not None:
         folders = list(runs.values())
@@ -186,7 +188,7 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
     titled = {f"{name}, {steps}": run for name, run in runs.items()}
-    picture = beside(config, titled, seed, plugins)
+    picture = beside(config, titled, seed, plugins, teacher_is_measured=teacher_is_measured)
     return {"pictures": [picture], "samples_note": note, "judged": judged(config, titled, seed, plugins)}
 
 
@@ -240,6 +242,11 @@ def _cost(comparison: Comparison) -> dict[str, Any] | None:
     cells = {arm: [spread(values, 0) if values else "unknown"] for arm, values in seconds.items()}
     rows = [(arm, [*cells[arm], *(updates_needed(comparison, arm, m) for m in comparison.updates)]) for arm in comparison.arms]
     return {"metrics": ["processor seconds", *comparison.updates], "rows": rows, "base": comparison.baseline}
+
+
+def _whose_teacher(config: RecipeConfig) -> str:
+    own = config.model.teacher is not None and config.model.teacher.seed is None
+    return "Every seed trains its own teacher" if own else "All seeds have one teacher"
 
 
 def _caveat(config: RecipeConfig) -> str:

@@ -52,6 +52,7 @@ class Scenes:
         self.pictures = Pictures(self._prompts, chosen.objects, chosen.colours, (10, 12), 2)
         self.num_classes = len(self._prompts)
         self.fewest_samples = len(KINDS) * chosen.per_prompt
+        self.drawn_samples = 8 * self.fewest_samples
         self.sample_shape: tuple[int, ...] = (3, EDGE, EDGE)
         kinds = torch.tensor([prompt.kind for prompt in self._prompts])
         self._kinds = [(kinds == kind).nonzero()[:, 0] for kind in range(len(KINDS))]

@@ -158,6 +158,11 @@ def test_charts_have_their_numbers():
     assert figures.quality_by_reward({"amd": [lines[:1]]}, rewards, metrics, palette) is None
     chart = figures.paired_seeds({"amd": {"tv": [1.0, 3.0]}, "dmd": {"tv": [2.0, 4.0]}}, {"tv": "tv"}, palette)
     assert chart.rows == [["1", "1", "2"], ["2", "3", "4"]]
+    many = {f"metric {place}": f"metric {place}" for place in range(14)}
+    chart = figures.paired_seeds({arm: {key: [1.0] for key in many} for arm in ("amd", "dmd")}, many, palette)
+    svg = base64.b64decode(chart.picture.partition(",")[2]).decode()
+    width, height = (float(re.search(rf' {side}="([\d.]+)pt"', svg).group(1)) for side in ("width", "height"))
+    assert width < 800 and height > 700, "four in a row, as elsewhere: more cannot be read"
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")

@@ -8,6 +8,7 @@ from html import escape
 import pytest
 from safetensors.torch import load_file, save_file
 
+from amd_plugin import cache
 from amd_plugin.evaluate.report import beside, figures, report
 from amd_plugin.evaluate.students import evaluation
 from amd_plugin.host import run
@@ -59,6 +60,8 @@ def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_p
     run.train(tiny("model.heads=1", "model.teacher.steps=2", "train.max_steps=1", name="digits"), plugins, folder)
     assert cli("report", folder)[0] == 0
     page = (folder / "report.html").read_text()
+    drawn = [json.loads(file.read_text())["count"] for file in cache.root().glob("teacher-samples-digits-*/made_of.json")]
+    assert 80 in drawn, "as many of the teacher as the picture shows, and not the evaluation's 160"
     assert "--set data.label_noise=0 the teacher" in page and "outliers" not in page
     assert page.count("<img ") == page.count(' alt="') and "prefers-color-scheme: dark" in page
 
@@ -82,6 +85,11 @@ def test_equal_runs_have_equal_charts():
     curves = {"amd": [[{"step": step, "held_out/tv": 1 / step} for step in (1, 2, 3)]]}
     one, other = (figures.learning_curves(curves, {"held_out/tv": "tv"}, figures.colours(["amd"])) for _ in range(2))
     assert one == other
+
+
+def test_whose_the_teacher_is_follows_from_its_seed(plugins):
+    own, shared = (report._whose_teacher(load(name, plugins).config) for name in ("modes2d", "scenes"))
+    assert own.startswith("Every seed trains its own") and shared.startswith("All seeds have one")
 
 
 def test_what_is_said_of_the_teacher_follows_from_its_data(plugins):
