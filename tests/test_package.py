@@ -224,7 +224,8 @@ def test_the_source_distribution_has_what_its_tests_and_targets_need():
     assert {path.split("/")[0] for path in tracked} <= {*re.findall(r'"(.*?)"', section)} | left_out
 
 
-def test_the_wheel_runs_somewhere_else(environment, tmp_path):
+def test_the_wheel_runs_somewhere_else(environment, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # the source tree must not stand in for the wheel
     python, install = environment
     wheels = tmp_path / "wheels"
     command = [
