@@ -233,7 +233,7 @@ class TrainConfig(Strict):
     student_lr: float = Field(gt=0, description="peak learning rate of the student's Adam")
     fake_lr: float = Field(gt=0, description="peak learning rate of the fake score's Adam")
     outcome_lr: float = Field(
-        2e-3,
+        5e-3,
         gt=0,
         description="peak learning rate of the tables of outcomes, which advantage guidance adds to the fake score",
     )

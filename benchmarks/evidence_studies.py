@@ -190,14 +190,14 @@ STUDIES = {
     "scenes": Study(
         title="Scenes, a teacher that errs by itself, two steps",
         question="Prompts of GenEval's six kinds, and nobody has put errors into the teacher's data (docs/scenes.md). All "
-        "seeds share the teacher and the judges that come with the package. Rewards are in units of 2 nats. `guided_16` is "
-        "advantage guidance of scale 16 in place of sharpening, `guided_auto` of the scale that sets itself. 500 updates: no "
-        "arm has converged.",
+        "seeds share the teacher and the judges that come with the package. `amd` has the recipe's advantage guidance of scale "
+        "8 and no sharpening, `amd_auto` the scale that sets itself, `amd_sharpening` sharpening of 1 instead, with rewards in "
+        "units of 2 nats. 500 updates: no arm has converged.",
         recipe="scenes", seeds="4",
         settings=("train.evaluate_every=100", "train.max_steps=500", "evaluate.samples=1440"),
         more=(
-            f"dmd@2=dmd {W}2", f"amd=amd {NATS_2}", f"guided_16=amd {AG}16 {ALONE} {NATS_2}",
-            f"guided_auto=amd {AG}auto {ALONE} {NATS_2}", f"guided_16_random_reward=amd {AG}16 {ALONE} {RANDOM}",
+            f"dmd@2=dmd {W}2", "amd=amd", f"amd_auto=amd {AG}auto", f"amd_sharpening=amd {AG}0 objective.sharpening=1 {NATS_2}",
+            f"amd_random_reward=amd {RANDOM}",
         ),
     ),
     "plane_harvest": Study(
