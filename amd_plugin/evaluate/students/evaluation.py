@@ -69,7 +69,7 @@ def evaluate(
         MissingDependency: if videos have to be written and no encoder is installed.
     """
     if prompts is not None:  # what is wrong with the file is said before networks are loaded, which may take minutes
-        suites.read(prompts, form, samples=samples)
+        suites.read(prompts, form)  # without `samples`: how many a prompt needs is in the run's recipe
     student = load_student(run, plugins, at)
     config, task = student.recipe.config, student.task
     accelerator = _accelerator(config)
