@@ -134,6 +134,7 @@ def test_a_file_that_was_cut_short_or_has_changed_is_made_again(broken, conditio
 
 def test_a_cache_that_cannot_be_written_names_the_variable(conditioned, tmp_path):
     conditions, _, prompts = conditioned("sdxl")
+    conditions.files.folder.parent.mkdir(parents=True, exist_ok=True)
     conditions.files.folder.write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"cannot be written.*AMD_PLUGIN_CACHE"):
         conditions.prepare(prompts, CPU)
