@@ -350,3 +350,8 @@ class RecipeConfig(Strict):
     train: TrainConfig
     evaluate: EvaluateConfig
     distributed: DistributedConfig = Field(default_factory=lambda: DistributedConfig())
+
+    @property
+    def own_teachers(self) -> bool:
+        """Whether each training seed has a teacher of its own."""
+        return self.model.teacher is not None and self.model.teacher.seed is None

@@ -57,7 +57,7 @@ def compare(
     Args:
         recipe: name or file of the recipe.
         arms: arms from `arms.arms`; the first is the baseline.
-        seeds: reported seeds; each trains its own teacher.
+        seeds: reported seeds; each trains its own teacher unless the recipe's has a seed or a path.
         overrides: overrides for all arms, ``a.b=value`` each.
         output: folder of the comparison.
         plugins: plugin manager for the checks of the recipes; workers load installed plugins themselves.
@@ -176,6 +176,7 @@ def _comparison(
         seconds={arm.name: [processor_seconds(run_folder(output, arm.name, seed)) for seed in seeds] for arm in arms},
         updates=_updates(arms, seeds, output, {metric: better[metric] for metric in held_out}),
         teacher=per_seed(teachers, "teacher", seeds),
+        own_teachers=config.own_teachers,
         command=command_line(),
     )
 

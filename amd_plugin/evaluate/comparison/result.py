@@ -56,6 +56,7 @@ class Comparison:
         updates: held-out metric -> arm -> student updates, per reported seed, until the arm was as good as the baseline at its
             end; None where it never was. Metrics without at least four evaluations in a run are left out.
         teacher: metric -> one value per reported seed, measured on the teacher's own many-step samples.
+        own_teachers: whether each seed has a teacher of its own; else all seeds share one.
         command: command line that made the comparison.
     """
 
@@ -73,6 +74,7 @@ class Comparison:
     seconds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     updates: Mapping[str, Mapping[str, Sequence[int | None]]] = field(default_factory=dict)
     teacher: Mapping[str, Sequence[float]]
+    own_teachers: bool = True
     command: str
 
     @classmethod

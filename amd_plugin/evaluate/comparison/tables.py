@@ -21,7 +21,8 @@ def markdown(comparison: Comparison) -> str:
         "",
         f"`{comparison.command}`",
         "",
-        "Mean ± standard deviation over seeds; each seed has its own teacher, shared by all arms. "
+        "Mean ± standard deviation over seeds; "
+        + ("each seed has its own teacher, shared by all arms. " if comparison.own_teachers else "all share one teacher. ")
         + ", ".join(f"{m}: {WORDS[comparison.better[m]]}" for m in metrics) + ".",
         "", head,
         "| *teacher, many steps* | " + " | ".join(spread(comparison.teacher[m]) for m in metrics) + " |",

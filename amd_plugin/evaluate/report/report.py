@@ -245,8 +245,7 @@ def _cost(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def _whose_teacher(config: RecipeConfig) -> str:
-    own = config.model.teacher is not None and config.model.teacher.seed is None
-    return "Every seed trains its own teacher" if own else "All seeds have one teacher"
+    return "Every seed trains its own teacher" if config.own_teachers else "All seeds have one teacher"
 
 
 def _caveat(config: RecipeConfig) -> str:

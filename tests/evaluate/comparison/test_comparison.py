@@ -12,7 +12,7 @@ from amd_plugin.evaluate.directions import badness
 
 KEYS = [
     "task", "recipe", "seeds", "arms", "baseline", "better", "held_out", "select_seeds", "families", "selected", "unused",
-    "seconds", "updates", "teacher", "command",
+    "seconds", "updates", "teacher", "own_teachers", "command",
 ]  # fmt: skip
 
 
@@ -55,6 +55,12 @@ def test_one_seed_has_no_deviation(comparison):
     alone = dataclasses.replace(comparison, seeds=[0], arms=first, selected={})
     assert tables.spread([0.5]) == "0.500" and tables.difference(alone, "amd", "dmd", "up") == "+0.200 (1/1)"
     assert tables.markdown(alone).startswith("# modes2d: 1 seed, paired")
+
+
+def test_a_table_says_whose_the_teachers_are(comparison):
+    assert "each seed has its own teacher" in tables.markdown(comparison)
+    shared = tables.markdown(dataclasses.replace(comparison, own_teachers=False))
+    assert "all share one teacher" in shared and "own teacher" not in shared
 
 
 def test_ranks_decide_and_the_earlier_of_two_equals_wins(comparison):
