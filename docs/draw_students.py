@@ -1,87 +1,71 @@
-"""Draws docs/images/digits.png: the same noise and labels through a teacher in many steps and its students.
+"""Draws docs/images/students.png: eight prompts, each with one noise through a teacher in many steps and its students.
 
-    python docs/draw_students.py                    # trains them in runs/picture first: some minutes
-    python docs/draw_students.py --runs FOLDER      # a folder of runs that are there, or are finished there
+    python docs/draw_students.py --runs FOLDER      # of the study `scenes`, see benchmarks/evidence.py
 
-A frame is green where the held-out judge reads the digit that was asked for, and red elsewhere. The shares at the left are of
-the runs' own evaluation, of 2,000 samples. One seed; docs/evidence.md has several.
+A frame is green where the held-out judge finds what the prompt asks for, and red elsewhere. The shares at the left are means
+over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed.
 """
 
 import argparse
+import base64
+import io
+import textwrap
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import matplotlib
-import torch
-from accelerate import Accelerator
 from matplotlib.figure import Figure
-from torch import Tensor
+from PIL import Image
 
 from amd_plugin import get_plugin_manager
-from amd_plugin.evaluate.comparison.arms import Arm
-from amd_plugin.evaluate.comparison.compare import compare
-from amd_plugin.evaluate.comparison.result import run_folder
-from amd_plugin.evaluate.students.samples import Sampler, prepare, student_sampler, teacher_sampler
-from amd_plugin.evaluate.students.suite import of_task
-from amd_plugin.host.student.load import Student, load_student
-from amd_plugin.randomness import generator
+from amd_plugin.evaluate.comparison.result import FILE, Comparison, run_folder
+from amd_plugin.evaluate.report.judged import judged
+from amd_plugin.host.student.load import load_student
 
-COLUMNS = 2  # samples per digit
-# The guidance of the second is the one at which docs/results/digits_unreliable.md has DMD's smallest Frechet distance.
-ARMS = {
-    "DMD": Arm("dmd", "dmd"),
-    "DMD, tuned": Arm("dmd_tuned", "dmd", ("objective.guidance_scale=1.4",)),
-    "AMD": Arm("amd", "amd"),
-}
+ARMS = {"DMD": "dmd", "AMD": "amd"}
 GREEN, RED = "#2f9e44", "#e03131"
 
 
-@torch.no_grad()
-def row(student: Student, sampler: Sampler) -> tuple[Tensor, Tensor]:
-    """Pictures [N, height, width] in [0, 1], `COLUMNS` of each digit of one noise, and whether each is right [N]."""
-    backbone, labels = student.backbone, torch.arange(10).repeat_interleave(COLUMNS)
-    draws = [generator(0, "picture", place) for place in range(len(labels))]
-    noise = torch.stack([torch.randn(backbone.sample_shape, generator=draw) for draw in draws])
-    media = backbone.decode(sampler(noise, draws, backbone.conditions(labels, None), backbone.conditions.uncond(labels)))
-    judge = student.task.judge()
-    assert judge is not None  # noqa: S101 (digits have one)
-    return media[:, 0].clamp(0, 1), judge.fits(media, labels)
+def draw(shown: dict[str, Any], shares: list[float], output: Path) -> None:
+    """Writes the picture.
 
-
-def draw(rows: dict[str, tuple[Tensor, Tensor]], output: Path) -> None:
-    """Writes the picture of `rows` by their titles."""
+    Args:
+        shown: `columns` and `rows` as in `amd_plugin.evaluate.report.judged`.
+        shares: share of samples that are right, for each of the columns.
+        output: PNG file.
+    """
     matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
-    count = len(next(iter(rows.values()))[0])
-    figure = Figure(figsize=(0.42 * count + 1.5, 0.46 * len(rows) + 0.1), layout="constrained")
-    axes = figure.subplots(len(rows), count)
-    for line, (title, (pictures, right)) in zip(axes, rows.items(), strict=True):
-        for place, (axis, picture, fits) in enumerate(zip(line, pictures, right, strict=True)):
-            axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+    columns, rows = shown["columns"], shown["rows"]
+    figure = Figure(figsize=(0.95 * len(rows) + 1.4, 0.95 * len(columns) + 0.5), layout="constrained")
+    for line, (title, share) in zip(figure.subplots(len(columns), len(rows)), zip(columns, shares, strict=True), strict=True):
+        for axis, row in zip(line, rows, strict=True):
+            picture, fits = row["cells"][columns.index(title)]
+            axis.imshow(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
-                spine.set(color=GREEN if fits else RED, linewidth=1.6)
-            if place == 0:
-                axis.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=6)
+                spine.set(color=GREEN if fits else RED, linewidth=2)
+            if title == columns[0]:
+                axis.set_title(textwrap.fill(row["prompt"], 15), fontsize=8)
+        line[0].set_ylabel(f"{title}\n{share:.0%} right", rotation=0, ha="right", va="center", labelpad=6)
     figure.savefig(output, dpi=110)
 
 
 def main() -> None:
-    """Trains what is missing, and draws the picture."""
+    """Draws the picture of a finished comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/picture"), help="folder of the comparison that is drawn")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images" / "digits.png", help="PNG file")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the comparison that is drawn")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images" / "students.png", help="PNG file")
     given = parser.parse_args()
-    found = compare("digits", [*ARMS.values()], [0], (), given.runs, get_plugin_manager())
-    accelerator, rows = Accelerator(cpu=True), dict[str, tuple[Tensor, Tensor]]()
-    for name, arm in ARMS.items():
-        student = load_student(run_folder(given.runs, arm.name, 0), get_plugin_manager())
-        prepare(student, of_task(student.task, 10), torch.device("cpu"))
-        if not rows:
-            title = f"teacher, many steps\n{found.teacher['accuracy'][0]:.1%} right"
-            rows[title] = row(student, teacher_sampler(student, accelerator))
-        with student.with_weights("ema"):
-            title = f"{name}, 1 step\n{found.arms[arm.name]['accuracy'][0]:.1%} right"
-            rows[title] = row(student, student_sampler(student, accelerator))
-    draw(rows, given.output)
+    found, plugins = Comparison.from_file(given.runs / FILE), get_plugin_manager()
+    runs = {title: run_folder(given.runs, arm, found.seeds[0]) for title, arm in ARMS.items()}
+    config = load_student(runs["DMD"], plugins).recipe.config
+    shown = judged(
+        config, {f"{title}, {config.model.student_steps} steps": run for title, run in runs.items()}, found.seeds[0], plugins
+    )
+    if shown is None:
+        raise SystemExit(f"--runs {given.runs}: has no samples and checkpoints of the arms {', '.join(ARMS.values())}")
+    draw(shown, [fmean(found.teacher["score"]), *(fmean(found.arms[arm]["score"]) for arm in ARMS.values())], given.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The figures of the documentation: drawn by their script as they are committed, and shown with words for who cannot see them."""
 
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from amd_plugin.evaluate.report.figures import inline
 from tests.helpers import documentation
 from tests.helpers.documentation import ROOT
 
@@ -59,9 +61,11 @@ def test_pictures_of_the_pages_exist_and_are_described(page):
 
 
 def test_the_picture_of_students_frames_what_the_judge_finds_right(tmp_path):
-    pictures, right = torch.rand(4, 8, 8), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    file = io.BytesIO()
+    Image.fromarray(torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy()).save(file, "png")
+    rows = [{"prompt": f"{place} keys", "cells": [(inline(file.getvalue(), "png"), place > 0)] * 2} for place in range(4)]
     draw_students = documentation.script("docs/draw_students.py")
-    draw_students.draw({"DMD, 1 step": (pictures, right), "AMD, 1 step": (pictures, right)}, tmp_path / "students.png")
+    draw_students.draw({"columns": ["DMD", "AMD"], "rows": rows}, [0.75, 0.75], tmp_path / "students.png")
     with Image.open(tmp_path / "students.png") as image:
         pixels = image.convert("RGB").getcolors(image.width * image.height)
     colours = {colour: count for count, colour in pixels}
