@@ -9,7 +9,7 @@ from amd_plugin.objectives.contrast_statistics import RATIO, confidence, ratio
 log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
-TOO_STRONG, TOO_WEAK = 0.7, 0.05  # of the scaled contrast to the matching term
+TOO_STRONG, TOO_WEAK = 0.35, 0.025  # of the scaled contrast to the matching term
 
 WARN_STRONG = (
     "advantage guidance is %.2f times as long as the matching term, above %g, where it did harm. Lower "
