@@ -270,6 +270,10 @@ TARGETS = (
     Target("digits_four_steps", "amd", "dmd@1.4", "recall", 0.0),
     Target("digits_four_steps", "amd", "dmd_rungs", "accuracy", 0.05),
     Target("digits_four_steps", "amd", "dmd_rungs", "frechet", 1.0, "ratio"),
+    Target("scenes", "amd", BEST_DMD, "score", 0.06, wins=4),
+    Target("scenes", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
+    Target("scenes", "amd", BEST_DMD, "precision", 0.0),
+    Target("scenes", "amd", BEST_DMD, "recall", 0.0),
 )
 
 # Study -> its DMD arm at AMD's guidance scale. Everywhere, AMD with its defaults should be no worse than that arm, and AMD with
@@ -277,10 +281,11 @@ TARGETS = (
 SAME_SCALE = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
-    "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd",
+    "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd", "scenes": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
+JUDGES["scenes"] = ("score", "frechet", "precision", "recall")
 JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
 # Harvested rollouts against fresh ones, for each objective and metric.
 HARVESTS = tuple(

@@ -1,10 +1,11 @@
-"""Whole commands on a small run in which one file has changed: other values, keys that are gone, nesting, cuts, bytes.
+"""Whole commands on small runs in which one file has changed: other values, keys that are gone, nesting, cuts, bytes.
 
     python benchmarks/mutations.py --tries 3000
 
 Anything but an end in words is a finding: a traceback, another exit code than 0, 1 or 2, or more than five minutes. What was
-found is kept below --output. Manifests are made to fit, as by somebody who knows the format. `benchmarks/fuzz.py` is faster,
-and reads the same files without the commands around them.
+found is kept below --output. Changed are a run, a comparison, the dump of an update that was not finite, and the cache, which
+no command may need. Manifests are made to fit, as by somebody who knows the format. `benchmarks/fuzz.py` is faster, and reads
+the same files without the commands around them.
 """
 
 import argparse
@@ -30,33 +31,53 @@ import yaml  # noqa: E402
 from amd_plugin import cli  # noqa: E402
 from amd_plugin.checksums import checksums  # noqa: E402
 
-IMPORTED = ("evaluate.report.report", "evaluate.students.evaluation", "host.run", "host.running.run_check")  # before any fork
+IMPORTED = (
+    "evaluate.comparison.compare", "evaluate.report.report", "evaluate.students.evaluation", "host.run",
+    "host.running.replay", "host.running.run_check",
+)  # fmt: skip  # before any fork
 
 SMALL = (
     "model.width=8", "model.teacher.steps=20", "model.teacher.batch_size=32", "train.max_steps=4", "train.batch_size=8",
     "train.group_size=4", "train.fake_updates=1", "train.log_every=1", "train.evaluate_every=2", "train.checkpoint_every=2",
     "train.trackers=[]", "evaluate.samples=80",
 )  # fmt: skip
-NEWEST = "checkpoints/step-000004"
+SET = tuple(f"--set={setting}" for setting in SMALL)
+NEWEST, DUMP, SEED = "run/checkpoints/step-000004", "diverged/nonfinite/*", "comparison/arms/amd/seed-0"
 COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
-    "go on": lambda folder: ("train", "--resume", folder, "--set=train.max_steps=5"),
-    "resume": lambda folder: ("train", "--resume", folder),
-    "export": lambda folder: ("export", folder),
-    "evaluate": lambda folder: ("evaluate", folder, "--samples=40"),
-    "report": lambda folder: ("report", folder),
-    "doctor": lambda folder: ("doctor", folder),
-}
+    "train": lambda folder: ("train", "modes2d", *SET, "--output", folder / "run"),
+    "diverge": lambda folder: ("train", "modes2d", *SET, "--set=train.student_lr=1e30", "--output", folder / "diverged"),
+    "go on": lambda folder: ("train", "--resume", folder / "run", "--set=train.max_steps=5"),
+    "resume": lambda folder: ("train", "--resume", folder / "run"),
+    "start": lambda folder: ("train", "modes2d", *SET, "--output", folder / "another"),
+    "export": lambda folder: ("export", folder / "run"),
+    "evaluate": lambda folder: ("evaluate", folder / "run", "--samples=40"),
+    "report": lambda folder: ("report", folder / "run"),
+    "doctor": lambda folder: ("doctor", folder / "run"),
+    "compare": lambda folder: (
+        "compare", "modes2d", "--objectives=dmd,amd", "--seeds=1", *SET, "--output", folder / "comparison"
+    ),
+    "report both": lambda folder: ("report", folder / "comparison"),
+    "replay": lambda folder: ("replay", next(folder.glob(DUMP))),
+}  # fmt: skip
 READERS = {
     f"{NEWEST}/state.json": ("go on", "export", "evaluate", "doctor"),
     f"{NEWEST}/manifest.json": ("go on", "export", "doctor"),
     f"{NEWEST}/ema.safetensors": ("go on", "export", "evaluate"),
-    "config.yaml": ("go on", "export", "report", "doctor"),
-    "run.json": ("go on", "report", "doctor"),
-    "metrics.jsonl": ("go on", "export", "report", "doctor"),
-    "evaluation.json": ("resume", "report", "doctor"),
-    "evaluation/drawn.json": ("evaluate",),
-    "evaluation/pairs.json": ("report",),
-    "samples/latest.safetensors": ("report",),
+    "run/config.yaml": ("go on", "export", "report", "doctor"),
+    "run/run.json": ("go on", "report", "doctor"),
+    "run/metrics.jsonl": ("go on", "export", "report", "doctor"),
+    "run/evaluation.json": ("resume", "report", "doctor"),
+    "run/evaluation/drawn.json": ("evaluate",),
+    "run/evaluation/pairs.json": ("report",),
+    "run/samples/latest.safetensors": ("report",),
+    "comparison/compare.json": ("compare", "report both"),
+    f"{SEED}/config.yaml": ("compare", "report both"),
+    f"{SEED}/evaluation.json": ("compare", "report both"),
+    f"{SEED}/metrics.jsonl": ("compare", "report both"),
+    f"{SEED}/samples/latest.safetensors": ("report both",),
+    f"{DUMP}/*.json": ("replay",),
+    f"{DUMP}/*.safetensors": ("replay",),
+    "cache/*/*.*": ("start", "evaluate", "replay", "report"),
 }
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 2**31, 2**53, 2**64, 10**400, 1e308, -0.0, float("nan"), float("inf"), "", "x", "1e5", "/etc/passwd",
@@ -120,14 +141,14 @@ def mutated(name: str, content: bytes, draws: random.Random) -> bytes:
 
 
 def fit(checkpoint: Path) -> None:
-    """Writes the manifest of a checkpoint anew."""
+    """Writes the manifest of a checkpoint or a dump anew."""
     sums = {name: digest for name, digest in checksums(checkpoint).items() if name != "manifest.json"}
     sizes = {name: (checkpoint / name).stat().st_size for name in sums}
     (checkpoint / "manifest.json").write_text(json.dumps({"format": 2, "files": sizes, "checksums": sums}))
 
 
-def command(arguments: tuple[object, ...], printed: Path) -> int:
-    """Runs a command in a process of its own; its exit code, or minus the signal that ended it."""
+def command(name: str, folder: Path, printed: Path) -> int:
+    """Runs a command in a process of its own, with the cache in `folder`; its exit code, or minus the signal that ended it."""
     gc.freeze()  # what is imported is not looked through, and so not copied, in every child
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -137,7 +158,8 @@ def command(arguments: tuple[object, ...], printed: Path) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         signal.alarm(300)  # machines that do this are busy
-        sys.argv = ["amd-plugin", *map(str, arguments)]
+        os.environ["AMD_PLUGIN_CACHE"] = str(folder / "cache")
+        sys.argv = ["amd-plugin", *map(str, COMMANDS[name](folder))]
         cli.main()
         code = 0
     except SystemExit as end:
@@ -162,29 +184,28 @@ def main() -> int:
         import_module(f"amd_plugin.{name}")
     place = given.output.absolute()
     place.mkdir(parents=True, exist_ok=True)
-    os.environ["AMD_PLUGIN_CACHE"] = str(place / "cache")
-    whole, folder, printed = place / "whole", place / "run", place / "printed.txt"
-    if not (whole / "evaluation" / "evaluation.json").is_file():
+    whole, folder, printed = place / "whole", place / "changed", place / "printed.txt"
+    if not any(whole.glob(DUMP)):
         shutil.rmtree(whole, ignore_errors=True)
-        settings = [f"--set={setting}" for setting in SMALL]
-        for arguments in (("train", "modes2d", *settings, "--output", whole), COMMANDS["evaluate"](whole)):
-            if command(arguments, printed):
-                raise SystemExit(f"the run to be changed failed: {printed}")
+        for name in ("train", "evaluate", "compare", "diverge"):
+            if command(name, whole, printed) != (1 if name == "diverge" else 0):
+                raise SystemExit(f"what is to be changed could not be made: {printed}")
     draws, found = random.Random(given.seed), 0
     for index in range(given.tries):
-        name = draws.choice(list(READERS))
+        pattern = draws.choice(list(READERS))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole, folder)
-        changed = folder / name
+        changed = draws.choice(sorted(folder.glob(pattern)))
+        name = str(changed.relative_to(folder))
         changed.write_bytes(mutated(name, changed.read_bytes(), draws))
-        if name.startswith(NEWEST) and not name.endswith("manifest.json"):
-            fit(folder / NEWEST)
+        if pattern.startswith((NEWEST, DUMP)) and changed.name != "manifest.json":
+            fit(changed.parent)
         if draws.random() < 0.5:  # nothing else to go on from
-            shutil.rmtree(folder / "checkpoints" / "step-000002")
+            shutil.rmtree(folder / "run" / "checkpoints" / "step-000002")
         if not name.endswith("evaluation.json"):
-            (folder / "evaluation.json").unlink()
-        what = draws.choice(READERS[name])
-        code = command(COMMANDS[what](folder), printed)
+            (folder / "run" / "evaluation.json").unlink()
+        what = draws.choice(READERS[pattern])
+        code = command(what, folder, printed)
         if code not in (0, 1, 2) or "Traceback" in printed.read_text(errors="replace"):
             found += 1
             kept = place / f"found-{index:05d}"
