@@ -29,10 +29,11 @@ MODELS = {"amd": AMDOptions, "dmd": DMDOptions, "dmd2": DMD2Options, "decoupled_
 ROOT = Path(__file__).parents[1]
 # What README shows: study, its words, metrics.
 SHOWN = (
-    ("plane_unreliable", "plane", ("precision", "tv", "coverage")),
+    ("plane_unreliable", "plane", ("precision", "tv")),
     ("plane_reliable", "plane, reliable teacher", ("sliced_wasserstein",)),
     ("digits_unreliable", "digits", ("frechet", "accuracy", "recall")),
-    ("video", "video", ("frechet", "digit_accuracy")),
+    ("video", "video", ("frechet",)),
+    ("scenes", "scenes", ("score", "frechet")),
 )
 OFFERED = re.compile(r"(<!-- offers -->\n).*?(<!-- end -->)", re.DOTALL)
 MARKED = re.compile(r"(<!-- options: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
