@@ -32,7 +32,7 @@ SHOWN = (
     ("plane_unreliable", "plane", ("precision", "tv")),
     ("plane_reliable", "plane, reliable teacher", ("sliced_wasserstein",)),
     ("digits_unreliable", "digits", ("frechet", "accuracy", "recall")),
-    ("video", "video", ("frechet",)),
+    ("video", "video", ("frechet", "digit_accuracy")),
     ("scenes", "scenes", ("score", "frechet")),
 )
 OFFERED = re.compile(r"(<!-- offers -->\n).*?(<!-- end -->)", re.DOTALL)
