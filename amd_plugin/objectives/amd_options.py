@@ -18,6 +18,7 @@ Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
+CERTAIN = 0.25  # of the spread, for advantage guidance alone: outcomes are nearly certain, which learns the contrast fastest
 LOW_NOISE: tuple[float, float] = (0.0, 0.5)
 
 
@@ -55,11 +56,12 @@ class AMDOptions(DMDOptions):
     )  # fmt: skip
     unit: NonNegative | Auto = option(
         "auto", "Reward difference that counts as significant, a divisor of rewards in place of their spread; 0: the spread; "
-        "auto: the reward's own unit, but 0 if guidance is 2 or more at all levels.", group="regime", paper=0.0,
+        "auto: a quarter of their running spread for advantage guidance without sharpening; else the reward's own unit, but 0 "
+        "if guidance is 2 or more at all levels.", group="regime", paper=0.0,
     )  # fmt: skip
     tolerance: NonNegative | Auto = option(
         "auto", "Reward difference that counts as none, in units or spreads; larger ones count by their excess; auto: 0.5 with "
-        "a unit, else 0.", group="regime", paper=0.0,
+        "a unit, else 0; 0 with kl, and for advantage guidance without sharpening.", group="regime", paper=0.0,
     )  # fmt: skip
     sharpening_kind: Kind = option(
         "exponential", "Form of the sharpening weights: exponential, the exact reward tilt, or linear.",
@@ -124,19 +126,26 @@ def resolved_side(options: AMDOptions) -> Side:
     return options.side
 
 
+def only_guides(options: AMDOptions) -> bool:
+    """Whether advantage guidance is on and sharpening off, so that advantages only decide which samples failed."""
+    return options.advantage_guidance != 0 and options.sharpening == 0 and options.kl is None
+
+
 def resolved_unit(options: AMDOptions, reward_unit: float, spread: float = 0.0) -> float:
     """Divisor of rewards with unit `reward_unit` and running spread `spread`; 0 stands for the spread of their group."""
-    if options.unit == "auto" and options.kl is not None:
+    if options.unit != "auto":
+        return options.unit
+    if options.kl is not None:
         return REACH * spread
-    if options.unit == "auto":
-        return 0.0 if overshoots(options) else reward_unit
-    return options.unit
+    if only_guides(options):
+        return CERTAIN * spread
+    return 0.0 if overshoots(options) else reward_unit
 
 
 def resolved_tolerance(options: AMDOptions, unit: float) -> float:
     """Reward difference that counts as none, in units, or in spreads if `unit` is 0."""
     if options.tolerance == "auto":
-        return TOLERANCE if unit and options.kl is None else 0.0
+        return TOLERANCE if unit and options.kl is None and not only_guides(options) else 0.0
     return options.tolerance
 
 

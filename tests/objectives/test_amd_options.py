@@ -351,6 +351,25 @@ def test_every_need_is_offered_by_every_adapter_or_declared_by_an_option():
     assert declared | OFFERS == EVERYTHING - OF_RIVALS and not declared & OFFERS
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("own_unit", [0.0, 2.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 250.0])
+def test_guidance_alone_takes_its_unit_from_the_spread_of_rewards(guidance, own_unit, scale):
+    rewards, groups = torch.randn(32, generator=torch.Generator().manual_seed(0)), torch.arange(8).repeat_interleave(4)
+    objective = AMDObjective(guidance, advantage_guidance="auto", sharpening=0.0)
+    objective.reward_unit = own_unit
+    a = objective.advantage(scale * rewards, groups)
+    assert objective.unit == pytest.approx(float(objective.statistics.spread()) / 4) and objective.tolerance == 0
+    torch.testing.assert_close(a, AMDObjective(guidance, unit=objective.unit / scale, tolerance=0.0).advantage(rewards, groups))
+    assert (a.abs() == 1).float().mean() > 0.5, "outcomes are nearly certain"
+    assert not AMDObjective(guidance, advantage_guidance="auto", sharpening=0.0).advantage(torch.ones(32), groups).any()
+    for other in ({"sharpening": 1.0}, {"advantage_guidance": 0.0}, {"unit": 0.5}):
+        kept = AMDObjective(1.0, **{"advantage_guidance": "auto", "sharpening": 0.0, **other})
+        kept.reward_unit = 2.0
+        kept.advantage(rewards, groups)
+        assert kept.unit == other.get("unit", 2.0)
+
+
 def test_the_unit_of_rewards_is_followed_where_it_helps():
     auto = AMDObjective(1.25)
     assert auto.unit == 0 and auto.sharpening_sigma == (0.0, 0.5), "nothing was set"

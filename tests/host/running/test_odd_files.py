@@ -1,6 +1,7 @@
-"""Whole commands on a run's folder in which something is of another kind: a link, a pipe, a folder for a file, or not to be read.
+"""Whole commands on a folder in which something is of another kind: a link, a pipe, a folder for a file, or not to be read.
 
-Each ends by itself, with an error for people or correctly, and nothing is lost: neither a checkpoint nor what a link leads to.
+It is a run's, a comparison's, that of the dump of an update that was not finite, or the cache, which no command may need. Each
+command ends by itself, with an error for people or correctly, and nothing is lost: neither a checkpoint nor what a link leads to.
 """
 
 import ctypes
@@ -13,45 +14,73 @@ import pytest
 
 from amd_plugin import get_plugin_manager
 from amd_plugin import recipe as recipes
+from amd_plugin.errors import RunError
+from amd_plugin.evaluate.comparison.arms import Arm
+from amd_plugin.evaluate.comparison.compare import compare
 from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.host import run
 from tests.helpers.recipes import TINY
 
 LONGEST = 120  # seconds of a command; those that wait for a pipe would wait for ever
-NEWEST = "checkpoints/step-000004"
+SETTINGS = (*TINY, "train.evaluate_every=2", "train.checkpoint_every=2", "train.keep_checkpoints=3")
+SET = tuple(f"--set={setting}" for setting in TINY)
+NEWEST, DUMP, SEED = "run/checkpoints/step-000004", "diverged/nonfinite/step-000001", "comparison/arms/amd/seed-0"
 COMMANDS = {
-    "resume": lambda run: ("train", "--resume", run, "--set=train.max_steps=5"),
-    "check": lambda run: ("train", "--resume", run, "--set=train.max_steps=5", "--dry-run"),
-    "export": lambda run: ("export", run),
-    "evaluate": lambda run: ("evaluate", run, "--samples=40"),
-    "report": lambda run: ("report", run),
-    "doctor": lambda run: ("doctor", run),
-}
+    "resume": lambda folder: ("train", "--resume", folder / "run", "--set=train.max_steps=5"),
+    "check": lambda folder: ("train", "--resume", folder / "run", "--set=train.max_steps=5", "--dry-run"),
+    "export": lambda folder: ("export", folder / "run"),
+    "evaluate": lambda folder: ("evaluate", folder / "run", "--samples=40"),
+    "report": lambda folder: ("report", folder / "run"),
+    "doctor": lambda folder: ("doctor", folder / "run"),
+    "compare": lambda folder: (
+        "compare", "modes2d", "--objectives=dmd,amd", "--seeds=1", *SET, "--output", folder / "comparison"
+    ),
+    "report both": lambda folder: ("report", folder / "comparison"),
+    "replay": lambda folder: ("replay", folder / DUMP),
+    "start": lambda folder: ("train", "modes2d", *SET, "--output", folder / "another"),
+}  # fmt: skip
 # What lies in a folder -> the commands that read or write it.
 READERS = {
-    "config.yaml": ("check", "report", "doctor"),
-    "run.json": ("check", "report", "doctor"),
-    "metrics.jsonl": ("resume", "export", "report", "doctor"),
-    "evaluation.json": ("resume", "report", "doctor"),
-    "report.html": ("report",),
-    ".lock": ("resume",),
-    ".holder.json": ("resume",),
-    "samples": ("resume", "export", "report"),
-    "samples/step-000004.png": ("export", "report"),
-    "samples/latest.safetensors": ("resume", "report"),
-    "student": ("resume", "export"),
-    "student/README.md": ("export",),
-    "checkpoints": ("check", "export", "report", "doctor"),
+    "run/config.yaml": ("check", "report", "doctor"),
+    "run/run.json": ("check", "report", "doctor"),
+    "run/metrics.jsonl": ("resume", "export", "report", "doctor"),
+    "run/evaluation.json": ("resume", "report", "doctor"),
+    "run/report.html": ("report",),
+    "run/.lock": ("resume",),
+    "run/.holder.json": ("resume",),
+    "run/samples": ("resume", "export", "report"),
+    "run/samples/step-000004.png": ("export", "report"),
+    "run/samples/latest.safetensors": ("resume", "report"),
+    "run/student": ("resume", "export"),
+    "run/student/README.md": ("export",),
+    "run/checkpoints": ("check", "export", "report", "doctor"),
     NEWEST: ("resume", "export", "doctor"),
     f"{NEWEST}/manifest.json": ("check", "export", "doctor"),
     f"{NEWEST}/state.json": ("check", "export", "doctor"),
     f"{NEWEST}/student.safetensors": ("check", "export", "doctor"),
-    "evaluation": ("evaluate", "report"),
-    "evaluation/drawn.json": ("evaluate",),
-    "evaluation/pairs.json": ("report",),
-    "evaluation/latents": ("evaluate",),
-    "evaluation/latents/student/00000.safetensors": ("evaluate",),
-    "evaluation/evaluation.md": ("evaluate",),
+    "run/evaluation": ("evaluate", "report"),
+    "run/evaluation/drawn.json": ("evaluate",),
+    "run/evaluation/pairs.json": ("report",),
+    "run/evaluation/latents": ("evaluate",),
+    "run/evaluation/latents/student/00000.safetensors": ("evaluate",),
+    "run/evaluation/evaluation.md": ("evaluate",),
+    "comparison": ("report both", "compare"),
+    "comparison/compare.json": ("compare", "report both"),
+    "comparison/compare.md": ("compare",),
+    "comparison/report.html": ("report both",),
+    SEED: ("report both", "compare"),
+    f"{SEED}/evaluation.json": ("report both", "compare"),
+    f"{SEED}/metrics.jsonl": ("report both", "compare"),
+    f"{SEED}/samples/latest.safetensors": ("report both",),
+    DUMP: ("replay",),
+    f"{DUMP}/state.json": ("replay",),
+    f"{DUMP}/inputs.safetensors": ("replay",),
+    "diverged/config.yaml": ("replay",),
+    "cache": ("start", "evaluate", "replay"),
+    "cache/teacher-*": ("start", "evaluate", "replay"),
+    "cache/teacher-*/teacher.safetensors": ("start", "evaluate", "replay"),
+    "cache/teacher-*/checksums.json": ("start", "evaluate", "replay"),
+    "cache/teacher-*.lock": ("start", "evaluate", "replay"),
 }
 
 
@@ -93,10 +122,17 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    folder, plugins = tmp_path_factory.mktemp("whole") / "run", get_plugin_manager()
-    settings = (*TINY, "train.evaluate_every=2", "train.checkpoint_every=2", "train.keep_checkpoints=3")
-    run.train(recipes.load("modes2d", plugins, settings), plugins, folder)
-    evaluate(folder, plugins, samples=40)
+    """A folder with a run, its comparison, a run that diverged, and the cache of all."""
+    folder, plugins = tmp_path_factory.mktemp("whole"), get_plugin_manager()
+    recipe = recipes.load("modes2d", plugins, SETTINGS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AMD_PLUGIN_CACHE", str(folder / "cache"))
+        run.train(recipe, plugins, folder / "run")
+        evaluate(folder / "run", plugins, samples=40)
+        arms = [Arm("dmd", "dmd"), Arm("amd", "amd")]
+        compare("modes2d", arms, [0], TINY, folder / "comparison", plugins, workers=1)
+        with pytest.raises(RunError, match="finite"):
+            run.train(recipes.load("modes2d", plugins, (*TINY, "train.student_lr=1e30")), plugins, folder / "diverged")
     return folder
 
 
@@ -147,16 +183,20 @@ TRIES = [
 
 
 @pytest.mark.parametrize(("name", "kind", "command"), TRIES)
-def test_a_command_ends_in_words_or_well(name, kind, command, whole, tmp_path, cli, stuck):
-    folder, outside = shutil.copytree(whole, tmp_path / "run"), tmp_path / "outside"
+def test_a_command_ends_in_words_or_well(name, kind, command, whole, tmp_path, cli, stuck, monkeypatch):
+    folder, outside = shutil.copytree(whole, tmp_path / "whole"), tmp_path / "outside"
     outside.mkdir()
-    path = folder / name
-    KINDS[kind](path, outside)
+    monkeypatch.setenv("AMD_PLUGIN_CACHE", str(folder / "cache"))
+    paths = sorted(folder.glob(name)) if "*" in name else [folder / name]
+    assert paths
+    for path in paths:
+        KINDS[kind](path, outside)
     before = content(outside)
     with as_anybody():
         code, printed = cli(*COMMANDS[command](folder))
     assert code in (0, 1, 2) and "Traceback" not in printed, printed
     assert code == 0 or "error: " in printed or "PROBLEM" in printed, printed
     assert before.keys() <= content(outside).keys(), printed
-    for checkpoint in (folder / "checkpoints" / "step-000002", folder / NEWEST):
-        assert path in (checkpoint.parent, checkpoint) or checkpoint.is_dir(), printed
+    checkpoints = folder / "run" / "checkpoints"
+    for checkpoint in (checkpoints / "step-000002", folder / NEWEST):
+        assert {checkpoints, checkpoint} & {*paths} or checkpoint.is_dir(), printed
