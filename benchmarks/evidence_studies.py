@@ -233,8 +233,8 @@ STUDIES = {
     ),
     "video_harvest": Study(
         title="Moving digits, an unreliable teacher, two steps: fresh and harvested rollouts",
-        question="The shipped recipe.",
-        recipe="moving_digits", settings=(*QUICK, FRESH), seeds="4",
+        question="Without guidance, and with the reward's own unit.",
+        recipe="moving_digits", settings=(*QUICK, FRESH, f"{W}1", "objective.kl=null"), seeds="4",
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
     "sdxl_class_longer": Study(
