@@ -199,10 +199,9 @@ STUDIES = {
     ),
     "scenes_longer": Study(
         title="Scenes, twice as long",
-        question="The same with 600 updates, where the curves become flat. `amd_8` is advantage guidance of scale 8 in place of "
-        "the one that sets itself.",
+        question="The same with 600 updates, where the curves become flat.",
         recipe="scenes", seeds="4", settings=("train.max_steps=600", *SCENES),
-        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {HALF_NAT}", f"amd_8=amd {AG}8 {HALF_NAT}"),
+        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {HALF_NAT}"),
     ),
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
