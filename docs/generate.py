@@ -33,7 +33,7 @@ SHOWN = (
     ("plane_reliable", "plane, reliable teacher", ("sliced_wasserstein",)),
     ("digits_unreliable", "digits", ("frechet", "accuracy", "recall")),
     ("video", "video", ("frechet", "digit_accuracy")),
-    ("scenes", "scenes", ("score", "frechet")),
+    ("scenes_longer", "scenes", ("score", "frechet")),
 )
 OFFERED = re.compile(r"(<!-- offers -->\n).*?(<!-- end -->)", re.DOTALL)
 MARKED = re.compile(r"(<!-- options: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
