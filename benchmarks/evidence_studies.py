@@ -142,9 +142,9 @@ STUDIES = {
     ),
     "video": Study(
         title="Moving digits, an unreliable teacher, two steps",
-        question="Video through Wan's classes, at a tiny size. The shipped recipe: guidance 1.25, and a budget of a tenth of a nat "
-        "(`kl`), since rewards within a prompt differ by a quarter of a nat. `amd_unit` has the reward's unit of 2 nats and "
-        "sharpening 1 instead, as elsewhere.",
+        question="Video through Wan's classes, at a tiny size. The shipped recipe: guidance 1.25, and a budget of a tenth of a "
+        "nat (`kl`), since rewards within a prompt differ by a quarter of a nat. `amd_unit` has the reward's unit of 2 nats "
+        "and sharpening 1 instead, as elsewhere.",
         recipe="moving_digits", settings=QUICK, seeds="4",
         more=(f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1=amd {W}1", "amd_unit=amd objective.kl=null",
               f"amd_random_reward=amd {RANDOM}"),
