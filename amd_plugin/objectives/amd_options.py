@@ -126,26 +126,27 @@ def resolved_side(options: AMDOptions) -> Side:
     return options.side
 
 
-def only_guides(options: AMDOptions) -> bool:
-    """Whether advantage guidance is on and sharpening off, so that advantages only decide which samples failed."""
-    return options.advantage_guidance != 0 and options.sharpening == 0 and options.kl is None
+def unit_in_spreads(options: AMDOptions) -> float:
+    """The automatic unit in running spreads of rewards; 0 where it does not follow from them."""
+    if options.kl is not None:
+        return REACH
+    only_guides = options.advantage_guidance != 0 and options.sharpening == 0
+    return CERTAIN if only_guides else 0.0
 
 
 def resolved_unit(options: AMDOptions, reward_unit: float, spread: float = 0.0) -> float:
     """Divisor of rewards with unit `reward_unit` and running spread `spread`; 0 stands for the spread of their group."""
     if options.unit != "auto":
         return options.unit
-    if options.kl is not None:
-        return REACH * spread
-    if only_guides(options):
-        return CERTAIN * spread
+    if share := unit_in_spreads(options):
+        return share * spread
     return 0.0 if overshoots(options) else reward_unit
 
 
 def resolved_tolerance(options: AMDOptions, unit: float) -> float:
     """Reward difference that counts as none, in units, or in spreads if `unit` is 0."""
     if options.tolerance == "auto":
-        return TOLERANCE if unit and options.kl is None and not only_guides(options) else 0.0
+        return TOLERANCE if unit and not unit_in_spreads(options) else 0.0
     return options.tolerance
 
 
