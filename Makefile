@@ -25,9 +25,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # Points, where the truth is known, with a random reward as the control; then pictures by prompt, with a judge's verdict under each.
 # Scenes stop at SCENES updates, half-way up: this shows what a run looks like, and docs/evidence.md what comes out.
-SCENES ?= 80
+SCENES ?= 60
 demo: install
-	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 2 --output $(OUTPUT)/modes2d
+	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 1 --output $(OUTPUT)/modes2d
 	$(BIN)/amd-plugin compare scenes --objectives dmd,amd --seeds 1 --output $(OUTPUT)/scenes \
 		--set train.max_steps=$(SCENES) --set train.evaluate_every=$(SCENES) --set evaluate.samples=240
 	$(BIN)/amd-plugin report $(OUTPUT)/scenes $(OUTPUT)/modes2d --output $(OUTPUT)/report.html

@@ -46,7 +46,10 @@ def busy(console: Console | None, what: str) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3.5 h``: a time in words, as exactly as anybody needs it."""
+    """``45 s``, ``2 min 40 s``, ``12 min`` or ``3.5 h``: a time in words, as exactly as anybody needs it."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.2g} s"
+    if seconds < 595:  # in steps of ten seconds, so that a line every ten seconds differs from the one before
+        minutes, rest = divmod(round(seconds / 10) * 10, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

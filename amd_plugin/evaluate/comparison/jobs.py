@@ -36,7 +36,7 @@ from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.threads import one_thread
 
 Metrics = dict[str, float]
-PROBED = 3  # updates whose time is measured
+PROBED, PROBE_SECONDS = 3, 2.0  # at most so many updates are measured, and none is begun after so many seconds
 
 # Time for a run to write its checkpoint before its worker ends, in seconds.
 GRACE = 30
@@ -152,9 +152,11 @@ def seconds_per_update(job: Job) -> float:
         try:
             trainer.cycle()  # the first one allocates
             start = time.monotonic()
-            for _ in range(PROBED):
+            for updates in range(1, PROBED + 1):
                 trainer.cycle()
-            return (time.monotonic() - start) / PROBED
+                if (spent := time.monotonic() - start) > PROBE_SECONDS:
+                    break
+            return spent / updates
         finally:
             if trainer.rewards is not None:
                 trainer.rewards.close()
