@@ -232,7 +232,7 @@ def main() -> None:
         parser.error(f"unknown study {unknown[0]}; there are: {', '.join(STUDIES)}")
     console = Console()
     if options.action == "check":
-        sys.exit(not _check_all(options.names or [file.stem for file in sorted(RESULTS.glob("*.json"))], console))
+        sys.exit(not _check_all(options.names or [name for name in STUDIES if (RESULTS / f"{name}.json").is_file()], console))
     if options.action == "run":
         for name in options.names or STUDIES:
             console.print(f"[bold]{name}")
