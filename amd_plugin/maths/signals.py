@@ -128,7 +128,7 @@ class Direction(NamedTuple):
         guidance_scale: the w of `guide`, before any per-sample weight.
         alpha: factor of `guide` per sample [B], set by `amd_plugin.maths.operators.adapt`; None without one.
         beta: factor of `match` per sample [B], likewise.
-        advance: advantage guidance, gamma P(bad) (F_good - F_bad), see `amd_plugin.maths.advantage_guidance`; None without it.
+        advance: advantage guidance, gamma (F_good - F_bad), see `amd_plugin.maths.advantage_guidance`; None without it.
     """
 
     match: Tensor

@@ -36,8 +36,8 @@ class AMDOptions(DMDOptions):
     )
     # Advantage guidance, our own
     advantage_guidance: NonNegative | Auto = option(
-        0.0, "Advantage guidance gamma, the scale at which failing samples follow the fake score's contrast between success "
-        "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
+        0.0, "Advantage guidance gamma, the scale at which samples follow the fake score's contrast between success and "
+        "failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
         needs="fake_score_outcome",
     )  # fmt: skip
     kl: NonNegative | None = option(

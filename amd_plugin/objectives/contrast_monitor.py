@@ -9,10 +9,10 @@ from amd_plugin.objectives.contrast_statistics import RATIO, confidence, ratio
 log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
-TOO_STRONG, TOO_WEAK = 0.35, 0.025  # of the scaled contrast to the matching term
+TOO_STRONG, TOO_WEAK = 1.0, 0.05  # of the scaled contrast to the matching term
 
 WARN_STRONG = (
-    "advantage guidance is %.2f times as long as the matching term, above %g, where it did harm. Lower "
+    "advantage guidance is %.2f times as long as the matching term, above %g, where it outweighs the teacher. Lower "
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_WEAK = (
@@ -46,7 +46,7 @@ class ContrastMonitor:
         length = float(ratio(sums))
         if confidence(sums) == 0:
             effect = (
-                "off, and so are sharpening and adaptation"
+                "weak, and sharpening and adaptation are off"
                 if automatic
                 else f"noise of {gamma * length:.2f} times the matching term"
             )

@@ -9,15 +9,14 @@ With weights by the inverse square, as in a regression, a few samples at low noi
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.advantage_guidance import KAPPA, failure_probability
+from amd_plugin.maths.advantage_guidance import KAPPA, log_odds
 from amd_plugin.maths.coherence import BANDS, band, by_band
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
-RATIO = 0.15  # of the scaled contrast to the matching term; on scenes .15 helps and .3 pays with the Frechet distance
+RATIO = 0.5  # of the scaled contrast to the matching term, as with the scale of 8 that scenes were won with
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
-REST = 2.0  # largest scale at which a converged student rests
-MEAN = 0.5  # of P(bad | a) over a group, whose advantages have the mean 0
+REST = 1.0  # largest scale at which a converged student rests
 LARGEST = 100.0
 
 MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
@@ -113,7 +112,7 @@ def contrast_metrics(running: Tensor) -> dict[str, Tensor]:
 
 def ratio(sums: Tensor) -> Tensor:
     """Length of advantage guidance of scale 1 over that of matching, from `sums` [..., 5]; 0 where nothing was measured."""
-    return MEAN * _quotient(sums[..., CONTRAST], sums[..., MATCH])
+    return _quotient(sums[..., CONTRAST], sums[..., MATCH])
 
 
 def reliability(sums: Tensor) -> Tensor:
@@ -123,7 +122,7 @@ def reliability(sums: Tensor) -> Tensor:
 
 def tilt(sums: Tensor) -> Tensor:
     """Scale gamma at which the student would be at rest where it is: how far it is tilted already along the contrast."""
-    return -_quotient(sums[..., ALONG], MEAN * sums[..., CONTRAST])
+    return -_quotient(sums[..., ALONG], sums[..., CONTRAST])
 
 
 def confidence(sums: Tensor) -> Tensor:
@@ -155,20 +154,20 @@ def automatic_scale(sums: Tensor, budget: Tensor, largest: float = REST) -> Tens
 def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
     """Largest scale gamma whose fixed point is at most `nats` from the teacher, if the batch were the teacher's samples.
 
-    The fixed point is ``p P(good)^gamma``; its divergence is estimated within each group and averaged over samples. A batch
-    without any difference has no limit but `LARGEST`.
+    The fixed point is ``p (P(good) / P(bad))^gamma``; its divergence is estimated within each group and averaged over samples.
+    A batch without any difference has no limit but `LARGEST`.
 
     Args:
         advantage: advantages [B].
         groups: prompt ids [B], the same number for samples of one prompt.
         nats: largest Kullback-Leibler divergence, in nats.
     """
-    success = torch.log1p(-failure_probability(advantage).double())
+    odds = log_odds(advantage.double())
     same = (groups[:, None] == groups).double()
-    low, high = success.new_zeros(()), success.new_tensor(LARGEST)
+    low, high = odds.new_zeros(()), odds.new_tensor(LARGEST)
     for _ in range(24):
         gamma = (low + high) / 2
-        tilted = torch.where(same > 0, gamma * success, -torch.inf).softmax(1)  # each row: the tilted group of one sample
+        tilted = torch.where(same > 0, gamma * odds, -torch.inf).softmax(1)  # each row: the tilted group of one sample
         divergence = (torch.special.xlogy(tilted, tilted) + tilted * same.sum(1, keepdim=True).log()).sum(1).mean()
         low, high = torch.where(divergence < nats, gamma, low), torch.where(divergence < nats, high, gamma)
     return low

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amd_plugin import Signals
-from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, failure_probability, guide_by_advantage, outcomes
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage, log_odds, outcomes, unsaturated
 from amd_plugin.maths.operators import chain, dmd, normalize
 
 GRID = torch.linspace(-5, 5, 4001).double()
@@ -46,19 +46,9 @@ def test_the_prediction_for_failures_alone_is_sharpening(alpha, sigma):
     torch.testing.assert_close(denoiser(x_t, alpha, sigma, STUDENT * BAD_SHARE), sharpened, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
-def test_weighed_by_the_probability_of_failure_it_is_the_gradient_of_log_success(alpha, sigma):
-    x_t = torch.linspace(-2, 2, 41).double().requires_grad_()
-    success = posterior(x_t, alpha, sigma, STUDENT * GOOD_SHARE)[1] / posterior(x_t, alpha, sigma, STUDENT)[1]
-    (gradient,) = torch.autograd.grad(success.log().sum(), x_t)
-    contrast = denoiser(x_t, alpha, sigma, STUDENT * GOOD_SHARE) - denoiser(x_t, alpha, sigma, STUDENT * BAD_SHARE)
-    failure = (posterior(x_t, alpha, sigma, STUDENT)[0] * failure_probability(ADVANTAGE)).sum(1)  # mean over samples at x_t
-    torch.testing.assert_close(failure * contrast, sigma**2 / alpha * gradient, rtol=1e-8, atol=1e-10)
-
-
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 4.0])
 def test_at_low_noise_the_direction_vanishes_at_the_tilted_teacher(gamma):
-    """q* = p P(good)^gamma: its direction is small beside that of the teacher's own distribution."""
+    """q* = p (P(good) / P(bad))^gamma: its direction is small beside that of the teacher's own distribution."""
     alpha, sigma = 0.99, 0.01
     x_t = torch.linspace(-1.5, 1.5, 31).double()
     teacher = STUDENT
@@ -68,11 +58,10 @@ def test_at_low_noise_the_direction_vanishes_at_the_tilted_teacher(gamma):
             denoiser(x_t, alpha, sigma, student * share)[:, None] for share in (GOOD_SHARE, BAD_SHARE, torch.ones(()))
         )
         real = denoiser(x_t, alpha, sigma, teacher)[:, None]
-        a = (posterior(x_t, alpha, sigma, student)[0] * ADVANTAGE).sum(1)
-        signals = Signals(x_t[:, None], real, None, plain, advantage=a, fake_good=good, fake_bad=bad)
+        signals = Signals(x_t[:, None], real, None, plain, fake_good=good, fake_bad=bad)
         return chain(dmd(), guide_by_advantage(gamma))(signals).total().abs().max()
 
-    law = teacher * GOOD_SHARE**gamma
+    law = teacher * torch.exp(gamma * log_odds(ADVANTAGE))
     assert direction(law) < 0.02 * direction(teacher)
 
 
@@ -98,12 +87,28 @@ def test_the_normaliser_is_that_of_dmd():
     torch.testing.assert_close(four - plain, 4 * (one - plain))
 
 
-def test_failing_samples_follow_the_contrast_and_good_ones_stay():
-    s = signals()._replace(
-        advantage=torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0, 1.0]), advantage_factor=torch.tensor([1.0] * 5 + [0])
-    )
-    weights = torch.tensor([0.975, 0.7375, 0.5, 0.2625, 0.025, 0.0])
-    torch.testing.assert_close(chain(dmd(), guide_by_advantage(2.0))(s).advance, 2 * weights[:, None] * s.contrast())
+def test_all_samples_follow_the_contrast_whatever_their_own_reward():
+    s = signals()._replace(advantage=torch.linspace(-1, 1, 6), advantage_factor=torch.tensor([1.0] * 5 + [0]))
+    followed = chain(dmd(), guide_by_advantage(2.0))(s).advance
+    torch.testing.assert_close(followed, torch.tensor([2.0] * 5 + [0])[:, None] * s.contrast())
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 6, 5), (4, 3, 2, 6, 5)])
+def test_guidance_of_pictures_and_videos_neither_tints_nor_saturates(shape):
+    draws = torch.Generator().manual_seed(0)
+    prediction, contrast = torch.rand(shape, generator=draws), torch.randn(shape, generator=draws)
+    places = tuple(range(2, len(shape)))
+    deviations = prediction - prediction.mean(places, keepdim=True)
+    kept = unsaturated(contrast, prediction)
+    torch.testing.assert_close((kept * deviations).flatten(1).sum(1), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(kept.mean(places), torch.zeros(4, 3), atol=1e-6, rtol=0)
+    tint = torch.randn(4, 3, *[1] * len(places), generator=draws)
+    torch.testing.assert_close(unsaturated(contrast + 3 * deviations + tint, prediction), kept, atol=1e-5, rtol=1e-4)
+    for one_colour in (torch.full(shape, 0.1), torch.zeros(shape)):
+        untinted = contrast - contrast.mean(places, keepdim=True)
+        torch.testing.assert_close(unsaturated(contrast, one_colour), untinted, atol=1e-4, rtol=0)
+    s = Signals(*[prediction] * 2, None, prediction, fake_good=contrast, fake_bad=torch.zeros(shape))
+    torch.testing.assert_close(chain(dmd(), guide_by_advantage(4.0))(s).total(), 4 * kept)
 
 
 def test_predictions_of_outcomes_are_checked():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amd_plugin import AMDObjective, Signals
-from amd_plugin.maths.advantage_guidance import KAPPA
+from amd_plugin.maths.advantage_guidance import KAPPA, log_odds
 from amd_plugin.maths.operators import dmd
 from amd_plugin.objectives.contrast_statistics import (
     LARGEST,
@@ -35,7 +35,7 @@ def turn(seed, informative=True, length=1.0, batch=64, lead=0.0):
     x0 = torch.randn(batch, D, generator=draws) + (y[:, None] * SHIFT / 2 * axis if informative else 0)
     good, bad = (torch.zeros(batch, D) + sign * length * SHIFT / 2 * axis for sign in (1, -1))
     fake = torch.zeros(batch, D)
-    real = fake - lead / 2 * (good - bad) + 0.5 * torch.randn(batch, D, generator=draws)
+    real = fake - lead * (good - bad) + 0.5 * torch.randn(batch, D, generator=draws)
     sigma = torch.rand(batch, generator=draws)
     return Signals(x0, real, None, fake, sigma, y / KAPPA, fake_bad=bad, fake_good=good)
 
@@ -113,8 +113,7 @@ def test_the_budget_is_met_within_groups():
     gamma = scale_for(a, groups)
     divergences = []
     for group in (0, 1):
-        success = torch.log((1 + KAPPA * a[groups == group]) / 2).double()
-        tilted = (gamma * success).softmax(0)
+        tilted = (gamma * log_odds(a[groups == group].double())).softmax(0)
         divergences.append((tilted * (tilted * 4).log()).sum())
     assert torch.stack(divergences).mean().item() == pytest.approx(NATS, rel=1e-3)
     assert scale_for(torch.zeros(4), torch.zeros(4)) == pytest.approx(LARGEST, rel=1e-3)

@@ -151,11 +151,10 @@ def seconds_per_update(job: Job) -> float:
         trainer = Trainer(recipe, _plugins(), make_accelerator(recipe, job.output))
         try:
             trainer.cycle()  # the first one allocates
-            start = time.monotonic()
-            for updates in range(1, PROBED + 1):
+            start, updates, spent = time.monotonic(), 0, 0.0
+            while updates < PROBED and spent < PROBE_SECONDS:
                 trainer.cycle()
-                if (spent := time.monotonic() - start) > PROBE_SECONDS:
-                    break
+                updates, spent = updates + 1, time.monotonic() - start
             return spent / updates
         finally:
             if trainer.rewards is not None:
