@@ -7,7 +7,7 @@
 The contrast F(x_t, good) - F(x_t, bad) is sigma^2 / alpha times the gradient of log P(good | x_t) / P(bad | x_t). So the
 student climbs the log-odds of success at every noise level, for a black-box reward, without a gradient through reward or
 decoder, and samples that nobody has scored climb them too. This is classifier-free guidance with the outcome as the condition,
-on the student's own distribution (docs/how-it-works.md).
+on the student's own distribution (docs/how-it-works.md). Of pictures and videos, what only tints or saturates is left out.
 """
 
 import torch
@@ -15,13 +15,12 @@ from torch import Tensor
 
 from amd_plugin.maths.operators import Transform
 from amd_plugin.maths.prediction import widen
-from amd_plugin.maths.signals import Direction
+from amd_plugin.maths.signals import Direction, Signals
 
 NONE, BAD, GOOD = range(3)
 OUTCOMES = ("none", "bad", "good")
 
 KAPPA = 0.95  # below 1, so that the log-odds of the best and worst samples are finite
-ROUNDING = 1e-10  # of squares: deviations below this are those of a picture of one colour
 NONE_SHARE = 1 / 3  # of the samples, with which the fake score without an outcome is trained
 
 
@@ -61,40 +60,50 @@ def log_odds(advantage: Tensor, kappa: float = KAPPA) -> Tensor:
     return 2 * torch.atanh(kappa * widen(advantage.detach()))
 
 
-def unsaturated(contrast: Tensor, prediction: Tensor) -> Tensor:
+def unsaturated(contrast: Tensor, prediction: Tensor, channels: int | None = None) -> Tensor:
     """The contrast without what only tints or saturates: its mean in each channel, and its part along the prediction.
 
-    A fake score learns first how bright and how coloured successes are on average, of which most is chance, and guidance adds
-    it to every sample alike. The mean of each channel is that part. What lies along the prediction's deviations from its own
-    means scales them up: more saturated colours, and no other picture. Adaptive projected guidance (2410.02416) takes away the
-    part along the prediction itself. Points have no places, so a contrast of points [B, D] is returned as it is.
+    The mean of each channel tints the whole picture. On scenes it came first in training and differed from run to run, so it is
+    taken for chance. What lies along the prediction's deviations from its own means makes light, dark and colours more extreme.
+    Adaptive projected guidance (2410.02416) takes away the part along the prediction itself. In the latents of an autoencoder
+    both are analogies, and nobody has tried them there.
 
     Args:
-        contrast: contrast of pictures or videos [B, C, ...].
+        contrast: contrast [B, C, ...]. Of points [B, D], and with one place only, it is returned as it is.
         prediction: prediction of x0 from the same x_t, of the contrast's shape.
+        channels: dimension of the channels, as `Signals.channels`.
 
     Example:
         A picture of one channel: to be brighter everywhere, or where it is bright already, is taken away.
 
-        >>> picture = torch.tensor([[[2.0, 0.0, 0.0]]])
-        >>> unsaturated(torch.tensor([[[0.5, 0.5, 0.5]]]), picture)
-        tensor([[[0., 0., 0.]]])
-        >>> unsaturated(torch.tensor([[[0.5, 0.5, -0.5]]]), picture)
-        tensor([[[ 0.0000,  0.5000, -0.5000]]])
+        >>> picture = torch.tensor([[[[2.0, 0.0, 0.0]]]])
+        >>> unsaturated(torch.tensor([[[[0.5, 0.5, 0.5]]]]), picture)
+        tensor([[[[0., 0., 0.]]]])
+        >>> unsaturated(torch.tensor([[[[0.5, 0.5, -0.5]]]]), picture)
+        tensor([[[[ 0.0000,  0.5000, -0.5000]]]])
     """
     if contrast.dim() < 3:
         return contrast
-    flat, places = contrast.flatten(2), prediction.flatten(2)
-    varying, deviations = flat - flat.mean(2, keepdim=True), places - places.mean(2, keepdim=True)
-    least = torch.finfo(places.dtype).tiny + ROUNDING * places.square().sum((1, 2), keepdim=True)
-    share = (varying * deviations).sum((1, 2), keepdim=True) / deviations.square().sum((1, 2), keepdim=True).clamp(min=least)
-    return (varying - share * deviations).reshape(contrast.shape)
+    if channels is None:
+        channels = 2 if contrast.dim() == 3 else 1
+    ordered = contrast.movedim(channels, 1)
+    c, places = ordered.flatten(2), prediction.movedim(channels, 1).flatten(2)
+    if c.shape[2] == 1:
+        return contrast
+    c, deviations = c - c.mean(2, keepdim=True), places - places.mean(2, keepdim=True)
+    square = deviations.square().sum((1, 2), keepdim=True).clamp(min=torch.finfo(places.dtype).tiny)
+    kept = c - (c * deviations).sum((1, 2), keepdim=True) / square * deviations
+    return kept.reshape(ordered.shape).movedim(1, channels)
+
+
+def followed(signals: Signals) -> Tensor | None:
+    """The part of the contrast that samples follow [B, ...], fp32 or wider; None without a contrast."""
+    contrast = signals.contrast()
+    return None if contrast is None else unsaturated(contrast, widen(signals.fake.detach()), signals.channels)
 
 
 def guide_by_advantage(gamma: float) -> Transform:
-    """Adds the third term ``gamma (F_good - F_bad)`` to a direction whose signals have these predictions.
-
-    Of pictures and videos, what tints or saturates is left out of the contrast, see `unsaturated`.
+    """Adds the third term, gamma times `followed`, to a direction whose signals have predictions for outcomes.
 
     Args:
         gamma: scale, at least 0; 0 changes nothing. `Signals.advantage_factor` multiplies it per sample.
@@ -110,12 +119,9 @@ def guide_by_advantage(gamma: float) -> Transform:
 
     def transform(direction: Direction) -> Direction:
         signals = direction.signals
-        contrast = signals.contrast()
-        if contrast is None or gamma == 0:
+        if gamma == 0 or (contrast := followed(signals)) is None:
             return direction
-        advance = gamma * unsaturated(contrast, widen(signals.fake.detach()))
-        if signals.advantage_factor is not None:
-            advance = signals.per_sample(signals.advantage_factor) * advance
-        return direction._replace(advance=advance)
+        factor = 1.0 if signals.advantage_factor is None else signals.per_sample(signals.advantage_factor)
+        return direction._replace(advance=gamma * factor * contrast)
 
     return transform

@@ -9,10 +9,11 @@ from amd_plugin.objectives.contrast_statistics import RATIO, confidence, ratio
 log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
-TOO_STRONG, TOO_WEAK = 1.0, 0.05  # of the scaled contrast to the matching term
+SILENT = 200  # student updates before a reward counts as one that cannot be learned; scenes need 100 to 150
+TOO_STRONG, TOO_WEAK = 0.7, 0.05  # of the scaled contrast to the matching term; .7 doubled the Frechet distance of a prototype
 
 WARN_STRONG = (
-    "advantage guidance is %.2f times as long as the matching term, above %g, where it outweighs the teacher. Lower "
+    "advantage guidance is %.2f times as long as the matching term, above %g, where it costs quality. Lower "
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_WEAK = (
@@ -44,9 +45,9 @@ class ContrastMonitor:
         if self._turns % TURNS:
             return
         length = float(ratio(sums))
-        if confidence(sums) == 0:
+        if confidence(sums) == 0 and self._turns >= SILENT:
             effect = (
-                "weak, and sharpening and adaptation are off"
+                "off, and so are sharpening and adaptation"
                 if automatic
                 else f"noise of {gamma * length:.2f} times the matching term"
             )

@@ -1,20 +1,21 @@
 """Running measurements of the fake score's contrast between success and failure, on samples that it was not trained on.
 
-With c = F_good - F_bad, the middle m = (F_good + F_bad) / 2 and an outcome y of -1 or 1, a calibrated fake score has
-``E[2 y <c, x0 - m>] = E[|c|^2]``: samples that succeeded lie on the side that the contrast points to, as far as it is long. A
-contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, so that samples and noise levels count alike.
-With weights by the inverse square, as in a regression, a few samples at low noise would be all of the sum.
+With c the part of F_good - F_bad that samples follow, the middle m = (F_good + F_bad) / 2 and an outcome y of -1 or 1, a
+calibrated fake score has ``E[2 y <c, x0 - m>] = E[|c|^2]``: samples that succeeded lie on the side that the contrast points
+to, as far as it is long. A contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, so that samples and
+noise levels count alike. With weights by the inverse square, as in a regression, a few samples at low noise would be all of
+the sum.
 """
 
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.advantage_guidance import KAPPA, log_odds
+from amd_plugin.maths.advantage_guidance import KAPPA, followed, log_odds
 from amd_plugin.maths.coherence import BANDS, band, by_band
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
-RATIO = 0.5  # of the scaled contrast to the matching term, as with the scale of 8 that scenes were won with
+RATIO = 0.5  # of the scaled contrast to the matching term; PLACEHOLDER
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
 REST = 1.0  # largest scale at which a converged student rests
 LARGEST = 100.0
@@ -175,11 +176,11 @@ def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
 
 def _contrast_and_residual(signals: Signals) -> tuple[Tensor, Tensor] | None:
     """(c, x0 - m), both [B, D]; None without a contrast."""
-    contrast = signals.contrast()
-    if contrast is None or signals.fake_good is None:  # the second for the type checker: a contrast has both
+    c = followed(signals)
+    if c is None or signals.fake_good is None or signals.fake_bad is None:  # the last two for the type checker
         return None
-    c = contrast.flatten(1)
-    return c, widen(signals.x0.detach()).flatten(1) - widen(signals.fake_good.detach()).flatten(1) + c / 2
+    x0, good, bad = (widen(value.detach()).flatten(1) for value in (signals.x0, signals.fake_good, signals.fake_bad))
+    return c.flatten(1), x0 - (good + bad) / 2
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -111,6 +111,26 @@ def test_guidance_of_pictures_and_videos_neither_tints_nor_saturates(shape):
     torch.testing.assert_close(chain(dmd(), guide_by_advantage(4.0))(s).total(), 4 * kept)
 
 
+def test_channels_are_where_they_are_said_to_be():
+    draws = torch.Generator().manual_seed(0)
+    contrast, prediction = (torch.randn(2, 3, 5, 4, 4, generator=draws) for _ in range(2))
+    frames_first = unsaturated(contrast.transpose(1, 2), prediction.transpose(1, 2), channels=2)
+    torch.testing.assert_close(frames_first.transpose(1, 2), unsaturated(contrast, prediction))
+    tokens, points = (value.flatten(2).transpose(1, 2) for value in (contrast, prediction))
+    torch.testing.assert_close(unsaturated(tokens, points).transpose(1, 2), unsaturated(contrast, prediction).flatten(2))
+    s = Signals(*[prediction.transpose(1, 2)] * 2, None, prediction.transpose(1, 2), channels=2)
+    s = s._replace(fake_good=contrast.transpose(1, 2), fake_bad=torch.zeros(2, 5, 3, 4, 4))
+    torch.testing.assert_close(chain(dmd(), guide_by_advantage(1.0))(s).advance, frames_first)
+    one_place = torch.randn(4, 3, 1, 1)
+    assert torch.equal(unsaturated(one_place, torch.randn(4, 3, 1, 1)), one_place), "its mean is all that there is"
+
+
+def test_guidance_is_wider_than_predictions_of_half_precision():
+    values = [torch.randn(2, 3, 4, 4).bfloat16() for _ in range(5)]
+    s = Signals(values[0], values[1], None, values[2], fake_good=values[3], fake_bad=values[4])
+    assert chain(dmd(), guide_by_advantage(1.0))(s).advance.dtype == torch.float32
+
+
 def test_predictions_of_outcomes_are_checked():
     s = signals()
     with pytest.raises(ValueError, match="fake_bad and fake_good: give both or neither"):

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from amd_plugin.objectives.contrast_monitor import TURNS, ContrastMonitor
+from amd_plugin.objectives.contrast_monitor import SILENT, TURNS, ContrastMonitor
 
 
 def told(caplog, gamma, contrast, agreement=1.0, automatic=False, turns=3 * TURNS):
@@ -29,6 +29,7 @@ def test_too_strong_and_too_weak_say_what_to_set(caplog):
 
 def test_rewards_that_cannot_be_learned_are_named(caplog):
     (silent,) = told(caplog, gamma=0.0, contrast=0.2, agreement=0.01, automatic=True)
-    assert "cannot tell" in silent and "objective.tolerance" in silent and "sharpening and adaptation are off" in silent
+    assert "cannot tell" in silent and "objective.tolerance" in silent and "off, and so are sharpening" in silent
     (noise,) = told(caplog, gamma=2.0, contrast=0.2, agreement=0.01)
     assert "noise of 0.40 times the matching term" in noise
+    assert not told(caplog, gamma=2.0, contrast=0.2, agreement=0.01, turns=SILENT - 1), "a contrast takes time to be learned"

@@ -64,7 +64,8 @@ def traced(values: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def without_graph(signals: Signals) -> Signals:
     """`signals` as they are, without what is needed for gradients."""
-    return signals._replace(**{name: v.detach() for name, v in signals._asdict().items() if isinstance(v, Tensor)})
+    tensors: dict[str, Any] = {name: v.detach() for name, v in signals._asdict().items() if isinstance(v, Tensor)}
+    return signals._replace(**tensors)
 
 
 def with_directions(objective: Objective, signals: Sequence[Signals], trace: Trace) -> Trace:
