@@ -196,7 +196,7 @@ def train(
 def compare(
     recipe: RecipeName,
     objectives: Annotated[str, typer.Option(help="objectives or arms, comma-separated; the first is the baseline")] = "dmd,amd",
-    seeds: Annotated[str, typer.Option(help="number of seeds, or the seeds themselves separated by commas")] = "4",
+    seeds: Annotated[str, typer.Option(help="number of seeds, or the seeds themselves with commas: 3,5 or 5,")] = "4",
     ablate: Annotated[bool, typer.Option("--ablate", help="AMD's parts and the control arms as further arms")] = False,
     tune: Annotated[
         list[str] | None,

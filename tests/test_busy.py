@@ -32,7 +32,17 @@ def test_it_is_quiet_without_a_console_and_lets_errors_through():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.234, "0.23 s"), (12.3, "12 s"), (163, "2 min 40 s"), (299, "5 min"), (700, "12 min"), (12600, "3.5 h")],
+    [
+        (0.234, "0.23 s"),
+        (12.3, "12 s"),
+        (99, "99 s"),
+        (100, "1 min 40 s"),
+        (163, "2 min 40 s"),
+        (594, "9 min 50 s"),
+        (596, "10 min"),
+        (700, "12 min"),
+        (12600, "3.5 h"),
+    ],
 )
 def test_times_in_words(seconds, words):
     assert busy.duration(seconds) == words

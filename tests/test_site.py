@@ -60,6 +60,7 @@ def test_commands_are_understood(page, workplace):
     from amd_plugin import get_plugin_manager
     from amd_plugin import recipe as recipes
     from amd_plugin.cli import app
+    from amd_plugin.evaluate.comparison.arms import parse_seeds
 
     group = typer.main.get_command(app)
     for arguments, whole in commands(page):
@@ -73,6 +74,8 @@ def test_commands_are_understood(page, workplace):
             if whole or type(error).__name__ != "MissingParameter":  # text may name a command without its arguments
                 raise
             continue
+        if isinstance(given.get("seeds"), str):
+            parse_seeds(given["seeds"])
         if given.get("recipe") is not None:
             recipes.load(given["recipe"], get_plugin_manager(), given.get("overrides") or (), given.get("objective"))
 

@@ -99,14 +99,16 @@ def inverted(rewards: Sequence[RewardConfig]) -> Overrides:
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
-    """``8`` means 0 to 7, ``3,5,9`` those; raises InputError for anything else."""
+    """``8`` means 0 to 7, ``3,5,9`` those, ``5,`` the seed 5 alone; raises InputError for anything else."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = [-1]
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"{option}: must be a number of seeds, or different seeds separated by commas, got '{text}'")
+        raise InputError(
+            f"{option}: must be a number of seeds, or different seeds separated by commas ('5,' for seed 5 alone), got '{text}'"
+        )
     return seeds
 
 

@@ -4,9 +4,12 @@ import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from rich.console import Console
 
+from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison import jobs
+from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
 
 
@@ -30,3 +33,36 @@ def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
         results = run_jobs(pool, work, [Job("modes2d", (), tmp_path, seed) for seed in (0, 1)], console)
     assert results == {("teacher", 0): {"tv": 0.5}, ("teacher", 1): {"tv": 0.5}}
     assert "0 of 2 finished" in said.getvalue() and "[2/2] teacher, seed 1: tv 0.500" in said.getvalue()
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("3,5", [3, 5]), ("5,", [5]), ("0,", [0])])
+def test_seeds_are_a_number_or_named(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", ",", "0", "5,,", "5,5", "-1,", "1.5", "one"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(InputError, match="--seeds: must be a number of seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(("each", "measured"), [(0.1, 3), (1.5, 2), (30.0, 1)])
+def test_an_estimate_takes_no_more_updates_than_it_needs(each, measured, monkeypatch, tmp_path):
+    """Three, or as many as begin within two seconds, after one that allocates."""
+    clock, trainers = [0.0], []
+
+    class SlowTrainer:
+        rewards = None
+
+        def __init__(self, *_):
+            self.cycles = 0
+            trainers.append(self)
+
+        def cycle(self):
+            self.cycles += 1
+            clock[0] += each
+
+    monkeypatch.setattr(jobs, "Trainer", SlowTrainer)
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
+    seconds = jobs.seconds_per_update(Job("modes2d", (), tmp_path, 0, Arm("dmd", "dmd")))
+    assert seconds == pytest.approx(each) and trainers[0].cycles == 1 + measured
