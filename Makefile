@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # Points, where the truth is known, with a random reward as the control; then pictures by prompt, with a judge's verdict under each.
-# Scenes stop at SCENES updates, half-way up: this shows what a run looks like, and docs/evidence.md what comes out.
+# One seed each, and scenes stop after a fifth of their updates: this shows what runs look like, and docs/evidence.md what comes out.
 SCENES ?= 60
 demo: install
 	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 1 --output $(OUTPUT)/modes2d

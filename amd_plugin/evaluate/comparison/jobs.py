@@ -36,7 +36,7 @@ from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.threads import one_thread
 
 Metrics = dict[str, float]
-PROBED, PROBE_SECONDS = 3, 2.0  # at most so many updates are measured, and none is begun after so many seconds
+PROBED, PROBE_SECONDS = 3, 2.0  # of an estimate: updates at most, and seconds after which none begins
 
 # Time for a run to write its checkpoint before its worker ends, in seconds.
 GRACE = 30
