@@ -97,7 +97,13 @@ def unsaturated(contrast: Tensor, prediction: Tensor, channels: int | None = Non
 
 
 def followed(signals: Signals) -> Tensor | None:
-    """The part of the contrast that samples follow [B, ...], fp32 or wider; None without a contrast."""
+    """The part of the contrast that samples follow [B, ...], fp32 or wider; None without a contrast.
+
+    Example:
+        >>> x0 = torch.zeros(1, 2)
+        >>> followed(Signals(x0, x0, None, x0, fake_good=x0 + 0.25, fake_bad=x0 - 0.25))
+        tensor([[0.5000, 0.5000]])
+    """
     contrast = signals.contrast()
     return None if contrast is None else unsaturated(contrast, widen(signals.fake.detach()), signals.channels)
 
