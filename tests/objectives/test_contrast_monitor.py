@@ -19,10 +19,10 @@ def told(caplog, gamma, contrast, agreement=1.0, automatic=False, turns=3 * TURN
 
 def test_too_strong_and_too_weak_say_what_to_set(caplog):
     (strong,) = told(caplog, gamma=10.0, contrast=0.2)
-    assert "2.00 times as long" in strong and "objective.advantage_guidance to about 2.5, or set it to auto" in strong
+    assert "2.00 times as long" in strong and "objective.advantage_guidance to about 1.5, or set it to auto" in strong
     (weak,) = told(caplog, gamma=0.1, contrast=0.2)
-    assert "0.020 times" in weak and "about 2.5" in weak
-    assert not told(caplog, gamma=3.0, contrast=0.2)
+    assert "0.020 times" in weak and "about 1.5" in weak
+    assert not told(caplog, gamma=1.5, contrast=0.2)
     assert not told(caplog, gamma=10.0, contrast=0.2, automatic=True)
     assert not told(caplog, gamma=10.0, contrast=0.2, turns=TURNS - 1), "not before enough turns"
 
