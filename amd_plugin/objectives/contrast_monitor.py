@@ -9,7 +9,7 @@ from amd_plugin.objectives.contrast_statistics import RATIO, confidence, ratio
 log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
-SILENT = 200  # student updates before a reward counts as one that cannot be learned; scenes need 100 to 150
+SILENT = 300  # student updates before a reward counts as one that cannot be learned; scenes need 120 to 270
 TOO_STRONG, TOO_WEAK = 0.7, 0.05  # of the scaled contrast to the matching term; .7 doubled the Frechet distance of a prototype
 
 WARN_STRONG = (
