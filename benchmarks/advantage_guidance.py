@@ -23,7 +23,7 @@ from torch.distributions import Normal
 
 from amd_plugin import Signals, get_plugin_manager
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage, log_odds
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.operators import chain, dmd
 from amd_plugin.randomness import generator
@@ -64,9 +64,12 @@ def fixed_point(gamma: float, count: int = 240, steps: int = 240) -> Tensor:
         for t in LEVELS:
             x_t = ((1 - t) * x[:, None] + t * noise).reshape(-1)
             fake, fake_good, fake_bad = (denoise(x_t, t, x, w)[:, None] for w in (torch.ones_like(x), good, bad))
-            signals = Signals(x_t[:, None], teacher(x_t, t)[:, None], None, fake, fake_good=fake_good, fake_bad=fake_bad)
+            signals = Signals(
+                x_t[:, None], teacher(x_t, t)[:, None], None, fake, advantage=a.repeat_interleave(len(noise)),
+                fake_good=fake_good, fake_bad=fake_bad,
+            )  # fmt: skip
             move += operator(signals).total().reshape(count, -1).mean(1)
-        x = x + (1.0 if step < steps * 0.7 else 0.3) * move / len(LEVELS) / (1 + 0.5 * gamma)
+        x = x + (1.0 if step < steps * 0.7 else 0.3) * move / len(LEVELS) / (1 + 0.25 * gamma)
     return x
 
 
@@ -94,7 +97,7 @@ def bias() -> None:
     print("|---|---|---|---|---|---|---|")
     for gamma in GAMMAS:
         at_rest = masses(fixed_point(gamma))
-        law, divergence = tilted(lambda x, g=gamma: g * log_odds(advantage(x)))
+        law, divergence = tilted(lambda x, g=gamma: g * torch.log((1 + KAPPA * advantage(x)) / 2))
         low, high = 0.0, 60.0
         for _ in range(40):
             middle = (low + high) / 2

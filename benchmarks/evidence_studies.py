@@ -18,6 +18,7 @@ RUNGS = "model.rung_conditioning=true"
 QUICK = ("train.evaluate_every=0",)
 FRESH, HARVEST = "train.rollouts=fresh", "train.rollouts=harvest"
 AG, ALONE = "objective.advantage_guidance=", "objective.sharpening=0"
+HALF_NAT = "objective.unit=0.5 objective.tolerance=0"
 SCENES = ("train.evaluate_every=75", "evaluate.samples=1440")
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
@@ -190,16 +191,17 @@ STUDIES = {
     "scenes": Study(
         title="Scenes, a teacher that errs by itself, two steps",
         question="The shipped recipe: prompts of GenEval's six kinds, and nobody has put errors into the teacher's data "
-        "(docs/scenes.md). All seeds share the teacher and the judges that come with the package. `amd` has advantage guidance "
-        "of scale 8 and neither adaptation nor sharpening. 300 updates: no arm has converged.",
+        "(docs/scenes.md). All seeds share the teacher and the judges that come with the package. `amd` has adaptation and "
+        "advantage guidance, whose scale sets itself, and no sharpening; its unit is .5 nats, where `auto` is .48 to .58. "
+        "300 updates: no arm has converged.",
         recipe="scenes", seeds="4", settings=SCENES,
-        more=(f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd_random_reward=amd {RANDOM}"),
+        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {HALF_NAT}", f"amd_random_reward=amd {RANDOM} {HALF_NAT}"),
     ),
     "scenes_longer": Study(
         title="Scenes, twice as long",
         question="The same with 600 updates, where the curves become flat.",
         recipe="scenes", seeds="4", settings=("train.max_steps=600", *SCENES),
-        more=(f"dmd@1.5=dmd {W}1.5", "amd=amd"),
+        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {HALF_NAT}"),
     ),
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",

@@ -3,7 +3,7 @@
     python docs/draw_students.py --runs FOLDER      # of the study `scenes`, see benchmarks/evidence.py
 
 A frame is green where the held-out judge finds what the prompt asks for, and red elsewhere. The shares at the left are means
-over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed, or of any whose runs are there.
+over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed.
 """
 
 import argparse
@@ -56,13 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, help="folder of the comparison that is drawn")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images" / "students.png", help="PNG file")
-    parser.add_argument("--seed", type=int, help="seed of the pictures [default: the comparison's first]")
     given = parser.parse_args()
     found, plugins = Comparison.from_file(given.runs / FILE), get_plugin_manager()
-    seed = found.seeds[0] if given.seed is None else given.seed
-    runs = {title: run_folder(given.runs, arm, seed) for title, arm in ARMS.items()}
+    runs = {title: run_folder(given.runs, arm, found.seeds[0]) for title, arm in ARMS.items()}
     config = load_student(runs["DMD"], plugins).recipe.config
-    shown = judged(config, {f"{title}, {config.model.student_steps} steps": run for title, run in runs.items()}, seed, plugins)
+    shown = judged(
+        config, {f"{title}, {config.model.student_steps} steps": run for title, run in runs.items()}, found.seeds[0], plugins
+    )
     if shown is None:
         raise SystemExit(f"--runs {given.runs}: has no samples and checkpoints of the arms {', '.join(ARMS.values())}")
     draw(shown, [fmean(found.teacher["score"]), *(fmean(found.arms[arm]["score"]) for arm in ARMS.values())], given.output)

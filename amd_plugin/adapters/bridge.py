@@ -82,7 +82,7 @@ class HostBridge:
         seed: int = 0,
     ):
         self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
-        self.signal_fields: dict[str, Any] = {}
+        self.signal_fields: dict[str, Tensor] = {}
         if reward is not None:
             objective.reward_unit = traits(reward).unit
         if reward is not None and objective.needs.reward_gradient:
@@ -206,7 +206,7 @@ class HostBridge:
         levels = None if sigma is None else self.ranks.joined(sigma.detach().float().expand(count).to(self._advantage.device))
         return self.objective.sharpening_weights(self._advantage, levels)[self._own]
 
-    def student_fields(self, x0: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Any]:
+    def student_fields(self, x0: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
         """`signal_fields` for the student's turn, and its reward with a gradient where the objective asks for it.
 
         Args:

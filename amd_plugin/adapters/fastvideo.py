@@ -88,8 +88,6 @@ HOST.check(
      "decode_latents": "self, latents_b_t_c_h_w", "shift_and_clamp_timestep": "self, timestep"},
 )  # fmt: skip
 
-CHANNELS = 2  # of FastVideo's latents [B, T, C, H, W]
-
 _Base = DMD2Method if TYPE_CHECKING else object
 
 
@@ -287,7 +285,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         fields = {"advantage": self._score(batch), "sigma": self._sigma(predictions[0].timestep, len(fake))}
         fields |= self.bridge.student_fields(generator_pred_x0, self._prompts(batch))
         fields |= self._conditions.contrast(self._rung, predictions[0].again)
-        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields, channels=CHANNELS))
+        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields))
         self._metrics = output.metrics
         return output.loss
 

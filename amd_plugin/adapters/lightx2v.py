@@ -278,11 +278,7 @@ class Adaptive(Records):
         turn.matched = True
         advantage = self._score(turn, latents)
         cond, sigma = turn.conditional_x0(), turn.sigma
-        fields: dict[str, Any] = {
-            "sigma": sigma.float(),
-            "advantage": advantage,
-            **self.bridge.student_fields(latents, self._prompts),
-        }
+        fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.student_fields(latents, self._prompts)}
         fields |= self._conditions.contrast(self._rung, turn.fake_x0_again)
         uncond = turn.unconditional_x0(cond, x_pred_teacher, self.objective.guidance_scale)
         output = self.objective.student_loss(Signals(latents, cond, uncond, x_pred_fake_flow, **fields))

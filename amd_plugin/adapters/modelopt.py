@@ -348,10 +348,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
                 return losses
             scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
             signals = self._signals(turn.predictions, guided=scale is not None)
-            fields: dict[str, Any] = {
-                "advantage": self._score(turn),
-                **self.bridge.student_fields(signals.x0, turn.given.prompts),
-            }
+            fields = {"advantage": self._score(turn), **self.bridge.student_fields(signals.x0, turn.given.prompts)}
             args, given = turn.fake_call
             predict = super()._predict_x0
             fields |= self.conditions.contrast(self._rung(turn), lambda: predict(self.fake_score, *args, **given))

@@ -2,12 +2,13 @@
 
     outcome      o = good with probability (1 + kappa a) / 2, else bad; none for a third of the samples
     fake score   ordinary denoising, F(x_t, o)
-    direction    d = d_real - F(x_t, none) + gamma (F(x_t, good) - F(x_t, bad))
+    direction    d = d_real - F(x_t, none) + gamma P(bad | a) (F(x_t, good) - F(x_t, bad)),    P(bad | a) = (1 - kappa a) / 2
 
-The contrast F(x_t, good) - F(x_t, bad) is sigma^2 / alpha times the gradient of log P(good | x_t) / P(bad | x_t). So the
-student climbs the log-odds of success at every noise level, for a black-box reward, without a gradient through reward or
-decoder, and samples that nobody has scored climb them too. This is classifier-free guidance with the outcome as the condition,
-on the student's own distribution (docs/how-it-works.md). Of pictures and videos, what only tints or saturates is left out.
+The contrast F(x_t, good) - F(x_t, bad) is sigma^2 / alpha times the gradient of log P(good | x_t) / P(bad | x_t). Times P(bad),
+whose mean over the samples at x_t is P(bad | x_t), it is the gradient of log P(good | x_t): the student climbs the probability
+of success at every noise level, for a black-box reward, without a gradient through reward or decoder. Samples that succeed stay
+where they are. This is classifier-free guidance with the outcome as the condition, on the student's own distribution
+(docs/how-it-works.md).
 """
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from amd_plugin.maths.operators import Transform
 from amd_plugin.maths.prediction import widen
-from amd_plugin.maths.signals import Direction, Signals
+from amd_plugin.maths.signals import Direction
 
 NONE, BAD, GOOD = range(3)
 OUTCOMES = ("none", "bad", "good")
@@ -50,66 +51,20 @@ def outcomes(advantage: Tensor, draws: Tensor, kappa: float = KAPPA, none_share:
     return torch.where((draws < 0) | ~(a != 0).any(), NONE, outcome)
 
 
-def log_odds(advantage: Tensor, kappa: float = KAPPA) -> Tensor:
-    """``log P(good | a) / P(bad | a)`` [B] of samples with `advantage` [B] in [-1, 1].
+def failure_probability(advantage: Tensor, kappa: float = KAPPA) -> Tensor:
+    """``P(bad | a)`` [B] of samples with `advantage` [B] in [-1, 1].
 
     Example:
-        >>> log_odds(torch.tensor([-1.0, 0.0, 1.0]))
-        tensor([-3.6636,  0.0000,  3.6636])
+        >>> failure_probability(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([0.9750, 0.5000, 0.0250])
     """
-    return 2 * torch.atanh(kappa * widen(advantage.detach()))
-
-
-def unsaturated(contrast: Tensor, prediction: Tensor, channels: int | None = None) -> Tensor:
-    """The contrast without what only tints or saturates: its mean in each channel, and its part along the prediction.
-
-    The mean of each channel tints the whole picture. On scenes it came first in training and differed from run to run, so it is
-    taken for chance. What lies along the prediction's deviations from its own means makes light, dark and colours more extreme.
-    Adaptive projected guidance (2410.02416) takes away the part along the prediction itself. In the latents of an autoencoder
-    both are analogies, and nobody has tried them there.
-
-    Args:
-        contrast: contrast [B, C, ...]. Of points [B, D], and with one place only, it is returned as it is.
-        prediction: prediction of x0 from the same x_t, of the contrast's shape.
-        channels: dimension of the channels, as `Signals.channels`.
-
-    Example:
-        A picture of one channel: to be brighter everywhere, or where it is bright already, is taken away.
-
-        >>> picture = torch.tensor([[[[2.0, 0.0, 0.0]]]])
-        >>> unsaturated(torch.tensor([[[[0.5, 0.5, 0.5]]]]), picture)
-        tensor([[[[0., 0., 0.]]]])
-        >>> unsaturated(torch.tensor([[[[0.5, 0.5, -0.5]]]]), picture)
-        tensor([[[[ 0.0000,  0.5000, -0.5000]]]])
-    """
-    if contrast.dim() < 3:
-        return contrast
-    if channels is None:
-        channels = 2 if contrast.dim() == 3 else 1
-    ordered = contrast.movedim(channels, 1)
-    c, places = ordered.flatten(2), prediction.movedim(channels, 1).flatten(2)
-    if c.shape[2] == 1:
-        return contrast
-    c, deviations = c - c.mean(2, keepdim=True), places - places.mean(2, keepdim=True)
-    square = deviations.square().sum((1, 2), keepdim=True).clamp(min=torch.finfo(places.dtype).tiny)
-    kept = c - (c * deviations).sum((1, 2), keepdim=True) / square * deviations
-    return kept.reshape(ordered.shape).movedim(1, channels)
-
-
-def followed(signals: Signals) -> Tensor | None:
-    """The part of the contrast that samples follow [B, ...], fp32 or wider; None without a contrast.
-
-    Example:
-        >>> x0 = torch.zeros(1, 2)
-        >>> followed(Signals(x0, x0, None, x0, fake_good=x0 + 0.25, fake_bad=x0 - 0.25))
-        tensor([[0.5000, 0.5000]])
-    """
-    contrast = signals.contrast()
-    return None if contrast is None else unsaturated(contrast, widen(signals.fake.detach()), signals.channels)
+    return (1 - kappa * widen(advantage.detach())) / 2
 
 
 def guide_by_advantage(gamma: float) -> Transform:
-    """Adds the third term, gamma times `followed`, to a direction whose signals have predictions for outcomes.
+    """Adds the third term ``gamma P(bad | a) (F_good - F_bad)`` to a direction whose signals have these predictions.
+
+    Without advantages, every sample counts as one that is as likely to be good as to be bad.
 
     Args:
         gamma: scale, at least 0; 0 changes nothing. `Signals.advantage_factor` multiplies it per sample.
@@ -120,14 +75,18 @@ def guide_by_advantage(gamma: float) -> Transform:
         >>> x0 = torch.zeros(1, 1)
         >>> signals = Signals(x0, real_cond=x0 + 2, real_uncond=None, fake=x0, fake_good=x0 + 0.25, fake_bad=x0 - 0.25)
         >>> chain(dmd(), guide_by_advantage(gamma=4.0))(signals).total()
-        tensor([[4.]])
+        tensor([[3.]])
     """
 
     def transform(direction: Direction) -> Direction:
         signals = direction.signals
-        if gamma == 0 or (contrast := followed(signals)) is None:
+        contrast = signals.contrast()
+        if contrast is None or gamma == 0:
             return direction
-        factor = 1.0 if signals.advantage_factor is None else signals.per_sample(signals.advantage_factor)
-        return direction._replace(advance=gamma * factor * contrast)
+        a = torch.zeros(len(contrast), device=contrast.device) if signals.advantage is None else signals.advantage
+        scale = gamma * failure_probability(a)
+        if signals.advantage_factor is not None:
+            scale = scale * signals.advantage_factor.to(scale)
+        return direction._replace(advance=signals.per_sample(scale) * contrast)
 
     return transform

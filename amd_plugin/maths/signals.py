@@ -44,8 +44,6 @@ class Signals(NamedTuple):
             dimensions of a sample, up to a constant. 0 where x0 is a first prediction, which follows from noise alone.
         student: student's prediction of x0 from x0 itself, re-noised to its exit rung [B, ...], with its graph.
         anchor: x0 [B, ...] that the teacher's own path from the student's noise points to, for a first prediction; else None.
-        channels: dimension of the channels; None stands for 1, and for 2 in tokens [B, N, C]. It is 2 in videos whose frames
-            come before their channels.
 
     Example:
         >>> x0 = torch.tensor([[0.0], [1.0]])
@@ -73,7 +71,6 @@ class Signals(NamedTuple):
     log_density: Tensor | None = None
     student: Tensor | None = None
     anchor: Tensor | None = None
-    channels: int | None = None
 
     @property
     def joined(self) -> Tensor | None:
@@ -131,8 +128,7 @@ class Direction(NamedTuple):
         guidance_scale: the w of `guide`, before any per-sample weight.
         alpha: factor of `guide` per sample [B], set by `amd_plugin.maths.operators.adapt`; None without one.
         beta: factor of `match` per sample [B], likewise.
-        advance: advantage guidance, gamma times the contrast without tint and saturation, see
-            `amd_plugin.maths.advantage_guidance`; None without it.
+        advance: advantage guidance, gamma P(bad) (F_good - F_bad), see `amd_plugin.maths.advantage_guidance`; None without it.
     """
 
     match: Tensor

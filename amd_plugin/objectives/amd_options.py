@@ -18,7 +18,7 @@ Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 TOLERANCE = 0.5  # of a unit: one logit, where rewards are logits
-SPREADS = 1.0  # of the rewards, for advantage guidance alone: a smaller unit makes outcomes of what is only a matter of taste
+CERTAIN = 0.25  # of the spread, for advantage guidance alone: outcomes are nearly certain, which learns the contrast fastest
 LOW_NOISE: tuple[float, float] = (0.0, 0.5)
 
 
@@ -36,8 +36,8 @@ class AMDOptions(DMDOptions):
     )
     # Advantage guidance, our own
     advantage_guidance: NonNegative | Auto = option(
-        0.0, "Advantage guidance gamma, the scale at which samples follow the fake score's contrast between success and "
-        "failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
+        0.0, "Advantage guidance gamma, the scale at which failing samples follow the fake score's contrast between success "
+        "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
         needs="fake_score_outcome",
     )  # fmt: skip
     kl: NonNegative | None = option(
@@ -56,7 +56,7 @@ class AMDOptions(DMDOptions):
     )  # fmt: skip
     unit: NonNegative | Auto = option(
         "auto", "Reward difference that counts as significant, a divisor of rewards in place of their spread; 0: the spread; "
-        "auto: their running spread for advantage guidance without sharpening; else the reward's own unit, but 0 "
+        "auto: a quarter of their running spread for advantage guidance without sharpening; else the reward's own unit, but 0 "
         "if guidance is 2 or more at all levels.", group="regime", paper=0.0,
     )  # fmt: skip
     tolerance: NonNegative | Auto = option(
@@ -131,7 +131,7 @@ def unit_in_spreads(options: AMDOptions) -> float:
     if options.kl is not None:
         return REACH
     only_guides = options.advantage_guidance != 0 and options.sharpening == 0
-    return SPREADS if only_guides else 0.0
+    return CERTAIN if only_guides else 0.0
 
 
 def resolved_unit(options: AMDOptions, reward_unit: float, spread: float = 0.0) -> float:

@@ -9,11 +9,11 @@ from amd_plugin.objectives.contrast_statistics import RATIO, confidence, ratio
 log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
-SILENT = 300  # student updates before a reward counts as one that cannot be learned; scenes need 120 to 270
-TOO_STRONG, TOO_WEAK = 0.7, 0.05  # of the scaled contrast to the matching term; .7 doubled the Frechet distance of a prototype
+SILENT = 200  # student updates before a reward counts as one that cannot be learned; scenes need up to 180
+TOO_STRONG, TOO_WEAK = 0.35, 0.025  # of the scaled contrast to the matching term
 
 WARN_STRONG = (
-    "advantage guidance is %.2f times as long as the matching term, above %g, where it costs quality. Lower "
+    "advantage guidance is %.2f times as long as the matching term, above %g, where it did harm. Lower "
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_WEAK = (
@@ -45,7 +45,9 @@ class ContrastMonitor:
         if self._turns % TURNS:
             return
         length = float(ratio(sums))
-        if confidence(sums) == 0 and self._turns >= SILENT:
+        if confidence(sums) == 0:
+            if self._turns < SILENT:
+                return
             effect = (
                 "off, and so are sharpening and adaptation"
                 if automatic

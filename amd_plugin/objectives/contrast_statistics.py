@@ -1,23 +1,23 @@
 """Running measurements of the fake score's contrast between success and failure, on samples that it was not trained on.
 
-With c the part of F_good - F_bad that samples follow, the middle m = (F_good + F_bad) / 2 and an outcome y of -1 or 1, a
-calibrated fake score has ``E[2 y <c, x0 - m>] = E[|c|^2]``: samples that succeeded lie on the side that the contrast points
-to, as far as it is long. A contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, so that samples and
-noise levels count alike. With weights by the inverse square, as in a regression, a few samples at low noise would be all of
-the sum.
+With c = F_good - F_bad, the middle m = (F_good + F_bad) / 2 and an outcome y of -1 or 1, a calibrated fake score has
+``E[2 y <c, x0 - m>] = E[|c|^2]``: samples that succeeded lie on the side that the contrast points to, as far as it is long. A
+contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, so that samples and noise levels count alike.
+With weights by the inverse square, as in a regression, a few samples at low noise would be all of the sum.
 """
 
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.advantage_guidance import KAPPA, followed, log_odds
+from amd_plugin.maths.advantage_guidance import KAPPA, failure_probability
 from amd_plugin.maths.coherence import BANDS, band, by_band
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
-RATIO = 0.3  # of the scaled contrast to the matching term; on scenes a scale of 8 has .27 and .35 after 300 updates
+RATIO = 0.15  # of the scaled contrast to the matching term; on scenes .15 helps and .3 pays with the Frechet distance
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
-REST = 1.0  # largest scale at which a converged student rests
+REST = 2.0  # largest scale at which a converged student rests
+MEAN = 0.5  # of P(bad | a) over a group, whose advantages have the mean 0
 LARGEST = 100.0
 
 MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
@@ -113,7 +113,7 @@ def contrast_metrics(running: Tensor) -> dict[str, Tensor]:
 
 def ratio(sums: Tensor) -> Tensor:
     """Length of advantage guidance of scale 1 over that of matching, from `sums` [..., 5]; 0 where nothing was measured."""
-    return _quotient(sums[..., CONTRAST], sums[..., MATCH])
+    return MEAN * _quotient(sums[..., CONTRAST], sums[..., MATCH])
 
 
 def reliability(sums: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def reliability(sums: Tensor) -> Tensor:
 
 def tilt(sums: Tensor) -> Tensor:
     """Scale gamma at which the student would be at rest where it is: how far it is tilted already along the contrast."""
-    return -_quotient(sums[..., ALONG], sums[..., CONTRAST])
+    return -_quotient(sums[..., ALONG], MEAN * sums[..., CONTRAST])
 
 
 def confidence(sums: Tensor) -> Tensor:
@@ -155,20 +155,20 @@ def automatic_scale(sums: Tensor, budget: Tensor, largest: float = REST) -> Tens
 def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
     """Largest scale gamma whose fixed point is at most `nats` from the teacher, if the batch were the teacher's samples.
 
-    The fixed point is ``p (P(good) / P(bad))^gamma``; its divergence is estimated within each group and averaged over samples.
-    A batch without any difference has no limit but `LARGEST`.
+    The fixed point is ``p P(good)^gamma``; its divergence is estimated within each group and averaged over samples. A batch
+    without any difference has no limit but `LARGEST`.
 
     Args:
         advantage: advantages [B].
         groups: prompt ids [B], the same number for samples of one prompt.
         nats: largest Kullback-Leibler divergence, in nats.
     """
-    odds = log_odds(advantage.double())
+    success = torch.log1p(-failure_probability(advantage).double())
     same = (groups[:, None] == groups).double()
-    low, high = odds.new_zeros(()), odds.new_tensor(LARGEST)
+    low, high = success.new_zeros(()), success.new_tensor(LARGEST)
     for _ in range(24):
         gamma = (low + high) / 2
-        tilted = torch.where(same > 0, gamma * odds, -torch.inf).softmax(1)  # each row: the tilted group of one sample
+        tilted = torch.where(same > 0, gamma * success, -torch.inf).softmax(1)  # each row: the tilted group of one sample
         divergence = (torch.special.xlogy(tilted, tilted) + tilted * same.sum(1, keepdim=True).log()).sum(1).mean()
         low, high = torch.where(divergence < nats, gamma, low), torch.where(divergence < nats, high, gamma)
     return low
@@ -176,11 +176,11 @@ def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
 
 def _contrast_and_residual(signals: Signals) -> tuple[Tensor, Tensor] | None:
     """(c, x0 - m), both [B, D]; None without a contrast."""
-    c = followed(signals)
-    if c is None or signals.fake_good is None or signals.fake_bad is None:  # the last two for the type checker
+    contrast = signals.contrast()
+    if contrast is None or signals.fake_good is None:  # the second for the type checker: a contrast has both
         return None
-    x0, good, bad = (widen(value.detach()).flatten(1) for value in (signals.x0, signals.fake_good, signals.fake_bad))
-    return c.flatten(1), x0 - (good + bad) / 2
+    c = contrast.flatten(1)
+    return c, widen(signals.x0.detach()).flatten(1) - widen(signals.fake_good.detach()).flatten(1) + c / 2
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amd_plugin import Signals
-from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage, log_odds, outcomes, unsaturated
+from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, failure_probability, guide_by_advantage, outcomes
 from amd_plugin.maths.operators import chain, dmd, normalize
 
 GRID = torch.linspace(-5, 5, 4001).double()
@@ -46,9 +46,19 @@ def test_the_prediction_for_failures_alone_is_sharpening(alpha, sigma):
     torch.testing.assert_close(denoiser(x_t, alpha, sigma, STUDENT * BAD_SHARE), sharpened, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+def test_weighed_by_the_probability_of_failure_it_is_the_gradient_of_log_success(alpha, sigma):
+    x_t = torch.linspace(-2, 2, 41).double().requires_grad_()
+    success = posterior(x_t, alpha, sigma, STUDENT * GOOD_SHARE)[1] / posterior(x_t, alpha, sigma, STUDENT)[1]
+    (gradient,) = torch.autograd.grad(success.log().sum(), x_t)
+    contrast = denoiser(x_t, alpha, sigma, STUDENT * GOOD_SHARE) - denoiser(x_t, alpha, sigma, STUDENT * BAD_SHARE)
+    failure = (posterior(x_t, alpha, sigma, STUDENT)[0] * failure_probability(ADVANTAGE)).sum(1)  # mean over samples at x_t
+    torch.testing.assert_close(failure * contrast, sigma**2 / alpha * gradient, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 4.0])
 def test_at_low_noise_the_direction_vanishes_at_the_tilted_teacher(gamma):
-    """q* = p (P(good) / P(bad))^gamma: its direction is small beside that of the teacher's own distribution."""
+    """q* = p P(good)^gamma: its direction is small beside that of the teacher's own distribution."""
     alpha, sigma = 0.99, 0.01
     x_t = torch.linspace(-1.5, 1.5, 31).double()
     teacher = STUDENT
@@ -58,10 +68,11 @@ def test_at_low_noise_the_direction_vanishes_at_the_tilted_teacher(gamma):
             denoiser(x_t, alpha, sigma, student * share)[:, None] for share in (GOOD_SHARE, BAD_SHARE, torch.ones(()))
         )
         real = denoiser(x_t, alpha, sigma, teacher)[:, None]
-        signals = Signals(x_t[:, None], real, None, plain, fake_good=good, fake_bad=bad)
+        a = (posterior(x_t, alpha, sigma, student)[0] * ADVANTAGE).sum(1)
+        signals = Signals(x_t[:, None], real, None, plain, advantage=a, fake_good=good, fake_bad=bad)
         return chain(dmd(), guide_by_advantage(gamma))(signals).total().abs().max()
 
-    law = teacher * torch.exp(gamma * log_odds(ADVANTAGE))
+    law = teacher * GOOD_SHARE**gamma
     assert direction(law) < 0.02 * direction(teacher)
 
 
@@ -87,48 +98,12 @@ def test_the_normaliser_is_that_of_dmd():
     torch.testing.assert_close(four - plain, 4 * (one - plain))
 
 
-def test_all_samples_follow_the_contrast_whatever_their_own_reward():
-    s = signals()._replace(advantage=torch.linspace(-1, 1, 6), advantage_factor=torch.tensor([1.0] * 5 + [0]))
-    followed = chain(dmd(), guide_by_advantage(2.0))(s).advance
-    torch.testing.assert_close(followed, torch.tensor([2.0] * 5 + [0])[:, None] * s.contrast())
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 6, 5), (4, 3, 2, 6, 5)])
-def test_guidance_of_pictures_and_videos_neither_tints_nor_saturates(shape):
-    draws = torch.Generator().manual_seed(0)
-    prediction, contrast = torch.rand(shape, generator=draws), torch.randn(shape, generator=draws)
-    places = tuple(range(2, len(shape)))
-    deviations = prediction - prediction.mean(places, keepdim=True)
-    kept = unsaturated(contrast, prediction)
-    torch.testing.assert_close((kept * deviations).flatten(1).sum(1), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(kept.mean(places), torch.zeros(4, 3), atol=1e-6, rtol=0)
-    tint = torch.randn(4, 3, *[1] * len(places), generator=draws)
-    torch.testing.assert_close(unsaturated(contrast + 3 * deviations + tint, prediction), kept, atol=1e-5, rtol=1e-4)
-    for one_colour in (torch.full(shape, 0.1), torch.zeros(shape)):
-        untinted = contrast - contrast.mean(places, keepdim=True)
-        torch.testing.assert_close(unsaturated(contrast, one_colour), untinted, atol=1e-4, rtol=0)
-    s = Signals(*[prediction] * 2, None, prediction, fake_good=contrast, fake_bad=torch.zeros(shape))
-    torch.testing.assert_close(chain(dmd(), guide_by_advantage(4.0))(s).total(), 4 * kept)
-
-
-def test_channels_are_where_they_are_said_to_be():
-    draws = torch.Generator().manual_seed(0)
-    contrast, prediction = (torch.randn(2, 3, 5, 4, 4, generator=draws) for _ in range(2))
-    frames_first = unsaturated(contrast.transpose(1, 2), prediction.transpose(1, 2), channels=2)
-    torch.testing.assert_close(frames_first.transpose(1, 2), unsaturated(contrast, prediction))
-    tokens, points = (value.flatten(2).transpose(1, 2) for value in (contrast, prediction))
-    torch.testing.assert_close(unsaturated(tokens, points).transpose(1, 2), unsaturated(contrast, prediction).flatten(2))
-    s = Signals(*[prediction.transpose(1, 2)] * 2, None, prediction.transpose(1, 2), channels=2)
-    s = s._replace(fake_good=contrast.transpose(1, 2), fake_bad=torch.zeros(2, 5, 3, 4, 4))
-    torch.testing.assert_close(chain(dmd(), guide_by_advantage(1.0))(s).advance, frames_first)
-    one_place = torch.randn(4, 3, 1, 1)
-    assert torch.equal(unsaturated(one_place, torch.randn(4, 3, 1, 1)), one_place), "its mean is all that there is"
-
-
-def test_guidance_is_wider_than_predictions_of_half_precision():
-    values = [torch.randn(2, 3, 4, 4).bfloat16() for _ in range(5)]
-    s = Signals(values[0], values[1], None, values[2], fake_good=values[3], fake_bad=values[4])
-    assert chain(dmd(), guide_by_advantage(1.0))(s).advance.dtype == torch.float32
+def test_failing_samples_follow_the_contrast_and_good_ones_stay():
+    s = signals()._replace(
+        advantage=torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0, 1.0]), advantage_factor=torch.tensor([1.0] * 5 + [0])
+    )
+    weights = torch.tensor([0.975, 0.7375, 0.5, 0.2625, 0.025, 0.0])
+    torch.testing.assert_close(chain(dmd(), guide_by_advantage(2.0))(s).advance, 2 * weights[:, None] * s.contrast())
 
 
 def test_predictions_of_outcomes_are_checked():

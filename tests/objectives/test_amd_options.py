@@ -359,9 +359,9 @@ def test_guidance_alone_takes_its_unit_from_the_spread_of_rewards(guidance, own_
     objective = AMDObjective(guidance, advantage_guidance="auto", sharpening=0.0)
     objective.reward_unit = own_unit
     a = objective.advantage(scale * rewards, groups)
-    assert objective.unit == pytest.approx(float(objective.statistics.spread())) and objective.tolerance == 0
+    assert objective.unit == pytest.approx(float(objective.statistics.spread()) / 4) and objective.tolerance == 0
     torch.testing.assert_close(a, AMDObjective(guidance, unit=objective.unit / scale, tolerance=0.0).advantage(rewards, groups))
-    assert 0.1 < (a.abs() == 1).float().mean() < 0.5, "the outcomes of the best and the worst are nearly certain"
+    assert (a.abs() == 1).float().mean() > 0.5, "outcomes are nearly certain"
     assert not AMDObjective(guidance, advantage_guidance="auto", sharpening=0.0).advantage(torch.ones(32), groups).any()
     for other in ({"sharpening": 1.0}, {"advantage_guidance": 0.0}, {"unit": 0.5}):
         kept = AMDObjective(1.0, **{"advantage_guidance": "auto", "sharpening": 0.0, **other})

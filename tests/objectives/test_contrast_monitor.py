@@ -19,9 +19,9 @@ def told(caplog, gamma, contrast, agreement=1.0, automatic=False, turns=3 * TURN
 
 def test_too_strong_and_too_weak_say_what_to_set(caplog):
     (strong,) = told(caplog, gamma=10.0, contrast=0.2)
-    assert "2.00 times as long" in strong and "objective.advantage_guidance to about 1.5, or set it to auto" in strong
+    assert "1.00 times as long" in strong and "objective.advantage_guidance to about 1.5, or set it to auto" in strong
     (weak,) = told(caplog, gamma=0.1, contrast=0.2)
-    assert "0.020 times" in weak and "about 1.5" in weak
+    assert "0.010 times" in weak and "about 1.5" in weak
     assert not told(caplog, gamma=1.5, contrast=0.2)
     assert not told(caplog, gamma=10.0, contrast=0.2, automatic=True)
     assert not told(caplog, gamma=10.0, contrast=0.2, turns=TURNS - 1), "not before enough turns"
@@ -31,5 +31,5 @@ def test_rewards_that_cannot_be_learned_are_named(caplog):
     (silent,) = told(caplog, gamma=0.0, contrast=0.2, agreement=0.01, automatic=True)
     assert "cannot tell" in silent and "objective.tolerance" in silent and "off, and so are sharpening" in silent
     (noise,) = told(caplog, gamma=2.0, contrast=0.2, agreement=0.01)
-    assert "noise of 0.40 times the matching term" in noise
+    assert "noise of 0.20 times the matching term" in noise
     assert not told(caplog, gamma=2.0, contrast=0.2, agreement=0.01, turns=SILENT - 1), "a contrast takes time to be learned"

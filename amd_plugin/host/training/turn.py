@@ -64,8 +64,7 @@ def traced(values: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def without_graph(signals: Signals) -> Signals:
     """`signals` as they are, without what is needed for gradients."""
-    tensors: dict[str, Any] = {name: v.detach() for name, v in signals._asdict().items() if isinstance(v, Tensor)}
-    return signals._replace(**tensors)
+    return signals._replace(**{name: v.detach() for name, v in signals._asdict().items() if isinstance(v, Tensor)})
 
 
 def with_directions(objective: Objective, signals: Sequence[Signals], trace: Trace) -> Trace:
