@@ -74,8 +74,9 @@ def test_commands_are_understood(page, workplace):
             if whole or type(error).__name__ != "MissingParameter":  # text may name a command without its arguments
                 raise
             continue
-        if isinstance(given.get("seeds"), str):
-            parse_seeds(given["seeds"])
+        for seeds in (given.get("seeds"), given.get("select_seeds")):
+            if isinstance(seeds, str):
+                parse_seeds(seeds)
         if given.get("recipe") is not None:
             recipes.load(given["recipe"], get_plugin_manager(), given.get("overrides") or (), given.get("objective"))
 
