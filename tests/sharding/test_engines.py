@@ -22,6 +22,9 @@ from tests.sharding.engine_runs import train_all
 pytestmark = pytest.mark.timeout(600)
 
 HERE = ROOT / "tests" / "sharding"
+# Adam divides by the root of the squared gradient, so where a gradient is nearly zero another order of summation moves
+# a weight by a share of the learning rate, here 1e-3. The runs with SGD hold what is summed to 1e-6.
+ADAM = 5e-5
 ROLES = ("student", "fake_score", "ema")
 ALL = (*ROLES, "optimizer_student", "optimizer_fake_score")
 STAGES = {
@@ -88,19 +91,19 @@ def test_two_processes_are_one_on_the_joined_batch(stage, runs):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_adapters_of_networks_that_are_shared_out(stage, runs):
-    assert_same(runs / "lora-alone", runs / f"lora-{stage}", ALL, 1e-5)
+    assert_same(runs / "lora-alone", runs / f"lora-{stage}", ALL, ADAM)
     one, two = (
         load_file(runs / run / "student" / "lora" / "pytorch_lora_weights.safetensors")
         for run in ("lora-alone", f"lora-{stage}")
     )
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=ADAM)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_tables_of_rungs_and_outcomes_have_their_own_learning_rate(stage, runs):
     """Two parameter groups: each process holds a share of both, and of Adam's moments."""
-    assert_same(runs / "guided-alone", runs / f"guided-{stage}", ALL, 1e-5)
+    assert_same(runs / "guided-alone", runs / f"guided-{stage}", ALL, ADAM)
     tables = {name: value for name, value in tensors(runs / f"guided-{stage}", "fake_score").items() if ".table" in name}
     assert {name.strip(".").partition(".")[0] for name in tables} == {"rungs", "outcomes"} and all(
         value.any() for value in tables.values()
@@ -117,14 +120,14 @@ def test_in_bf16_what_is_kept_is_fp32(stage, runs):
 
 
 def test_the_twin_of_the_recipe_for_14b(runs):
-    assert_same(runs / "twin-alone", runs / "twin", ALL, 1e-5)
+    assert_same(runs / "twin-alone", runs / "twin", ALL, ADAM)
     one, two = (json.loads((runs / run / "evaluation.json").read_text()) for run in ("twin-alone", "twin"))
     assert one == pytest.approx(two, rel=1e-3)
     one, two = (
         load_file(next((runs / run / "student" / "transformer").glob("*.safetensors"))) for run in ("twin-alone", "twin")
     )
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=ADAM)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +150,12 @@ def test_resumed_in_fresh_processes_it_is_the_same_to_the_bit(name, runs, resume
 
 
 def test_one_process_goes_on_as_two(runs, resumed):
-    assert_same(runs / "twin", resumed / "twin-alone", ALL, 1e-5)
+    assert_same(runs / "twin", resumed / "twin-alone", ALL, ADAM)
 
 
 def test_two_processes_go_on_as_one(wan, runs, tmp_path):
     train_here(twin(wan), tmp_path / "run", str(runs / "twin" / "checkpoints" / "step-000001"))
-    assert_same(runs / "twin", tmp_path / "run", ALL, 1e-5)
+    assert_same(runs / "twin", tmp_path / "run", ALL, ADAM)
 
 
 def test_killed_while_all_save_it_ends_and_goes_on_from_the_checkpoint_before(wan, alone, tmp_path):
@@ -167,7 +170,7 @@ def test_killed_while_all_save_it_ends_and_goes_on_from_the_checkpoint_before(wa
     saved = checkpoint.available(tmp_path / "run" / "checkpoints")
     assert [path.name for path in saved] == ["step-000001"]
     train_here(wan, tmp_path / "run", "auto")
-    assert_same(alone, tmp_path / "run", ALL, 1e-5)
+    assert_same(alone, tmp_path / "run", ALL, ADAM)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +203,7 @@ def test_three_processes_are_one(stage, ranks, tiny, plugins):
     for rank in range(3):
         trained = load_file(ranks[2] / f"{stage}-{rank}.safetensors")
         for name, value in trainer.student.state_dict().items():
-            torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=ADAM)
 
 
 @pytest.mark.parametrize("stage", STAGES)
