@@ -21,7 +21,7 @@ from PIL import Image
 from amd_plugin import get_plugin_manager
 from amd_plugin.evaluate.comparison.result import FILE, Comparison, run_folder
 from amd_plugin.evaluate.report.judged import judged
-from amd_plugin.host.student.load import load_student
+from amd_plugin.host.running.run_folder import saved_config
 
 ARMS = {"DMD": "dmd", "AMD": "amd"}
 GREEN, RED = "#2f9e44", "#e03131"
@@ -59,7 +59,7 @@ def main() -> None:
     given = parser.parse_args()
     found, plugins = Comparison.from_file(given.runs / FILE), get_plugin_manager()
     runs = {title: run_folder(given.runs, arm, found.seeds[0]) for title, arm in ARMS.items()}
-    config = load_student(runs["DMD"], plugins).recipe.config
+    config = saved_config(runs["DMD"])
     shown = judged(
         config, {f"{title}, {config.model.student_steps} steps": run for title, run in runs.items()}, found.seeds[0], plugins
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ from typing import Any, cast
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
-from amd_plugin.errors import InputError, unreadable_is_input_error
+from amd_plugin.errors import InputError
 from amd_plugin.evaluate.colours import COLOURS
 from amd_plugin.evaluate.comparison import result
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
@@ -22,9 +21,8 @@ from amd_plugin.evaluate.report.judged import judged
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_cost, run_log
 from amd_plugin.host.running.folder_kind import check_run
-from amd_plugin.host.running.run_folder import SECTIONS, about, repair, results
+from amd_plugin.host.running.run_folder import about, repair, results, saved_config
 from amd_plugin.plugins import PluginManager
-from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS
 
 # Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
@@ -79,7 +77,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     comparison = Comparison.from_file(folder / result.FILE)
     seeds = comparison.seeds
     runs = {arm: [run_folder(folder, arm, seed) for seed in seeds] for arm in comparison.arms}
-    config = _config(runs[comparison.baseline][0])
+    config = saved_config(runs[comparison.baseline][0])
     with_curves = [arm for arm in runs if "@" not in arm][: len(COLOURS)]
     shown = with_curves[:4]
     held_out = held_out_names(config, comparison.teacher)
@@ -112,7 +110,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
 def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     check_run(folder, comparison=result.FILE)
     repair(folder)
-    config, known = _config(folder), about(folder)
+    config, known = saved_config(folder), about(folder)
     lines = run_log.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     curves = {known.objective: [lines]}
     evaluation = results(folder)
@@ -267,13 +265,6 @@ def _caveat(config: RecipeConfig) -> str:
         f"{' '.join(f'--set data.{name}=0' for name in ('label_noise', 'outliers') if name in config.data.options)} "
         "the teacher is reliable, and AMD's gain is small."
     )
-
-
-def _config(folder: Path) -> RecipeConfig:
-    check_run(folder)
-    path = folder / "config.yaml"
-    with unreadable_is_input_error(f"{path}: cannot be read"):
-        return RecipeConfig.model_validate_json(json.dumps(Source(path).read(SECTIONS)), strict=True)
 
 
 def _signals(curves: figures.Curves) -> dict[str, str]:

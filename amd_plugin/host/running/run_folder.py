@@ -23,8 +23,9 @@ from pydantic import BaseModel
 
 import amd_plugin
 from amd_plugin.atomic import is_draft, sweep, write_text
+from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import State
 from amd_plugin.host.running.folder_kind import check_run, is_run
@@ -219,6 +220,14 @@ def repair(output: Path) -> None:
 def about(output: Path) -> About:
     """What run.json says of the run in `output`; raises InputError where it cannot be read."""
     return _about(output / "run.json")
+
+
+def saved_config(output: Path) -> RecipeConfig:
+    """The recipe in config.yaml of the run in `output`; raises InputError without one that can be read."""
+    check_run(output)
+    path = output / "config.yaml"
+    with unreadable_is_input_error(f"{path}: cannot be read"):
+        return RecipeConfig.model_validate_json(json.dumps(Source(path).read(SECTIONS)), strict=True)
 
 
 def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = (), objective: str | None = None) -> Recipe:
