@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from amd_plugin.config import RecipeConfig, RewardConfig
+from amd_plugin.config import ModelConfig, RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Needs, Objective
 from amd_plugin.models.embedded.shapes import check_network
@@ -124,6 +124,11 @@ def _identity(reward: RewardConfig) -> str:
     return json.dumps(reward.model_dump(mode="json", exclude=fields), sort_keys=True)
 
 
+# Options of a pipeline on disk or on the hub, and those of any pipeline, of which mlp and dit have none.
+OF_A_PATH = ("revision", "variant", "pipeline", "pixels", "frames", "reward_pixels")
+OF_A_PIPELINE = ("negative_prompt", "text_length", "decoder", "student_from")
+
+
 def _check_model(config: RecipeConfig, source: Source) -> None:
     model = config.model
     if (model.path is None) == (model.network is None):
@@ -140,9 +145,11 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
             message = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
             other = "or merge it into a pipeline of its own for model.path"
             source.problem(("model", key), f"{message}, {other}; got {lora.path!r}")
-    if model.reward_pixels is not None and model.path is None:
-        message = "shrinks a pipeline's latents before they are decoded; needs model.path"
-        source.problem(("model", "reward_pixels"), f"{message}, got {list(model.reward_pixels)}")
+    if model.network is not None:
+        for key in (*OF_A_PATH, *(OF_A_PIPELINE if model.network in ("mlp", "dit") else ())):
+            if (value := getattr(model, key)) != ModelConfig.model_fields[key].default:
+                got = list(value) if isinstance(value, tuple) else value
+                source.problem(("model", key), f"is for a pipeline at model.path, and this network is made here; got {got!r}")
     if model.rung_conditioning and model.student_steps == 1:
         message = "tells the steps of a student apart, and model.student_steps is 1; leave it out"
         source.problem(("model", "rung_conditioning"), f"{message}, got true")

@@ -227,7 +227,7 @@ def test_rewards_may_see_fewer_pixels(piped, plugins):
         ("train.aggregation=mean", "train.aggregation: must be 'sum_then_normalize' or 'normalize_then_sum'"),
         ("train.max_failed_rewards=0", "train.max_failed_rewards: must be greater than 0"),
         ("train.stop_on_hacking=true", "train.stop_on_hacking: needs at least four held-out evaluations"),
-        ("model.reward_pixels=[8, 8]", "model.reward_pixels: shrinks a pipeline's latents"),
+        ("model.reward_pixels=[8, 8]", "model.reward_pixels: is for a pipeline at model.path"),
     ],
 )
 def test_what_a_recipe_cannot_say(tiny, override, said):
