@@ -33,6 +33,7 @@ from amd_plugin.evaluate.comparison.compare import compare
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.comparison.tables import markdown, spread, time_to_quality
 from amd_plugin.evaluate.directions import ARROWS, Direction
+from amd_plugin.host.run import train
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.plugins import PluginManager, get_plugin_manager
@@ -45,6 +46,7 @@ RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "evidence.md"
 def run(name: str, study: Study, output: Path, workers: int | None, console: Console) -> None:
     """Runs the missing runs of a study, and writes its numbers."""
     plugins = get_plugin_manager()
+    study = started(name, study, output, plugins, console)
     config = load(study.recipe, plugins, study.settings).config
     chosen = arms(study.objectives, plugins, config.rewards, ablate=study.ablate, tune=study.tune, more=study.more)
     folder, seeds = output / name, parse_seeds(study.seeds)
@@ -73,10 +75,20 @@ def check(name: str, study: Study, output: Path, console: Console) -> dict[str, 
     On the machine that made the table both are equal to the bit. Others round differently, and training magnifies that.
     """
     plugins = get_plugin_manager()
+    study = started(name, study, output, plugins, console)
     committed = Comparison.from_file(RESULTS / f"{name}.json")
     seed, arm = committed.seeds[0], Arm(committed.baseline, study.objectives[0], family=committed.baseline)
     made = compare(study.recipe, [arm], [seed], study.settings, output / name, plugins, workers=1, console=console)
     return {metric: (committed.arms[arm.name][metric][0], made.arms[arm.name][metric][0]) for metric in committed.held_out}
+
+
+def started(name: str, study: Study, output: Path, plugins: PluginManager, console: Console) -> Study:
+    """The study with the student that its arms start from, if it has one; its run is made where it is missing."""
+    if study.start is None:
+        return study
+    folder = output.absolute() / f"{name}_start"
+    train(load(study.recipe, plugins, study.start, study.objectives[0]), plugins, folder, resume="auto", console=console)
+    return replace(study, settings=(*study.settings, f"model.student_from={folder / 'student'}"))
 
 
 def _to_teacher(study: Study, scale: float, seed: int, run: Path, plugins: PluginManager) -> float:

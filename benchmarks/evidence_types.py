@@ -24,6 +24,7 @@ class Study:
         tune: grid of values that every arm is tuned over, ``key=v1,v2`` each.
         ablate: whether AMD's parts and the control arms run too.
         followed: guidance scale of the teacher whose samples the students are also compared with; None for no comparison.
+        start: overrides of a run of the baseline, from whose student all arms start; None to start from the teacher.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Study:
     tune: tuple[str, ...] = ()
     ablate: bool = False
     followed: float | None = None
+    start: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
