@@ -153,6 +153,8 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
         try:
             if trainer.step:
                 step.end()  # a run that was stopped may have left something undone
+            elif train.fake_warmup:
+                step.warm_up()
             while trainer.step < train.max_steps:
                 factors = hook.distill_strength_schedule(step=trainer.step, max_steps=train.max_steps, metrics=run_log.last)
                 run_log.add(trainer.cycle(math.prod(factors), run_log.last))
@@ -182,6 +184,19 @@ class _Step:
         self._trainer, self._evaluate, self._log, self._output = trainer, evaluate, run_log, output
         self._preemption = preemption
         self._saved: int | None = trainer.step  # the step whose checkpoint holds all that was due after it
+
+    def warm_up(self) -> None:
+        """Trains the fake score before the first step. Call on every process.
+
+        Raises:
+            Preempted: after a signal; there is nothing to save yet.
+        """
+        trainer = self._trainer
+        with self._log.pausing(f"training the fake score, {trainer.train.fake_warmup} updates before the student's first"):
+            for done in trainer.warm_up():
+                if signum := self._preemption.requested(trainer.accelerator):
+                    begins = f"begin again with: amd-plugin train --resume {self._output}"
+                    raise Preempted(f"stopped after {done} updates of the fake score, which are not saved; {begins}", signum)
 
     def end(self) -> None:
         """Does what is due after the trainer's step and not done yet. Call on every process.

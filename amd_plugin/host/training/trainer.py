@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -103,7 +103,7 @@ class Trainer:
         self.forward, self.rollouts, self.scoring = setup.forward, setup.rollouts, setup.scoring
         self.memory, self.adversary = setup.memory, setup.adversary
         self.non_finite = NonFinitePolicy(self.train)
-        self.step, self.mid_cycle = 0, False
+        self.step, self.mid_cycle, self._warm_ups = 0, False, 0
 
     @property
     def rewards(self) -> RewardSet | None:
@@ -122,8 +122,8 @@ class Trainer:
         """
         self.mid_cycle = True
         self.objective.schedule_factor = schedule_factor
-        for warm_up in range(0 if self.step else self.train.fake_warmup):
-            self.fake_score_turn(0, warm_up)
+        for _ in self.warm_up():
+            pass
         self.rollouts.begin(self.step)
         metrics: Metrics = {}
         for update in range(self.train.fake_updates):
@@ -134,6 +134,14 @@ class Trainer:
         self.ema.update()
         self.mid_cycle = False
         return metrics
+
+    def warm_up(self) -> Iterator[int]:
+        """Updates the fake score `fake_warmup` times before the first cycle, which does it otherwise; yields after each."""
+        while self.step == 0 and self._warm_ups < self.train.fake_warmup:
+            self.mid_cycle = True
+            self.fake_score_turn(0, self._warm_ups)
+            self._warm_ups += 1
+            yield self._warm_ups
 
     def fake_score_turn(self, update: int, warm_up: int | None = None) -> Metrics:
         """Updates the fake score, and the discriminator if there is one.

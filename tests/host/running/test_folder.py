@@ -1,5 +1,6 @@
 """The run's folder: what it holds, and what happens when it is not what the run expects."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import signal
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from rich.console import Console
 from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError, MissingDependency, RunError
@@ -15,6 +17,7 @@ from amd_plugin.host import checkpoint, run
 from amd_plugin.host.running.dry_run import dry_run
 from amd_plugin.host.running.preemption import Preempted
 from amd_plugin.host.running.run_folder import finished
+from amd_plugin.host.training.trainer import Trainer
 
 
 def test_what_a_run_leaves(tiny, plugins, tmp_path):
@@ -107,6 +110,32 @@ def test_signals_stop_at_a_step_boundary_with_a_checkpoint(tiny, plugins, tmp_pa
     straight = run.train(tiny(), plugins, tmp_path / "straight")
     assert run.train(tiny(), plugins, folder, resume="auto") == straight
     assert signal.getsignal(signum) == before
+
+
+def test_a_signal_is_answered_while_the_fake_score_warms_up(tiny, plugins, tmp_path, monkeypatch):
+    recipe, updates = tiny("train.fake_warmup=5"), []
+    monkeypatch.setattr(run, "Trainer", lambda *arguments: updates_counted(Trainer(*arguments), updates))
+    folder, console = tmp_path / "run", Console(file=io.StringIO(), width=200)
+    with pytest.raises(Preempted, match="stopped after 2 updates of the fake score, which are not saved; begin again with"):
+        run.train(recipe, plugins, folder, console=console)
+    assert updates == [0, 1] and "training the fake score, 5 updates before the student's first" in console.file.getvalue()
+    assert not checkpoint.available(folder / "checkpoints")
+    monkeypatch.undo()
+    assert run.train(recipe, plugins, folder, resume="auto") == run.train(recipe, plugins, tmp_path / "straight")
+
+
+def updates_counted(trainer, updates):
+    """`trainer`, which notes its updates of the fake score, and whose second one gets a signal."""
+    turn = trainer.fake_score_turn
+
+    def counted(update, warm_up=None):
+        updates.append(warm_up)
+        if len(updates) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return turn(update, warm_up)
+
+    trainer.fake_score_turn = counted
+    return trainer
 
 
 def test_errors_survive_the_way_back_from_a_worker():
