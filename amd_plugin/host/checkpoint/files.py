@@ -113,8 +113,9 @@ def save(
         if not writes:
             return path
         write_json(draft / "state.json", {"step": step, "rest": rest, **state})
-        sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": checksums(draft)})
+        written = checksums(draft).items()
+        sizes, digests = {name: size for name, (size, _) in written}, {name: digest for name, (_, digest) in written}
+        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": digests})
     for old in () if partial else (*available(folder)[:-keep], *partials(folder, before=step)):
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -191,7 +192,8 @@ def check(path: Path) -> Manifest:
 def verify(path: Path) -> None:
     """Reads every file of a checkpoint; raises InputError, saying what is wrong, unless all are as they were written."""
     manifest = check(path)
-    if problem := changed(path, {name: manifest.checksums[name] for name in manifest.files if manifest.checksums}):
+    digests = manifest.checksums
+    if problem := changed(path, {name: (size, digests[name]) for name, size in manifest.files.items() if name in digests}):
         raise InputError(f"checkpoint {path}: is damaged: {problem}. {ADVICE}")
 
 

@@ -160,6 +160,13 @@ def test_state_from_a_file_is_input(saved, file, content):
         checkpoint.load(path)
 
 
+def test_a_manifest_of_the_first_format_need_not_have_checksums_of_all_files(saved):
+    manifest = json.loads((saved / "manifest.json").read_text()) | {"format": 1}
+    del manifest["checksums"]["state.json"]
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.load(saved)[1]["step"] == 4
+
+
 @pytest.fixture
 def saved(tmp_path):
     return checkpoint.save(tmp_path, 4, {"student": torch.nn.Linear(2, 2).state_dict()}, {}, keep=1)
