@@ -2,8 +2,8 @@
 
     python benchmarks/mutations.py --tries 3000
 
-Anything but an end in words is a finding: a traceback, another exit code than 0, 1 or 2, or more than five minutes. What was
-found is kept below --output. Changed are a run, a comparison, the dump of an update that was not finite, and the cache, which
+Anything but an end in words is a finding: a traceback, another exit code than 0, 1 or 2, or more than two minutes of a
+processor, or half an hour of a clock: machines that do this are busy. What was found is kept below --output. Changed are a run, a comparison, the dump of an update that was not finite, and the cache, which
 no command may need. Manifests are made to fit, as by somebody who knows the format. `benchmarks/fuzz.py` is faster, and reads
 the same files without the commands around them.
 """
@@ -157,7 +157,8 @@ def command(name: str, folder: Path, printed: Path) -> int:
         file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        signal.alarm(300)  # machines that do this are busy
+        signal.setitimer(signal.ITIMER_PROF, 120)
+        signal.alarm(1800)
         os.environ["AMD_PLUGIN_CACHE"] = str(folder / "cache")
         sys.argv = ["amd-plugin", *map(str, COMMANDS[name](folder))]
         cli.main()
