@@ -113,9 +113,7 @@ def save(
         if not writes:
             return path
         write_json(draft / "state.json", {"step": step, "rest": rest, **state})
-        written = checksums(draft).items()
-        sizes, digests = {name: size for name, (size, _) in written}, {name: digest for name, (_, digest) in written}
-        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": digests})
+        write_manifest(draft)
     for old in () if partial else (*available(folder)[:-keep], *partials(folder, before=step)):
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -284,6 +282,13 @@ def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
 
 def _read(path: Path, name: str, kind: type[BaseModel]) -> Any:
     return read(path / name, kind, ADVICE, f"checkpoint {path}")
+
+
+def write_manifest(path: Path) -> None:
+    """Writes the manifest of all other files in `path`."""
+    written = {name: of_file for name, of_file in checksums(path).items() if name != "manifest.json"}
+    sizes, digests = ({name: of_file[part] for name, of_file in written.items()} for part in (0, 1))
+    write_json(path / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": digests})
 
 
 def write_json(path: Path, content: Any) -> None:
