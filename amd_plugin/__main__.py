@@ -1,6 +1,21 @@
-"""``python -m amd_plugin`` is ``amd-plugin``."""
+"""``amd-plugin``, and ``python -m amd_plugin``: the command line with the time in which it is imported."""
 
-from amd_plugin.cli import main
+import signal
+import sys
+
+from amd_plugin import interrupts
+
+
+def main() -> None:
+    """Runs the command line; a signal while its imports still go on ends it in one line too."""
+    interrupts.answer()
+    try:
+        from amd_plugin import cli
+    except interrupts.Interrupted as end:
+        print(interrupts.WORDS[signal.Signals(end.args[0])], file=sys.stderr)
+        sys.exit(128 + end.args[0])
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

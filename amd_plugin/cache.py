@@ -82,7 +82,7 @@ def _fill(folder: Path, make: Callable[[Path], None], description: str) -> None:
 def _problem(folder: Path) -> str:
     """What is wrong with a folder of the cache; empty where it is as it was made."""
     try:
-        return changed(folder, read(folder / CHECKSUMS, dict[str, str], "It is made anew"))
+        return changed(folder, read(folder / CHECKSUMS, dict[str, tuple[int, str]], "It is made anew"))
     except InputError as error:
         return str(error)
 

@@ -24,16 +24,19 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """Name relative to `folder` -> checksum, of every file below it; raises OSError where one cannot be read."""
+def checksums(folder: Path) -> dict[str, tuple[int, str]]:
+    """Name relative to `folder` -> (bytes, checksum), of every file below it; raises OSError where one cannot be read."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, checksum(path)) for path in files}
 
 
-def changed(folder: Path, expected: Mapping[str, str]) -> str:
+def changed(folder: Path, expected: Mapping[str, tuple[int, str]]) -> str:
     """What has become of one of the files in `folder` since `checksums` gave `expected`; empty where all are as they were."""
-    for name, digest in expected.items():
+    for name, (size, digest) in expected.items():
         try:
+            # First, since a file with holes may have more bytes than can be read in a day.
+            if (actual := regular(folder / name).stat().st_size) != size:
+                return f"{name} should have {size} bytes, got {actual}"
             if checksum(folder / name) != digest:
                 return f"the bytes of {name} are not those that were written"
         except OSError as error:

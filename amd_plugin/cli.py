@@ -609,6 +609,8 @@ def main() -> None:
             out.silence()
             err.silence()
         sys.exit(code)
+    finally:
+        interrupts.ignore()  # all is done: in Python's own last steps a signal would only be a traceback
 
 
 if __name__ == "__main__":

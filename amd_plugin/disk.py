@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from amd_plugin.errors import causes
+
 log = logging.getLogger(__name__)
 
 REMEDIES = {
@@ -48,13 +50,12 @@ class NotWritten(OSError):
 
 def refusal(error: BaseException | None) -> OSError | None:
     """The refusal of a disk that `error` is or comes from; None where it has another reason."""
-    while error is not None:
-        if isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in ONLY_OF_WRITING):
-            return error
-        code = number(error)
+    for cause in causes(error):
+        if isinstance(cause, NotWritten) or (isinstance(cause, OSError) and cause.errno in ONLY_OF_WRITING):
+            return cause
+        code = number(cause)
         if code in ONLY_OF_WRITING:
             return OSError(code, os.strerror(code))
-        error = error.__cause__
     return None
 
 

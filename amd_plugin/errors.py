@@ -54,6 +54,15 @@ def in_words(error: BaseException) -> str:
         return f"{kind}, which cannot be printed ({type(failure).__name__})"
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it comes from, each once: the chain of others' exceptions may be a ring (``raise error from error``)."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the candidate nearest to `word`, or an empty string."""
     near = get_close_matches(word, list(candidates), n=1)

@@ -2,10 +2,11 @@
 
     python benchmarks/mutations.py --tries 3000
 
-Anything but an end in words is a finding: a traceback, another exit code than 0, 1 or 2, or more than five minutes. What was
-found is kept below --output. Changed are a run, a comparison, the dump of an update that was not finite, and the cache, which
-no command may need. Manifests are made to fit, as by somebody who knows the format. `benchmarks/fuzz.py` is faster, and reads
-the same files without the commands around them.
+Anything but an end in words is a finding: a traceback, another exit code than 0, 1 or 2, or more than two minutes of a
+processor, or half an hour of a clock: machines that do this are busy. What was found is kept below --output. Changed are a
+run, a comparison, the dump of an update that was not finite, and the cache, which no command may need. Manifests are made to
+fit, as by somebody who knows the format. `benchmarks/fuzz.py` is faster, and reads the same files without the commands around
+them.
 """
 
 import argparse
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 import yaml  # noqa: E402
 
 from amd_plugin import cli  # noqa: E402
-from amd_plugin.checksums import checksums  # noqa: E402
+from amd_plugin.host.checkpoint import write_manifest  # noqa: E402
 
 IMPORTED = (
     "evaluate.comparison.compare", "evaluate.report.report", "evaluate.students.evaluation", "host.run",
@@ -140,13 +141,6 @@ def mutated(name: str, content: bytes, draws: random.Random) -> bytes:
     return json.dumps(other_value(json.loads(content), draws)).encode()
 
 
-def fit(checkpoint: Path) -> None:
-    """Writes the manifest of a checkpoint or a dump anew."""
-    sums = {name: digest for name, digest in checksums(checkpoint).items() if name != "manifest.json"}
-    sizes = {name: (checkpoint / name).stat().st_size for name in sums}
-    (checkpoint / "manifest.json").write_text(json.dumps({"format": 2, "files": sizes, "checksums": sums}))
-
-
 def command(name: str, folder: Path, printed: Path) -> int:
     """Runs a command in a process of its own, with the cache in `folder`; its exit code, or minus the signal that ended it."""
     gc.freeze()  # what is imported is not looked through, and so not copied, in every child
@@ -157,7 +151,8 @@ def command(name: str, folder: Path, printed: Path) -> int:
         file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        signal.alarm(300)  # machines that do this are busy
+        signal.setitimer(signal.ITIMER_PROF, 120)
+        signal.alarm(1800)
         os.environ["AMD_PLUGIN_CACHE"] = str(folder / "cache")
         sys.argv = ["amd-plugin", *map(str, COMMANDS[name](folder))]
         cli.main()
@@ -199,7 +194,7 @@ def main() -> int:
         name = str(changed.relative_to(folder))
         changed.write_bytes(mutated(name, changed.read_bytes(), draws))
         if pattern.startswith((NEWEST, DUMP)) and changed.name != "manifest.json":
-            fit(changed.parent)
+            write_manifest(changed.parent)
         if draws.random() < 0.5:  # nothing else to go on from
             shutil.rmtree(folder / "run" / "checkpoints" / "step-000002")
         if not name.endswith("evaluation.json"):

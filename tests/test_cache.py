@@ -37,6 +37,7 @@ HARM = {
     "empty": lambda path: path.write_bytes(b""),
     "gone": lambda path: path.unlink(),
     "a flipped byte": lambda path: path.write_bytes(b"0123x56789"),
+    "too many bytes to be read in a day": lambda path: os.truncate(path, 1 << 42),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
     "checksums cut": lambda path: (path.parent / "checksums.json").write_text('{"weights": "12'),

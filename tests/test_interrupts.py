@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -125,3 +127,19 @@ def test_a_teacher_that_is_being_trained_leaves_nothing(signum, code, signals, t
     assert ended == code and "Traceback" not in printed
     assert not (tmp_path / "run").exists()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"] == []
+
+
+WHILE_IT_IS_IMPORTED = """
+class Sent:
+    def find_spec(self, name, *rest):
+        name == "typer" and os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Sent())
+"""
+AT_ITS_END = "atexit.register(os.kill, os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(("when", "code", "said"), [(WHILE_IT_IS_IMPORTED, 130, "interrupted\n"), (AT_ITS_END, 0, "")])
+def test_neither_the_imports_nor_the_end_of_python_is_a_traceback(when, code, said):
+    program = f"import atexit, os, signal, sys\n{when}\nfrom amd_plugin.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (code, said)

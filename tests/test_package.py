@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 # Floors, from the ground up: a place imports from floors below its own, and from itself. `host` and `evaluate` have wings, which
 # are places of their own; so is every file and folder at the top.
 FLOORS = [
+    {"errors"},
     {
         "busy",
         "choices",
         "disk",
-        "errors",
         "evaluate.colours",
         "evaluate.directions",
         "hookspecs",

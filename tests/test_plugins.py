@@ -348,6 +348,19 @@ def test_an_exception_that_cannot_be_printed_is_told_everywhere_else(plugins, ti
         plugins.make_objective("mute")
 
 
+def test_an_exception_that_is_its_own_cause_ends_a_run_in_words(plugins, tiny, tmp_path):
+    from amd_plugin.errors import RunError
+    from amd_plugin.host import run
+
+    def sampler(sigma, **given):
+        error = ValueError("around")
+        raise error from error
+
+    plugins.register(plugin(distill_sigma_sampler=lambda: sampler), "ring")
+    with pytest.raises(RunError, match="ValueError: around\nStopped in step 1"):
+        run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
+
+
 @pytest.mark.parametrize("factor", [float("nan"), -0.1, 1.5, float("inf"), True, "1", [1.0]])
 def test_a_strength_that_is_none_sets_its_plugin_aside(plugins, factor):
     plugins.register(plugin(distill_strength_schedule=lambda: factor), "odd")

@@ -24,7 +24,7 @@ from huggingface_hub import HfApi, errors, utils
 
 from amd_plugin import cache
 from amd_plugin.data.row_readers import FileRows, RowReader, StreamRows
-from amd_plugin.errors import InputError, did_you_mean
+from amd_plugin.errors import InputError, causes, did_you_mean
 
 # Only an empty field is missing: pandas would take prompts that read NA or None for missing, too.
 _TABLE: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -253,10 +253,9 @@ def _declared(data: Any, split: str) -> int | None:
 
 def _cause(error: BaseException) -> str:
     """The first exception of a chain, in one line."""
-    while error.__cause__:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}"
+    *_, first = causes(error)
+    lines = str(first).strip().splitlines() or ["no reason given"]
+    return f"{type(first).__name__}: {lines[0].rstrip('.')}"
 
 
 def _is_media(kind: Any) -> bool:

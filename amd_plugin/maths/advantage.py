@@ -15,6 +15,7 @@ Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 Squash = Literal["clip", "tanh"] | None
 
 EPS = 1e-4
+LARGEST = 1e15  # of a reward: the squares of more, summed over a batch, are infinite in fp32
 
 
 def group_advantage(
@@ -28,8 +29,8 @@ def group_advantage(
 ) -> Tensor:
     """``a_i = squash(shrink((r_i - mean_g) / (max(std, std_floor) + 1e-4)))`` for each sample i of group g.
 
-    A reward that is NaN or infinite stands for a failed one: it counts in no mean or spread and gets advantage 0. A group
-    whose rewards are all equal gets exactly 0. With several ranks, gather the rewards first: groups may span ranks.
+    A reward that is NaN, infinite or beyond 1e15 stands for a failed one: it counts in no mean or spread and gets advantage 0.
+    A group whose rewards are all equal gets exactly 0. With several ranks, gather the rewards first: groups may span ranks.
 
     Args:
         reward: rewards [B], higher is better, any unit.
@@ -171,12 +172,12 @@ def group_std(reward: Tensor, groups: Tensor) -> Tensor:
 
 
 def _statistics(reward: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each sample [B]: its reward minus its group's mean, the group's spread, and whether the reward is finite.
+    """For each sample [B]: its reward minus its group's mean, the group's spread, and whether it has a reward.
 
-    The difference is exactly 0 where the group's finite rewards are all equal, and where the reward is not finite.
+    The difference is exactly 0 where the group's rewards are all equal, and where there is none.
     """
     reward = widen(reward.detach())
-    valid = torch.isfinite(reward)
+    valid = reward.abs() <= LARGEST
     members, index = torch.unique(groups, return_inverse=True)
     empty = torch.zeros(len(members), dtype=reward.dtype, device=reward.device)
     count = empty.index_add(0, index, valid.to(reward.dtype))

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from amd_plugin.atomic import replaced_file
 from amd_plugin.cache import root
+from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
+from amd_plugin.json_files import read
 from amd_plugin.models.family import Condition
 from amd_plugin.models.prompt_lengths import Beyond, beyond, total, warn
 from amd_plugin.models.quiet import quiet
@@ -87,7 +89,7 @@ class EmbeddingFiles:
         """
         path = self.path(prompt, negative)
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(regular(path), "pt") as file:
                 expected = (file.metadata() or {}).get(CHECKSUM)
             condition = load_file(path)
         except (OSError, SafetensorError):
@@ -128,12 +130,13 @@ class EmbeddingFiles:
                 draft.write_text(json.dumps(parts))
 
     def noted_longer(self, prompt: str, negative: bool = False) -> dict[str, Beyond]:
-        """What `note_longer` noted; empty for a prompt that fits."""
+        """What `note_longer` noted; empty for a prompt that fits, and with a warning where the note cannot be read."""
+        note = self._note(prompt, negative)
         try:
-            noted = json.loads(self._note(prompt, negative).read_text())
-        except (OSError, ValueError):
+            return read(note, dict[str, Beyond], "Whether its prompt is too long is not known") if note.exists() else {}
+        except InputError as error:
+            log.warning("prompt embeddings %s", error)
             return {}
-        return {name: Beyond(*values) for name, values in noted.items()}
 
     def _note(self, prompt: str, negative: bool) -> Path:
         return self.path(prompt, negative).with_suffix(".longer.json")

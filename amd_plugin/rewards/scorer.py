@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amd_plugin.config import REWARD_CONTEXT, RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError, in_words
+from amd_plugin.maths.advantage import LARGEST
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.protocol import present, traits
@@ -126,6 +127,8 @@ def context_of(factory: Callable[..., Any], task: Any, plugins: PluginManager | 
 def as_scores(values: Any, count: int) -> Tensor:
     """Scores [B] fp32 from a tensor, an array or a sequence in which None means "no score" and becomes NaN.
 
+    So does what is infinite, or too large for a spread in fp32 (`LARGEST`).
+
     Raises:
         TypeError: for anything else.
         ValueError: for another number of values than `count`.
@@ -144,7 +147,8 @@ def as_scores(values: Any, count: int) -> Tensor:
         raise ValueError(f"must return one value per sample, shape ({count},), got {tuple(scores.shape)}")
     if scores.is_complex():
         raise TypeError(f"must return real numbers, got {scores.dtype}")
-    return scores.detach().float()
+    scores = scores.detach().float()
+    return torch.where(scores.abs() <= LARGEST, scores, torch.nan)
 
 
 def _networks(reward: Any, depth: int = 2) -> list[nn.Module]:

@@ -50,7 +50,7 @@ def test_squashed_advantages_stay_within_the_limit(values, size, squash, limit):
     assert (got.abs() <= limit * (1 + 1e-6)).all()
 
 
-@given(rewards, st.integers(2, 6), st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 100))
+@given(rewards, st.integers(2, 6), st.sampled_from([math.nan, math.inf, -math.inf, 3e38, -1e20]), st.integers(0, 100))
 def test_a_failed_reward_is_neutral_and_silent(values, size, bad, index):
     reward, groups = torch.tensor(values), groups_of(len(values), size)
     index %= len(values)

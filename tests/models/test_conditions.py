@@ -1,6 +1,7 @@
 """Embedded prompts: what the pipelines themselves would use, made once, by one process, and then without text encoders."""
 
 import gc
+import os
 import weakref
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.backbone import load_backbone
-from amd_plugin.models.conditions import PromptConditions
+from amd_plugin.models.conditions import EmbeddingFiles, PromptConditions
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.tasks import TASKS
 
@@ -130,6 +131,18 @@ def test_a_file_that_was_cut_short_or_has_changed_is_made_again(broken, conditio
     for name in before:  # a prompt embedded alone differs in the last bits from one in a batch
         torch.testing.assert_close(before[name], after[name], rtol=1e-5, atol=1e-6)
     assert load_file(path).keys() == before.keys()
+
+
+def test_a_pipe_is_not_waited_for_and_a_damaged_note_is_told(caplog):
+    files = EmbeddingFiles({})
+    files.write(["a fox"], {"embeds": torch.ones(1, 2)})
+    assert files.read("a fox") is not None and files.noted_longer("a fox") == {}
+    path = files.path("a fox")
+    path.unlink()
+    os.mkfifo(path)
+    path.with_suffix(".longer.json").write_text("[1]")
+    assert files.read("a fox") is None and files.noted_longer("a fox") == {}
+    assert "longer.json: cannot be read: Input should be an object" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(conditioned, tmp_path):

@@ -16,9 +16,10 @@ from amd_plugin.host.checkpoint.files import (
     step_of,
     tensors_on,
     verify,
+    write_manifest,
 )
 
 __all__ = [
     "available", "check", "find", "load", "name_of", "newest", "partials", "read_state", "save", "step_of", "tensors_on",
-    "verify",
+    "verify", "write_manifest",
 ]  # fmt: skip

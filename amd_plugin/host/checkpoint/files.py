@@ -113,8 +113,7 @@ def save(
         if not writes:
             return path
         write_json(draft / "state.json", {"step": step, "rest": rest, **state})
-        sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-        write_json(draft / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": checksums(draft)})
+        write_manifest(draft)
     for old in () if partial else (*available(folder)[:-keep], *partials(folder, before=step)):
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -191,7 +190,8 @@ def check(path: Path) -> Manifest:
 def verify(path: Path) -> None:
     """Reads every file of a checkpoint; raises InputError, saying what is wrong, unless all are as they were written."""
     manifest = check(path)
-    if problem := changed(path, {name: manifest.checksums[name] for name in manifest.files if manifest.checksums}):
+    digests = manifest.checksums
+    if problem := changed(path, {name: (size, digests[name]) for name, size in manifest.files.items() if name in digests}):
         raise InputError(f"checkpoint {path}: is damaged: {problem}. {ADVICE}")
 
 
@@ -282,6 +282,13 @@ def _join(flat: Mapping[str, Tensor | LazyTensor], rest: Any) -> Any:
 
 def _read(path: Path, name: str, kind: type[BaseModel]) -> Any:
     return read(path / name, kind, ADVICE, f"checkpoint {path}")
+
+
+def write_manifest(path: Path) -> None:
+    """Writes the manifest of all other files in `path`."""
+    written = {name: of_file for name, of_file in checksums(path).items() if name != "manifest.json"}
+    sizes, digests = ({name: of_file[part] for name, of_file in written.items()} for part in (0, 1))
+    write_json(path / "manifest.json", {"format": FORMAT, "files": sizes, "checksums": digests})
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -151,6 +151,8 @@ class RunLog:
         self._window.clear()
         self.last = dict(zip(names, means.tolist(), strict=True))
         self.record(step, self.last)
+        if not self._updates:  # the run goes on with another interval, and has timed none of these updates
+            return self.last
         self._pause()
         self._resumed_at = time.monotonic()
         each, memory = self._seconds / self._updates, _gigabytes()

@@ -18,7 +18,7 @@ from amd_plugin.errors import RunError
 
 log = logging.getLogger(__name__)
 
-NOT_FINITE = "NaN, infinite or None"
+NOT_FINITE = "NaN, None or beyond 1e15"
 
 
 class FailurePolicy:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straigh
         file.write('{"step": 3, "half a li')
     run.train(tiny(*EVERY), plugins, folder, resume="auto")
     same(straight, folder)
+
+
+@pytest.mark.parametrize("changed", ["train.log_every=2", "train.max_steps=4"])
+def test_a_line_that_is_due_before_the_first_update_of_a_run_that_goes_on(changed, straight, tiny, plugins, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000006")
+    run.train(tiny(*EVERY, changed), plugins, tmp_path / "run", resume="auto")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/student" in line][:2] == [3, 4]
 
 
 @pytest.mark.parametrize(("signum", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, 3), (signal.SIGTERM, 6)])
@@ -158,6 +168,13 @@ def test_state_from_a_file_is_input(saved, file, content):
         (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="Use an earlier one"):
         checkpoint.load(path)
+
+
+def test_a_manifest_of_the_first_format_need_not_have_checksums_of_all_files(saved):
+    manifest = json.loads((saved / "manifest.json").read_text()) | {"format": 1}
+    del manifest["checksums"]["state.json"]
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.load(saved)[1]["step"] == 4
 
 
 @pytest.fixture

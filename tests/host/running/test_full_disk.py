@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,11 +64,29 @@ def test_what_can_be_made_again_is_done_without(name, straight, tiny, plugins, t
     same(straight, tmp_path / "run")
 
 
+def no_room(file):
+    """`file` on a disk that has room for 50 bytes more.
+
+    A limit of the operating system holds for the whole process: another thread, and pytest that keeps what is printed, meet it too.
+    """
+    left = [50]
+
+    def write(content):
+        if not left[0]:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        taken = file.write(content[: left[0]])
+        left[0] -= taken
+        return taken
+
+    return SimpleNamespace(write=write, fileno=file.fileno, truncate=file.truncate)
+
+
 def test_lines_wait_for_room(straight, tiny, plugins, tmp_path, monkeypatch, caplog):  # noqa: F811
     original = LineFile.add
 
     def add(file, line):
-        with no_file_above(100):
+        with monkeypatch.context() as patch:
+            patch.setattr(file, "_file", no_room(file._file))
             original(file, line)
 
     monkeypatch.setattr(LineFile, "add", add)
@@ -80,7 +99,8 @@ def test_a_checkpoint_vouches_for_no_line_that_is_not_there(straight, tiny, plug
     original, folder = LineFile._write, tmp_path / "run"
 
     def write(file):
-        with no_file_above(100):
+        with monkeypatch.context() as inner:
+            inner.setattr(file, "_file", no_room(file._file))
             original(file)
 
     with monkeypatch.context() as patch:

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from amd_plugin import get_plugin_manager
 from amd_plugin import recipe as recipes
-from amd_plugin.checksums import checksums
 from amd_plugin.errors import InputError, RunError
-from amd_plugin.host import run
+from amd_plugin.host import checkpoint, run
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.student.export import export_run
 from tests.helpers.recipes import TINY
@@ -47,13 +46,6 @@ def saved(folder):
     return next((folder / "checkpoints").iterdir())
 
 
-def with_manifest_that_fits(checkpoint):
-    """As from somebody who knows the format."""
-    sums = {name: digest for name, digest in checksums(checkpoint).items() if name != "manifest.json"}
-    sizes = {name: (checkpoint / name).stat().st_size for name in sums}
-    (checkpoint / "manifest.json").write_text(json.dumps({"format": 2, "files": sizes, "checksums": sums}))
-
-
 @pytest.mark.parametrize("role", ["student", "ema"])
 @pytest.mark.parametrize("repeats", [True, False])  # whether a copy would stretch it until it fits
 def test_weights_of_another_shape(role, repeats, folder):
@@ -62,7 +54,7 @@ def test_weights_of_another_shape(role, repeats, folder):
     name = next(name for name, value in tensors.items() if value.dim() == 2)
     tensors[name] = tensors[name][:1].clone() if repeats else torch.zeros(*tensors[name].shape, 2)
     save_file(tensors, file)
-    with_manifest_that_fits(saved(folder))
+    checkpoint.write_manifest(saved(folder))  # as from somebody who knows the format
     for action in (lambda: export_run(folder, PLUGINS), lambda: resumed(folder)):
         with pytest.raises(InputError, match=r"does not fit (.|\n)*Use an earlier one"):
             action()

@@ -29,7 +29,7 @@ def failing(share, kind="none"):
         if kind == "raises":
             raise OSError("the server is gone")
         values = media.flatten(1)[:, 0].clone()
-        values[: int(share * len(media))] = {"none": torch.nan, "inf": torch.inf}[kind]
+        values[: int(share * len(media))] = {"none": torch.nan, "inf": torch.inf, "huge": 3e38}[kind]
         return values
 
     return reward
@@ -122,7 +122,7 @@ def test_a_pool_changes_no_bit_of_a_run(tiny, with_rewards, name, size, override
         assert torch.equal(one, two), part
 
 
-@pytest.mark.parametrize("kind", ["none", "inf"])
+@pytest.mark.parametrize("kind", ["none", "inf", "huge"])
 @pytest.mark.parametrize("on_error", ["raise", "neutral"])
 def test_samples_without_a_number_are_counted_and_told_once(tiny, with_rewards, tmp_path, caplog, kind, on_error):
     recipe = tiny(f"rewards=[{{name: failing, share: 0.25, kind: {kind}, on_error: {on_error}}}]")
@@ -132,7 +132,7 @@ def test_samples_without_a_number_are_counted_and_told_once(tiny, with_rewards, 
     assert last["reward_failed/failing"] == last["objective/failed_rewards"] == 0.25
     assert torch.isfinite(torch.tensor(last["reward/failing"]))
     assert [record.message for record in caplog.records if "failing" in record.message] == [
-        "reward 'failing': NaN, infinite or None: on 25% of a batch's samples, which get advantage 0; counted as "
+        "reward 'failing': NaN, None or beyond 1e15: on 25% of a batch's samples, which get advantage 0; counted as "
         "reward_failed/failing; logged once"
     ]
 
@@ -141,7 +141,7 @@ def test_a_reward_that_keeps_failing_ends_the_run(tiny, with_rewards, tmp_path):
     common = ("train.failed_rewards_window=6", "train.max_failed_rewards=0.4", "train.checkpoint_every=1")
     recipe = tiny(*common, "rewards=[{name: classifier}, {name: failing, share: 0.5}]")
     with pytest.raises(
-        RunError, match=r"'failing' failed on 50% of the samples of the last 6 batches.*0\.4: NaN, infinite or None"
+        RunError, match=r"'failing' failed on 50% of the samples of the last 6 batches.*0\.4: NaN, None or beyond 1e15"
     ):
         run.train(recipe, with_rewards, tmp_path / "run")
     assert [path.name for path in checkpoint.available(tmp_path / "run" / "checkpoints")] == ["step-000001"]
