@@ -148,8 +148,9 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
     if model.network is not None:
         for key in (*OF_A_PATH, *(OF_A_PIPELINE if model.network in ("mlp", "dit") else ())):
             if (value := getattr(model, key)) != ModelConfig.model_fields[key].default:
-                got = list(value) if isinstance(value, tuple) else value
-                source.problem(("model", key), f"is for a pipeline at model.path, and this network is made here; got {got!r}")
+                written = list(value) if isinstance(value, tuple) else value
+                message = f"is for a pipeline at model.path, and this network is made here; got {written!r}"
+                source.problem(("model", key), message)
     if model.rung_conditioning and model.student_steps == 1:
         message = "tells the steps of a student apart, and model.student_steps is 1; leave it out"
         source.problem(("model", "rung_conditioning"), f"{message}, got true")
