@@ -487,7 +487,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found, indent=1))
         return
     for row in found:
-        say(f"{row['name']}: {row['purpose']}")
+        out.print(f"{row['name']}: {row['purpose']}", highlight=False, markup=False)  # a terminal wraps it between words
 
 
 @recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")

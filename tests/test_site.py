@@ -144,6 +144,13 @@ def test_settings_exist(page):
     assert named - {"objective.advantage_guidance_form"} <= settings()  # of an earlier commit, as its page says
 
 
+def test_every_key_of_a_recipe_is_on_its_page_with_a_meaning():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    assert [name for name, meaning in rows if not meaning] == []
+    of_objectives = {name for name in settings() if name.startswith("objective.")}
+    assert {name.split(".")[-1] for name in settings() - of_objectives if "." in name} <= {name for name, _ in rows}
+
+
 def documented_names():
     """Patterns of the names that the page lists, with its placeholders in capitals."""
     rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs/reading-a-run.md").read_text(), re.MULTILINE)

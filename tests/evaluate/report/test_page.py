@@ -165,7 +165,9 @@ def test_charts_have_their_numbers():
     assert width < 800 and height > 700, "four in a row, as elsewhere: more cannot be read"
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome", "chromium-browser"))), None
+)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
