@@ -27,8 +27,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # One seed each, and scenes stop after a fifth of their updates: this shows what runs look like, and docs/evidence.md what comes out.
 SCENES ?= 60
 demo: install
-	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 1 --output $(OUTPUT)/modes2d
-	$(BIN)/amd-plugin compare scenes --objectives dmd,amd --seeds 1 --output $(OUTPUT)/scenes \
+	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 1 --no-report --output $(OUTPUT)/modes2d
+	$(BIN)/amd-plugin compare scenes --objectives dmd,amd --seeds 1 --no-report --output $(OUTPUT)/scenes \
 		--set train.max_steps=$(SCENES) --set train.evaluate_every=$(SCENES) --set evaluate.samples=240
 	$(BIN)/amd-plugin report $(OUTPUT)/scenes $(OUTPUT)/modes2d --output $(OUTPUT)/report.html
 

@@ -212,6 +212,7 @@ def compare(
     output: Annotated[Path | None, typer.Option(help="folder of the comparison", show_default="runs/compare-RECIPE")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes", show_default="one per core")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without a question, however long it takes")] = False,
+    report: Annotated[bool, typer.Option(help="whether to write a report; amd-plugin report writes one of several")] = True,
     as_json: AsJson = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -219,7 +220,6 @@ def compare(
     from amd_plugin.evaluate.comparison import compare as comparison
     from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
     from amd_plugin.evaluate.comparison.tables import terminal_table
-    from amd_plugin.evaluate.report.report import write_report
 
     if select_seeds is not None and not tune:
         raise InputError("--select-seeds: there is nothing to choose; name what to tune with --tune")
@@ -233,14 +233,17 @@ def compare(
         select=() if select_seeds is None else parse_seeds(select_seeds, "--select-seeds"),
     )  # fmt: skip
     page = folder / "report.html"
-    with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}"):
-        write_report([folder], page, plugins)
+    if report:
+        from amd_plugin.evaluate.report.report import write_report
+
+        with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}"):
+            write_report([folder], page, plugins)
     if as_json:
         typer.echo(result.as_json())
         return
     show_whole(terminal_table(result))
-    for what, path in (("table", folder / "compare.md"), ("report", page)):
-        if path.is_file():
+    for what, path in (("table", folder / "compare.md"), ("report", page if report else None)):
+        if path is not None and path.is_file():
             say(f"{what}: {path}")
 
 
@@ -484,7 +487,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found, indent=1))
         return
     for row in found:
-        say(f"{row['name']}: {row['purpose']}")
+        out.print(f"{row['name']}: {row['purpose']}", highlight=False, markup=False)  # a terminal wraps it between words
 
 
 @recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")

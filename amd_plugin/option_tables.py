@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from amd_plugin.options import Group, metadata
+
+LONGEST = 80  # characters of a default that a table of keys shows
 
 
 def table(model: type[BaseModel], group: Group | None = None, *, without: Collection[str] = ()) -> str:
@@ -31,6 +35,33 @@ def table(model: type[BaseModel], group: Group | None = None, *, without: Collec
     return "\n".join(lines)
 
 
+def keys(model: type[BaseModel], described: Callable[..., Any] | None = None) -> str:
+    """A Markdown table of the keys of a recipe's section.
+
+    Args:
+        model: model of the section.
+        described: function or class whose docstring has the meaning of keys without a description of their own.
+    """
+    meanings = {} if described is None else arguments(described)
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        first, *others = values_of(field.annotation).split(" or ")
+        values = " or ".join([first + _interval(field.metadata), *others])
+        default = "required" if field.is_required() else _as_written(field.get_default(call_default_factory=True)) or '""'
+        default = default if len(default) <= LONGEST else f"{default[:LONGEST]}..."
+        cells = (values, default, field.description or meanings.get(name, ""))
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, str]:
+    """Parameter -> its line under ``Args:`` in the docstring of a function or a class."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section[1] if section else "", re.MULTILINE)
+    lines = {names: " ".join(text.replace("``", "`").split()).removesuffix(".") for names, text in entries}
+    return {name: text for names, text in lines.items() for name in names.split(", ")}
+
+
 def values_of(annotation: Any) -> str:
     """The values of a type, in words, e.g. ``"number in [0, 1) or auto"``."""
     if annotation is None or annotation is type(None):
@@ -42,7 +73,12 @@ def values_of(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin is tuple:
-        return "[low, high]"
+        if ... not in arguments:
+            return "[low, high]" if values_of(arguments[0]) == "number" else "two values"
+    if origin in (list, tuple):
+        return f"list of {values_of(arguments[0])}"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "keys of its own"
     if arguments:
         return " or ".join(map(values_of, arguments))
     return {float: "number", int: "integer", bool: "true, false", str: "text"}.get(annotation, "any value")
@@ -60,4 +96,6 @@ def _interval(bounds: Iterable[Any]) -> str:
 
 def _as_written(value: Any) -> str:
     """A value as it is written in a recipe."""
+    if isinstance(value, BaseModel):
+        return "its defaults"
     return value if isinstance(value, str) else json.dumps(value)

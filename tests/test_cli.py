@@ -15,6 +15,7 @@ from amd_plugin import recipe
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.arms import arms
+from tests.helpers.documentation import ROOT
 from tests.helpers.recipes import ON_THE_COMMAND_LINE as TINY
 
 
@@ -28,6 +29,11 @@ def test_train_and_its_report(cli, tmp_path):
         assert waiting in printed
     assert f"student: {folder / 'student'}" in printed and f"amd-plugin evaluate {folder}" in printed
     html = (folder / "report.html").read_text()
+    page = (ROOT / "docs" / "run-files.md").read_text()
+    documented = {
+        name.split("/")[0] for cell in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE) for name in re.findall("`(.*?)`", cell)
+    }
+    assert {file.name for file in folder.iterdir()} <= documented
     assert html.count("data:image/png;base64,") == 4 and "deliberately unreliable" in html and html.count("<script") == 1
 
     code, printed = cli("train", "modes2d", *TINY, "--output", folder)
@@ -134,6 +140,18 @@ def test_machine_readable_output_is_nothing_but_json(cli, tmp_path, capfd):
     code, printed = cli("doctor", "--json")
     # What DeepSpeed logs while it is imported goes to the other stream, which the fixture puts behind.
     assert {"what", "found", "ok"} == set(json.JSONDecoder().raw_decode(printed)[0][0])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_recipes_are_listed_in_80_columns_on_a_terminal_and_a_line_each_in_a_file(monkeypatch, terminal):
+    from amd_plugin import cli as module
+
+    written = io.StringIO()
+    monkeypatch.setattr(module, "out", module.PlainConsole(file=written, width=80, force_terminal=terminal))
+    module.list_recipes()
+    lines, found = written.getvalue().splitlines(), {name: recipe.purpose(path) for name, path in recipe.shipped().items()}
+    assert " ".join(" ".join(lines).split()) == " ".join(f"{name}: {purpose}" for name, purpose in found.items())
+    assert max(map(len, lines)) <= 80 if terminal else len(lines) == len(found)
 
 
 @pytest.mark.parametrize(("width", "terminal"), [(80, False), (80, True), (40, True)])

@@ -28,13 +28,15 @@ def test_the_readmes_trainer():
 
 
 def test_the_hooks_pages_plugins(plugins):
-    code = "\n".join(block for block in blocks("docs/hooks.md", "python") if "hookimpl" in block)
+    shown = blocks("docs/hooks.md", "python")
+    (by_hand,), (subclass,) = (
+        [block for block in shown if word in block] for word in ("manager.register", "class WithRewards")
+    )
+    code = "import amd_plugin\n" + "\n".join(block for block in shown if block not in (by_hand, subclass))
     module = types.ModuleType("documented")
-    exec("import amd_plugin\n" + code, module.__dict__)
+    exec(code, module.__dict__)
     plugins.register(module, "documented")
-    (by_hand,) = (block for block in blocks("docs/hooks.md", "python") if "manager.register" in block)
     exec(by_hand, {"amd_plugin": amd_plugin, "my_plugin": types.ModuleType("my_plugin")})
-    (subclass,) = (block for block in blocks("docs/hooks.md", "python") if "class WithRewards" in block)
     exec(subclass, names := {"__name__": "documented"})
     assert names["WithRewards"](1.0).needs.reward and names["WithRewards"](1.0).needs.group_size == 2
     factors = module.distill_advantage_schedule(torch.tensor([0.2, 0.8]), step=1, max_steps=4)

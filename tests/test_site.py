@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import types
 
 import pytest
@@ -19,26 +18,22 @@ from jsonschema import Draft202012Validator
 from tests.helpers.documentation import ROOT, blocks
 from tests.helpers.training import trained
 
-TUTORIALS = [f"docs/tutorials/{path.name}" for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 OF_ONES_OWN = ("saturation", "landscape")  # rewards that their page writes
 PLACEHOLDERS = {"RECIPE": "digits", "N": "1"}
 PAGES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
 PAGES.remove("docs/cli.md")  # made from the command line itself
-GUIDES = ["docs/index.md", "docs/choosing.md", "docs/reading-a-run.md", "docs/troubleshooting.md"]
+OWN = [page for page in PAGES if not re.search("/hosts|/upstream|/adapters", page)]  # others name settings of other toolkits
+SYMPTOMS = ("Over-saturation", "Collapse", "The fake score oscillates", "Nothing happens", "Reward hacking", "Out of memory")
 
 
-def code_blocks(page, language):
-    """Blocks inside of list items too, without their indentation."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    return [textwrap.dedent(code) for _, code in found]
-
-
-def commands(page):
-    """(words, whether it stands in a block and so is whole) of every `amd-plugin` command line of a page."""
-    lines = [line for language in ("bash", "") for code in code_blocks(page, language) for line in code.splitlines()]
-    named = re.findall(r"`(amd-plugin [^`]+)`", (ROOT / page).read_text())
-    found = [(line, True) for line in lines] + [(line, False) for line in named]
-    return [(shlex.split(line, comments=True)[1:], whole) for line, whole in found if line.startswith("amd-plugin ")]
+def commands(page, program="amd-plugin"):
+    """(words after the program, whether it stands in a block and so is whole) of every command line of a page."""
+    shown = [code for language in ("bash", "") for code in blocks(page, language)]
+    shown += re.findall(r"^ {4}.*(?:\n {4}.*)*", (ROOT / page).read_text(), re.MULTILINE)  # Markdown's code without a fence
+    lines = [line.strip() for code in shown for line in code.replace("\\\n", " ").splitlines()]
+    named = re.findall(rf"`({program} [^`]+)`", (ROOT / page).read_text())
+    found = dict.fromkeys([(line, True) for line in lines] + [(line, False) for line in named])
+    return [(shlex.split(line, comments=True)[1:], whole) for line, whole in found if line.startswith(f"{program} ")]
 
 
 @pytest.fixture
@@ -50,8 +45,9 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setenv("AMD_PLUGIN_LOAD", os.environ["AMD_PLUGIN_LOAD"])  # --plugin adds to it
     recipes.copy("sdxl_4step", tmp_path / "mine.yaml")
     recipes.copy("wan21_14b_zero3", tmp_path)
-    (reward,) = code_blocks("docs/tutorials/your-own-reward.md", "python")
+    (reward,) = blocks("docs/tutorials/your-own-reward.md", "python")
     (tmp_path / "my_reward.py").write_text(reward)
+    (tmp_path / "prompts.txt").write_text("a fox")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
@@ -60,7 +56,7 @@ def test_commands_are_understood(page, workplace):
     from amd_plugin import get_plugin_manager
     from amd_plugin import recipe as recipes
     from amd_plugin.cli import app
-    from amd_plugin.evaluate.comparison.arms import parse_seeds
+    from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
 
     group = typer.main.get_command(app)
     for arguments, whole in commands(page):
@@ -78,14 +74,31 @@ def test_commands_are_understood(page, workplace):
             if isinstance(seeds, str):
                 parse_seeds(seeds)
         if given.get("recipe") is not None:
-            recipes.load(given["recipe"], get_plugin_manager(), given.get("overrides") or (), given.get("objective"))
+            plugins, overrides = get_plugin_manager(), given.get("overrides") or ()
+            loaded = recipes.load(given["recipe"], plugins, overrides, given.get("objective"))
+            if command.name == "compare":
+                chosen = {"ablate": given["ablate"], "tune": given["tune"] or (), "more": given["arm"] or ()}
+                for arm in arms(given["objectives"].split(","), plugins, loaded.config.rewards, **chosen):
+                    recipes.load(given["recipe"], plugins, (*overrides, *arm.overrides), arm.objective)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page, "yaml") and "/hosts/" not in page])
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "python") and "/hosts/" not in page])
+def test_scripts_have_what_is_typed(page):
+    """Each lies in the repository, and its code has the subcommands and options; a benchmark's own scorer does not."""
+    for (file, *rest), whole in commands(page, "python"):
+        if file.startswith(("benchmarks/", "docs/", "examples/")):
+            code = (ROOT / file).read_text()
+            words = [word.split("=")[0] for word in rest if word.startswith("--") or (word == rest[0] and "." not in word)]
+            assert [word for word in words if word not in code and word.removeprefix("--").replace("-", "_") not in code] == []
+        else:
+            assert whole and page == "docs/evaluation.md", file
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml") and "/hosts/" not in page])
 def test_sections_of_recipes_are_right(page):
     """By the schema that editors use, which knows the options of tasks and rewards; the host pages have tests of their own."""
     schema = Draft202012Validator(json.loads((ROOT / "recipes" / "recipe.schema.json").read_text()))
-    for code in code_blocks(page, "yaml"):
+    for code in blocks(page, "yaml"):
         problems = [problem for problem in schema.iter_errors(yaml.safe_load(code)) if problem.validator != "required"]
         assert [problem.message for problem in problems if problem.instance not in OF_ONES_OWN] == [], code
 
@@ -99,7 +112,7 @@ def test_the_trainers_tutorial_runs():
 
 
 def test_the_rewards_tutorial_runs(plugins):
-    (code,) = code_blocks("docs/tutorials/your-own-reward.md", "python")
+    (code,) = blocks("docs/tutorials/your-own-reward.md", "python")
     module = types.ModuleType("documented")
     exec(code, module.__dict__)
     plugins.register(module, "documented")
@@ -123,12 +136,19 @@ def settings():
     return set(under(schema, ""))
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, *GUIDES])
+@pytest.mark.parametrize("page", OWN)
 def test_settings_exist(page):
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     sections = "model|data|objective|train|evaluate|distributed"
     named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)[`=:]", text)) - {"evaluate.rewards"}
-    assert named <= settings()
+    assert named - {"objective.advantage_guidance_form"} <= settings()  # of an earlier commit, as its page says
+
+
+def test_every_key_of_a_recipe_is_on_its_page_with_a_meaning():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    assert [name for name, meaning in rows if not meaning] == []
+    of_objectives = {name for name in settings() if name.startswith("objective.")}
+    assert {name.split(".")[-1] for name in settings() - of_objectives if "." in name} <= {name for name, _ in rows}
 
 
 def documented_names():
@@ -149,6 +169,18 @@ def test_names_of_the_log_are_those_of_the_page(tiny, plugins):
     for name, pattern in patterns.items():
         words = [re.sub(r"_?(NAME|BAND|LEVEL|EDGE)", "", part) for part in name.split("/")]
         assert any(pattern.fullmatch(one) for one in logged) or all(word in code for word in words), name
+
+
+def test_each_symptom_names_what_shows_it_and_what_to_change():
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    patterns = documented_names().values()
+    for symptom in SYMPTOMS:
+        shown, _, change = sections[symptom].partition("**Change**" if "**Change**" in sections[symptom] else "change |")
+        names = re.findall(r"`(\w+/[\w/]+|hacking_alarm)`", sections[symptom])
+        assert "**Shown by**" in shown and (names or "amd-plugin plan" in shown), symptom
+        assert [name for name in names if not any(pattern.fullmatch(name) for pattern in patterns)] == [], symptom
+        assert re.search(r"`(objective|train|model)\.\w+", change), symptom
 
 
 @pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="the group docs of pyproject.toml is not installed")

@@ -76,8 +76,15 @@ Results = dict[tuple[str, int], Metrics]
 
 
 def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
-    """A pool of `workers` processes with `threads` threads each."""
-    return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,))
+    """A pool of `workers` processes with `threads` threads each, which all start at once.
+
+    Left alone, a pool starts a process when a job finds none idle. A single teacher would then be trained before the second
+    worker began its imports, and these take seconds.
+    """
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,))
+    for _ in range(workers):
+        pool.submit(_ready)
+    return pool
 
 
 def cores() -> int:
@@ -210,6 +217,10 @@ def _plugins() -> PluginManager:
 def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     on_parent_exit(_stop)
+
+
+def _ready() -> None:
+    """Nothing, in a worker that has started."""
 
 
 def _stop() -> None:

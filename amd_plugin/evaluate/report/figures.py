@@ -82,6 +82,7 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
                     axes.axvline(alarms[0], color=palette[arm], linestyle=":", linewidth=1.2)
         axes.set_title(title, fontsize=10)
         _plain(axes)
+        axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
         axes.set_xlabel("student updates", fontsize=8)
     _legend(figure)
     return _chart(figure, "student updates", numbers)

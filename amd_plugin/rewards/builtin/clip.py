@@ -146,7 +146,11 @@ def pickscore(
     frames: Count = 4,
     batch_size: Count = 32,
 ) -> ClipReward:
-    """`ClipReward` with PickScore's weights, and the tokenizer and image processor of the model it was trained from."""
+    """`ClipReward` with PickScore's weights, and the tokenizer and image processor of the model it was trained from.
+
+    Args:
+        path, processor, revision, dtype, frames, batch_size: as for `clip`.
+    """
     return ClipReward(path, processor, revision, dtype, frames, batch_size)
 
 

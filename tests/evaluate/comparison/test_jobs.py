@@ -1,6 +1,7 @@
 """What a comparison says while its runs are made."""
 
 import io
+import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +34,16 @@ def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
         results = run_jobs(pool, work, [Job("modes2d", (), tmp_path, seed) for seed in (0, 1)], console)
     assert results == {("teacher", 0): {"tv": 0.5}, ("teacher", 1): {"tv": 0.5}}
     assert "0 of 2 finished" in said.getvalue() and "[2/2] teacher, seed 1: tv 0.500" in said.getvalue()
+
+
+def test_all_workers_start_before_the_first_job():
+    before = set(multiprocessing.active_children())
+    pool = jobs.worker_pool(2, threads=1)
+    started = set(multiprocessing.active_children()) - before
+    for process in started:
+        process.kill()  # what they import takes seconds, and nothing is asked of them
+    pool.shutdown(cancel_futures=True)
+    assert len(started) == 2
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("3,5", [3, 5]), ("5,", [5]), ("0,", [0])])
