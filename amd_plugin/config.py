@@ -163,6 +163,9 @@ class ModelConfig(Strict):
     text_length: int | None = Field(None, ge=1, description="padded length of prompts in tokens, if the pipeline has a choice")
     decoder: str | None = Field(None, description="folder or hub id of an AutoencoderTiny, a faster decoder for rewards")
     student_from: str | None = Field(None, description="pipeline with the student's initial network; by default the teacher's")
+    fake_score_from: str | None = Field(
+        None, description="folder of a run, or of one of its checkpoints, with the initial fake score; by default the teacher"
+    )
 
     network: Literal["mlp", "dit", "sdxl", "wan"] | None = Field(
         None,

@@ -244,9 +244,16 @@ def _student_from(path: str, teacher: Any, family: Family, families: Mapping[str
         classes = f"is a {students.network}, and the teacher a {family.network}"
         raise OptionError("student_from", f"{path} {classes}; student and teacher must be of one class")
     network = source.network(students, teacher.dtype)
-    ours, theirs = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (network, teacher))
-    if ours != theirs:
-        name = next(n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n))
-        shapes = f"{name} is {ours.get(name)} there and {theirs.get(name)} in the teacher"
+    if shapes := misfit(dict(network.named_parameters()), dict(teacher.named_parameters()), "the teacher"):
         raise OptionError("student_from", f"{path} does not fit: {shapes}; their configs must be the same")
     return network
+
+
+def misfit(theirs: Mapping[str, Any], ours: Mapping[str, Any], name_of_ours: str) -> str:
+    """The first tensor whose shapes differ, in words; empty where all are alike."""
+    shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (theirs, ours)]
+    for name in sorted({*theirs, *ours}):
+        there, here = (part.get(name) for part in shapes)
+        if there != here:
+            return f"{name} is {there or 'not'} there and {here or 'not'} in {name_of_ours}"
+    return ""

@@ -145,6 +145,9 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
             message = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
             other = "or merge it into a pipeline of its own for model.path"
             source.problem(("model", key), f"{message}, {other}; got {lora.path!r}")
+    if model.fake_score_from is not None and (config.distributed.teacher != "none" or config.distributed.trained == "zero3"):
+        message = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
+        source.problem(("model", "fake_score_from"), f"{message}; got {model.fake_score_from!r}")
     if model.network is not None:
         for key in (*OF_A_PATH, *(OF_A_PIPELINE if model.network in ("mlp", "dit") else ())):
             if (value := getattr(model, key)) != ModelConfig.model_fields[key].default:

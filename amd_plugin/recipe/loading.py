@@ -25,8 +25,8 @@ from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
 
 # Keys with paths, which may be relative to the recipe's folder.
-FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "decoder"),
-         ("model", "teacher_lora"), ("model", "student_lora"), ("model", "fake_score_lora"))  # fmt: skip
+FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "fake_score_from"),
+         ("model", "decoder"), ("model", "teacher_lora"), ("model", "student_lora"), ("model", "fake_score_lora"))  # fmt: skip
 
 
 @dataclass

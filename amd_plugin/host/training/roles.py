@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from accelerate import Accelerator
 
 from amd_plugin.errors import InputError
+from amd_plugin.host import checkpoint
 from amd_plugin.host.training.learner import EngineLearner, Learner, RoleOptimizer
-from amd_plugin.models.backbone import Backbone
+from amd_plugin.models.backbone import Backbone, misfit
 from amd_plugin.models.ema import EMA
 from amd_plugin.models.roles import Role, StartNetworks, make_roles
-from amd_plugin.models.step_conditioning import conditions
+from amd_plugin.models.step_conditioning import conditions, in_outcomes
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.sharding.engine import EngineSettings
@@ -70,6 +72,8 @@ def build_roles(
     loras = {role: read_layers() for role, read_layers in backbone.loras.items()}
     start = StartNetworks(base, backbone.student, read, conditioned, loras)
     roles = make_roles(model, start, train.seed, whole=stage != "zero3")
+    if model.fake_score_from is not None:
+        _start_fake_score(roles["fake_score"], Path(model.fake_score_from))
     if not shared:
         roles["teacher"] = Role(placed(module=base), frozen=True)
     for role in (roles["student"], roles["fake_score"]):
@@ -89,6 +93,25 @@ def build_roles(
     sharded = stage != "none" or (shared and config.distributed.teacher != "none")
     ema = EMA(roles["student"], train.ema)
     return Roles(roles["student"], roles["fake_score"], roles["teacher"], learners, ema, stage != "none", sharded)
+
+
+def _start_fake_score(role: Role, folder: Path) -> None:
+    """Gives the fake score the weights that one has in a run's `folder`, or in one of its checkpoints.
+
+    Either may have a table of outcomes that the other lacks: without its rows both are the same network.
+    """
+    try:
+        path = checkpoint.find(folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
+        checkpoint.verify(path)
+        saved = checkpoint.load(path, lazy=True)[0]["fake_score"]
+    except InputError as error:
+        raise InputError(f"model.fake_score_from: {error}") from error
+    own = role.state_dict()
+    tables = {name: value for name, value in own.items() if in_outcomes(name)}
+    state = tables | {name: value for name, value in saved.items() if name in own or not in_outcomes(name)}
+    if shapes := misfit(state, own, "this run's fake score"):
+        raise InputError(f"model.fake_score_from: {path} does not fit: {shapes}; model must be the same there")
+    role.load_state_dict(state)
 
 
 def _enable_checkpointing(network: Any) -> None:

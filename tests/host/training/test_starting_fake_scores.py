@@ -1,0 +1,54 @@
+"""A fake score that starts from the one of another run, whether both are conditioned on the outcome or not."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from amd_plugin.errors import InputError
+from amd_plugin.host import run
+from amd_plugin.host.training.trainer import Trainer
+
+GUIDED = "objective.advantage_guidance=4"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of a run of DMD and of one of AMD with advantage guidance, two steps each."""
+    from amd_plugin import get_plugin_manager, recipe
+    from tests.helpers.recipes import TINY
+
+    folder, plugins = tmp_path_factory.mktemp("runs"), get_plugin_manager()
+    for name, objective, more in (("dmd", "dmd", ()), ("amd", "amd", (GUIDED,))):
+        run.train(recipe.load("modes2d", plugins, (*TINY, "train.max_steps=2", *more), objective), plugins, folder / name)
+    return folder
+
+
+def started(tiny, plugins, path, *settings, objective=None):
+    return Trainer(tiny(f"model.fake_score_from={path}", *settings, objective=objective), plugins, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize(("start", "objective"), [("dmd", "amd"), ("amd", "dmd"), ("amd", "amd")])
+def test_it_has_the_weights_of_the_other_run(start, objective, runs, tiny, plugins):
+    checkpoint = runs / start / "checkpoints" / "step-000002"
+    saved = load_file(checkpoint / "fake_score.safetensors")
+    for path in (runs / start, checkpoint):
+        trainer = started(tiny, plugins, path, *([GUIDED] if objective == "amd" else []), objective=objective)
+        own = trainer.fake_score.state_dict()
+        shared = own.keys() & {name.removeprefix(".") for name in saved}
+        assert len(shared) > 4
+        for name in shared:
+            assert torch.equal(own[name], saved[name if name in saved else f".{name}"]), name
+        for name in own.keys() - shared:  # outcomes that the other run lacks change nothing until they are trained
+            assert name.startswith("outcomes.") and not own[name].any()
+        trainer.cycle()
+
+
+def test_what_does_not_fit_is_said(runs, tiny, plugins, tmp_path):
+    with pytest.raises(InputError, match=r"model.fake_score_from: .* does not fit: .* there and .* in this run's fake score"):
+        started(tiny, plugins, runs / "dmd", "model.width=32")
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(InputError, match=r"model.fake_score_from: checkpoint .*: (there is no|has no)"):
+            started(tiny, plugins, path)
+    with pytest.raises(InputError, match=r"model.fake_score_from: needs the whole network in one place"):
+        tiny("model.fake_score_from=runs/first", "distributed.trained=zero3")
