@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import HostBridge, prefixed, weighted_loss
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.harvest import checked_rollouts
+from amd_plugin.adapters.host_metrics import prefixed
 from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import make_reward
@@ -31,6 +32,7 @@ from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.adapters.own_options import check_switch, split_options
 from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
+from amd_plugin.adapters.weighted_loss import weighted_loss
 from amd_plugin.errors import InputError, MissingDependency, RunError
 from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals

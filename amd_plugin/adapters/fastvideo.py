@@ -25,12 +25,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from amd_plugin.adapters.bridge import HostBridge, prefixed
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
 from amd_plugin.adapters.harvest import Harvest, checked_rollouts
+from amd_plugin.adapters.host_metrics import prefixed
 from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import make_reward

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import HostBridge, weighted_loss
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.compatibility import Host
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
@@ -29,6 +29,7 @@ from amd_plugin.adapters.offers import MODELOPT
 from amd_plugin.adapters.own_options import check_count, check_switch
 from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
+from amd_plugin.adapters.weighted_loss import weighted_loss
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.maths.advantage_guidance import NONE
@@ -423,12 +424,6 @@ class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc, valid-type]
     """`DMDPipeline` with AMD; see `Adaptive` for its arguments."""
 
     host = DMDPipeline
-
-
-def __getattr__(name: str) -> Any:
-    if name == "AMDDiffusionRecipe":
-        raise ImportError("AMDDiffusionRecipe is now in amd_plugin.adapters.modelopt_automodel. Import it from there")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _module(teacher: nn.Module) -> nn.Module:

@@ -58,7 +58,7 @@ def test_the_sensor_is_the_agreement_within_prompts():
 
 
 def test_named_rewards_have_a_row_each_and_a_judge_that_fails_is_left_out(plugins):
-    from amd_plugin.adapters.bridge import make_reward
+    from amd_plugin.adapters.named_rewards import make_reward
 
     reward = make_reward([{"name": "hackable"}, {"name": "random", "weight": 0.5}], plugins)
     row = validated(validation(plugins, reward, lambda media, prompts: 1 / 0), 0, 0.0)
