@@ -17,6 +17,7 @@ from plugin import Levels
 
 from amd_plugin.adapters import fastgen as adapter
 from amd_plugin.adapters.fastgen import AMDModel
+from amd_plugin.adapters.fastgen_host import load
 from amd_plugin.errors import InputError
 from tests.helpers.documentation import blocks
 
@@ -198,7 +199,7 @@ def test_the_pages_command_lines_name_our_classes_to_the_hosts_own_train_py(monk
     lines = [line for block in blocks("docs/hosts/fastgen.md", "") for line in block.splitlines()]
     ours, theirs = ([words for words in map(shlex.split, lines) if words[0] == name] for name in ("amd-plugin", "python"))
     monkeypatch.chdir(os.environ["PYTHONPATH"].split(os.pathsep)[0])  # the checkout, in which FastGen's examples lie
-    monkeypatch.setattr(adapter._load("fastgen.utils"), "instantiate", stop)
+    monkeypatch.setattr(load("fastgen.utils"), "instantiate", stop)
     for [words] in (ours, theirs):
         words = [word.replace("...", ours[0][ours[0].index("--") + 1].partition("=")[2]) for word in words]
         with pytest.raises(Reached) as reached:

@@ -15,7 +15,9 @@ from ranks import two_ranks
 from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config, files
 
 from amd_plugin.adapters import lightx2v as adapter
-from amd_plugin.adapters.lightx2v_host import HOST
+from amd_plugin.adapters.lightx2v_host import HOST, TRAINER_REGISTER
+from amd_plugin.adapters.lightx2v_trainer import Adaptive
+from amd_plugin.adapters.offers import LIGHTX2V_VIDEO
 from amd_plugin.errors import InputError, MissingDependency
 from tests.helpers.documentation import blocks
 
@@ -50,7 +52,7 @@ def launched(file, stock=None):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         if stock is not None:
-            patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": adapter.LIGHTX2V_VIDEO})})
+            patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": LIGHTX2V_VIDEO})})
         adapter.launch(["--config", file])
     out = yaml.safe_load(open(file))["training"]["output_dir"]
     folders = sorted(Path(out).glob("checkpoint-*"))
@@ -217,7 +219,7 @@ def test_pictures_of_an_image_model_keep_their_graph():
     )  # fmt: skip
     model.decode_latent = lambda latent: Flux2KleinModel.decode_latent(model, latent)
     latent = torch.zeros(2, 3, 8, 8, requires_grad=True)
-    media = adapter.Adaptive._media(SimpleNamespace(model=model, _decodes_with_graph=True), latent)
+    media = Adaptive._media(SimpleNamespace(model=model, _decodes_with_graph=True), latent)
     media.sum().backward()
     assert (media == 0.5).all() and (latent.grad == 0.5).all()
     assert model.decode_latent(latent.detach())[0].size == (8, 8), "the host itself gets its pictures"
@@ -296,7 +298,7 @@ def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
     for words in [words for words in map(shlex.split, lines) if "--" in words]:
         adapter.launch(words[words.index("--") + 1 :])
     assert started == [("train.py", ["train.py", "--config", "run.yaml"])] * 2
-    assert all(adapter.TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
+    assert all(TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
 
 
 def test_a_reward_needs_the_autoencoder():
