@@ -41,7 +41,7 @@ from amd_plugin.plugins import PluginManager, get_plugin_manager
 log = logging.getLogger(__name__)
 
 
-class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
+class AMDModel(DMD2Model):  # type: ignore[misc]
     """FastGen's `DMD2Model` with AMD.
 
     Args:
@@ -240,7 +240,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         return shown._replace(inputs=given | shown.inputs)
 
 
-class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
+class AMDStateCallback(Callback):  # type: ignore[misc]
     """Puts AMD's running statistics into FastGen's checkpoints; ``amd-plugin host fastgen`` adds it by itself.
 
     '+trainer.callbacks.amd={_target_: amd_plugin.adapters.fastgen.AMDStateCallback}'

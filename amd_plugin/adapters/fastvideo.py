@@ -30,11 +30,11 @@ from amd_plugin.errors import InputError
 log = logging.getLogger(__name__)
 
 
-class AMDMethod(Adaptive, DMD2Method):  # type: ignore[misc, valid-type]
+class AMDMethod(Adaptive, DMD2Method):  # type: ignore[misc]
     """FastVideo's `DMD2Method` with AMD; see `Adaptive` for its options."""
 
 
-class AMDSelfForcingMethod(Adaptive, SelfForcingMethod):  # type: ignore[misc, valid-type]
+class AMDSelfForcingMethod(Adaptive, SelfForcingMethod):  # type: ignore[misc]
     """FastVideo's `SelfForcingMethod` with AMD; see `Adaptive` for its options."""
 
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]):
@@ -54,7 +54,7 @@ class AMDSelfForcingMethod(Adaptive, SelfForcingMethod):  # type: ignore[misc, v
         return x0
 
 
-class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
+class AMDStateCallback(Callback):  # type: ignore[misc]
     """Puts AMD's running statistics into FastVideo's checkpoints; ``amd-plugin host fastvideo`` adds it by itself.
 
     callbacks:

@@ -372,7 +372,7 @@ def adaptive(pipeline_cls: type) -> type:
     return type(f"AMD{pipeline_cls.__name__}", (Adaptive, pipeline_cls), {"host": pipeline_cls, "__doc__": Adaptive.__doc__})
 
 
-class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc, valid-type]
+class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc]
     """`DMDPipeline` with AMD; see `Adaptive` for its arguments."""
 
     host = DMDPipeline
