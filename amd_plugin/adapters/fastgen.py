@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         validation: the alarm's history; None without option ``held_out``.
         failures: the memory of failures; None without option ``memory_share`` or without a reward.
         max_iter: number of iterations of FastGen's trainer, set by `AMDStateCallback`; 0 if unknown.
+        watched: whether `AMDStateCallback` gives `validation` samples.
 
     Raises:
         InputError: for an option that is unknown or out of range.
@@ -67,11 +69,15 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
 
     plugins: PluginManager | None = None
     max_iter = 0
+    watched = False
 
     def __init__(self, config: Any, amd: Mapping[str, Any] | None = None, decode: Callable[[Tensor], Tensor] | None = None):
         options, own = split_options(plain(amd), "model_class.amd")
         share, plugins = options.pop("share_rungs", False), self.plugins or get_plugin_manager()
         check_switch(share, "model_class.amd.share_rungs")
+        if share and config.student_sample_steps == 1:
+            message = "needs a student of several steps, and this one has one"
+            raise InputError(f"model_class.amd.share_rungs: {message}. Leave it out")
         # Its students of several steps are trained from noised data, by one call.
         checked_rollouts(own.rollouts, "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
         reward = make_reward(own.reward, plugins, torch.device(config.device))
@@ -109,6 +115,9 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         """FastGen's training step; its validation steps, which run without gradients, stay without AMD."""
+        if self.validation is not None and not self.watched and torch.is_grad_enabled():
+            message = "judges the samples of FastGen's validation: it needs dataloader_val, and the callback AMDStateCallback"
+            raise InputError(f"model_class.amd.held_out: {message}. Add both, or leave it out")
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
         self._data, every, self._prompts = data, self.config.student_update_freq, texts_of(data)
         if torch.is_grad_enabled():
@@ -251,6 +260,10 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
         self._model = model
         model.max_iter = int(self.config.trainer.max_iter)
 
+    def on_dataloader_init_end(self, model: Any, dataloader_train: Any, dataloader_val: Any, iteration: int = 0) -> None:
+        """Tells the model whether there are validations."""
+        model.watched = dataloader_val is not None
+
     @torch.no_grad()
     def on_validation_step_end(
         self, model: Any, data_batch: Any, output_batch: Any, loss_dict: Any, step: int = 0, iteration: int = 0, idx: int = 0
@@ -286,20 +299,38 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
 
 
 def launch(arguments: list[str]) -> None:
-    """Runs FastGen's train.py in this process, with `AMDModel` as its model class.
+    """Runs FastGen's train.py in this process, with `AMDModel` as its model class, or with your own subclass of it.
 
     Args:
         arguments: command line of train.py.
+
+    Raises:
+        InputError: for a configuration of another method than DMD2.
     """
-    if "-" not in arguments:
-        arguments = [*arguments, "-"]
-    overrides = [f"model_class._target_={__name__}.AMDModel", f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback"]
-    sys.argv = ["train.py", *arguments, *overrides]
     import argparse
 
-    scripts, trainer = load("fastgen.utils.scripts"), load("fastgen.trainer")
-    config = scripts.setup(scripts.parse_args(argparse.ArgumentParser(prog="amd-plugin host fastgen --")))
+    scripts, trainer, distributed = (load(f"fastgen.{name}") for name in ("utils.scripts", "trainer", "utils.distributed"))
+    sys.argv = ["train.py", *arguments]
+    args = scripts.parse_args(argparse.ArgumentParser(prog="amd-plugin host fastgen --"))
+    args.opts = args.opts or ["-"]
+    if not any(word.startswith("model_class._target_=") for word in args.opts):
+        _refuse_other_methods(args.config)
+        args.opts.append(f"model_class._target_={__name__}.AMDModel")
+    if not any("trainer.callbacks.amd" in word for word in args.opts):
+        args.opts.append(f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback")
+    config = scripts.setup(args)
     config.model_class.config = config.model
     model = load("fastgen.utils").instantiate(config.model_class)
     config.model_class.config = None
     trainer.Trainer(config).run(model)
+    distributed.clean_up()
+
+
+def _refuse_other_methods(file: str) -> None:
+    """Raises InputError for FastGen's configuration `file`, if its model is not `DMD2Model`, in whose place ours comes."""
+    if not Path(file).is_file():
+        raise InputError(f"--config: {file} is not a file here. FastGen takes a path from the folder of its checkout")
+    target = load("fastgen.configs.config_utils").import_config_from_python_file(file).model_class._target_
+    name = getattr(target, "__name__", str(target)).rpartition(".")[2]
+    if name not in ("DMD2Model", "AMDModel"):
+        raise InputError(f"{file}: model_class must be DMD2Model, which AMD is a form of, got {name}")

@@ -10,7 +10,7 @@ from amd_plugin.errors import MissingDependency
 
 # The repository has no releases to name here: the commit is the one that the tests run on.
 TESTED = "34f30e8ff1a563555fc0c7d59f1c1409dacd8af2"
-HOST = Host("fastgen", "0.1", "0.2", f"git+https://github.com/NVlabs/FastGen@{TESTED}", package="fastgen")
+HOST = Host("fastgen", "0.1", "0.2", f"git+https://github.com/NVlabs/FastGen@{TESTED}", package="fastgen", commit=TESTED)
 
 
 def load(module: str) -> Any:
@@ -38,6 +38,19 @@ HOST.check(
         "build_model": "self",
         "_student_update_step": f"{_DRAWS}, data, condition, neg_condition",
         "_fake_score_discriminator_update_step": f"{_DRAWS}, real_data, condition",
+    },
+)
+_DRAWN = "self, n, sample_steps, t_list, return_ids, device"
+HOST.check(load("fastgen.networks.noise_schedule").BaseNoiseSchedule, {"sample_from_t_list": _DRAWN})
+HOST.check(
+    Callback,
+    {
+        "on_model_init_start": "self, model",
+        "on_dataloader_init_end": "self, model, dataloader_train, dataloader_val, iteration",
+        "on_validation_step_end": "self, model, data_batch, output_batch, loss_dict, step, iteration, idx",
+        "on_validation_end": "self, model, iteration, idx",
+        "state_dict": "self",
+        "load_state_dict": "self, state_dict",
     },
 )
 HOST.check(losses, {"denoising_score_matching_loss": "pred_type, net_pred, x0, eps, noise_scheduler, t"})

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import runpy
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from amd_plugin.adapters.lightx2v_trainer import Adaptive, AdaptiveVideo, Adapti
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import check_reward
 from amd_plugin.adapters.offers import LIGHTX2V_PHASED
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, in_words
 
 
 class AMDDmdTrainer(Adaptive, DmdTrainer):  # type: ignore[misc]
@@ -120,8 +121,12 @@ def launch(arguments: list[str]) -> None:
     file = parser.parse_args(arguments).config
     if not Path(file).is_file():
         raise InputError(f"--config: {file} is not a file")
-    config = load_config(file)
-    method = config.get("training", {}).get("method")
+    try:
+        config = load_config(file)
+    except Exception as error:
+        raise InputError(f"{file}: LightX2V cannot read it: {in_words(error)}") from error
+    training = config.get("training")
+    method = training.get("method") if isinstance(training, Mapping) else None
     if method not in FORMS:
         raise InputError(f"{file}: training.method must be one of {', '.join(FORMS)}, got {method!r}")
     options, own = options_of(config)

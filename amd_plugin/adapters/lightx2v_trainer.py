@@ -316,9 +316,25 @@ class AdaptiveVideo(AdaptiveWan):
 
 def options_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], OwnOptions]:
     """The options of the objective, and those of the adapter, of ``training.dmd.amd``."""
-    options, own = split_options(config["training"]["dmd"].get("amd"), "training.dmd.amd")
+    section: Any = config
+    for place in ("training", "training.dmd"):
+        section = section.get(place.rpartition(".")[2])
+        if not isinstance(section, Mapping):
+            raise InputError(f"{place}: must be a mapping of options, got {section!r}")
+    if elsewhere := [place for place in _places_of("amd", config) if place != "training.dmd.amd"]:
+        raise InputError(f"{elsewhere[0]}: nobody reads it there. Move it to training.dmd.amd")
+    options, own = split_options(section.get("amd"), "training.dmd.amd")
     one_rung_each = "needs samples at all rungs of one rollout, and LightX2V's trainers roll out to one rung each"
     checked_rollouts(own.rollouts, "training.dmd.amd.rollouts", one_rung_each)
-    if own.reward is not None and not config["model"].get("load_vae", True):
+    if own.reward is not None and not (config.get("model") or {}).get("load_vae", True):
         raise InputError("training.dmd.amd.reward: needs pictures, but model.load_vae is false. Set it to true")
     return options, own
+
+
+def _places_of(name: str, section: Mapping[str, Any], start: str = "") -> Iterator[str]:
+    """The places of options called `name` in nested sections."""
+    for key, value in section.items():
+        if key == name:
+            yield start + key
+        elif isinstance(value, Mapping):
+            yield from _places_of(name, value, f"{start}{key}.")

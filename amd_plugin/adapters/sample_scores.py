@@ -15,7 +15,7 @@ from torch import Tensor
 from amd_plugin.adapters.named_rewards import NamedRewards
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.rewards.gradient import linearised
-from amd_plugin.rewards.protocol import traits
+from amd_plugin.rewards.protocol import present, traits
 from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ class SampleScores:
 
     Args:
         reward: function of (media, prompts) to scores [B].
-        media: function of samples [B, ...] to what the reward gets of them.
+        media: function of samples [B, ...] to media; None for samples that are media.
 
     Attributes:
         names: names of the parts of the reward, see `NamedRewards`; empty for a function.
     """
 
-    def __init__(self, reward: Callable[..., Any], media: Callable[[Tensor], Tensor]):
-        self._reward, self._media = reward, media
+    def __init__(self, reward: Callable[..., Any], media: Callable[[Tensor], Tensor] | None = None):
+        self._reward, self._media, self._traits = reward, media or (lambda samples: samples), traits(reward)
         self.names: Sequence[str] = reward.names if isinstance(reward, NamedRewards) else ()
         self._said_promptless = False
 
@@ -41,7 +41,7 @@ class SampleScores:
         """Raises InputError if the reward has no gradient."""
         if isinstance(self._reward, NamedRewards):
             self._reward.check_gradients()
-        elif not traits(self._reward).differentiable:
+        elif not self._traits.differentiable:
             message = f"needs a reward with gradients, and {self._reward!r} has no attribute differentiable = True"
             raise InputError(f"amd.reward_gradient: {message}. Leave it out, or use such a reward")
 
@@ -59,11 +59,12 @@ class SampleScores:
         scores = torch.full((len(x0), 1 + len(self.names)), torch.nan, dtype=torch.float32, device=x0.device)
         try:
             media = self._media(x0.clone())  # a reward may change what it gets, which may be the samples themselves
-            scores[:, 0] = as_scores(self._reward(media, _texts(prompts, len(x0))), len(x0)).detach().to(scores)
+            values = self._reward(present(media, self._traits.media), _texts(prompts, len(x0)))
+            scores[:, 0] = as_scores(values, len(x0)).detach().to(scores)
             for column, name in enumerate(self.names, 1):
                 scores[:, column] = self._reward.each[name].to(scores)  # type: ignore[attr-defined]
         except Exception as error:
-            log.warning("reward failed, these samples get advantage 0: %s: %s", type(error).__name__, error)
+            log.warning("a reward failed, and these samples have no score: %s: %s", type(error).__name__, error)
             scores.fill_(torch.nan)
         return scores
 
@@ -75,13 +76,13 @@ class SampleScores:
         Raises:
             RunError: if what it decodes has no graph.
         """
-        score = self._reward.with_gradient if isinstance(self._reward, NamedRewards) else self._reward
+        score: Callable[..., Any] = self._reward.with_gradient if isinstance(self._reward, NamedRewards) else self._reward
 
         def scored(samples: Tensor) -> Tensor:
             media = self._media(samples)
             if not media.requires_grad:
                 raise RunError("amd.reward_gradient: this host decodes samples without a graph. Set it to 0")
-            rewards: Tensor = score(media, _texts(prompts, len(x0)))
+            rewards: Tensor = score(present(media, self._traits.media), _texts(prompts, len(x0)))
             return rewards
 
         try:

@@ -22,6 +22,26 @@ def test_a_newer_version_is_named_once(caplog):
         host.check(pluggy.PluginManager, {"register": "self", "gone": "self"})
 
 
+@pytest.mark.parametrize("ref", ["detached", "branch"])
+def test_a_commit_that_was_not_tested_is_named(tmp_path, monkeypatch, caplog, ref):
+    """A host without releases has one version for all its commits, or none."""
+    commit, name = "0123456789abcdef" * 2 + "01234567", f"host_at_{ref}"
+    for file, text in {
+        f"{name}/__init__.py": "",
+        ".git/HEAD": commit if ref == "detached" else "ref: refs/heads/main",
+        ".git/refs/heads/main": commit,
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    tested = Host(name, "0", "", "git clone somewhere", package=name, commit=commit)
+    with caplog.at_level(logging.WARNING):
+        tested.load(name)
+        assert not caplog.text
+        tested._replace(commit="f" * 40).load(name)
+    assert f"{name} of commit 0123456789ab is not a tested version (commit ffffffffffff)" in caplog.text
+
+
 def test_a_fastgen_of_the_next_version_says_so_and_what_changed(tmp_path):
     """A checkout states its version in setup.py; a method that takes another argument ends it before anything is loaded."""
     for name, text in {

@@ -65,6 +65,13 @@ def test_named_rewards_have_a_row_each_and_a_judge_that_fails_is_left_out(plugin
     assert {"evaluated_reward/hackable", "evaluated_reward/random"} <= set(row) and "held_out/judge" not in row
 
 
+def test_a_judge_sees_the_samples_and_not_what_the_reward_left_of_them(plugins):
+    seen = []
+    black = lambda media, prompts: media.mul_(0).sum((1, 2, 3))  # noqa: E731
+    validated(validation(plugins, black, lambda media, prompts: seen.append(media) or [0.0] * 2), 0, 0.5)
+    assert all(media.min() > 0.4 for media in seen) and len(seen) == 2
+
+
 @pytest.mark.parametrize(("reward", "held_out", "message"), [
     (None, contrast, "amd.held_out: judges a reward"), (brightness, {"name": "nope"}, "nope"), (brightness, 3, "held_out: must"),
 ])  # fmt: skip

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from plugin import Levels
+from plugin import Levels, unchecked
 from ranks import two_ranks
 from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config, files
 
@@ -270,6 +270,7 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
         ({"guidance_sigma": [0.1, 0.9]}, "amd.guidance_sigma: needs a noise level and a teacher call"),
         ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
         ([1], "training.dmd.amd: must be a mapping"),
+        (False, "training.dmd.amd: must be a mapping of options, got False"),
         ({"reward": "hackabel"}, "hackable"),
         ({"rollouts": "harvest"}, "amd.rollouts: harvest needs samples at all rungs of one rollout"),
         ({"reward": {"name": "random", "weight": "much"}}, "reward.weight"),
@@ -279,7 +280,26 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
     other = yaml.safe_load(open(written(tmp_path)))
     other["training"]["method"] = "flow"
     (tmp_path / "flow.yaml").write_text(yaml.safe_dump(other))
+    elsewhere = yaml.safe_load(open(written(tmp_path)))
+    elsewhere["training"]["amd"] = {"sharpening": 1.0}
+    bare = {"training": {"method": "video_dmd", "dmd": None}}
+    for name, text in {
+        "elsewhere": yaml.safe_dump(elsewhere),
+        "bare": yaml.safe_dump(bare),
+        "empty": "",
+        "list": "[1]",
+        "torn": "a: [",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
     for words, message in (
+        (
+            ["--config", str(tmp_path / "elsewhere.yaml")],
+            r"training\.amd: nobody reads it there\. Move it to training\.dmd\.amd",
+        ),
+        (["--config", str(tmp_path / "bare.yaml")], r"training\.dmd: must be a mapping of options, got None"),
+        (["--config", str(tmp_path / "empty.yaml")], "training.method must be one of"),
+        (["--config", str(tmp_path / "list.yaml")], "LightX2V cannot read it"),
+        (["--config", str(tmp_path / "torn.yaml")], "LightX2V cannot read it"),
         (["--config", str(tmp_path / "flow.yaml")], "training.method must be one of dmd, video_dmd"),
         (["--config", "nowhere.yaml"], "nowhere.yaml is not a file"),
     ):
@@ -306,6 +326,13 @@ def test_a_reward_needs_the_autoencoder():
     settings["model"]["load_vae"] = False
     with pytest.raises(InputError, match="load_vae"):
         adapter.AMDVideoDmdTrainer(settings)
+
+
+def test_every_method_that_is_overridden_is_compared():
+    forms = [
+        (form, host) for form, host in zip(adapter.FORMS.values(), (stock for _, stock, _ in EXAMPLES.values()), strict=True)
+    ]
+    assert unchecked("lightx2v", *forms) == set()
 
 
 def test_a_host_of_another_version_is_refused_by_method():

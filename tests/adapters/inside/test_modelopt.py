@@ -10,6 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from modelopt.torch.fastgen import DMDConfig, DMDPipeline, EMAConfig
 from modelopt.torch.fastgen.config import SampleTimestepConfig
+from plugin import unchecked
 
 from amd_plugin import DMDObjective, Signals
 from amd_plugin.adapters.conditioning import FakeScoreConditions
@@ -420,3 +421,7 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)
     with pytest.raises(InputError, match=r"dmd2\.amd\.accelerator: is set in Python"):
         Recipe({"accelerator": "auto"})._resolve_pipeline_kwargs(DMDPipeline)
+
+
+def test_every_method_that_is_overridden_is_compared():
+    assert unchecked("modelopt", (AMDPipeline, DMDPipeline)) == set()
