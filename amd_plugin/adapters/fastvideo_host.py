@@ -29,9 +29,13 @@ HOST.check(DMD2Method, _TURNS)
 HOST.check(
     SelfForcingMethod,
     {**_TURNS, "_sf_add_noise": "self, clean_latents, noise, timestep",
-     "_sample_exit_indices": "self, num_blocks, num_steps, device"},
+     "_sample_exit_indices": "self, num_blocks, num_steps, device",
+     "_predict_x0_with_scheduler": "self, model, noisy_latents, timestep, batch, conditional, attn_kind"},
 )  # fmt: skip
 HOST.check(checkpoints, {"_resolve_resume_checkpoint": "resume_from_checkpoint, output_dir"})
+_WHEN = "self, method, iteration"
+HOST.check(Callback, {"on_train_start": _WHEN, "on_validation_begin": _WHEN, "state_dict": "self"})
+HOST.check(Callback, {"load_state_dict": "self, state_dict"})
 HOST.check(
     ValidationCallback,
     {
