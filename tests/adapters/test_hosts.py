@@ -26,7 +26,7 @@ def test_inside_fastgen(inside):
 
 @pytest.mark.skipif("LIGHTX2V_SOURCE" not in os.environ, reason="LightX2V is on GitHub only; LIGHTX2V_SOURCE names a checkout")
 def test_inside_lightx2v(inside):
-    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 39
+    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 40
 
 
 @pytest.mark.parametrize(

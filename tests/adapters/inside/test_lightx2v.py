@@ -321,6 +321,22 @@ def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
     assert all(TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
 
 
+def test_the_pages_prompt_file_puts_equal_prompts_into_one_batch_and_a_shuffled_one_does_not(tmp_path):
+    from lightx2v_train.data import build_data
+
+    prompts = [f"prompt {i}" for i in range(32)]
+    (tmp_path / "repeated.txt").write_text("".join(4 * f"{prompt}\n" for prompt in prompts))
+    data = {"name": "prompt_dataset", "data_path": [str(tmp_path / "repeated.txt")], "batch_size": 4, "num_workers": 0}
+    ordered, shuffled = (
+        [
+            len(set(batch["conditioning"]["prompt"]))
+            for batch in build_data({"data": {"train": {**data, "shuffle": shuffle}}}, "train")
+        ]
+        for shuffle in (False, True)
+    )
+    assert ordered == [1] * 32 and sum(shuffled) > 100
+
+
 def test_a_reward_needs_the_autoencoder():
     settings = config(amd={"reward": brightness})
     settings["model"]["load_vae"] = False
