@@ -22,7 +22,7 @@ def two_ranks(script, *words):
         for rank in (0, 1)
     ]
     try:
-        answers = [process.communicate(timeout=280) for process in processes]
+        answers = [process.communicate(timeout=1800) for process in processes]
     finally:
         for process in processes:
             process.kill()
