@@ -14,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -87,12 +88,12 @@ class Host(NamedTuple):
 
     def _commit(self) -> str:
         """The commit that was installed by pip, or that a checkout is at; empty if neither is recorded."""
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             recorded = importlib.metadata.distribution(self.distribution).read_text("direct_url.json") or "{}"
-            return str(json.loads(recorded).get("vcs_info", {}).get("commit_id", ""))
-        except importlib.metadata.PackageNotFoundError:
-            spec = importlib.util.find_spec(self.package)
-            folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []][:1]
+            if commit := json.loads(recorded).get("vcs_info", {}).get("commit_id"):
+                return str(commit)
+        spec = importlib.util.find_spec(self.package)
+        folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []][:1]
         for git in (parent / ".git" for folder in folders for parent in list(folder.parents)[:2]):
             if (git / "HEAD").is_file():
                 at = (git / "HEAD").read_text().strip().removeprefix("ref: ")
