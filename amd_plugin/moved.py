@@ -1,14 +1,15 @@
-"""Imports of modules by their names before version 0.1.0, with a warning that gives the new name."""
+"""Imports of modules and names from where they were before version 0.1.0, with a warning that gives the new place."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _MATHS = ("adversarial", "advantage", "coherence", "diagnostics", "losses", "prediction", "sharpening", "signals")
 _REWARDS = ("aesthetic", "classifier", "clip", "controls", "hps", "image_reward", "video", "vlm")
@@ -20,11 +21,21 @@ MOVED = {
     "amd_plugin.objective": "amd_plugin.objectives.dmd",
     "amd_plugin.reward_statistics": "amd_plugin.objectives.reward_statistics",
     "amd_plugin.builtin": "amd_plugin.default_plugins.amd",
-    "amd_plugin.adapters.steering": "amd_plugin.adapters.bridge",
     "amd_plugin.adapters.surface": "amd_plugin.adapters.compatibility",
     "amd_plugin.models.mlp": "amd_plugin.models.embedded.mlp",
     "amd_plugin.tasks.prompts": "amd_plugin.data.prompts",
     "amd_plugin.tasks.prompt_rows": "amd_plugin.data.prompt_rows",
+}
+_ADAPTERS = {
+    "OFFERS": "amd_plugin.adapters.offers",
+    "adaptive_objective": "amd_plugin.adapters.host_objective",
+    "require_fit": "amd_plugin.adapters.host_objective",
+    "make_reward": "amd_plugin.adapters.named_rewards",
+}
+MOVED_NAMES = {
+    "amd_plugin.adapters.bridge": {**_ADAPTERS, "Steering": "amd_plugin.adapters.steering"},
+    "amd_plugin.adapters.steering": _ADAPTERS,
+    "amd_plugin.adapters.modelopt": {"AMDDiffusionRecipe": "amd_plugin.adapters.modelopt_automodel"},
 }
 
 
@@ -51,3 +62,16 @@ def install() -> None:
     """Makes the old names importable. The importer comes last, so existing modules take precedence."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())
+
+
+def names_of(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a `module`, for names that have left it."""
+
+    def found(name: str) -> Any:
+        home = MOVED_NAMES[module].get(name)
+        if home is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now in {home}; the old place goes with version 0.2", FutureWarning, stacklevel=2)
+        return getattr(import_module(home), name)
+
+    return found

@@ -18,7 +18,8 @@ from torch import nn
 
 from amd_plugin import NoiseLevel, Signals, get_plugin_manager, to_x0
 from amd_plugin.adapters import shim
-from amd_plugin.adapters.bridge import OFFERS, HostBridge
+from amd_plugin.adapters.bridge import HostBridge
+from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.objectives.reward_statistics import group_ids
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5

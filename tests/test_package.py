@@ -273,10 +273,12 @@ def test_modules_that_moved_are_found_under_their_old_names():
     code += "from amd_plugin.moved import MOVED\n"
     code += "for old, new in MOVED.items():\n    assert importlib.import_module(old) is importlib.import_module(new), old\n"
     code += "    assert sys.modules[new].__spec__.name == new == sys.modules[new].__name__\n"
-    code += "from amd_plugin.adapters.steering import Steering\nfrom amd_plugin.signals import Signals\n"
+    code += "from amd_plugin.adapters.steering import Steering, make_reward\nfrom amd_plugin.signals import Signals\n"
+    code += "from amd_plugin.adapters.bridge import OFFERS, Steering as same\nassert Steering is same and OFFERS\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "amd_plugin.signals is now amd_plugin.maths.signals" in done.stderr
+    assert "amd_plugin.adapters.bridge.OFFERS is now in amd_plugin.adapters.offers" in done.stderr
 
 
 def test_workflows_use_actions_by_their_commit():

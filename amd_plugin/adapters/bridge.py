@@ -14,21 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amd_plugin.adapters.host_objective import OFFERS as OFFERS
-from amd_plugin.adapters.host_objective import adaptive_objective as adaptive_objective
-from amd_plugin.adapters.host_objective import require_fit as require_fit
-from amd_plugin.adapters.named_rewards import NamedRewards
-from amd_plugin.adapters.named_rewards import make_reward as make_reward
+from amd_plugin.adapters.host_metrics import stacked
 from amd_plugin.adapters.ranks import Ranks
-from amd_plugin.errors import InputError, RunError
+from amd_plugin.adapters.sample_scores import SampleScores, reward_metrics
+from amd_plugin.errors import RunError
 from amd_plugin.hookspecs import Objective
+from amd_plugin.moved import names_of
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
-from amd_plugin.rewards.gradient import linearised
 from amd_plugin.rewards.protocol import traits
-from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
+__getattr__ = names_of(__name__)
 
 
 class Scored(NamedTuple):
@@ -83,11 +80,12 @@ class HostBridge:
     ):
         self.objective, self.reward, self.metrics = objective, reward, dict[str, Tensor]()
         self.signal_fields: dict[str, Tensor] = {}
-        if reward is not None:
+        self._decode, self._scores = decode, None if reward is None else SampleScores(reward, self.media)
+        if self._scores is not None:
             objective.reward_unit = traits(reward).unit
-        if reward is not None and objective.needs.reward_gradient:
-            _check_gradients(reward)
-        self._decode, self.ranks, self._warned = decode, Ranks(process_group), set[str]()
+            if objective.needs.reward_gradient:
+                self._scores.check_gradients()
+        self.ranks, self._said_unrepeated = Ranks(process_group), False
         self._plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
@@ -130,24 +128,24 @@ class HostBridge:
             Advantages [B], zeros where no reward is used.
         """
         self._own = self.ranks.own_rows(len(x0))
-        if not self.uses_reward:
+        if self._scores is None or not self.uses_reward:
             self._advantage = None
             return torch.zeros(len(x0), device=x0.device)
-        scores, batch_groups, rungs = self._on_host(self._score(x0.detach(), prompts), groups, rung)
+        scores, batch_groups, rungs = self._on_host(self._scores(x0.detach(), prompts), groups, rung)
         batch_reward, compared = scores[:, 0], self.objective.needs.group_size > 1
-        if compared and len(batch_groups.unique()) == len(batch_groups) and "groups" not in self._warned:
+        if compared and len(batch_groups.unique()) == len(batch_groups) and not self._said_unrepeated:
             log.warning(
                 "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts",
                 len(batch_reward),
             )
-            self._warned.add("groups")
+            self._said_unrepeated = True
         if isinstance(rung, Tensor):
             advantage = self._by_rung(batch_reward, batch_groups, rungs)
         else:
             advantage = self.objective.advantage(batch_reward, batch_groups, rung)
         self._advantage = advantage.to(x0.device, non_blocking=True)
         self.signal_fields = {"groups": groups.to(x0.device, non_blocking=True), "batch_advantage": self._advantage}
-        self.metrics = _reward_metrics(scores, getattr(self.reward, "names", ()))
+        self.metrics = reward_metrics(scores, self._scores.names)
         return self._advantage[self._own]
 
     def _on_host(self, scores: Tensor, groups: Tensor, rung: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,37 +208,15 @@ class HostBridge:
         """`signal_fields` for the student's turn, and its reward with a gradient where the objective asks for it.
 
         Args:
-            x0: student samples [B, ...] with their graph.
+            x0: student samples [B, ...] with their graph; then `decode` must be differentiable.
             prompts: prompts [B] for the reward; None passes empty ones.
-        """
-        follows = self.objective.needs.reward_gradient and self.uses_reward
-        return self.signal_fields | ({"reward": self.reward_with_gradient(x0, prompts)} if follows else {})
-
-    def reward_with_gradient(self, x0: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
-        """Rewards [B] of `x0` [B, ...] with their gradient with respect to it, for `Signals.reward`; NaN for failed ones.
-
-        The function `decode` of this bridge must be differentiable. Arguments are those of `advantages`.
 
         Raises:
-            RunError: if what it decodes has no graph.
+            RunError: if the objective asks for a gradient, and `decode` has none.
         """
-        texts = list(prompts) if prompts is not None else [""] * len(x0)
-        score = self.reward.with_gradient if isinstance(self.reward, NamedRewards) else self.reward
-        assert score is not None  # noqa: S101
-
-        def scored(samples: Tensor) -> Tensor:
-            media = self.media(samples)
-            if not media.requires_grad:
-                raise RunError("amd.reward_gradient: this host decodes samples without a graph. Set it to 0")
-            return score(media, texts)
-
-        try:
-            return linearised(scored, x0)
-        except RunError:
-            raise
-        except Exception as error:
-            log.warning("no gradient of the reward for these samples: %s: %s", type(error).__name__, error)
-            return torch.full((len(x0),), torch.nan, device=x0.device)
+        if self._scores is None or not (self.objective.needs.reward_gradient and self.uses_reward):
+            return dict(self.signal_fields)
+        return self.signal_fields | {"reward": self._scores.with_gradient(x0, prompts)}
 
     @torch.no_grad()
     def outcomes(self, *key: object) -> Tensor:
@@ -312,84 +288,3 @@ class HostBridge:
     def media(self, x0: Tensor) -> Tensor:
         """What rewards get of samples `x0` [B, ...]."""
         return x0 if self._decode is None else self._decode(x0)
-
-    def _score(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
-        """The reward and its parts by name [B, 1 + K] in fp32; NaN for failed ones."""
-        if prompts is None and "prompts" not in self._warned:
-            log.info("this batch has no prompts: the reward gets empty ones")
-            self._warned.add("prompts")
-        names: Sequence[str] = getattr(self.reward, "names", ())
-        scores = torch.full((len(x0), 1 + len(names)), torch.nan, dtype=torch.float32, device=x0.device)
-        try:
-            media = self.media(x0.clone())  # a reward may change what it gets, which may be the samples themselves
-            assert self.reward is not None  # noqa: S101
-            values = self.reward(media, list(prompts) if prompts is not None else [""] * len(x0))
-            scores[:, 0] = as_scores(values, len(x0)).detach().to(scores)
-            for column, name in enumerate(names, 1):
-                scores[:, column] = self.reward.each[name].to(scores)  # type: ignore[attr-defined]
-        except Exception as error:
-            log.warning("reward failed, these samples get advantage 0: %s: %s", type(error).__name__, error)
-            scores.fill_(torch.nan)
-        return scores
-
-
-def stacked(metrics: Mapping[str, Tensor]) -> Tensor:
-    """0-dim tensors as one fp32 tensor, on the device that some of them are on, the CPU if none."""
-    values = [value.detach().reshape(()) for value in metrics.values()]
-    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
-    return torch.stack([value.to(device, torch.float32, non_blocking=True) for value in values])
-
-
-def prefixed(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """`metrics` as a host's tracker names them: ``reward/NAME`` as it is, all others after `prefix`."""
-    return {name if name.startswith("reward/") else prefix + name: value for name, value in metrics.items()}
-
-
-def weighted_loss(loss: Callable[..., Tensor], weight: Tensor, *rows: Tensor) -> Tensor:
-    """The mean [] of a host's loss with a weight for each sample.
-
-    Args:
-        loss: the host's loss, a mean over the batches [n, ...] that it gets.
-        weight: weights [B].
-        rows: what `loss` gets [B, ...]; one sample at a time, so that each value is that sample's own loss.
-    """
-    per_sample = torch.stack([loss(*(value[None] for value in sample)) for sample in zip(*rows, strict=True)])
-    return (weight.to(per_sample) * per_sample).mean()
-
-
-def _check_gradients(reward: Callable[..., Any]) -> None:
-    """Raises InputError if `reward` has no gradient."""
-    if isinstance(reward, NamedRewards):
-        reward.check_gradients()
-    elif not traits(reward).differentiable:
-        message = f"needs a reward with gradients, and {reward!r} has no attribute differentiable = True"
-        raise InputError(f"amd.reward_gradient: {message}. Leave it out, or use such a reward")
-
-
-def _reward_metrics(scores: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Means over those samples on which a reward did not fail, of `scores` [B, 1 + K]: the reward, and K of `names`."""
-    finite = torch.isfinite(scores)
-    means = torch.where(finite, scores, 0.0).sum(0) / finite.sum(0).clamp(min=1)
-    parts = {f"reward/{name}": means[column] for column, name in enumerate(names, 1)}
-    return {"reward": means[0], "failed_rewards": 1 - finite[:, 0].float().mean(), **parts}
-
-
-class Steering(HostBridge):
-    """`HostBridge` with the names it had before version 0.1.0."""
-
-    begin, levels = HostBridge.start_turn, HostBridge.move_noise_levels
-
-    @property
-    def active(self) -> bool:
-        """See `uses_reward`."""
-        return self.uses_reward
-
-    @property
-    def moves(self) -> bool:
-        """See `moves_noise_levels`."""
-        return self.moves_noise_levels
-
-    @property
-    def sensed(self) -> dict[str, Tensor]:
-        """See `signal_fields`."""
-        return self.signal_fields

@@ -10,9 +10,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -33,6 +35,7 @@ class Host(NamedTuple):
         below: first untested version; for this and later ones only the signatures are compared.
         source: requirement to give to pip; for a host that cannot be installed, the command that gets it.
         package: name to import, for a host that may also be a checkout on PYTHONPATH; empty for others.
+        commit: the tested commit of a host whose version says less than that; empty for others.
     """
 
     distribution: str
@@ -40,6 +43,7 @@ class Host(NamedTuple):
     below: str
     source: str
     package: str = ""
+    commit: str = ""
 
     @property
     def range(self) -> str:
@@ -61,8 +65,10 @@ class Host(NamedTuple):
         if version and Version(version) < Version(self.minimum):
             message = f"{self.distribution}: this adapter is tested with {self.range}, got {version}"
             raise MissingDependency(f"{message}. pip install --upgrade '{self.source}'")
-        if version and Version(version) >= Version(self.below):
+        if version and self.below and Version(version) >= Version(self.below):
             _say_untested(self.distribution, version, self.range)
+        elif self.commit and (commit := self._commit()) not in ("", self.commit):
+            _say_untested(self.distribution, f"of commit {commit[:12]}", f"commit {self.commit[:12]}")
         try:
             return importlib.import_module(module)
         except ImportError as error:
@@ -79,6 +85,20 @@ class Host(NamedTuple):
                 return _version_of_checkout(self.package)
             message = f"{self.distribution}: this adapter needs it, but it is not installed"
             raise MissingDependency(f"{message}. {self.how_to_get}") from error
+
+    def _commit(self) -> str:
+        """The commit that was installed by pip, or that a checkout is at; empty if neither is recorded."""
+        with suppress(importlib.metadata.PackageNotFoundError):
+            recorded = importlib.metadata.distribution(self.distribution).read_text("direct_url.json") or "{}"
+            if commit := json.loads(recorded).get("vcs_info", {}).get("commit_id"):
+                return str(commit)
+        spec = importlib.util.find_spec(self.package)
+        folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []][:1]
+        for git in (parent / ".git" for folder in folders for parent in list(folder.parents)[:2]):
+            if (git / "HEAD").is_file():
+                at = (git / "HEAD").read_text().strip().removeprefix("ref: ")
+                return (git / at).read_text().strip() if (git / at).is_file() else at if re.fullmatch(r"\w{40}", at) else ""
+        return ""
 
     def check(self, owner: object, expected: Mapping[str, str]) -> None:
         """Compares the parameters of functions with recorded ones.
@@ -105,7 +125,7 @@ class Host(NamedTuple):
 
 @functools.cache
 def _say_untested(distribution: str, version: str, tested: str) -> None:
-    """Logs once that a version is newer than those that its adapter is tested with."""
+    """Logs once that a version is not one of those that its adapter is tested with."""
     log.warning(
         "%s %s is not a tested version (%s): its methods are compared one by one, what they do inside is not",
         distribution, version, tested,

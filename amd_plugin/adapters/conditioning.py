@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,14 +40,19 @@ class FakeScoreConditions:
     """The tables of rungs and outcomes in the networks of a host's fake score.
 
     Args:
-        rungs: number of exit rungs of a table of them; 0 or 1 for no such table.
+        rungs: number of exit rungs of a table of them; 0 for no such table.
         outcomes: whether there is a table of outcomes; `IF_OFFERED`: where the network has a place for it.
         plugins: manager in which families are looked up.
         where: the options' place in the user's configuration, for errors.
+
+    Raises:
+        InputError: for a table of a single rung.
     """
 
     def __init__(self, rungs: int, outcomes: bool | str, plugins: PluginManager, where: str = "amd"):
-        self._rungs, self._outcomes = rungs if rungs > 1 else 0, outcomes
+        if rungs == 1:
+            raise InputError(f"{where}.rung_conditioning: needs a student of several steps, and this one has one. Leave it out")
+        self._rungs, self._outcomes = rungs, outcomes
         self._plugins, self._where = plugins, where
         self._networks: list[nn.Module] = []
 
@@ -64,8 +70,10 @@ class FakeScoreConditions:
         """Adds tables to `network`, before its optimizer is built and before DDP wraps it; it may be sharded by FSDP2.
 
         Raises:
-            InputError: for a network of which nobody says where it embeds the time, unless all it lacks is `IF_OFFERED`.
+            InputError: for a network of which nobody says where it embeds the time, unless all it lacks is `IF_OFFERED`; and
+                later, when the network loads a checkpoint with other tables.
         """
+        network.register_load_state_dict_pre_hook(functools.partial(_refuse_other_tables, self._where))
         if not (self._rungs or self._outcomes):
             return
         places = time_embeddings(network, self._plugins)
@@ -141,6 +149,21 @@ def time_embeddings(network: nn.Module, plugins: PluginManager) -> Sequence[Feat
                 found: Sequence[Features] = families[name]({}, dict(getattr(module, "config", {}))).time_embeddings(module)
                 return found
     return None
+
+
+def _refuse_other_tables(
+    where: str, network: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any
+) -> None:  # fmt: skip
+    """Raises InputError for weights of a fake score with other tables: the host's own message would name tensors."""
+    for part, option in ((RUNGS, "rung_conditioning"), (OUTCOME, "advantage_guidance")):
+        tables = tables_of(network, part)
+        own = {} if tables is None else {name: tuple(value.shape) for name, value in tables.state_dict().items()}
+        start = f"{prefix}{part}."
+        saved = {name.removeprefix(start): tuple(value.shape) for name, value in state.items() if name.startswith(start)}
+        if own != saved:
+            rows = [next(iter(shapes.values()))[0] if shapes else 0 for shapes in (saved, own)]
+            message = f"the checkpoint's fake score has a table of {rows[0]} rows, and this run's one of {rows[1]}"
+            raise InputError(f"{where}.{option}: {message}. Resume with the options of the run, or start a new one")
 
 
 def _class_names(module: nn.Module) -> list[str]:

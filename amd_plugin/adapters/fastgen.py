@@ -8,22 +8,23 @@ computes the adversarial terms. Hooks record the networks' predictions, and AMD'
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amd_plugin.adapters.bridge import HostBridge, prefixed, weighted_loss
-from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
+from amd_plugin.adapters.fastgen_batch import plain, predictions_of, texts_of
+from amd_plugin.adapters.fastgen_host import Callback, DMD2Model, load
+from amd_plugin.adapters.fastgen_host import losses as host_losses
 from amd_plugin.adapters.harvest import checked_rollouts
+from amd_plugin.adapters.host_metrics import prefixed
 from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import make_reward
@@ -31,7 +32,8 @@ from amd_plugin.adapters.offers import FASTGEN
 from amd_plugin.adapters.own_options import check_switch, split_options
 from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
-from amd_plugin.errors import InputError, MissingDependency, RunError
+from amd_plugin.adapters.weighted_loss import weighted_loss
+from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
 from amd_plugin.objectives.reward_statistics import group_ids
@@ -39,42 +41,8 @@ from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 log = logging.getLogger(__name__)
 
-# The repository has no releases to name here: the commit is the one that the tests run on.
-TESTED = "34f30e8ff1a563555fc0c7d59f1c1409dacd8af2"
-HOST = Host("fastgen", "0.1", "0.2", f"git+https://github.com/NVlabs/FastGen@{TESTED}", package="fastgen")
 
-
-def _load(module: str) -> Any:
-    """A module of NVIDIA's FastGen, and not of the unrelated package of that name on PyPI."""
-    spec = importlib.util.find_spec("fastgen")
-    if spec is not None and importlib.util.find_spec("fastgen.methods") is None:
-        message = f"fastgen: {spec.origin or '?'} is the unrelated package of that name on PyPI, not NVIDIA's FastGen"
-        raise MissingDependency(f"{message}. pip uninstall fastgen, then {HOST.how_to_get}")
-    return HOST.load(module)
-
-
-DMD2Model = _load("fastgen.methods").DMD2Model
-Callback = _load("fastgen.callbacks.callback").Callback
-_losses = _load("fastgen.methods.common_loss")
-
-_DRAWS = "self, input_student, t_student, t, eps"
-HOST.check(
-    DMD2Model,
-    {
-        "__init__": "self, config",
-        "single_train_step": "self, data, iteration",
-        "gen_data_from_net": "self, input_student, t_student, condition",
-        "_compute_teacher_prediction_gan_loss": "self, perturbed_data, t, condition",
-        "_generate_noise_and_time": "self, real_data",
-        "build_model": "self",
-        "_student_update_step": f"{_DRAWS}, data, condition, neg_condition",
-        "_fake_score_discriminator_update_step": f"{_DRAWS}, real_data, condition",
-    },
-)
-HOST.check(_losses, {"denoising_score_matching_loss": "pred_type, net_pred, x0, eps, noise_scheduler, t"})
-
-
-class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
+class AMDModel(DMD2Model):  # type: ignore[misc]
     """FastGen's `DMD2Model` with AMD.
 
     Args:
@@ -93,6 +61,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         validation: the alarm's history; None without option ``held_out``.
         failures: the memory of failures; None without option ``memory_share`` or without a reward.
         max_iter: number of iterations of FastGen's trainer, set by `AMDStateCallback`; 0 if unknown.
+        watched: whether `AMDStateCallback` gives `validation` samples.
 
     Raises:
         InputError: for an option that is unknown or out of range.
@@ -100,11 +69,15 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     plugins: PluginManager | None = None
     max_iter = 0
+    watched = False
 
     def __init__(self, config: Any, amd: Mapping[str, Any] | None = None, decode: Callable[[Tensor], Tensor] | None = None):
-        options, own = split_options(_plain(amd), "model_class.amd")
+        options, own = split_options(plain(amd), "model_class.amd")
         share, plugins = options.pop("share_rungs", False), self.plugins or get_plugin_manager()
         check_switch(share, "model_class.amd.share_rungs")
+        if share and config.student_sample_steps == 1:
+            message = "needs a student of several steps, and this one has one"
+            raise InputError(f"model_class.amd.share_rungs: {message}. Leave it out")
         # Its students of several steps are trained from noised data, by one call.
         checked_rollouts(own.rollouts, "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
         reward = make_reward(own.reward, plugins, torch.device(config.device))
@@ -142,8 +115,11 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         """FastGen's training step; its validation steps, which run without gradients, stay without AMD."""
+        if self.validation is not None and not self.watched and torch.is_grad_enabled():
+            message = "judges the samples of FastGen's validation: it needs dataloader_val, and the callback AMDStateCallback"
+            raise InputError(f"model_class.amd.held_out: {message}. Add both, or leave it out")
         self._turn = (iteration, self._turn[1] + 1 if self._turn[0] == iteration else 0)
-        self._data, every, self._prompts = data, self.config.student_update_freq, _texts(data)
+        self._data, every, self._prompts = data, self.config.student_update_freq, texts_of(data)
         if torch.is_grad_enabled():
             self.bridge.start_turn(max(0, iteration - 1) // every, self.max_iter // every, self._metrics)
         return super().single_train_step(data, iteration)
@@ -181,7 +157,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
 
     def prompts_of(self, data: Mapping[str, Any], count: int) -> list[str]:
         """Texts of `count` samples of a batch, or else names by which samples of the same condition have the same."""
-        return _texts(data) or [str(group) for group in self._groups(data.get("condition"), count).tolist()]
+        return texts_of(data) or [str(group) for group in self._groups(data.get("condition"), count).tolist()]
 
     def _groups(self, condition: Any, batch_size: int) -> Tensor:
         """Ids [B] of the prompts."""
@@ -211,7 +187,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         x0 = self._sample = self.gen_data_from_net(input_student, t_student, condition=condition)
         advantage = self._score(x0, condition)
         t = self._move_noise_levels(t, "student") if bridge.moves_noise_levels else t
-        with _predictions_of(self.fake_score) as fake, _predictions_of(self.teacher) as real:
+        with predictions_of(self.fake_score) as fake, predictions_of(self.teacher) as real:
             losses, outputs = turn(input_student, t_student, t, eps, data, condition=condition, neg_condition=neg_condition)
         if not bridge.replaces_student_loss:
             return losses, outputs
@@ -243,7 +219,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         self._sample = shown.x0
         self._conditions.choose(self._rungs, shown.outcome(outcome))
         t = self._move_noise_levels(t, "fake_score") if bridge.moves_noise_levels else t
-        with _predictions_of(self.fake_score) as fake:
+        with predictions_of(self.fake_score) as fake:
             losses, outputs = turn(input_student, t_student, t, eps, **shown.inputs)
         if not bridge.weighs_fake_score:
             return losses, outputs
@@ -252,7 +228,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         space = self.config.fake_score_pred_type or self.teacher.net_pred_type
 
         def loss_of(prediction: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-            loss: Tensor = _losses.denoising_score_matching_loss(
+            loss: Tensor = host_losses.denoising_score_matching_loss(
                 space, net_pred=prediction, x0=x0, eps=eps, noise_scheduler=self.net.noise_scheduler, t=t
             )
             return loss
@@ -273,7 +249,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc, valid-type]
         return shown._replace(inputs=given | shown.inputs)
 
 
-class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
+class AMDStateCallback(Callback):  # type: ignore[misc]
     """Puts AMD's running statistics into FastGen's checkpoints; ``amd-plugin host fastgen`` adds it by itself.
 
     '+trainer.callbacks.amd={_target_: amd_plugin.adapters.fastgen.AMDStateCallback}'
@@ -283,6 +259,10 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
         """Keeps the model for checkpoints, and sets the length of the run."""
         self._model = model
         model.max_iter = int(self.config.trainer.max_iter)
+
+    def on_dataloader_init_end(self, model: Any, dataloader_train: Any, dataloader_val: Any, iteration: int = 0) -> None:
+        """Tells the model whether there are validations."""
+        model.watched = dataloader_val is not None
 
     @torch.no_grad()
     def on_validation_step_end(
@@ -318,57 +298,39 @@ class AMDStateCallback(Callback):  # type: ignore[misc, valid-type]
         restore(state_dict, self._model.objective, self._model.validation, self._model.failures)
 
 
-class _Prediction(NamedTuple):
-    """A prediction [B, ...] of a network, and the call that makes it again."""
-
-    x0: Tensor
-    again: Callable[[], Tensor]
-
-
-@contextmanager
-def _predictions_of(network: nn.Module) -> Iterator[list[_Prediction]]:
-    """Records the predictions of `network`; where it returns features too, the prediction comes first."""
-    predictions: list[_Prediction] = []
-
-    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, list | tuple) else output
-        predictions.append(_Prediction(first, functools.partial(network, *args, **kwargs)))
-
-    hook = network.register_forward_hook(record, with_kwargs=True)
-    try:
-        yield predictions
-    finally:
-        hook.remove()
-
-
-def _texts(data: Mapping[str, Any]) -> list[str] | None:
-    """The texts of a batch; None if its conditions are none."""
-    texts = data.get("condition_raw")
-    return list(texts) if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts) else None
-
-
-def _plain(options: Any) -> Any:
-    """Options without the OmegaConf containers of FastGen's command line; callables stay as they are."""
-    import omegaconf
-
-    return omegaconf.OmegaConf.to_container(options, resolve=True) if omegaconf.OmegaConf.is_config(options) else options
-
-
 def launch(arguments: list[str]) -> None:
-    """Runs FastGen's train.py in this process, with `AMDModel` as its model class.
+    """Runs FastGen's train.py in this process, with `AMDModel` as its model class, or with your own subclass of it.
 
     Args:
         arguments: command line of train.py.
+
+    Raises:
+        InputError: for a configuration of another method than DMD2.
     """
-    if "-" not in arguments:
-        arguments = [*arguments, "-"]
-    overrides = [f"model_class._target_={__name__}.AMDModel", f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback"]
-    sys.argv = ["train.py", *arguments, *overrides]
     import argparse
 
-    scripts, trainer = _load("fastgen.utils.scripts"), _load("fastgen.trainer")
-    config = scripts.setup(scripts.parse_args(argparse.ArgumentParser(prog="amd-plugin host fastgen --")))
+    scripts, trainer, distributed = (load(f"fastgen.{name}") for name in ("utils.scripts", "trainer", "utils.distributed"))
+    sys.argv = ["train.py", *arguments]
+    args = scripts.parse_args(argparse.ArgumentParser(prog="amd-plugin host fastgen --"))
+    args.opts = args.opts or ["-"]
+    if not any(word.startswith("model_class._target_=") for word in args.opts):
+        _refuse_other_methods(args.config)
+        args.opts.append(f"model_class._target_={__name__}.AMDModel")
+    if not any("trainer.callbacks.amd" in word for word in args.opts):
+        args.opts.append(f"+trainer.callbacks.amd._target_={__name__}.AMDStateCallback")
+    config = scripts.setup(args)
     config.model_class.config = config.model
-    model = _load("fastgen.utils").instantiate(config.model_class)
+    model = load("fastgen.utils").instantiate(config.model_class)
     config.model_class.config = None
     trainer.Trainer(config).run(model)
+    distributed.clean_up()
+
+
+def _refuse_other_methods(file: str) -> None:
+    """Raises InputError for FastGen's configuration `file`, if its model is not `DMD2Model`, in whose place ours comes."""
+    if not Path(file).is_file():
+        raise InputError(f"--config: {file} is not a file here. FastGen takes a path from the folder of its checkout")
+    target = load("fastgen.configs.config_utils").import_config_from_python_file(file).model_class._target_
+    name = getattr(target, "__name__", str(target)).rpartition(".")[2]
+    if name not in ("DMD2Model", "AMDModel"):
+        raise InputError(f"{file}: model_class must be DMD2Model, which AMD is a form of, got {name}")

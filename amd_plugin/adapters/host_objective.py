@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from amd_plugin.adapters.offers import SHARED
+from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.objectives.amd import AMDObjective
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import checked, metadata, preset
-
-OFFERS = SHARED  # fields of `Needs` that every adapter offers
 
 
 def adaptive_objective(guidance_scale: float, options: Mapping[str, Any], offers: Collection[str] = OFFERS) -> AMDObjective:

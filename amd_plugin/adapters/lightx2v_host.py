@@ -7,7 +7,8 @@ from amd_plugin.adapters.compatibility import Host
 # LightX2V's trainer has no version and is in no package: the commit is the one that the tests run on.
 TESTED = "f8aee98b5462cca8d7288888146ebd95592bf266"
 _CLONE = f"git clone https://github.com/ModelTC/LightX2V && git -C LightX2V checkout {TESTED}"
-HOST = Host("lightx2v_train", "0", "", f"{_CLONE}, with its folder lightx2v_train on PYTHONPATH", package="lightx2v_train")
+_HOW = f"{_CLONE}, with its folder lightx2v_train on PYTHONPATH"
+HOST = Host("lightx2v_train", "0", "", _HOW, package="lightx2v_train", commit=TESTED)
 
 _trainers, _dmd = "lightx2v_train.trainers", "lightx2v_train.trainers.dmd"
 DmdTrainer = HOST.load(f"{_dmd}.trainer").DmdTrainer
@@ -21,6 +22,9 @@ distributed = HOST.load("lightx2v_train.runtime.distributed")
 _SHARED = {
     "__init__": "self, config",
     "setup": "self, resume_ckpt_path",
+    "_setup_trainable_model": "self, model, role",
+    "_setup_ida_trick": "self",
+    "run_inference": "self, current_iter",
     "_encode_conditions": "self, sample",
     "_predict_velocity": "self, model, latents, sigma, condition",
     "_predict_teacher_velocity": "self, latents, sigma, condition, negative_condition",

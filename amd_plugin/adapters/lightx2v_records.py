@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from amd_plugin.adapters.bridge import HostBridge, prefixed, stacked
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
+from amd_plugin.adapters.host_metrics import prefixed, stacked
 from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
 from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation

@@ -11,24 +11,25 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from amd_plugin.adapters.bridge import HostBridge, weighted_loss
-from amd_plugin.adapters.compatibility import Host
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.harvest import Rollouts, checked_rollouts
 from amd_plugin.adapters.host_objective import adaptive_objective, require_fit
+from amd_plugin.adapters.modelopt_host import HOST, DMDPipeline, dmd
 from amd_plugin.adapters.modelopt_rollout import Given, HarvestedCycle, cannot_harvest, harvest
+from amd_plugin.adapters.modelopt_turn import Turn
 from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.offers import MODELOPT
 from amd_plugin.adapters.own_options import check_count, check_switch
 from amd_plugin.adapters.run_state import restore, state_of
 from amd_plugin.adapters.validation import Validation
+from amd_plugin.adapters.weighted_loss import weighted_loss
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import Objective
 from amd_plugin.maths.advantage_guidance import NONE
@@ -38,55 +39,7 @@ from amd_plugin.plugins import PluginManager, get_plugin_manager
 
 log = logging.getLogger(__name__)
 
-HOST = Host("nvidia-modelopt", "0.45", "0.48", "nvidia-modelopt>=0.45")
-
-fastgen = HOST.load("modelopt.torch.fastgen")
-dmd = HOST.load("modelopt.torch.fastgen.methods.dmd")
-DMDPipeline = fastgen.DMDPipeline
-
-_MODEL_CALL = "self, model, hidden_states, timestep, encoder_hidden_states"
-_TURN = "self, latents, noise, encoder_hidden_states"
-_NEGATIVE = "negative_encoder_hidden_states, negative_encoder_hidden_states_mask, guidance_scale"
-HOST.check(
-    DMDPipeline,
-    {
-        "__init__": "self, student, teacher, fake_score, config, discriminator",
-        "_call_model": f"{_MODEL_CALL}, model_kwargs",
-        "_predict_x0": f"{_MODEL_CALL}, native_pred_type, model_kwargs",
-        "_convert_pred": "self, raw, x_t, t, from_pred_type, to_pred_type",
-        "_build_student_input": f"{_TURN}, model_kwargs",
-        "sample_timesteps": "self, n, device, dtype",
-        "compute_student_loss": f"{_TURN}, {_NEGATIVE}, model_kwargs",
-        "compute_fake_score_loss": f"{_TURN}, model_kwargs",
-    },
-)
-HOST.check(dmd, {"dsm_loss": "pred_type, net_pred, x0, eps, t, alpha_fn, sigma_fn"})
-HOST.check(dmd, {"add_noise": "x0, eps, t", "x0_to_eps": "x0, x_t, t", "rf_alpha": "t", "rf_sigma": "t"})
-
 TeacherSharding = Literal["none", "zero3", "zero3_offload"]
-
-
-@dataclass
-class _Turn:
-    """The running turn.
-
-    Attributes:
-        role: ``student`` or ``fake_score``.
-        given: arguments of the turn; samples are grouped by their text embeddings.
-        predictions: network, predicted x0 and timesteps of every prediction so far.
-        advantage: advantages of the student's samples; None before they are scored.
-        scored_before: whether they are those of an earlier turn.
-        fake_call: arguments of the last prediction of the fake score.
-        harvested: sample that answers the student's next call; None before a harvest, and after that call.
-    """
-
-    role: str
-    given: Given
-    predictions: list[tuple[nn.Module, Tensor, Tensor]]
-    advantage: Tensor | None = None
-    scored_before: bool = False
-    fake_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    harvested: Tensor | None = None
 
 
 # To a type checker a mix-in over the host's pipeline; at run time `adaptive` puts it over any of the host's classes.
@@ -187,7 +140,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self.conditions.add_to(fake_score)
         self._failures = Failures.of(self.bridge)
         self._max_steps, self._accumulation = max_steps, accumulation
-        self._turn: _Turn | None = None
+        self._turn: Turn | None = None
 
     @property
     def outcome(self) -> FakeScoreConditions | None:
@@ -226,11 +179,11 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self._cycle.clear()
 
     @contextmanager
-    def _start_turn(self, role: str, given: Given) -> Iterator[_Turn]:
+    def _start_turn(self, role: str, given: Given) -> Iterator[Turn]:
         """A context in which predictions are recorded, and noise levels pass through the plugins' samplers."""
         self.bridge.start_turn(self.turns["student"] // self._accumulation, self._max_steps, self.metrics)
         given = given if self._cycle is None else self._cycle.start_turn(role, given)
-        self._turn = _Turn(role, given, [])
+        self._turn = Turn(role, given, [])
         try:
             yield self._turn
             self.turns[role] += 1
@@ -286,7 +239,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             self._score(self._turn)
         return self.bridge.move_noise_levels(t, self._turn.role, self.turns[self._turn.role])
 
-    def _score(self, turn: _Turn) -> Tensor:
+    def _score(self, turn: Turn) -> Tensor:
         """Advantages [B] of the turn's student samples, which are scored once."""
         if turn.advantage is not None:
             return turn.advantage
@@ -301,11 +254,11 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             shared.scores[int(rung)] = self.bridge.scored()
         return turn.advantage
 
-    def _exit(self, turn: _Turn) -> tuple[Tensor, Tensor]:
+    def _exit(self, turn: Turn) -> tuple[Tensor, Tensor]:
         """The turn's student samples [B, ...], and the timesteps [B] at which they were predicted."""
         return next((x0, t) for model, x0, t in reversed(turn.predictions) if model is self.student)
 
-    def _rung(self, turn: _Turn) -> int | Tensor:
+    def _rung(self, turn: Turn) -> int | Tensor:
         """The exit rung of the turn: with backward simulation all samples of all ranks leave at one, a tensor [B] there.
 
         Its number would wait for the rollout.
@@ -358,7 +311,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}
 
-    def _replayed(self, turn: _Turn, x0: Tensor, inputs: dict[str, Any]) -> Shown:
+    def _replayed(self, turn: Turn, x0: Tensor, inputs: dict[str, Any]) -> Shown:
         """Samples of the fake score's turn with their inputs, some of which are remembered failures."""
         if self._failures is None:
             return Shown(x0, inputs)
@@ -419,16 +372,10 @@ def adaptive(pipeline_cls: type) -> type:
     return type(f"AMD{pipeline_cls.__name__}", (Adaptive, pipeline_cls), {"host": pipeline_cls, "__doc__": Adaptive.__doc__})
 
 
-class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc, valid-type]
+class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc]
     """`DMDPipeline` with AMD; see `Adaptive` for its arguments."""
 
     host = DMDPipeline
-
-
-def __getattr__(name: str) -> Any:
-    if name == "AMDDiffusionRecipe":
-        raise ImportError("AMDDiffusionRecipe is now in amd_plugin.adapters.modelopt_automodel. Import it from there")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _module(teacher: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.rewards.reward_set import RewardSet
+
+log = logging.getLogger(__name__)
 
 
 class NamedRewards:
@@ -65,6 +68,8 @@ def make_reward(
     Raises:
         InputError: for anything else, and for a reward that is unknown or cannot be built.
     """
+    if spec is None:
+        log.warning("no reward is given: every advantage is 0, and the samples are matched as without AMD")
     if spec is None or callable(spec):
         return spec  # type: ignore[no-any-return]
     return NamedRewards(RewardSet(_configs(spec, where), plugins or get_plugin_manager(), None, device=device))

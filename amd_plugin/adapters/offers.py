@@ -9,8 +9,8 @@ from amd_plugin.hookspecs import EVERYTHING, IN_WORDS
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import metadata
 
-# How often prompts repeat is up to the user's data.
-SHARED = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
+# What every adapter offers. How often prompts repeat is up to the user's data.
+OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
 LEVELS = frozenset({"noise_level", "fake_score_noise_level"})
 # What no option asks for by name: it is there or not.
 BESIDE_NEEDS = {
@@ -20,7 +20,7 @@ BESIDE_NEEDS = {
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
 CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
-FASTGEN = SHARED | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm", "replay"}
+FASTGEN = OFFERS | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm", "replay"}
 LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN
 LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning", "replay"}
 MODELOPT = FASTVIDEO = FASTGEN | {"harvest"}

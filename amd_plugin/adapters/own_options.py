@@ -30,9 +30,10 @@ def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:
     Raises:
         InputError: for no mapping, or an option of the adapter that is of another type.
     """
-    if not isinstance(given or {}, Mapping):
+    given = {} if given is None else given  # and `false` or an empty list is somebody's mistake
+    if not isinstance(given, Mapping):
         raise InputError(f"{where}: must be a mapping of options, got {given!r}")
-    options = dict(given or {})
+    options = dict(given)
     own = OwnOptions(**{name: options.pop(name) for name in OwnOptions._fields if name in options})
     check_switch(own.rung_conditioning, f"{where}.rung_conditioning")
     return options, own

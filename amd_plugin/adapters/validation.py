@@ -8,7 +8,7 @@ reference host: ``evaluated_reward/NAME`` and ``evaluated_spread/NAME`` of the t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.named_rewards import NamedRewards, make_reward
+from amd_plugin.adapters.sample_scores import SampleScores
 from amd_plugin.errors import InputError
 from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.metrics import correlation_within
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
-from amd_plugin.rewards.scorer import as_scores
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,10 @@ class Validation:
         judges = make_reward(held_out, plugins, device, "held_out")
         if bridge.reward is None or judges is None:
             raise InputError("amd.held_out: judges a reward that is trained on, and there is none. Add amd.reward")
-        self._bridge, self._rewards, self._judges, self._device = bridge, bridge.reward, judges, device
+        self._bridge, self._device = bridge, device
+        self._rewards, self._judges = SampleScores(bridge.reward), SampleScores(judges)
         weights = bridge.reward.weights if isinstance(bridge.reward, NamedRewards) else {"reward": 1.0}
-        self._names, self._held_out = list(weights), list(_names(judges, "judge"))
+        self._names, self._held_out = list(weights), list(self._judges.names or ["judge"])
         self.alarm = HackingAlarm(weights, dict.fromkeys(self._held_out, "up"))
         self._scores: list[Tensor] = []
         self._groups: list[Tensor] = []
@@ -54,8 +55,8 @@ class Validation:
     def add(self, media: Tensor, prompts: Sequence[str]) -> None:
         """Scores samples of this rank: `media` [b, C, (T,) H, W] in [0, 1] for `prompts` [b]."""
         media = media if self._device is None else media.to(self._device)
-        columns = [*_columns(self._rewards, media, prompts), *_columns(self._judges, media, prompts)]
-        self._scores.append(torch.stack([column.float().cpu() for column in columns], 1))
+        scores = [(part, part(media, prompts).cpu()) for part in (self._rewards, self._judges)]
+        self._scores.append(torch.cat([row[:, 1:] if part.names else row for part, row in scores], 1))
         self._groups.append(group_ids(list(prompts), len(prompts)))
 
     def finish(self, step: int) -> dict[str, float]:
@@ -101,18 +102,3 @@ def validation_metrics(scores: Tensor, groups: Tensor, rewards: Sequence[str], j
             agreements.append(correlation_within(values[both], verdict[both], groups[both]) if both.any() else torch.nan)
         row[f"sensor/{name}"] = torch.tensor(agreements).nanmean().item()
     return {name: value for name, value in row.items() if value == value}
-
-
-def _names(reward: Callable[..., Any], alone: str) -> Sequence[str]:
-    return reward.names if isinstance(reward, NamedRewards) else [alone]
-
-
-def _columns(reward: Callable[..., Any], media: Tensor, prompts: Sequence[str]) -> list[Tensor]:
-    """Scores [b] of each part of `reward`; NaN where it failed."""
-    names = _names(reward, "")
-    try:
-        total = as_scores(reward(media, list(prompts)), len(media))
-        return [reward.each[name] for name in names] if isinstance(reward, NamedRewards) else [total]
-    except Exception as error:
-        log.warning("a reward failed on samples of a validation, which are left out: %s: %s", type(error).__name__, error)
-        return [torch.full((len(media),), torch.nan) for _ in names]

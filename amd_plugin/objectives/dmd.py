@@ -214,6 +214,5 @@ def decoupled_dmd(guidance_scale: float = 1.5, **options: Any) -> DMDObjective:
 def expect_keys(state: dict[str, Any], own: dict[str, Any], name: str) -> None:
     """Raises InputError if `state` has other keys than `own`, a state of the objective `name`."""
     if set(state) != set(own):
-        raise InputError(
-            f"state of {name}: must have the keys {sorted(own)}, got {sorted(state)}. It belongs to another objective"
-        )
+        message = f"must have the keys {sorted(own)}, got {sorted(state)}"
+        raise InputError(f"state of {name}: {message}. It belongs to another objective, or to other options of this one")

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from amd_plugin import AMDObjective, DMDObjective, Signals, hookimpl, options
-from amd_plugin.adapters.bridge import OFFERS, HostBridge, Steering, adaptive_objective, make_reward, require_fit
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
+from amd_plugin.adapters.host_objective import adaptive_objective, require_fit
+from amd_plugin.adapters.named_rewards import make_reward
+from amd_plugin.adapters.offers import OFFERS
+from amd_plugin.adapters.steering import Steering
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, IN_WORDS
 from amd_plugin.objectives.amd_options import AMDOptions

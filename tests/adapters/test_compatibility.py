@@ -1,5 +1,6 @@
 """Versions of a host that were not tested: named in the log, and their methods compared before anything runs."""
 
+import json
 import logging
 import os
 import subprocess
@@ -20,6 +21,29 @@ def test_a_newer_version_is_named_once(caplog):
     host.check(pluggy.PluginManager, {"register": "self, plugin, name"})
     with pytest.raises(MissingDependency, match=r"register takes \(self, plugin, name\), not \(self\); gone\(self\) is gone"):
         host.check(pluggy.PluginManager, {"register": "self", "gone": "self"})
+
+
+@pytest.mark.parametrize("kind", ["detached", "branch", "editable", "installed"])
+def test_a_commit_that_was_not_tested_is_named(tmp_path, monkeypatch, caplog, kind):
+    """A host without releases has one version for all its commits, or none."""
+    commit, name = "0123456789abcdef" * 2 + "01234567", f"host_that_is_{kind}"
+    files = {f"{name}/__init__.py": ""}
+    if kind != "installed":
+        files |= {".git/HEAD": commit if kind == "detached" else "ref: refs/heads/main", ".git/refs/heads/main": commit}
+    if kind in ("editable", "installed"):
+        origin = {"dir_info": {"editable": True}} if kind == "editable" else {"vcs_info": {"vcs": "git", "commit_id": commit}}
+        files[f"{name}-1.0.dist-info/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        files[f"{name}-1.0.dist-info/direct_url.json"] = json.dumps({"url": "somewhere", **origin})
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    tested = Host(name, "0", "", "git clone somewhere", package=name, commit=commit)
+    with caplog.at_level(logging.WARNING):
+        tested.load(name)
+        assert not caplog.text
+        tested._replace(commit="f" * 40).load(name)
+    assert f"{name} of commit 0123456789ab is not a tested version (commit ffffffffffff)" in caplog.text
 
 
 def test_a_fastgen_of_the_next_version_says_so_and_what_changed(tmp_path):

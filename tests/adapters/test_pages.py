@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from amd_plugin.adapters import offers
-from amd_plugin.adapters.bridge import adaptive_objective
+from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.named_rewards import check_reward
 from amd_plugin.cli import app
 from amd_plugin.errors import MissingDependency

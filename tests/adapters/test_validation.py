@@ -58,11 +58,18 @@ def test_the_sensor_is_the_agreement_within_prompts():
 
 
 def test_named_rewards_have_a_row_each_and_a_judge_that_fails_is_left_out(plugins):
-    from amd_plugin.adapters.bridge import make_reward
+    from amd_plugin.adapters.named_rewards import make_reward
 
     reward = make_reward([{"name": "hackable"}, {"name": "random", "weight": 0.5}], plugins)
     row = validated(validation(plugins, reward, lambda media, prompts: 1 / 0), 0, 0.0)
     assert {"evaluated_reward/hackable", "evaluated_reward/random"} <= set(row) and "held_out/judge" not in row
+
+
+def test_a_judge_sees_the_samples_and_not_what_the_reward_left_of_them(plugins):
+    seen = []
+    black = lambda media, prompts: media.mul_(0).sum((1, 2, 3))  # noqa: E731
+    validated(validation(plugins, black, lambda media, prompts: seen.append(media) or [0.0] * 2), 0, 0.5)
+    assert all(media.min() > 0.4 for media in seen) and len(seen) == 2
 
 
 @pytest.mark.parametrize(("reward", "held_out", "message"), [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amd_plugin import AMDObjective, DMDObjective, Signals, options
-from amd_plugin.adapters.bridge import OFFERS
+from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.errors import OptionError
 from amd_plugin.hookspecs import EVERYTHING, IF_OFFERED, OF_RIVALS
 from amd_plugin.maths.coherence import Coherence, cosines

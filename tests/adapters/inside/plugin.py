@@ -1,8 +1,14 @@
-"""A third party's plugin: moves noise levels into a window, and halves the strength."""
+"""What the tests of several hosts use: a third party's plugin, and what an adapter overrides without comparing it."""
+
+import re
+from pathlib import Path
 
 import torch
 
+import amd_plugin.adapters
 from amd_plugin import get_plugin_manager, hookimpl
+
+ADAPTERS = Path(amd_plugin.adapters.__file__).parent
 
 
 class Levels:
@@ -33,3 +39,24 @@ class Levels:
     def distill_strength_schedule(self, step, max_steps, metrics):
         self.steps.append((step, max_steps, "objective/zone_share" in metrics))
         return self.factor
+
+
+def unchecked(host, *pairs):
+    """Methods of a host's class that our class overrides, and whose parameters nobody compares before a run.
+
+    Args:
+        host: name of the adapter.
+        pairs: our class, and the host's that it extends.
+    """
+    compared = set(re.findall(r'"(\w+)": ', (ADAPTERS / f"{host}_host.py").read_text()))
+    return {
+        f"{ours.__name__}.{name}"
+        for ours, theirs in pairs
+        for base in ours.__mro__
+        if base.__module__.startswith("amd_plugin.")
+        for name, value in vars(base).items()
+        if callable(value)
+        and name in dir(theirs)
+        and name not in compared
+        and (name == "__init__" or not name.startswith("__"))
+    }

@@ -1,6 +1,7 @@
 """Two processes of a script here, as the two ranks of a host's run."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,14 +16,14 @@ def two_ranks(script, *words):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-W", "ignore", "-c", f"import {script}; {script}.main()"]
+    # This process's own path: a checkout of FastGen has a folder `tests`, too.
+    shared = {"env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "cwd": HERE, "text": True}
     processes = [
-        subprocess.Popen(
-            [*command, str(rank), port, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
-        )
+        subprocess.Popen([*command, str(rank), port, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **shared)
         for rank in (0, 1)
     ]
     try:
-        answers = [process.communicate(timeout=280) for process in processes]
+        answers = [process.communicate(timeout=1800) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -13,12 +13,22 @@ import torch
 from fastgen.configs.config_utils import override_config_with_opts
 from fastgen.configs.methods.config_dmd2 import ModelConfig
 from fastgen.methods import DMD2Model
-from plugin import Levels
+from plugin import Levels, unchecked
+from ranks import two_ranks
 
 from amd_plugin.adapters import fastgen as adapter
 from amd_plugin.adapters.fastgen import AMDModel
+from amd_plugin.adapters.fastgen_host import Callback, load
 from amd_plugin.errors import InputError
 from tests.helpers.documentation import blocks
+
+
+class Reached(Exception):
+    pass
+
+
+def stop(config):
+    raise Reached(config)
 
 
 def model(cls, gan=False, guidance=2.0, steps=1, **options):
@@ -123,8 +133,43 @@ def test_bad_options():
         model(AMDModel, amd={"strenght": 1})
     with pytest.raises(InputError, match=r"model_class\.amd\.rollouts: harvest needs rollouts, and FastGen has none"):
         model(AMDModel, amd={"rollouts": "harvest"})
-    with pytest.raises(InputError, match="mapping"):
-        model(AMDModel, amd=3)
+    for section in (3, False, []):
+        with pytest.raises(InputError, match="mapping"):
+            model(AMDModel, amd=section)
+    for option in ("share_rungs", "rung_conditioning"):
+        with pytest.raises(InputError, match=rf"model_class\.amd\.{option}: needs a student of several steps"):
+            model(AMDModel, amd={option: True})
+    unwatched = model(AMDModel, amd={"reward": {"name": "random"}, "held_out": {"name": "random"}})
+    with pytest.raises(InputError, match=r"held_out: .* needs dataloader_val, and the callback AMDStateCallback"):
+        train(unwatched, 1)
+
+
+def test_another_method_is_refused_and_a_subclass_of_ours_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(load("fastgen.utils"), "instantiate", stop)
+    for name in ("dmd2", "sft"):
+        (tmp_path / f"of_{name}.py").write_text(f"from fastgen.configs.methods.config_{name} import create_config\n")
+    for words, message in (
+        (["--config=of_sft.py"], "of_sft.py: model_class must be DMD2Model, which AMD is a form of, got SFTModel"),
+        (["--config=nowhere.py"], "nowhere.py is not a file here"),
+    ):
+        with pytest.raises(InputError, match=message):
+            adapter.launch(words)
+    for words, target in (([], "amd_plugin.adapters.fastgen.AMDModel"), (["-", "model_class._target_=mine.Own"], "mine.Own")):
+        with pytest.raises(Reached) as reached:
+            adapter.launch(["--config=of_dmd2.py", *words])
+        assert reached.value.args[0]._target_ == target
+
+
+def test_every_method_that_is_overridden_is_compared():
+    assert unchecked("fastgen", (AMDModel, DMD2Model), (adapter.AMDStateCallback, Callback)) == set()
+
+
+def test_a_reward_that_fails_on_one_of_two_ranks_holds_up_neither():
+    first, second = two_ranks("rank_fastgen")
+    assert first["failed"] == second["failed"] == 0.5 and first["finite"] and second["finite"]
+    assert first["advantages"] == second["advantages"] and any(first["advantages"]), "rank 1 has samples of the same prompts"
 
 
 def test_plugins_move_levels_and_set_the_strength():
@@ -184,21 +229,14 @@ def test_rungs_outcomes_and_the_rewards_gradient_reach_objective_and_fake_score(
         model(AMDModel, amd={"share_rungs": 3})
 
 
-class Reached(Exception):
-    pass
-
-
 def test_the_pages_command_lines_name_our_classes_to_the_hosts_own_train_py(monkeypatch):
     """Up to the point where the networks would be built, which needs a GPU."""
     from fastgen.utils import scripts
 
-    def stop(config):
-        raise Reached(config)
-
     lines = [line for block in blocks("docs/hosts/fastgen.md", "") for line in block.splitlines()]
     ours, theirs = ([words for words in map(shlex.split, lines) if words[0] == name] for name in ("amd-plugin", "python"))
     monkeypatch.chdir(os.environ["PYTHONPATH"].split(os.pathsep)[0])  # the checkout, in which FastGen's examples lie
-    monkeypatch.setattr(adapter._load("fastgen.utils"), "instantiate", stop)
+    monkeypatch.setattr(load("fastgen.utils"), "instantiate", stop)
     for [words] in (ours, theirs):
         words = [word.replace("...", ours[0][ours[0].index("--") + 1].partition("=")[2]) for word in words]
         with pytest.raises(Reached) as reached:

@@ -10,11 +10,13 @@ import yaml
 from fastvideo.train.entrypoint.train import run_training_from_config
 from fastvideo.train.methods.distribution_matching import self_forcing
 from fastvideo.train.models.base import ModelBase
+from plugin import unchecked
 from toy_fastvideo import OURS, STATE, STOCK, Log, Probe, Toy, settings
 from typer.testing import CliRunner
 
-from amd_plugin.adapters import conditioning
+from amd_plugin.adapters import conditioning, fastvideo_method
 from amd_plugin.adapters import fastvideo as adapter
+from amd_plugin.adapters.fastvideo_host import Callback, DMD2Method, SelfForcingMethod
 from amd_plugin.errors import InputError
 from tests.helpers.documentation import blocks
 
@@ -47,7 +49,7 @@ def run(tmp_path, reward=None, student=None, **options):
         run_training_from_config(str(path))
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(adapter, "make_reward", lambda spec, plugins, device: reward)
+            patch.setattr(fastvideo_method, "make_reward", lambda spec, plugins, device: reward)
             run_training_from_config(str(path))
     method = Probe.method
     weights = [p.detach().clone() for r in (method.student, method.critic) for p in r.transformer.parameters()]
@@ -231,7 +233,7 @@ def test_the_pages_yaml_trains(tmp_path, monkeypatch):
     path, asked = tmp_path / "run.yaml", []
     path.write_text(yaml.safe_dump(merged(settings(tmp_path, method=STOCK, steps=2), yaml.safe_load(block))))
     # Its reward needs weights from the internet.
-    monkeypatch.setattr(adapter, "make_reward", lambda spec, plugins, device: asked.append(spec) or brightness)
+    monkeypatch.setattr(fastvideo_method, "make_reward", lambda spec, plugins, device: asked.append(spec) or brightness)
     run_training_from_config(str(path))
     assert asked == [{"name": "clip", "path": "openai/clip-vit-large-patch14"}] and type(Probe.method) is adapter.AMDMethod
     assert any(type(callback) is adapter.AMDStateCallback for callback in Probe.callbacks._callbacks.values())
@@ -250,3 +252,12 @@ def test_the_pages_command_lines(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, [*command, "--method.amd.strength", "0.25"], catch_exceptions=False)
         assert done.exit_code == 0 and type(Probe.method) is adapter.AMDMethod and Probe.method.objective.strength == 0.25
         assert Log.lines[-1]["step"] == 2
+
+
+def test_every_method_that_is_overridden_is_compared():
+    pairs = [
+        (adapter.AMDMethod, DMD2Method),
+        (adapter.AMDSelfForcingMethod, SelfForcingMethod),
+        (adapter.AMDStateCallback, Callback),
+    ]
+    assert unchecked("fastvideo", *pairs) == set()

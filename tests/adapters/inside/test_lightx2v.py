@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from plugin import Levels
+from plugin import Levels, unchecked
 from ranks import two_ranks
 from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config, files
 
 from amd_plugin.adapters import lightx2v as adapter
-from amd_plugin.adapters.lightx2v_host import HOST
+from amd_plugin.adapters.lightx2v_host import HOST, TRAINER_REGISTER
+from amd_plugin.adapters.lightx2v_trainer import Adaptive
+from amd_plugin.adapters.offers import LIGHTX2V_VIDEO
 from amd_plugin.errors import InputError, MissingDependency
 from tests.helpers.documentation import blocks
 
@@ -50,7 +52,7 @@ def launched(file, stock=None):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         if stock is not None:
-            patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": adapter.LIGHTX2V_VIDEO})})
+            patch.setattr(adapter, "FORMS", {"video_dmd": type("Stock", (stock,), {"offers": LIGHTX2V_VIDEO})})
         adapter.launch(["--config", file])
     out = yaml.safe_load(open(file))["training"]["output_dir"]
     folders = sorted(Path(out).glob("checkpoint-*"))
@@ -217,7 +219,7 @@ def test_pictures_of_an_image_model_keep_their_graph():
     )  # fmt: skip
     model.decode_latent = lambda latent: Flux2KleinModel.decode_latent(model, latent)
     latent = torch.zeros(2, 3, 8, 8, requires_grad=True)
-    media = adapter.Adaptive._media(SimpleNamespace(model=model, _decodes_with_graph=True), latent)
+    media = Adaptive._media(SimpleNamespace(model=model, _decodes_with_graph=True), latent)
     media.sum().backward()
     assert (media == 0.5).all() and (latent.grad == 0.5).all()
     assert model.decode_latent(latent.detach())[0].size == (8, 8), "the host itself gets its pictures"
@@ -268,6 +270,7 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
         ({"guidance_sigma": [0.1, 0.9]}, "amd.guidance_sigma: needs a noise level and a teacher call"),
         ({"match_sigma": [0.1, 0.9]}, "amd.match_sigma: needs noise levels of its own"),
         ([1], "training.dmd.amd: must be a mapping"),
+        (False, "training.dmd.amd: must be a mapping of options, got False"),
         ({"reward": "hackabel"}, "hackable"),
         ({"rollouts": "harvest"}, "amd.rollouts: harvest needs samples at all rungs of one rollout"),
         ({"reward": {"name": "random", "weight": "much"}}, "reward.weight"),
@@ -277,7 +280,26 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
     other = yaml.safe_load(open(written(tmp_path)))
     other["training"]["method"] = "flow"
     (tmp_path / "flow.yaml").write_text(yaml.safe_dump(other))
+    elsewhere = yaml.safe_load(open(written(tmp_path)))
+    elsewhere["training"]["amd"] = {"sharpening": 1.0}
+    bare = {"training": {"method": "video_dmd", "dmd": None}}
+    for name, text in {
+        "elsewhere": yaml.safe_dump(elsewhere),
+        "bare": yaml.safe_dump(bare),
+        "empty": "",
+        "list": "[1]",
+        "torn": "a: [",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
     for words, message in (
+        (
+            ["--config", str(tmp_path / "elsewhere.yaml")],
+            r"training\.amd: nobody reads it there\. Move it to training\.dmd\.amd",
+        ),
+        (["--config", str(tmp_path / "bare.yaml")], r"training\.dmd: must be a mapping of options, got None"),
+        (["--config", str(tmp_path / "empty.yaml")], "LightX2V cannot read it"),
+        (["--config", str(tmp_path / "list.yaml")], "LightX2V cannot read it"),
+        (["--config", str(tmp_path / "torn.yaml")], "LightX2V cannot read it"),
         (["--config", str(tmp_path / "flow.yaml")], "training.method must be one of dmd, video_dmd"),
         (["--config", "nowhere.yaml"], "nowhere.yaml is not a file"),
     ):
@@ -296,7 +318,23 @@ def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
     for words in [words for words in map(shlex.split, lines) if "--" in words]:
         adapter.launch(words[words.index("--") + 1 :])
     assert started == [("train.py", ["train.py", "--config", "run.yaml"])] * 2
-    assert all(adapter.TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
+    assert all(TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
+
+
+def test_the_pages_prompt_file_puts_equal_prompts_into_one_batch_and_a_shuffled_one_does_not(tmp_path):
+    from lightx2v_train.data import build_data
+
+    prompts = [f"prompt {i}" for i in range(32)]
+    (tmp_path / "repeated.txt").write_text("".join(4 * f"{prompt}\n" for prompt in prompts))
+    data = {"name": "prompt_dataset", "data_path": [str(tmp_path / "repeated.txt")], "batch_size": 4, "num_workers": 0}
+    ordered, shuffled = (
+        [
+            len(set(batch["conditioning"]["prompt"]))
+            for batch in build_data({"data": {"train": {**data, "shuffle": shuffle}}}, "train")
+        ]
+        for shuffle in (False, True)
+    )
+    assert ordered == [1] * 32 and sum(shuffled) > 100
 
 
 def test_a_reward_needs_the_autoencoder():
@@ -304,6 +342,13 @@ def test_a_reward_needs_the_autoencoder():
     settings["model"]["load_vae"] = False
     with pytest.raises(InputError, match="load_vae"):
         adapter.AMDVideoDmdTrainer(settings)
+
+
+def test_every_method_that_is_overridden_is_compared():
+    forms = [
+        (form, host) for form, host in zip(adapter.FORMS.values(), (stock for _, stock, _ in EXAMPLES.values()), strict=True)
+    ]
+    assert unchecked("lightx2v", *forms) == set()
 
 
 def test_a_host_of_another_version_is_refused_by_method():

@@ -10,14 +10,17 @@ import torch
 from diffusers import WanTransformer3DModel
 from modelopt.torch.fastgen import DMDConfig, DMDPipeline, EMAConfig
 from modelopt.torch.fastgen.config import SampleTimestepConfig
+from plugin import unchecked
 
-from amd_plugin import DMDObjective
-from amd_plugin.adapters import modelopt
+from amd_plugin import DMDObjective, Signals
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.modelopt import AMDPipeline
 from amd_plugin.adapters.modelopt_automodel import AMDDiffusionRecipe
+from amd_plugin.adapters.modelopt_host import HOST
 from amd_plugin.errors import InputError, MissingDependency
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
+from amd_plugin.objectives.reward_statistics import group_ids
+from amd_plugin.plugins import get_plugin_manager
 
 LATENTS = (4, 4, 2, 4, 4)
 
@@ -229,7 +232,7 @@ def test_samples_are_compared_within_their_condition():
     pipe = pipeline(AMDPipeline, reward=lambda media, prompts: torch.tensor([10.0, 11.0, 0.0, 1.0]))
     latents, noise, condition, negative = batch(0)
     pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
-    groups = modelopt.group_ids(condition, 4)
+    groups = group_ids(condition, 4)
     assert groups[0] == groups[1] != groups[2] == groups[3]
     advantage, weight = pipe.bridge(latents, groups)
     torch.testing.assert_close(advantage, torch.tensor([-1.0, 1.0, -1.0, 1.0]) * advantage[1])
@@ -243,8 +246,8 @@ def test_permuting_the_batch_permutes_the_gradients():
     sizes = []
     for index in (torch.arange(4), order):
         x0 = latents[index].clone().requires_grad_()
-        signals = modelopt.Signals(x0, latents[index] * 0.5, latents[index] * 0.2, latents[index] ** 2)
-        advantage, weight = pipe.bridge(x0, modelopt.group_ids(condition[index], 4))
+        signals = Signals(x0, latents[index] * 0.5, latents[index] * 0.2, latents[index] ** 2)
+        advantage, weight = pipe.bridge(x0, group_ids(condition[index], 4))
         pipe.objective.student_loss(signals._replace(advantage=advantage)).loss.backward()
         sizes.append((x0.grad, weight))
     torch.testing.assert_close(sizes[0][0][order], sizes[1][0])
@@ -313,11 +316,11 @@ def test_a_host_that_changed_is_told_apart():
 
     expected = {"compute_student_loss": "self, latents", "update_ema": "self"}
     with pytest.raises(MissingDependency, match=r"takes \(self, data\), not \(self, latents\); update_ema\(self\) is gone"):
-        modelopt.HOST.check(Changed, expected)
+        HOST.check(Changed, expected)
     with pytest.raises(MissingDependency, match="not installed"):
-        modelopt.HOST._replace(distribution="no-such-host").load("json")
+        HOST._replace(distribution="no-such-host").load("json")
     with pytest.raises(MissingDependency, match=r"got 0\.47"):
-        modelopt.HOST._replace(minimum="9").load("json")
+        HOST._replace(minimum="9").load("json")
 
 
 def test_advantage_guidance_through_tables_on_the_hosts_own_network():
@@ -356,8 +359,8 @@ def test_a_fake_score_that_nobody_knows_is_refused_or_left_alone():
 
     for rungs, outcomes, option in ((0, True, "advantage_guidance"), (4, "if offered", "rung_conditioning")):
         with pytest.raises(InputError, match=rf"amd\.{option}: nobody says where a Other embeds the time"):
-            FakeScoreConditions(rungs, outcomes, modelopt.get_plugin_manager()).add_to(Other(1, 1))
-    left = FakeScoreConditions(0, "if offered", modelopt.get_plugin_manager())
+            FakeScoreConditions(rungs, outcomes, get_plugin_manager()).add_to(Other(1, 1))
+    left = FakeScoreConditions(0, "if offered", get_plugin_manager())
     left.add_to(Other(1, 1))
     assert not left.takes_outcomes and not left.parameters()
 
@@ -418,3 +421,7 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)
     with pytest.raises(InputError, match=r"dmd2\.amd\.accelerator: is set in Python"):
         Recipe({"accelerator": "auto"})._resolve_pipeline_kwargs(DMDPipeline)
+
+
+def test_every_method_that_is_overridden_is_compared():
+    assert unchecked("modelopt", (AMDPipeline, DMDPipeline)) == set()

@@ -21,6 +21,7 @@ from lightx2v_train.trainers.phased_dmd.trainer import VideoPhasedDmdTrainer
 from loguru import logger
 
 from amd_plugin.adapters import lightx2v as adapter
+from amd_plugin.adapters.lightx2v_trainer import Adaptive
 from amd_plugin.testing.adapter import ReorderedDraws, Trace
 
 with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +100,7 @@ class ImageDmd(DmdTrainer):
     _prepare_cached_condition = VideoDmdTrainer._prepare_cached_condition
 
 
-class AMDImageDmd(adapter.Adaptive, ImageDmd):
+class AMDImageDmd(Adaptive, ImageDmd):
     pass
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from amd_plugin import DMDObjective, Signals, get_plugin_manager, options
-from amd_plugin.adapters.bridge import OFFERS, require_fit
+from amd_plugin.adapters.host_objective import require_fit
+from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.contract import objective_problem
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import EVERYTHING, OF_RIVALS

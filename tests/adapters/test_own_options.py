@@ -1,0 +1,37 @@
+"""Options of the adapters themselves."""
+
+import logging
+
+import pytest
+
+from amd_plugin import AMDObjective
+from amd_plugin.adapters.named_rewards import make_reward
+from amd_plugin.adapters.own_options import OwnOptions, split_options
+from amd_plugin.adapters.run_state import restore, state_of
+from amd_plugin.errors import InputError
+
+
+def test_no_section_is_no_options():
+    assert split_options(None, "amd") == split_options({}, "amd") == ({}, OwnOptions())
+    assert split_options({"kl": 0, "reward": "random"}, "amd") == ({"kl": 0}, OwnOptions(reward="random"))
+
+
+@pytest.mark.parametrize("given", [False, True, 0, [], "", "off", [{"kl": 0}]], ids=repr)
+def test_a_section_of_another_type_is_refused_and_not_taken_for_none(given):
+    with pytest.raises(InputError, match=r"method\.amd: must be a mapping of options"):
+        split_options(given, "method.amd")
+
+
+def test_a_state_of_other_options_is_refused_by_that_reason():
+    saved = state_of(AMDObjective(2.0), None, None)
+    restore(saved, AMDObjective(2.0, strength=0.1), None, None)
+    with pytest.raises(
+        InputError, match=r"got .*'rewards'\]\. It belongs to another objective, or to other options of this one"
+    ):
+        restore(saved, AMDObjective(2.0, kl=0.5), None, None)
+
+
+def test_a_run_without_a_reward_says_what_that_means(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert make_reward(None) is None
+    assert "no reward is given: every advantage is 0" in caplog.text
