@@ -212,7 +212,7 @@ def compare(
     output: Annotated[Path | None, typer.Option(help="folder of the comparison", show_default="runs/compare-RECIPE")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes", show_default="one per core")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without a question, however long it takes")] = False,
-    report: Annotated[bool, typer.Option(help="whether to write a report; amd-plugin report writes one of several")] = True,
+    no_report: Annotated[bool, typer.Option("--no-report", help="no report; amd-plugin report makes one of several")] = False,
     as_json: AsJson = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -233,7 +233,7 @@ def compare(
         select=() if select_seeds is None else parse_seeds(select_seeds, "--select-seeds"),
     )  # fmt: skip
     page = folder / "report.html"
-    if report:
+    if not no_report:
         from amd_plugin.evaluate.report.report import write_report
 
         with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}"):
@@ -242,7 +242,7 @@ def compare(
         typer.echo(result.as_json())
         return
     show_whole(terminal_table(result))
-    for what, path in (("table", folder / "compare.md"), ("report", page if report else None)):
+    for what, path in (("table", folder / "compare.md"), ("report", None if no_report else page)):
         if path is not None and path.is_file():
             say(f"{what}: {path}")
 
