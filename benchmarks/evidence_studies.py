@@ -208,7 +208,8 @@ STUDIES = {
         title="Scenes, from a student that DMD has distilled",
         question="All arms start from one student, that of 600 updates of DMD at guidance 2, and make 300 updates more. Their "
         "fake scores are new, and make 300 updates of their own first. Otherwise the shipped recipe.",
-        recipe="scenes", seeds="4", settings=FINISH, start=("train.seed=102", "train.max_steps=600", *SCENES), more=("amd=amd",),
+        recipe="scenes", seeds="4", settings=FINISH, more=("amd=amd",),
+        start=("train.seed=102", "train.max_steps=600", *SCENES),
     ),
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",

@@ -17,13 +17,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from amd_plugin import NoiseLevel, Signals, get_plugin_manager, to_x0
-from amd_plugin.adapters import shim
+from amd_plugin.adapters import offers, shim
 from amd_plugin.adapters.bridge import HostBridge
-from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.objectives.reward_statistics import group_ids
 
 CLASSES, PIXELS, GUIDANCE = 10, 64, 1.5
-GIVES = {*OFFERS, "noise_level", "fake_score_noise_level"}  # (1) see `Needs`; options that need more are refused by name
+GIVES = {*offers.OFFERS, "noise_level", "fake_score_noise_level"}  # (1) see `Needs`; options that need more are refused by name
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
