@@ -171,13 +171,23 @@ def group_std(reward: Tensor, groups: Tensor) -> Tensor:
     return _statistics(reward, groups)[1]
 
 
+def scored(reward: Tensor) -> Tensor:
+    """Whether each reward [B] is one, bool [B]: what is NaN, infinite or beyond `LARGEST` stands for a failed one.
+
+    Example:
+        >>> scored(torch.tensor([1.0, float("nan"), 3e38]))
+        tensor([ True, False, False])
+    """
+    return reward.abs() <= LARGEST
+
+
 def _statistics(reward: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each sample [B]: its reward minus its group's mean, the group's spread, and whether it has a reward.
 
     The difference is exactly 0 where the group's rewards are all equal, and where there is none.
     """
     reward = widen(reward.detach())
-    valid = reward.abs() <= LARGEST
+    valid = scored(reward)
     members, index = torch.unique(groups, return_inverse=True)
     empty = torch.zeros(len(members), dtype=reward.dtype, device=reward.device)
     count = empty.index_add(0, index, valid.to(reward.dtype))

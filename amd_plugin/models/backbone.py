@@ -253,7 +253,7 @@ def misfit(theirs: Mapping[str, Any], ours: Mapping[str, Any], name_of_ours: str
     """The first tensor whose shapes differ, in words; empty where all are alike."""
     shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (theirs, ours)]
     for name in sorted({*theirs, *ours}):
-        there, here = (part.get(name) for part in shapes)
+        there, here = (part.get(name, "not") for part in shapes)
         if there != here:
-            return f"{name} is {there or 'not'} there and {here or 'not'} in {name_of_ours}"
+            return f"{name} is {there} there and {here} in {name_of_ours}"
     return ""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from amd_plugin.hookspecs import IF_OFFERED, Needs
 from amd_plugin.maths import operators
-from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share
+from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share, scored
 from amd_plugin.maths.advantage_guidance import guide_by_advantage, outcomes
 from amd_plugin.maths.coherence import Coherence
 from amd_plugin.maths.diagnostics import clip_share, weight_metrics, zone_metrics
@@ -144,7 +144,7 @@ class AMDObjective(DMDObjective):
         """
         self._finish_turn()
         reward = reward.detach().float()
-        finite = torch.isfinite(reward)
+        finite = scored(reward)
         self._failed = self._failed.to(reward.device) + (~finite).sum()
         self._observe(reward, groups, rung)
         unit, tolerance = self.unit, self.tolerance

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.advantage import group_std
+from amd_plugin.maths.advantage import group_std, scored
 
 _GOLDEN, _MIXING = -7046029254386353131, ((-4658895280553007687, 30), (-7723592293110705685, 27))
 MOMENTUM = 0.99  # of the running mean of spreads, with bias correction
@@ -43,7 +43,7 @@ class RewardStatistics:
             groups: prompt ids [B], the same number for samples of one prompt.
             rung: index of the exit rung, from 0.
         """
-        finite = torch.isfinite(reward)
+        finite = scored(reward)
         if not finite.any():  # a batch without any reward has no spread
             return
         spread = torch.where(finite, group_std(reward, groups), 0.0).sum() / finite.sum()

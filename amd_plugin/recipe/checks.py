@@ -136,18 +136,17 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
         source.problem(("model",), f"needs either path, a pipeline to distil, or network, one made here; got {got}")
     elif model.network is not None and model.teacher is None:
         source.problem(("model", "teacher"), "required for a network that is made here, but not given")
+    in_shares = config.distributed.teacher != "none" or config.distributed.trained == "zero3"
+    whole = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
     for key in ("teacher_lora", "student_lora", "fake_score_lora"):
         if (lora := getattr(model, key)) is None:
             continue
         if model.path is None:
             source.problem(("model", key), f"is for a pipeline; needs model.path, got {lora.path!r}")
-        elif config.distributed.teacher != "none" or config.distributed.trained == "zero3":
-            message = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
-            other = "or merge it into a pipeline of its own for model.path"
-            source.problem(("model", key), f"{message}, {other}; got {lora.path!r}")
-    if model.fake_score_from is not None and (config.distributed.teacher != "none" or config.distributed.trained == "zero3"):
-        message = "needs the whole network in one place; set distributed.teacher to none, and trained to none or zero2"
-        source.problem(("model", "fake_score_from"), f"{message}; got {model.fake_score_from!r}")
+        elif in_shares:
+            source.problem(("model", key), f"{whole}, or merge it into a pipeline of its own for model.path; got {lora.path!r}")
+    if model.fake_score_from is not None and in_shares:
+        source.problem(("model", "fake_score_from"), f"{whole}; got {model.fake_score_from!r}")
     if model.network is not None:
         for key in (*OF_A_PATH, *(OF_A_PIPELINE if model.network in ("mlp", "dit") else ())):
             if (value := getattr(model, key)) != ModelConfig.model_fields[key].default:

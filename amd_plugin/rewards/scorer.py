@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amd_plugin.config import REWARD_CONTEXT, RewardConfig
 from amd_plugin.errors import AmdPluginError, InputError, in_words
-from amd_plugin.maths.advantage import LARGEST
+from amd_plugin.maths.advantage import scored
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.protocol import present, traits
@@ -127,7 +127,7 @@ def context_of(factory: Callable[..., Any], task: Any, plugins: PluginManager | 
 def as_scores(values: Any, count: int) -> Tensor:
     """Scores [B] fp32 from a tensor, an array or a sequence in which None means "no score" and becomes NaN.
 
-    So does what is infinite, or too large for a spread in fp32 (`LARGEST`).
+    So does what is infinite, or too large for a spread in fp32 (`scored`).
 
     Raises:
         TypeError: for anything else.
@@ -148,7 +148,7 @@ def as_scores(values: Any, count: int) -> Tensor:
     if scores.is_complex():
         raise TypeError(f"must return real numbers, got {scores.dtype}")
     scores = scores.detach().float()
-    return torch.where(scores.abs() <= LARGEST, scores, torch.nan)
+    return torch.where(scored(scores), scores, torch.nan)
 
 
 def _networks(reward: Any, depth: int = 2) -> list[nn.Module]:

@@ -227,7 +227,7 @@ def saved_config(output: Path) -> RecipeConfig:
     check_run(output)
     path = output / "config.yaml"
     with unreadable_is_input_error(f"{path}: cannot be read"):
-        return RecipeConfig.model_validate_json(json.dumps(Source(path).read(SECTIONS)), strict=True)
+        return RecipeConfig.model_validate_json(json.dumps(_saved(path)), strict=True)
 
 
 def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = (), objective: str | None = None) -> Recipe:

@@ -101,8 +101,10 @@ def _start_fake_score(role: Role, folder: Path) -> None:
     Either may have a table of outcomes that the other lacks: without its rows both are the same network.
     """
     try:
-        path = checkpoint.find(folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
-        checkpoint.verify(path)
+        if (checkpoints := folder / "checkpoints").is_dir():
+            path = checkpoint.find(checkpoints)  # which reads all of it, as the next line does
+        else:
+            checkpoint.verify(path := folder)
         saved = checkpoint.load(path, lazy=True)[0]["fake_score"]
     except InputError as error:
         raise InputError(f"model.fake_score_from: {error}") from error
