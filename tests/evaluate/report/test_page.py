@@ -151,6 +151,7 @@ def test_charts_have_their_numbers():
     chart = figures.learning_curves({"amd": [lines, lines]}, metrics, palette)
     assert chart.head == ["student updates", "tv (↓)"]
     assert figures.learning_curves({"amd": [lines], "dmd": [[]]}, metrics, palette).rows[0] == ["1", "1", ""]
+    assert figures.learning_curves({"amd": [lines[:1]]}, metrics, palette) is None, "a single dot is no curve"
     assert len(chart.rows) == figures.ROWS and chart.rows[0] == ["1", "1"] and chart.rows[-1] == ["100", "0.01"]
     chart = figures.quality_by_reward({"amd": [lines[:2]], "dmd": [lines[:3]]}, rewards, metrics, palette)
     assert chart.head == ["student updates", "r, amd", "tv (↓), amd", "r, dmd", "tv (↓), dmd"]
