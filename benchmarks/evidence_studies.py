@@ -164,7 +164,7 @@ STUDIES = {
         title="In the plane, an unreliable teacher: advantage guidance",
         question="The shipped recipe. `guided_4` is advantage guidance of scale 4 in place of sharpening, `guided_auto` of "
         "the scale that sets itself, and `amd_auto` that beside sharpening, as whose judge it also serves.",
-        recipe="modes2d", settings=QUICK,
+        recipe="modes2d", settings=QUICK, seeds="4",
         more=(
             *TUNED, "amd=amd", f"amd_paper=amd {PAPER}",
             f"amd_adaptation_only=amd {ADAPTATION}",
@@ -180,7 +180,7 @@ STUDIES = {
     "plane_advantage_reliable": Study(
         title="In the plane, a reliable teacher, no guidance: advantage guidance",
         question="The arms that matter of the same, where there is little to correct.",
-        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"),
+        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"), seeds="4",
         more=("amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"amd_auto=amd {AG}auto", f"amd_random_reward=amd {RANDOM}",
               f"amd_auto_random_reward=amd {AG}auto {RANDOM}"),
     ),
