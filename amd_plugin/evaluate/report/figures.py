@@ -191,9 +191,12 @@ def zone_over_time(curves: Curves) -> Chart | None:
             rasterized=True,
         )
         axes.set_yticks(range(len(levels)), [*levels], fontsize=8)
-        axes.set_title(arm, fontsize=9)
+        axes.set_title(arm, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
         axes.set_xlabel("student updates", fontsize=8)
-    figure.colorbar(image, ax=figure.axes, shrink=0.9, label="share in the zone")
+        if set(levels) & set(BANDS):
+            axes.set_ylabel("noise level", fontsize=8)
+    figure.colorbar(image, ax=figure.axes, shrink=0.9).set_label("share in the zone", fontsize=8)
     numbers = {f"{arm}: {level}": dict(zip(steps, shares, strict=True)) for arm, (steps, levels) in shown.items()
                for level, shares in levels.items()}  # fmt: skip
     return _chart(figure, "student updates", numbers)
@@ -288,8 +291,9 @@ def _column(title: str, arm: str, curves: Curves) -> str:
 
 
 def _legend(figure: Figure) -> None:
+    """Below the panels and at the left, which is what a phone shows of a figure before anybody scrolls."""
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.legend([*handles.values()], [*handles], loc="outside lower left", ncols=6, fontsize=8, frameon=False)
 
 
 def _plain(axes: Axes) -> None:

@@ -92,7 +92,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         f"{_whose_teacher(config)}; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
-        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins, teacher_is_measured=True),
+        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
         "curves": figures.learning_curves(curves, judged, palette),
         "sensor": figures.quality_by_reward(rewarded, _sensors(rewarded), judged, palette),
         "rewards": figures.learning_curves(rewarded, _rewards(rewarded), palette) if rewarded else None,
@@ -133,7 +133,6 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "rewards": figures.learning_curves(curves, rewards, palette),
         "zone": figures.learning_curves(curves, zone, palette),
         "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette) if lines else None,
-        "over_time": gallery.over_time(folder),
         "beside": gallery.pairs(folder),
         "evaluate": f"amd-plugin evaluate {folder}" if config.model.path is not None else "",
         "levels": figures.zone_over_time(curves),
@@ -175,19 +174,20 @@ def _newest_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]
     return {key.removeprefix("held_out/"): value for key, value in newest.items() if key.startswith("held_out/")}
 
 
-def _samples(
-    config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager, *, teacher_is_measured: bool = False
-) -> dict[str, Any]:  # fmt: skip
-    """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
+def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
+    """Pictures of the data, the teacher and each run's student, now and over time; of a user's pipeline, what its runs saved."""
+    over_time = gallery.over_time(runs)
     if config.model.path is not None:
         folders = list(runs.values())
         note = "Newest samples of the averaged students, drawn with the exported scheduler: a row per held-out prompt."
-        return {"pictures": gallery.newest(folders), "samples_note": note, "prompts": gallery.prompts(folders[0])}
+        words = {"samples_note": note, "prompts": gallery.prompts(folders[0])}
+        return {"pictures": gallery.newest(folders), "over_time": over_time, **words}
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
     titled = {f"{name}, {steps}": run for name, run in runs.items()}
-    picture = beside(config, titled, seed, plugins, teacher_is_measured=teacher_is_measured)
-    return {"pictures": [picture], "samples_note": note, "judged": judged(config, titled, seed, plugins)}
+    picture, teacher = beside(config, titled, seed, plugins)
+    words = {"samples_note": note, "judged": judged(config, titled, seed, plugins)}
+    return {"pictures": [picture], "teacher": teacher, "over_time": over_time, **words}
 
 
 def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:
