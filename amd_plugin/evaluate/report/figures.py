@@ -82,8 +82,7 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
                     axes.axvline(alarms[0], color=palette[arm], linestyle=":", linewidth=1.2)
         axes.set_title(title, fontsize=10)
         _plain(axes)
-        axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
-        axes.set_xlabel("student updates", fontsize=8)
+        _updates(axes)
     _legend(figure)
     return _chart(figure, "student updates", numbers)
 
@@ -159,7 +158,7 @@ def weights_over_time(curves: Curves) -> Chart | None:
             }
             axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
             axes.set_title(f"{arm}: {title}", fontsize=9)
-            axes.set_xlabel("student updates", fontsize=8)
+            _updates(axes)
     figure.colorbar(shown, ax=grid, shrink=0.8, label="share of samples")
     return _chart(figure, "student updates", numbers)
 
@@ -193,7 +192,7 @@ def zone_over_time(curves: Curves) -> Chart | None:
         axes.set_yticks(range(len(levels)), [*levels], fontsize=8)
         axes.set_title(arm, fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
-        axes.set_xlabel("student updates", fontsize=8)
+        _updates(axes)
         if set(levels) & set(BANDS):
             axes.set_ylabel("noise level", fontsize=8)
     figure.colorbar(image, ax=figure.axes, shrink=0.9).set_label("share in the zone", fontsize=8)
@@ -294,6 +293,11 @@ def _legend(figure: Figure) -> None:
     """Below the panels and at the left, which is what a phone shows of a figure before anybody scrolls."""
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend([*handles.values()], [*handles], loc="outside lower left", ncols=6, fontsize=8, frameon=False)
+
+
+def _updates(axes: Axes) -> None:
+    axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
+    axes.set_xlabel("student updates", fontsize=8)
 
 
 def _plain(axes: Axes) -> None:

@@ -91,6 +91,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "lead": f"The same student, distilled with {len(comparison.arms)} objectives or settings, {counted(seeds)} each. "
         f"{_whose_teacher(config)}; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
+        "several_seeds": len(seeds) > 1,
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
         **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
         "curves": figures.learning_curves(curves, judged, palette),
@@ -119,7 +120,8 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
     better = cast("Mapping[str, Direction]", TASKS[config.data.task].metrics)
-    judged = {f"held_out/{m}": f"{m} ({ARROWS[better.get(m, 'up')]})" for m in held_out_names(config, evaluation)}
+    arrows = {metric: ARROWS[better.get(metric, "up")] for metric in evaluation}
+    judged = {f"held_out/{m}": f"{m} ({arrows[m]})" for m in held_out_names(config, evaluation)}
     rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
         "title": f"{known.recipe}, objective {known.objective}",
@@ -138,7 +140,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "levels": figures.zone_over_time(curves),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
-        "table": {"metrics": list(evaluation), "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
+        "table": {"metrics": [f"{m} {arrow}" for m, arrow in arrows.items()], "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
         "spent": _spent(folder, lines),
         "commands": [known.command],
     }  # fmt: skip
