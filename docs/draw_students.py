@@ -51,7 +51,8 @@ def draw(shown: dict[str, Any], right: Mapping[str, float], output: Path) -> Non
     matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
     columns, rows = shown["columns"], shown["rows"]
     figure = Figure(figsize=(0.95 * len(rows) + 1.4, 0.95 * len(columns) + 0.5), layout="constrained")
-    for line, (title, share) in zip(figure.subplots(len(columns), len(rows)), zip(columns, right.values(), strict=True), strict=True):
+    grid = figure.subplots(len(columns), len(rows))
+    for line, title, share in zip(grid, columns, right.values(), strict=True):
         for axis, row in zip(line, rows, strict=True):
             picture, fits = row["cells"][columns.index(title)]
             axis.imshow(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager) -> tuple[str, str]:
     """Two pictures as data URIs: one with a panel for each of `runs` that has been evaluated, and the teacher's own.
 
-    The teacher's samples have labels and noise of the students' evaluations (of those on a CPU: other devices draw other noise).
+    The teacher's samples have labels and noise of the students' evaluations (on a CPU: other devices draw other noise).
 
     Args:
         config: recipe of the runs, which share data, teacher and number of samples.

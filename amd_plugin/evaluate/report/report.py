@@ -140,7 +140,10 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "levels": figures.zone_over_time(curves),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
-        "table": {"metrics": [f"{m} {arrow}" for m, arrow in arrows.items()], "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
+        "table": {
+            "metrics": [f"{metric} {arrow}" for metric, arrow in arrows.items()],
+            "rows": [(known.objective, [f"{value:.4g}" for value in evaluation.values()])],
+        },
         "spent": _spent(folder, lines),
         "commands": [known.command],
     }  # fmt: skip
@@ -177,7 +180,7 @@ def _newest_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]
 
 
 def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
-    """Pictures of the data, the teacher and each run's student, now and over time; of a user's pipeline, what its runs saved."""
+    """Pictures of the data, the teacher and each run's student, now and over time; of a user's pipeline, what runs saved."""
     over_time = gallery.over_time(runs)
     if config.model.path is not None:
         folders = list(runs.values())

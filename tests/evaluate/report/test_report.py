@@ -63,7 +63,7 @@ def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_p
     run.train(tiny("model.heads=1", "model.teacher.steps=2", "train.max_steps=1", name="digits"), plugins, folder)
     assert cli("report", folder)[0] == 0
     page = (folder / "report.html").read_text()
-    assert [len(samples) for samples in made] == [80], "as many of the teacher as the picture shows, and not the evaluation's 160"
+    assert [len(samples) for samples in made] == [80], "as many of the teacher as are drawn, and not the evaluation's 160"
     assert "--set data.label_noise=0 the teacher" in page and "outliers" not in page
     assert page.count("<img ") == page.count(' alt="') and "prefers-color-scheme: dark" in page
 
