@@ -185,14 +185,14 @@ def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: Pl
     if config.model.path is not None:
         folders = list(runs.values())
         note = "Newest samples of the averaged students, drawn with the exported scheduler: a row per held-out prompt."
-        words = {"samples_note": note, "prompts": gallery.prompts(folders[0])}
-        return {"pictures": gallery.newest(folders), "over_time": over_time, **words}
+        shown = {"pictures": gallery.newest(folders), "over_time": over_time}
+        return {**shown, "samples_note": note, "prompts": gallery.prompts(folders[0])}
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
     titled = {f"{name}, {steps}": run for name, run in runs.items()}
     picture, teacher = beside(config, titled, seed, plugins)
-    words = {"samples_note": note, "judged": judged(config, titled, seed, plugins)}
-    return {"pictures": [picture], "teacher": teacher, "over_time": over_time, **words}
+    shown = {"pictures": [picture], "teacher": teacher, "over_time": over_time}
+    return {**shown, "samples_note": note, "judged": judged(config, titled, seed, plugins)}
 
 
 def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_the_page_asks_for_nothing_and_runs_its_own_script_only(rendered):
 
 
 def test_without_the_script_all_pictures_over_time_are_a_list(rendered):
-    strip = re.search(r'<div class="strip over-time">(.*?)</div>', rendered, re.DOTALL).group(1)
+    strip = re.search(r'<div class="strip over-time">(.*?)\n  </div>', rendered, re.DOTALL).group(1)
     assert strip.count("<figure") == 4 and "hidden" not in strip and "dmd, amd after 20 student updates" in strip
 
 
