@@ -85,8 +85,7 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
                     axes.axvline(alarms[0], color=palette[arm], linestyle=":", linewidth=1.2)
         axes.set_title(title, fontsize=10)
         _plain(axes)
-        axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
-        axes.set_xlabel("student updates", fontsize=8)
+        _updates(axes)
     _legend(figure)
     return _chart(figure, "student updates", numbers)
 
@@ -162,7 +161,7 @@ def weights_over_time(curves: Curves) -> Chart | None:
             }
             axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
             axes.set_title(f"{arm}: {title}", fontsize=9)
-            axes.set_xlabel("student updates", fontsize=8)
+            _updates(axes)
     figure.colorbar(shown, ax=grid, shrink=0.8, label="share of samples")
     return _chart(figure, "student updates", numbers)
 
@@ -194,9 +193,12 @@ def zone_over_time(curves: Curves) -> Chart | None:
             rasterized=True,
         )
         axes.set_yticks(range(len(levels)), [*levels], fontsize=8)
-        axes.set_title(arm, fontsize=9)
-        axes.set_xlabel("student updates", fontsize=8)
-    figure.colorbar(image, ax=figure.axes, shrink=0.9, label="share in the zone")
+        axes.set_title(arm, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        _updates(axes)
+        if set(levels) & set(BANDS):
+            axes.set_ylabel("noise level", fontsize=8)
+    figure.colorbar(image, ax=figure.axes, shrink=0.9).set_label("share in the zone", fontsize=8)
     numbers = {f"{arm}: {level}": dict(zip(steps, shares, strict=True)) for arm, (steps, levels) in shown.items()
                for level, shares in levels.items()}  # fmt: skip
     return _chart(figure, "student updates", numbers)
@@ -302,8 +304,14 @@ def _column(title: str, arm: str, curves: Curves) -> str:
 
 
 def _legend(figure: Figure) -> None:
+    """Below the panels and at the left, which is what a phone shows of a figure before anybody scrolls."""
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend([*handles.values()], [*handles], loc="lower center", ncols=COLUMNS, fontsize=8, frameon=False)
+    figure.legend([*handles.values()], [*handles], loc="lower left", ncols=COLUMNS, fontsize=8, frameon=False)
+
+
+def _updates(axes: Axes) -> None:
+    axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
+    axes.set_xlabel("student updates", fontsize=8)
 
 
 def _plain(axes: Axes) -> None:
