@@ -4,7 +4,7 @@
     python benchmarks/scenes_weights.py teacher         # trains the recipe's teacher: 0.27 processor seconds per update
     python benchmarks/scenes_weights.py check           # judges on real and on falsified scenes, and the teacher's gate
     python benchmarks/scenes_weights.py tilt            # what the reward could reach: the teacher's samples, weighted
-    python benchmarks/scenes_weights.py start           # a student of DMD with its fake score, to go on from: 30 processor minutes
+    python benchmarks/scenes_weights.py start           # a student of DMD with its fake score: 30 processor minutes
 
 Weights are kept in fp16. One thread each; everything is keyed, so that the same machine makes the same bits.
 """
