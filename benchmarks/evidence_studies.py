@@ -220,7 +220,7 @@ STUDIES = {
         question="All arms start from the student and the fake score of 600 updates of DMD at guidance 2 (`scenes_weights.py "
         "start`), and make 300 updates more. Otherwise the shipped recipe.",
         recipe="scenes", seeds="4", settings=CONTINUED,
-        more=(f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd_random_reward=amd {RANDOM}"),
+        more=(f"dmd@1.5=dmd {W}1.5", "amd=amd"),
     ),
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
