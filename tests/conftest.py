@@ -22,6 +22,14 @@ hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HERE = Path(__file__).parent
+
+# Where the environment forbids bytecode, as container images do, each of the hundreds of processes that tests start would compile
+# torch's and diffusers' two thousand modules again: three quarters of what it takes to start. They are kept apart from the sources.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(HERE.parent / "__pycache__"))
+
 # Files whose tests start groups of processes, train a lot or install packages; about the longest first.
 SLOW = (
     "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py",
