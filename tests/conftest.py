@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from amd_plugin.interrupts import SIGNALS
+from tests.helpers.forked_workers import forked_workers  # noqa: F401 (a fixture of all folders)
 from tests.helpers.recipes import TINY
 from tests.helpers.tiny_wan import alone, wan  # noqa: F401 (fixtures of all folders)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.launchers import ALONE, LAUNCHERS
+from tests.helpers.processes import run, torchrun
 from tests.helpers.recipes import TINY
 
 RECIPE = (
@@ -44,10 +45,10 @@ def test_two_processes_equal_one_on_the_joined_batch(launcher, in_one_process, t
     folders = (in_one_process, tmp_path / "together")
     assert together.stdout.count("report:") == 1
     for part in ("student", "fake_score"):
-        one, two = (load_file(run / "checkpoints" / "step-000003" / f"{part}.safetensors") for run in folders)
+        one, two = (load_file(folder / "checkpoints" / "step-000003" / f"{part}.safetensors") for folder in folders)
         for name in one:
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-4)
-    one, two = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in folders)
+    one, two = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss/student", "objective/zone_share", "reward/classifier"):
         assert one[0][key] == pytest.approx(two[0][key], abs=1e-4)
@@ -152,13 +153,25 @@ def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
     assert last["objective/failed_rewards"] == 0.5
 
 
+# Whole runs after each other in every process of one group: its start takes longer than they do.
+SLOW = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+from tests.helpers.tiny_wan import train_here
+Accelerator.end_training = lambda self: None  # it would end the process group
+for slow in ("1", "0", "none"):
+    train_here(["train", "modes2d", "--objective", "amd", *sys.argv[1:], f"--set=rewards=[{{name: dreamy, slow: '{slow}'}}]"], Path(slow))
+"""
+
+
 def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
-    students = []
-    for slow in ("1", "0", "none"):
-        (tmp_path / slow).mkdir()
-        done = launch_with_rewards(tmp_path / slow, f"[{{name: dreamy, slow: '{slow}'}}]")
-        assert done.returncode == 0, done.stderr
-        students.append(load_file(tmp_path / slow / "run" / "checkpoints" / "step-000003" / "student.safetensors"))
+    (tmp_path / "ours.py").write_text(REWARDS)
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [*torchrun(2), "slow.py", *RECIPE[2:]]
+    code, printed = run(command, tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
+    assert code == 0, printed
+    students = [load_file(tmp_path / slow / "checkpoints" / "step-000003" / "student.safetensors") for slow in ("1", "0", "none")]
     assert all(torch.equal(value, other[name]) for other in students[1:] for name, value in students[0].items())
 
 
