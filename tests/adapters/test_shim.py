@@ -66,9 +66,8 @@ def run(*words):
     return subprocess.run([sys.executable, EXAMPLE, *SMALL, *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("objective", ["amd", "dmd"])
-def test_the_example_runs(objective):
-    done = run("--objective", objective)
+def test_the_example_runs_with_another_objective_and_is_short():
+    done = run("--objective", "dmd")
     assert done.returncode == 0, done.stderr
     assert "of the student's samples show their digit" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 150
 
@@ -80,7 +79,8 @@ def test_the_example_goes_on_from_a_checkpoint(tmp_path):
         ["--steps", "1", "--checkpoint", resumed],
         ["--checkpoint", resumed],
     ):
-        assert run(*words).returncode == 0
+        done = run(*words)
+        assert done.returncode == 0 and "of the student's samples show their digit" in done.stdout, done.stderr
     a, b = (torch.load(file, weights_only=True) for file in (straight, resumed))
     assert a["step"] == b["step"] == 2 and a["objective"] == b["objective"]
     assert all(torch.equal(a["parts"][0][name], value) for name, value in b["parts"][0].items())
