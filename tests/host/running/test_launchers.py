@@ -1,4 +1,4 @@
-"""The same run under plain python, torchrun and accelerate launch, through the command line."""
+"""The same run under plain python and torchrun, through the command line; tests/sharding/test_launchers.py has the other launchers."""
 
 import json
 import os
@@ -38,9 +38,8 @@ def in_one_process(tmp_path_factory):
     return folder / "alone"
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_equal_one_on_the_joined_batch(launcher, in_one_process, tmp_path):
-    together = launch(LAUNCHERS[launcher], "--output", "together", cwd=tmp_path)
+def test_two_processes_equal_one_on_the_joined_batch(in_one_process, tmp_path):
+    together = launch(LAUNCHERS["torchrun"], "--output", "together", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
     folders = (in_one_process, tmp_path / "together")
     assert together.stdout.count("report:") == 1
