@@ -4,6 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/demo
 
+# Python compiles what is imported, and keeps it. Where the environment forbids that, as images of containers do, each process would
+# compile two thousand modules of torch and diffusers again, ten seconds of a processor.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo quick docs site test lint evidence clean
 
 install: $(VENV)/.installed

@@ -1,6 +1,7 @@
-"""Commands in processes of their own that share their imports: one process imports the program, and is forked for each of them.
+"""Programs in processes of their own that share their imports: a server imports what they need, and is forked for each of them.
 
-Each begins where a new process has imported everything, finds the environment of a new process, and ends as one.
+What torch and diffusers take to be imported is more than most programs of tests take to run. Each begins where a new process has
+imported everything, with an environment and a folder of its own, and ends as a process does.
 """
 
 import json
@@ -11,41 +12,81 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-RUN = """
+SERVER = """
 import gc, json, os, sys
-from pathlib import Path
-from amd_plugin import cli
-import amd_plugin.evaluate.comparison.compare, amd_plugin.host.run, amd_plugin.host.student.export
-commands, place = json.loads(sys.argv[1]), Path(sys.argv[2])
-gc.freeze()
-for number, words in enumerate(commands):
+{imports}
+gc.freeze()  # what is imported is not looked through, and so not copied, in every child
+for line in sys.stdin:
+    code, words, folder, variables, files = json.loads(line)
     if child := os.fork():
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        (place / f"{number}.code").write_text(str(code))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         continue
-    for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(place / f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+    for stream, file in enumerate([os.devnull, *files]):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
     sys.argv[1:] = words
-    sys.exit(cli.main())
+    exec(compile(code, "<string>", "exec"), {{"__name__": "__main__"}})
+    sys.exit()
 """
+PROGRAM = "amd_plugin.evaluate.comparison.compare, amd_plugin.host.run, amd_plugin.host.student.export"
 
 
 class End(NamedTuple):
-    """How a command ended, and what it printed."""
+    """How a program ended, and what it printed."""
 
     code: int
     out: str
     err: str
 
 
-def ends_of(*commands, cwd, python=sys.executable, timeout=280, **environment):
+class Server:
+    """A process that has imported what programs need.
+
+    Args:
+        imports: lines of Python.
+        python: the interpreter.
+        environment: environment variables beside those of this process, which libraries read when they are imported.
+    """
+
+    def __init__(self, imports, python=sys.executable, **environment):
+        self.environment, self.place = environment, tempfile.TemporaryDirectory()
+        self.errors = (Path(self.place.name) / "server.txt").open("w+")
+        self.process = subprocess.Popen(
+            [python, "-c", SERVER.format(imports=imports)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.errors, text=True, env={**os.environ, **environment}, cwd=self.place.name,
+        )  # fmt: skip
+
+    def run(self, code, *words, cwd):
+        """The end of a program, Python code that is run as ``python -c`` does, with `words` as its arguments, in the folder `cwd`."""
+        files = [Path(self.place.name) / name for name in ("out", "err")]
+        for file in files:
+            file.unlink(missing_ok=True)
+        variables = {**os.environ, **self.environment}
+        asked = [code, [str(word) for word in words], str(cwd), variables, [str(file) for file in files]]
+        try:
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BaseException:  # of a time that is over, or a server that is
+            self.close()
+            raise
+        assert answer, Path(self.errors.name).read_text()
+        return End(int(answer), *(file.read_text() for file in files))
+
+    def close(self):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+        self.place.cleanup()
+
+
+def ends_of(*commands, cwd, python=sys.executable, **environment):
     """The end of each command, a list of the words after `amd-plugin`, one after the other."""
-    with tempfile.TemporaryDirectory() as place:
-        words = json.dumps([[str(word) for word in command] for command in commands])
-        variables = {**os.environ, **environment}
-        done = subprocess.run(
-            [python, "-c", RUN, words, place], cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        read = lambda number, name: (Path(place) / f"{number}.{name}").read_text()  # noqa: E731
-        return [End(int(read(n, "code")), read(n, "out"), read(n, "err")) for n in range(len(commands))]
+    server = Server(f"from amd_plugin import cli\nimport {PROGRAM}", python, **environment)
+    try:
+        code = "import sys\nfrom amd_plugin import cli\nsys.exit(cli.main())"
+        return [server.run(code, *command, cwd=cwd) for command in commands]
+    finally:
+        server.close()

@@ -170,7 +170,9 @@ def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
     command = [*torchrun(2), "slow.py", *RECIPE[2:]]
     code, printed = run(command, tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
     assert code == 0, printed
-    students = [load_file(tmp_path / slow / "checkpoints" / "step-000003" / "student.safetensors") for slow in ("1", "0", "none")]
+    students = [
+        load_file(tmp_path / slow / "checkpoints" / "step-000003" / "student.safetensors") for slow in ("1", "0", "none")
+    ]
     assert all(torch.equal(value, other[name]) for other in students[1:] for name, value in students[0].items())
 
 
