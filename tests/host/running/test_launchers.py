@@ -1,4 +1,4 @@
-"""The same run under plain python and torchrun, through the command line; tests/sharding/test_launchers.py has the other launchers."""
+"""The same run in one process and under torchrun, through the command line; tests/sharding/test_launchers.py has the other launchers."""
 
 import json
 import os
@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.launchers import ALONE, LAUNCHERS
-from tests.helpers.processes import run, torchrun
+from tests.helpers.launchers import LAUNCHERS
+from tests.helpers.processes import ROOT, run, torchrun
 from tests.helpers.recipes import TINY
+from tests.helpers.tiny_wan import train_here
 
 RECIPE = (
     "train",
@@ -31,11 +32,8 @@ def launch(launcher, *arguments, cwd):
 
 @pytest.fixture(scope="module")
 def in_one_process(tmp_path_factory):
-    """The folder of the run under plain python."""
-    folder = tmp_path_factory.mktemp("launchers")
-    done = launch(ALONE, "--output", "alone", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "alone"
+    """The folder of the run in this process."""
+    return train_here(["train", "modes2d", "--objective", "amd", *RECIPE[2:]], tmp_path_factory.mktemp("launchers") / "alone")
 
 
 def test_two_processes_equal_one_on_the_joined_batch(in_one_process, tmp_path):
@@ -152,27 +150,19 @@ def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
     assert last["objective/failed_rewards"] == 0.5
 
 
-# Whole runs after each other in every process of one group: its start takes longer than they do.
-SLOW = """
-import sys
-from pathlib import Path
-from accelerate import Accelerator
-from tests.helpers.tiny_wan import train_here
-Accelerator.end_training = lambda self: None  # it would end the process group
-for slow in ("1", "0", "none"):
-    train_here(["train", "modes2d", "--objective", "amd", *sys.argv[1:], f"--set=rewards=[{{name: dreamy, slow: '{slow}'}}]"], Path(slow))
-"""
-
-
 def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
+    """Whole runs after each other in one group of processes, whose start takes longer than they do."""
     (tmp_path / "ours.py").write_text(REWARDS)
-    (tmp_path / "slow.py").write_text(SLOW)
-    command = [*torchrun(2), "slow.py", *RECIPE[2:]]
-    code, printed = run(command, tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
-    assert code == 0, printed
-    students = [
-        load_file(tmp_path / slow / "checkpoints" / "step-000003" / "student.safetensors") for slow in ("1", "0", "none")
+    places = {slow: tmp_path / slow for slow in ("1", "0", "none")}
+    command = ["train", "modes2d", "--objective", "amd", *RECIPE[2:]]
+    runs = [
+        ("adam", [*command, f"--set=rewards=[{{name: dreamy, slow: '{slow}'}}]"], str(place), None)
+        for slow, place in places.items()
     ]
+    script = ROOT / "tests" / "sharding" / "engine_runs.py"
+    code, printed = run([*torchrun(2), script, json.dumps(runs)], tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
+    assert code == 0, printed
+    students = [load_file(place / "checkpoints" / "step-000003" / "student.safetensors") for place in places.values()]
     assert all(torch.equal(value, other[name]) for other in students[1:] for name, value in students[0].items())
 
 
