@@ -7,7 +7,7 @@ import sys
 import pytest
 from transformers import UMT5EncoderModel
 
-from tests.helpers.processes import ROOT, run, torchrun
+from tests.helpers.processes import ROOT, forked, run
 
 SCRIPT = ROOT / "tests" / "sharding" / "frozen_checks.py"
 
@@ -16,7 +16,7 @@ SCRIPT = ROOT / "tests" / "sharding" / "frozen_checks.py"
 def ranks(request, tmp_path_factory, pipeline_folder):
     """(number of processes, what each of them saw, the pipeline's folder)."""
     count, out, folder = request.param, tmp_path_factory.mktemp("ranks"), pipeline_folder("wan")
-    launcher = torchrun(count) if count > 1 else [sys.executable]
+    launcher = forked(count) if count > 1 else [sys.executable]
     code, printed = run([*launcher, SCRIPT, folder, out], cwd=out)
     assert code == 0, printed
     return count, [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(count)], folder

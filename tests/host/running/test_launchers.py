@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.helpers.launchers import LAUNCHERS
-from tests.helpers.processes import ROOT, run, torchrun
+from tests.helpers.processes import ROOT, forked, run
 from tests.helpers.recipes import TINY
 from tests.helpers.tiny_wan import train_here
 
@@ -76,10 +75,8 @@ accelerator.wait_for_everyone(), accelerator.end_training()
 def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
     """Noise levels that only one process has samples at are logged; running sums over a process's own samples become all's."""
     (tmp_path / "each.py").write_text(EACH_ON_ITS_OWN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [*LAUNCHERS["torchrun"][:-2], "each.py"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    code, printed = run([*forked(2), "each.py"], tmp_path)
+    assert code == 0, printed
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "both": 1.5, "one": 4.0}
     zero, one = (json.loads((tmp_path / f"sums-{rank}.json").read_text()) for rank in (0, 1))
     assert zero == one and torch.tensor(zero)[..., 1].sum() > 0
@@ -123,7 +120,7 @@ if __name__ == "__main__":
 
 def launch_with_rewards(folder, rewards):
     (folder / "ours.py").write_text(REWARDS)
-    return launch((*LAUNCHERS["torchrun"][:-2], folder / "ours.py"), f"--set=rewards={rewards}", "--output", "run", cwd=folder)
+    return launch((*forked(2), folder / "ours.py"), f"--set=rewards={rewards}", "--output", "run", cwd=folder)
 
 
 def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
@@ -160,7 +157,7 @@ def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
         for slow, place in places.items()
     ]
     script = ROOT / "tests" / "sharding" / "engine_runs.py"
-    code, printed = run([*torchrun(2), script, json.dumps(runs)], tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
+    code, printed = run([*forked(2), script, json.dumps(runs)], tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
     assert code == 0, printed
     students = [load_file(place / "checkpoints" / "step-000003" / "student.safetensors") for place in places.values()]
     assert all(torch.equal(value, other[name]) for other in students[1:] for name, value in students[0].items())
