@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import cache_from_source
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -39,7 +42,7 @@ class Finding(NamedTuple):
 
 def examine(plugins: PluginManager) -> list[Finding]:
     """All findings. An offline hub or a missing GPU is no failure; a wrong version, plugin or cache folder is one."""
-    parts = (_versions(), _devices(), [_deepspeed()], _plugins(plugins), [_cache()], [_hub()])
+    parts = (_versions(), _bytecode(), _devices(), [_deepspeed()], _plugins(plugins), [_cache()], [_hub()])
     return [finding for part in parts for finding in part]
 
 
@@ -66,6 +69,13 @@ def check(requirement: Requirement) -> Finding:
     if requirement.specifier.contains(version, prereleases=True):
         return Finding(requirement.name, version)
     return Finding(requirement.name, f"{version}, needs {requirement.specifier}", ok=False)
+
+
+def _bytecode() -> Iterator[Finding]:
+    """A finding where each command compiles its libraries again: uv compiles nothing, and many images forbid bytecode."""
+    if sys.dont_write_bytecode and not Path(cache_from_source(str(torch.__file__))).is_file():
+        remedy = "unset PYTHONDONTWRITEBYTECODE, or compile them once: python -m compileall -q FOLDER_OF_SITE_PACKAGES"
+        yield Finding("bytecode", f"none, and none may be written: each command compiles torch again, for 10 to 15 s; {remedy}")
 
 
 def _devices() -> Iterator[Finding]:

@@ -20,6 +20,10 @@ FRESH, HARVEST = "train.rollouts=fresh", "train.rollouts=harvest"
 AG, ALONE = "objective.advantage_guidance=", "objective.sharpening=0"
 HALF_NAT = "objective.unit=0.5 objective.tolerance=0"
 SCENES = ("train.evaluate_every=75", "evaluate.samples=1440")
+CONTINUED = (
+    "train.evaluate_every=100", "evaluate.samples=1440",
+    "model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes",
+)  # fmt: skip
 FINISH = ("train.fake_warmup=300", "train.evaluate_every=100", "evaluate.samples=1440")
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
@@ -160,7 +164,7 @@ STUDIES = {
         title="In the plane, an unreliable teacher: advantage guidance",
         question="The shipped recipe. `guided_4` is advantage guidance of scale 4 in place of sharpening, `guided_auto` of "
         "the scale that sets itself, and `amd_auto` that beside sharpening, as whose judge it also serves.",
-        recipe="modes2d", settings=QUICK,
+        recipe="modes2d", settings=QUICK, seeds="4",
         more=(
             *TUNED, "amd=amd", f"amd_paper=amd {PAPER}",
             f"amd_adaptation_only=amd {ADAPTATION}",
@@ -176,7 +180,7 @@ STUDIES = {
     "plane_advantage_reliable": Study(
         title="In the plane, a reliable teacher, no guidance: advantage guidance",
         question="The arms that matter of the same, where there is little to correct.",
-        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"),
+        recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}1", "objective.sharpening=1"), seeds="4",
         more=("amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"amd_auto=amd {AG}auto", f"amd_random_reward=amd {RANDOM}",
               f"amd_auto_random_reward=amd {AG}auto {RANDOM}"),
     ),
@@ -210,6 +214,13 @@ STUDIES = {
         "fake scores are new, and make 300 updates of their own first. Otherwise the shipped recipe.",
         recipe="scenes", seeds="4", settings=FINISH, more=("amd=amd",),
         start=("train.seed=102", "train.max_steps=600", *SCENES),
+    ),
+    "scenes_continued": Study(
+        title="Scenes, from a student that DMD has distilled, with its fake score",
+        question="All arms start from the student and the fake score of 600 updates of DMD at guidance 2 (`scenes_weights.py "
+        "start`), and make 300 updates more. Otherwise the shipped recipe.",
+        recipe="scenes", seeds="4", settings=CONTINUED,
+        more=(f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd_random_reward=amd {RANDOM}"),
     ),
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
@@ -299,6 +310,10 @@ TARGETS = (
     Target("scenes_finish", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
     Target("scenes_finish", "amd", BEST_DMD, "precision", 0.0),
     Target("scenes_finish", "amd", BEST_DMD, "recall", 0.0),
+    Target("scenes_continued", "amd", BEST_DMD, "score", 0.06, wins=4),
+    Target("scenes_continued", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
+    Target("scenes_continued", "amd", BEST_DMD, "precision", 0.0),
+    Target("scenes_continued", "amd", BEST_DMD, "recall", 0.0),
 )
 
 # Study -> its DMD arm at AMD's guidance scale. Everywhere, AMD with its defaults should be no worse than that arm, and AMD with
@@ -307,11 +322,16 @@ SAME_SCALE = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
     "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd", "scenes": "dmd",
-    "scenes_longer": "dmd", "scenes_finish": "dmd",
+    "scenes_longer": "dmd", "scenes_finish": "dmd", "scenes_continued": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
-JUDGES["scenes"] = JUDGES["scenes_longer"] = JUDGES["scenes_finish"] = ("score", "frechet", "precision", "recall")
+JUDGES["scenes"] = JUDGES["scenes_longer"] = JUDGES["scenes_finish"] = JUDGES["scenes_continued"] = (
+    "score",
+    "frechet",
+    "precision",
+    "recall",
+)
 JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
 # Harvested rollouts against fresh ones, for each objective and metric.
 HARVESTS = tuple(

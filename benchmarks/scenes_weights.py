@@ -4,8 +4,9 @@
     python benchmarks/scenes_weights.py teacher         # trains the recipe's teacher: 0.27 processor seconds per update
     python benchmarks/scenes_weights.py check           # judges on real and on falsified scenes, and the teacher's gate
     python benchmarks/scenes_weights.py tilt            # what the reward could reach: the teacher's samples, weighted
+    python benchmarks/scenes_weights.py start           # a student of DMD with its fake score: 30 processor minutes
 
-One thread each; everything is keyed, so that the same machine makes the same bits.
+Weights are kept in fp16. One thread each; everything is keyed, so that the same machine makes the same bits.
 """
 
 import argparse
@@ -14,7 +15,10 @@ import time
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
+from amd_plugin.host import checkpoint
+from amd_plugin.host.run import train
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.embedded.pipelines import about_teacher, made_pipeline, trained_parts
 from amd_plugin.models.teacher_samples import teacher_samples
@@ -28,6 +32,8 @@ from amd_plugin.threads import one_thread
 PLUGINS = get_plugin_manager()
 RECIPE = load(str(Path(__file__).parents[1] / "recipes" / "scenes.yaml"), PLUGINS)
 TASK, MODEL = RECIPE.task, RECIPE.config.model
+# A run's folder with the parts that `model.student_from` and `model.fake_score_from` read.
+START = Path(__file__).parent / "starts" / "scenes"
 
 
 def make_judges(names):
@@ -49,6 +55,16 @@ def make_teacher():
 
     pipeline, component = made_pipeline(MODEL, TASK, MODEL.teacher.seed, PLUGINS.families(), log)
     save("scenes_teacher", trained_parts(pipeline, component), about_teacher(MODEL, TASK, MODEL.teacher.seed))
+
+
+def make_start(run):
+    """Trains a student with DMD, or goes on in the folder `run`, and keeps its networks in `START`."""
+    train(load("scenes", PLUGINS, ["train.seed=102", "train.max_steps=600"], "dmd"), PLUGINS, run, resume="auto")
+    pipeline = DiffusionPipeline.from_pretrained(run / "student", dtype=torch.float16)
+    pipeline.save_pretrained(START / "student")
+    newest = checkpoint.find(run / "checkpoints")
+    fake_score = {name: value.half() for name, value in checkpoint.load(newest)[0]["fake_score"].items()}
+    checkpoint.save(START / "checkpoints", checkpoint.step_of(newest), {"fake_score": fake_score}, {}, keep=1)
 
 
 def save(kind, tensors, about):
@@ -113,10 +129,11 @@ def tilt(scales, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["judges", "teacher", "check", "tilt"])
+    parser.add_argument("what", choices=["judges", "teacher", "check", "tilt", "start"])
     parser.add_argument("--judges", default="a,b,c")
     parser.add_argument("--scales", default="1,2,3")
     parser.add_argument("--samples", type=int, default=720)
+    parser.add_argument("--run", type=Path, default=Path("runs") / "scenes_start", help="folder of the run that `start` makes")
     given = parser.parse_args()
     scales = json.loads(f"[{given.scales}]")
     with one_thread():
@@ -124,6 +141,8 @@ def main():
             make_judges(given.judges.split(","))
         elif given.what == "teacher":
             make_teacher()
+        elif given.what == "start":
+            make_start(given.run)
         else:
             {"check": check, "tilt": tilt}[given.what](scales, given.samples)
 

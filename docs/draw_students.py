@@ -3,13 +3,15 @@
     python docs/draw_students.py --runs FOLDER      # of the study `scenes`, see benchmarks/evidence.py
 
 A frame is green where the held-out judge finds what the prompt asks for, and red elsewhere. The shares at the left are means
-over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed.
+over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed. The file says the shares in words,
+as its description; a test holds them, and the words of the pages that show it, against docs/results/scenes.json.
 """
 
 import argparse
 import base64
 import io
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,22 +25,34 @@ from amd_plugin.evaluate.comparison.result import FILE, Comparison, run_folder
 from amd_plugin.evaluate.report.judged import judged
 from amd_plugin.host.running.run_folder import saved_config
 
-ARMS = {"DMD": "dmd", "AMD": "amd"}
+ARMS = {"DMD": "dmd", "AMD": "amd"}  # DMD as the recipe has it: its guidance is not tuned
 GREEN, RED = "#2f9e44", "#e03131"
 
 
-def draw(shown: dict[str, Any], shares: list[float], output: Path) -> None:
+def shares(found: Comparison) -> dict[str, float]:
+    """Whose samples -> the share of them that is right, mean over seeds: the teacher's, then those of `ARMS`."""
+    means = {"teacher": fmean(found.teacher["score"])}
+    return means | {title: fmean(found.arms[arm]["score"]) for title, arm in ARMS.items()}
+
+
+def in_words(right: Mapping[str, float]) -> str:
+    """What `shares` gives, as text: ``teacher 49%, DMD 33%``."""
+    return ", ".join(f"{title} {share:.0%}" for title, share in right.items())
+
+
+def draw(shown: dict[str, Any], right: Mapping[str, float], output: Path) -> None:
     """Writes the picture.
 
     Args:
         shown: `columns` and `rows` as in `amd_plugin.evaluate.report.judged`.
-        shares: share of samples that are right, for each of the columns.
+        right: the share of samples that are right, in the order of the columns; see `shares`.
         output: PNG file.
     """
     matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
     columns, rows = shown["columns"], shown["rows"]
     figure = Figure(figsize=(0.95 * len(rows) + 1.4, 0.95 * len(columns) + 0.5), layout="constrained")
-    for line, (title, share) in zip(figure.subplots(len(columns), len(rows)), zip(columns, shares, strict=True), strict=True):
+    grid = figure.subplots(len(columns), len(rows))
+    for line, title, share in zip(grid, columns, right.values(), strict=True):
         for axis, row in zip(line, rows, strict=True):
             picture, fits = row["cells"][columns.index(title)]
             axis.imshow(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))
@@ -48,7 +62,7 @@ def draw(shown: dict[str, Any], shares: list[float], output: Path) -> None:
             if title == columns[0]:
                 axis.set_title(textwrap.fill(row["prompt"], 15), fontsize=8)
         line[0].set_ylabel(f"{title}\n{share:.0%} right", rotation=0, ha="right", va="center", labelpad=6)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=110, metadata={"Description": in_words(right)})
 
 
 def main() -> None:
@@ -65,7 +79,7 @@ def main() -> None:
     )
     if shown is None:
         raise SystemExit(f"--runs {given.runs}: has no samples and checkpoints of the arms {', '.join(ARMS.values())}")
-    draw(shown, [fmean(found.teacher["score"]), *(fmean(found.arms[arm]["score"]) for arm in ARMS.values())], given.output)
+    draw(shown, shares(found), given.output)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,14 @@ def test_a_cache_that_cannot_be_written(cli, tmp_path, monkeypatch):
     assert str(tmp_path) not in printed
 
 
+def test_libraries_that_every_command_compiles_again(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    monkeypatch.setattr("sys.pycache_prefix", str(tmp_path))
+    assert "compileall" in next(doctor._bytecode()).found
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    assert not list(doctor._bytecode())
+
+
 @pytest.mark.parametrize(
     ("wanted", "ok", "said"),
     [

@@ -65,8 +65,9 @@ def test_the_picture_of_students_frames_what_the_judge_finds_right(tmp_path):
     Image.fromarray(torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy()).save(file, "png")
     rows = [{"prompt": f"{place} keys", "cells": [(inline(file.getvalue(), "png"), place > 0)] * 2} for place in range(4)]
     draw_students = documentation.script("docs/draw_students.py")
-    draw_students.draw({"columns": ["DMD", "AMD"], "rows": rows}, [0.75, 0.75], tmp_path / "students.png")
+    draw_students.draw({"columns": ["DMD", "AMD"], "rows": rows}, {"DMD": 0.75, "AMD": 0.746}, tmp_path / "students.png")
     with Image.open(tmp_path / "students.png") as image:
+        assert image.text["Description"] == "DMD 75%, AMD 75%"
         pixels = image.convert("RGB").getcolors(image.width * image.height)
     colours = {colour: count for count, colour in pixels}
     red, green = (ImageColor.getrgb(colour) for colour in (draw_students.RED, draw_students.GREEN))

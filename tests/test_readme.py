@@ -7,9 +7,12 @@ import types
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import amd_plugin
 import amd_plugin.plugins
+from amd_plugin.evaluate.comparison.result import Comparison
+from tests.helpers import documentation
 from tests.helpers.documentation import ROOT, blocks
 
 
@@ -111,3 +114,22 @@ def test_code_of_the_readme_and_of_the_tutorials_fits_80_columns():
     shown += [(path.relative_to(ROOT), "python") for path in (ROOT / "docs" / "tutorials").glob("*.md")]
     for page, language in shown:
         assert [line for code in blocks(page, language) for line in code.splitlines() if len(line) > 80] == [], page
+
+
+def test_the_picture_of_students_and_its_words_are_of_the_committed_results():
+    """The shares at its left: in the picture's own description, and in what readers get in place of the picture."""
+    script = documentation.script("docs/draw_students.py")
+    right = script.in_words(script.shares(Comparison.from_file(ROOT / "docs" / "results" / "scenes.json")))
+    assert right.count("%") == 3
+    with Image.open(ROOT / "docs" / "images" / "students.png") as picture:
+        assert picture.text["Description"] == right
+    for page in ("README.md", "docs/scenes.md"):
+        (words,) = re.findall(r"!\[([^]]*)\]\([^)]*students\.png\)", (ROOT / page).read_text())
+        assert right in words, page
+
+
+def test_the_readmes_prose_has_no_numbers_of_results():
+    """They stand in its table, which `make docs` writes, and in the words of its picture, where tests hold them."""
+    held = r"```.*?```|<!-- results -->.*?<!-- end -->|!\[.*?\]|\d{4}\.\d{5}|Python [\d.]+"
+    prose = re.sub(held, "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert re.findall(r"\d+ ?%|\d?\.\d\d+|\d+ of \d+", prose) == []

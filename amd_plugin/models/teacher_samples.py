@@ -46,20 +46,10 @@ def teacher_samples(
         batch_size: samples made at a time; all at once where None.
     """
     labels = task.balanced_labels(count)
-    conditions, size = backbone.conditions, batch_size or len(labels)
 
     def make(folder: Path) -> None:
-        draws = generator(seed, "teacher samples")
-        noise = torch.randn((len(labels), *backbone.sample_shape), generator=draws)
-        scheduler = teacher_scheduler(backbone)
-        caller, parts = Caller(backbone.family, nullcontext), []
-        device = next(backbone.network.parameters()).device
-        for part, start in zip(labels.split(size), noise.split(size), strict=True):
-            on_device = part.to(device)
-            cond, uncond = conditions(on_device, prompts_of(task, part)), conditions.uncond(on_device)
-            predict = lambda x, t, c=cond, u=uncond: guided(caller, backbone.network, x, t, c, u, scale)  # noqa: E731
-            parts.append(sample(predict, scheduler, SAMPLING_STEPS, start.to(device), draws).cpu())
-        save_file({"samples": torch.cat(parts).contiguous()}, folder / "samples.safetensors")
+        made = samples_of(backbone, task, labels, generator(seed, "teacher samples"), scale, batch_size)
+        save_file({"samples": made.contiguous()}, folder / "samples.safetensors")
 
     sampling: dict[str, Any] = {
         "noise": seed,
@@ -73,3 +63,27 @@ def teacher_samples(
         sampling |= {"path": config.path, "revision": config.revision, "dtype": config.dtype}
     folder = cached(f"teacher-samples-{task.name}", {**teacher_made_of(config, task, seed), **sampling}, make)
     return load_file(folder / "samples.safetensors")["samples"], labels
+
+
+def samples_of(
+    backbone: Backbone, task: Task, labels: Tensor, draws: torch.Generator, scale: float, batch_size: int | None = None,
+    rows: Tensor | slice = slice(None),
+) -> Tensor:  # fmt: skip
+    """Samples [N, ...] of the teacher for the `rows` [N] of `labels` [B], on the CPU, from the noise that all B would have.
+
+    Args:
+        backbone, task, scale, batch_size: see `teacher_samples`.
+        labels: the labels [B].
+        draws: random numbers, on the CPU; the noise is drawn first.
+        rows: which samples are made; all where not given.
+    """
+    noise = torch.randn((len(labels), *backbone.sample_shape), generator=draws)[rows]
+    labels, scheduler = labels[rows], teacher_scheduler(backbone)
+    size, device = batch_size or len(labels), next(backbone.network.parameters()).device
+    caller, parts = Caller(backbone.family, nullcontext), []
+    for part, start in zip(labels.split(size), noise.split(size), strict=True):
+        on_device = part.to(device)
+        cond, uncond = backbone.conditions(on_device, prompts_of(task, part)), backbone.conditions.uncond(on_device)
+        predict = lambda x, t, c=cond, u=uncond: guided(caller, backbone.network, x, t, c, u, scale)  # noqa: E731
+        parts.append(sample(predict, scheduler, SAMPLING_STEPS, start.to(device), draws).cpu())
+    return torch.cat(parts)

@@ -54,7 +54,7 @@ class Task(Protocol):
         sample_shape: shape of one sample; empty where the model decides.
         made_of: JSON-able description of everything its data depends on, for caches.
         fewest_samples: smallest evaluation; a task without the attribute needs five samples per class.
-        drawn_samples: smallest number of balanced samples that fills `drawing`; all count where a task has no such attribute.
+        drawn_rows: function of labels [B] that returns the rows [N] that `drawing` shows; it shows all of a task without it.
         credits: whom its data are from, and their licence; a task without the attribute has none to name.
         seed: seed of the run, from which the reward's classifier is trained. Held-out metrics are the same for all seeds.
     """

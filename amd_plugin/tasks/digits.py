@@ -30,7 +30,6 @@ class Digits:
     }  # fmt: skip
 
     in_pixels: ClassVar[bool] = False
-    drawn_samples: ClassVar[int] = 80
     media_channels: ClassVar[int] = 1
     has_samples = True
     seed = 0
@@ -129,6 +128,10 @@ class Digits:
             "recall": recall,
             "diversity": sum(ratios) / 10,
         }
+
+    def drawn_rows(self, labels: Tensor) -> Tensor:
+        """The first eight of each digit."""
+        return torch.cat([(labels == c).nonzero()[:8, 0] for c in range(10)])
 
     def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Eight samples of each digit, a column per digit."""

@@ -33,7 +33,6 @@ class MovingDigits:
         "digit_accuracy": "up", "motion_accuracy": "up", "frechet": "down", "diversity": "one",
     }  # fmt: skip
     in_pixels: ClassVar[bool] = False
-    drawn_samples: ClassVar[int] = 40
     media_channels: ClassVar[int] = 1
     has_samples = True
     seed = 0
@@ -124,6 +123,10 @@ class MovingDigits:
             "frechet": measure.frechet_distance(reference, made),
             "diversity": sum(ratios) / len(ratios),
         }
+
+    def drawn_rows(self, labels: Tensor) -> Tensor:
+        """The first of every prompt."""
+        return torch.cat([(labels == c).nonzero()[:1, 0] for c in range(self.num_classes)])
 
     def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """A sample of every prompt: digits in columns, directions in rows."""

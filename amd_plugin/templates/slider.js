@@ -1,6 +1,6 @@
 // Samples over training, one picture at a time. Without this script all of them stand side by side.
 for (const strip of document.querySelectorAll(".over-time")) {
-  const figures = [...strip.children];
+  const figures = [...strip.querySelectorAll(".step")];
   const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: figures.length - 1 });
   const show = () => figures.forEach((figure, place) => { figure.hidden = place !== Number(slider.value); });
   const tell = () => slider.setAttribute("aria-valuetext", figures[slider.value].querySelector("figcaption").textContent);

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from typing_extensions import TypedDict
 
 from amd_plugin.busy import EVERY, duration
 from amd_plugin.disk import dispensable
@@ -23,6 +22,7 @@ from amd_plugin.evaluate.comparison.arms import Arm, Overrides
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host import run
 from amd_plugin.host.evaluation.held_out import mean_scores
+from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.accelerator import make_accelerator
 from amd_plugin.host.running.run_folder import finished, write_json
 from amd_plugin.host.training.trainer import Trainer
@@ -40,12 +40,6 @@ PROBED, PROBE_SECONDS = 3, 2.0  # of an estimate: updates at most, and seconds a
 
 # Time for a run to write its checkpoint before its worker ends, in seconds.
 GRACE = 30
-
-
-class Cost(TypedDict):
-    """The content of cost.json."""
-
-    processor_seconds: float
 
 
 @dataclass(frozen=True)
@@ -137,11 +131,15 @@ def _finished(futures: Collection[Future[Metrics]], console: Console | None) -> 
 
 def processor_seconds(run: Path) -> float | None:
     """Processor seconds of the run in `run`, its evaluations included; None where they are unknown."""
-    cost = run / "cost.json"
+    return _cost(run).get("processor_seconds")
+
+
+def _cost(run: Path) -> dict[str, float]:
+    """What cost.json of the run in `run` says; empty where it says nothing that can be read."""
     try:
-        return read(cost, Cost, "It is written anew")["processor_seconds"] if cost.is_file() else None
+        return read(run / run_cost.FILE, dict[str, float], "It is written anew") if (run / run_cost.FILE).is_file() else {}
     except InputError:  # nothing depends on it
-        return None
+        return {}
 
 
 def seconds_per_update(job: Job) -> float:
@@ -182,9 +180,9 @@ def train_arm(job: Job) -> Metrics:
             evaluation = run.train(recipe, _plugins(), folder, resume="auto")
         finally:
             if folder.is_dir():
-                cost = folder / "cost.json"
+                cost = folder / run_cost.FILE  # the run has written its own part
                 with dispensable(cost, "later estimates do not know what this run cost"):
-                    write_json(cost, {"processor_seconds": spent + time.process_time() - start})
+                    write_json(cost, {**_cost(folder), "processor_seconds": spent + time.process_time() - start})
     return evaluation
 
 

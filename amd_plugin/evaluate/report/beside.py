@@ -1,4 +1,4 @@
-"""The picture of an embedded task: its data, its teacher and the students side by side.
+"""The pictures of an embedded task: its data, its teacher and the students side by side; and the teacher alone.
 
 Drawing it takes the networks and half a minute, most of it imports. It is kept until a student's samples change.
 """
@@ -29,31 +29,28 @@ LATEST = Path("samples", "latest.safetensors")
 log = logging.getLogger(__name__)
 
 
-def beside(
-    config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager, *, teacher_is_measured: bool = False
-) -> str:  # fmt: skip
-    """The picture as a data URI, with a panel for each of `runs` that has been evaluated.
+def beside(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: PluginManager) -> tuple[str, str]:
+    """Two pictures as data URIs: one with a panel for each of `runs` that has been evaluated, and the teacher's own.
+
+    The teacher's samples have labels and noise of the students' evaluations (on a CPU: other devices draw other noise).
 
     Args:
         config: recipe of the runs, which share data, teacher and number of samples.
         runs: title of a panel -> folder of a run.
         seed: the runs' seed.
         plugins: registry of the networks' families.
-        teacher_is_measured: whether a comparison has made the teacher's samples of a whole evaluation; else it makes as many as
-            the picture shows.
     """
-    task, count = task_of(config.data, seed), config.evaluate.samples
-    if not teacher_is_measured:
-        count = min(count, getattr(task, "drawn_samples", count))
+    task = task_of(config.data, seed)
     files = {title: run / LATEST for title, run in runs.items() if _is_whole(run / LATEST, task)}
     made_of = {
         "data": config.data.model_dump(mode="json"), "model": config.model.model_dump(mode="json"), "seed": seed,
-        "count": count, "batch": config.evaluate.batch_size,
-        "students": [(title, checksum(file)) for title, file in files.items()], "drawing": checksum(Path(pictures.__file__)),
+        "count": config.evaluate.samples, "batch": config.evaluate.batch_size,
+        "students": [(title, checksum(file)) for title, file in files.items()],
+        "drawing": [checksum(Path(file)) for file in (pictures.__file__, __file__)],
     }  # fmt: skip
-    folder = cached(f"picture-{config.data.task}", made_of, lambda draft: _draw(draft, config, files, seed, plugins, count))
-    (file,) = folder.glob("picture.*")
-    return inline(file.read_bytes(), file.suffix[1:])
+    folder = cached(f"picture-{config.data.task}", made_of, lambda draft: _draw(draft, config, files, seed, plugins))
+    (picture,), (teacher,) = folder.glob("picture.*"), folder.glob("teacher.*")
+    return inline(picture.read_bytes(), picture.suffix[1:]), inline(teacher.read_bytes(), teacher.suffix[1:])
 
 
 def _is_whole(file: Path, task: Task) -> bool:
@@ -74,22 +71,23 @@ def _is_whole(file: Path, task: Task) -> bool:
     return True
 
 
-def _draw(
-    folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: int, plugins: PluginManager, count: int
-) -> None:  # fmt: skip
+def _draw(folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: int, plugins: PluginManager) -> None:
     # They import diffusers, which a report of what lies there already does not wait for.
     from amd_plugin.models.backbone import load_backbone
-    from amd_plugin.models.teacher_samples import SAMPLING_STEPS, teacher_samples
+    from amd_plugin.models.teacher_samples import SAMPLING_STEPS, samples_of
 
     batch = config.evaluate.batch_size
     task = task_of(config.data, seed)
     backbone = load_backbone(config.model, task, seed, plugins.families())
-    samples = {"data": task.real_data(count, generator(0, "report"))}
-    samples[f"teacher, {SAMPLING_STEPS} steps"] = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
-    for title, file in files.items():
+    labels, title = task.balanced_labels(config.evaluate.samples), f"teacher, {SAMPLING_STEPS} steps"
+    rows = task.drawn_rows(labels) if hasattr(task, "drawn_rows") else torch.arange(len(labels))
+    made = samples_of(backbone, task, labels, generator(seed, "evaluation"), 1.0, batch, rows)
+    samples = {"data": task.real_data(config.evaluate.samples, generator(0, "report")), title: (made, labels[rows])}
+    for arm, file in files.items():
         latest = load_file(file)
-        samples[title] = (latest["samples"], latest["labels"])
-    panels = {title: (backbone.decode_in_parts(shown, batch), labels) for title, (shown, labels) in samples.items()}
+        samples[arm] = (latest["samples"], latest["labels"])
+    panels = {panel: (backbone.decode_in_parts(shown, batch), asked) for panel, (shown, asked) in samples.items()}
     still = all(pictures.frames_of(media) == 1 for media, _ in panels.values())
     content, kind = pictures.picture(task, panels, dpi=150 if still else 110)
     write_bytes(folder / f"picture.{kind}", content)
+    pictures.save_samples(folder / "teacher", task, title, *panels[title])  # as a run's samples over time are drawn

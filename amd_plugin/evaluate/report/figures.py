@@ -20,6 +20,7 @@ SEED_LINES = "#8a8a8a"
 # More is darker on the light page, and lighter on the dark one, which turns charts.
 SHARES = "Blues"
 PANELS = 4  # in a row, at most: more cannot be read
+PANEL, COLUMNS, ROW = 2.7, 6, 0.2  # height of a panel in inches; columns of a legend, and the height of its rows in inches
 ROWS = 30  # of a chart's numbers, at most
 
 # Names in `amd_plugin.maths.diagnostics.weight_metrics` -> titles.
@@ -64,15 +65,17 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
         palette: arm -> colour, see `colours`.
 
     Returns:
-        The chart; None without metrics.
+        The chart, of the metrics that some arm has at two updates or more; None without any.
     """
-    if not metrics:
+    values = {key: {arm: _over_seeds(seeds, key) for arm, seeds in curves.items()} for key in metrics}
+    shown = {key: title for key, title in metrics.items() if any(len(each.steps) > 1 for each in values[key].values())}
+    if not shown:
         return None
     numbers: dict[str, dict[float, float]] = {}
-    figure, grid = _panels(len(metrics))
-    for axes, (key, title) in zip(grid, metrics.items(), strict=True):
+    figure, grid = _panels(len(shown), len(curves))
+    for axes, (key, title) in zip(grid, shown.items(), strict=True):
         for arm, seeds in curves.items():
-            steps, mean, deviation = _over_seeds(seeds, key)
+            steps, mean, deviation = values[key][arm]
             axes.plot(steps, mean, color=palette[arm], label=arm, linewidth=1.6, marker="o" if len(steps) == 1 else None)
             axes.fill_between(steps, mean - deviation, mean + deviation, color=palette[arm], alpha=0.18, linewidth=0)
             numbers[_column(title, arm, curves)] = dict(zip(steps, mean, strict=True))
@@ -82,8 +85,7 @@ def learning_curves(curves: Curves, metrics: Mapping[str, str], palette: Mapping
                     axes.axvline(alarms[0], color=palette[arm], linestyle=":", linewidth=1.2)
         axes.set_title(title, fontsize=10)
         _plain(axes)
-        axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
-        axes.set_xlabel("student updates", fontsize=8)
+        _updates(axes)
     _legend(figure)
     return _chart(figure, "student updates", numbers)
 
@@ -111,7 +113,7 @@ def quality_by_reward(
     shown = {place: (x, y) for place, (x, y) in paths.items() if len(x.steps) > 1 and x.steps == y.steps}
     if not shown:
         return None
-    figure, grid = _panels(len(rewards) * len(metrics), columns=min(PANELS, len(metrics)))
+    figure, grid = _panels(len(rewards) * len(metrics), len(curves), columns=min(PANELS, len(metrics)))
     panels = dict(zip(((reward, metric) for reward in rewards for metric in metrics), grid, strict=True))
     for (reward, metric, arm), (x, y) in shown.items():
         panels[reward, metric].plot(x.mean, y.mean, color=palette[arm], label=arm, linewidth=1.6, marker="o", markevery=[-1])
@@ -159,7 +161,7 @@ def weights_over_time(curves: Curves) -> Chart | None:
             }
             axes.set_yticks(range(len(EDGES)), [f"{edge:g} +" for edge in EDGES], fontsize=7)
             axes.set_title(f"{arm}: {title}", fontsize=9)
-            axes.set_xlabel("student updates", fontsize=8)
+            _updates(axes)
     figure.colorbar(shown, ax=grid, shrink=0.8, label="share of samples")
     return _chart(figure, "student updates", numbers)
 
@@ -191,9 +193,12 @@ def zone_over_time(curves: Curves) -> Chart | None:
             rasterized=True,
         )
         axes.set_yticks(range(len(levels)), [*levels], fontsize=8)
-        axes.set_title(arm, fontsize=9)
-        axes.set_xlabel("student updates", fontsize=8)
-    figure.colorbar(image, ax=figure.axes, shrink=0.9, label="share in the zone")
+        axes.set_title(arm, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        _updates(axes)
+        if set(levels) & set(BANDS):
+            axes.set_ylabel("noise level", fontsize=8)
+    figure.colorbar(image, ax=figure.axes, shrink=0.9).set_label("share in the zone", fontsize=8)
     numbers = {f"{arm}: {level}": dict(zip(steps, shares, strict=True)) for arm, (steps, levels) in shown.items()
                for level, shares in levels.items()}  # fmt: skip
     return _chart(figure, "student updates", numbers)
@@ -229,7 +234,7 @@ def paired_seeds(
     Returns:
         The chart; its seeds are numbered from 1.
     """
-    figure, grid = _panels(len(metrics), width=2.6, least=0)
+    figure, grid = _panels(len(metrics), 0, width=2.6, least=0)
     for axes, (metric, title) in zip(grid, metrics.items(), strict=True):
         values = np.array([arms[arm][metric] for arm in arms])
         axes.plot(range(len(arms)), values, color=SEED_LINES, linewidth=0.9, zorder=1)
@@ -249,13 +254,24 @@ def paired_seeds(
 
 
 def _panels(
-    count: int, *, columns: int | None = None, width: float = 3.0, least: float = 7.0
+    count: int, labels: int, *, columns: int | None = None, width: float = 3.0, least: float = 7.0
 ) -> tuple[Figure, list[Axes]]:  # fmt: skip
-    """A figure of `count` panels and its panels, each `width` inches wide, in a figure at least `least` inches wide."""
+    """A figure of `count` panels and its panels, each `width` inches wide, with room for a legend of `labels` below them.
+
+    The figure is at least `least` inches wide. Its margins are given, since matplotlib draws every panel twice more where it
+    has to find them: half of a report's time.
+    """
     columns = columns or min(PANELS, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(width * columns, least), 2.8 * rows), layout="constrained")
+    below = ROW * -(-labels // COLUMNS)
+    across, down = max(width * columns, least), PANEL * rows + below
+    figure = Figure(figsize=(across, down))
     grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    wide, high = (across - 0.75) / columns - 0.6, PANEL - 0.9  # of the part of a panel that is drawn in
+    figure.subplots_adjust(
+        left=0.6 / across, right=1 - 0.15 / across, wspace=0.6 / wide,
+        bottom=(below + 0.55) / down, top=1 - 0.35 / down, hspace=0.9 / high,
+    )  # fmt: skip
     for unused in grid[count:]:
         unused.set_axis_off()
     return figure, grid[:count]
@@ -288,8 +304,14 @@ def _column(title: str, arm: str, curves: Curves) -> str:
 
 
 def _legend(figure: Figure) -> None:
+    """Below the panels and at the left, which is what a phone shows of a figure before anybody scrolls."""
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.legend([*handles.values()], [*handles], loc="lower left", ncols=COLUMNS, fontsize=8, frameon=False)
+
+
+def _updates(axes: Axes) -> None:
+    axes.locator_params("x", integer=True)  # nobody updates a student two and a half times
+    axes.set_xlabel("student updates", fontsize=8)
 
 
 def _plain(axes: Axes) -> None:

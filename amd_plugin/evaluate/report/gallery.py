@@ -6,7 +6,7 @@ The folder may be somebody else's. What is no picture, or lies elsewhere, is lef
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -45,12 +45,20 @@ class Pair(BaseModel):
         return name
 
 
-def over_time(run: Path) -> list[tuple[int, str]]:
-    """(step, picture as a data URI) of the first and the last held-out evaluation and some between; empty without any."""
-    found = sorted((run / "samples").glob("step-*.*"), key=step_of)
-    last = len(found) - 1
-    places = sorted({round(last * place / (SHOWN - 1)) for place in range(SHOWN)}) if found else []
-    return [(step_of(found[place]), shown) for place in places if (shown := _picture(found[place]))]
+def over_time(runs: Mapping[str, Path]) -> list[tuple[int, dict[str, str]]]:
+    """The first and the last held-out evaluation that all runs have drawn, and some between; empty without any.
+
+    Args:
+        runs: arm -> folder of its run. One without pictures is left out.
+
+    Returns:
+        (step, arm -> picture as a data URI) in the order of the steps.
+    """
+    found = {arm: files for arm, run in runs.items() if (files := _by_step(run))}
+    steps = sorted(set.intersection(*map(set, found.values()))) if found else []
+    places = sorted({round((len(steps) - 1) * place / (SHOWN - 1)) for place in range(SHOWN)}) if steps else []
+    shown = [(steps[place], {arm: _picture(files[steps[place]]) for arm, files in found.items()}) for place in places]
+    return [(step, pictures) for step, pictures in shown if all(pictures.values())]
 
 
 def prompts(run: Path) -> list[str]:
@@ -70,7 +78,11 @@ def pairs(run: Path) -> list[dict[str, Any]]:
 
 def newest(runs: Iterable[Path]) -> list[str]:
     """The last picture of each run that has one."""
-    return [pictures[-1][1] for pictures in map(over_time, runs) if pictures]
+    return [shown for files in map(_by_step, runs) if files and (shown := _picture(files[max(files)]))]
+
+
+def _by_step(run: Path) -> dict[int, Path]:
+    return {step_of(file): file for file in (run / "samples").glob("step-*.*")}
 
 
 def _entries(path: Path, kind: type[Entry]) -> list[Entry]:

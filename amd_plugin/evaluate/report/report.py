@@ -91,8 +91,9 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "lead": f"The same student, distilled with {len(comparison.arms)} objectives or settings, {counted(seeds)} each. "
         f"{_whose_teacher(config)}; all arms of a seed share it, and all their random numbers.",
         "caveat": _caveat(config),
+        "several_seeds": len(seeds) > 1,
         "tiles": [_tile(comparison, metric) for metric in held_out] if len(shown) > 1 else [],
-        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins, teacher_is_measured=True),
+        **_samples(config, {arm: runs[arm][0] for arm in shown}, seeds[0], plugins),
         "curves": figures.learning_curves(curves, judged, palette),
         "sensor": figures.quality_by_reward(rewarded, _sensors(rewarded), judged, palette),
         "rewards": figures.learning_curves(rewarded, _rewards(rewarded), palette) if rewarded else None,
@@ -119,7 +120,8 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     palette = figures.colours(list(curves))
     losses = {"loss/student": "student loss", "loss/fake_score": "fake-score loss"}
     better = cast("Mapping[str, Direction]", TASKS[config.data.task].metrics)
-    judged = {f"held_out/{m}": f"{m} ({ARROWS[better.get(m, 'up')]})" for m in held_out_names(config, evaluation)}
+    arrows = {metric: ARROWS[better.get(metric, "up")] for metric in evaluation}
+    judged = {f"held_out/{m}": f"{m} ({arrows[m]})" for m in held_out_names(config, evaluation)}
     rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
         "title": f"{known.recipe}, objective {known.objective}",
@@ -133,13 +135,15 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "rewards": figures.learning_curves(curves, rewards, palette),
         "zone": figures.learning_curves(curves, zone, palette),
         "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette) if lines else None,
-        "over_time": gallery.over_time(folder),
         "beside": gallery.pairs(folder),
         "evaluate": f"amd-plugin evaluate {folder}" if config.model.path is not None else "",
         "levels": figures.zone_over_time(curves),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
-        "table": {"metrics": list(evaluation), "rows": [(known.objective, [f"{v:.4g}" for v in evaluation.values()])]},
+        "table": {
+            "metrics": [f"{metric} {arrow}" for metric, arrow in arrows.items()],
+            "rows": [(known.objective, [f"{value:.4g}" for value in evaluation.values()])],
+        },
         "spent": _spent(folder, lines),
         "commands": [known.command],
     }  # fmt: skip
@@ -175,19 +179,20 @@ def _newest_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]
     return {key.removeprefix("held_out/"): value for key, value in newest.items() if key.startswith("held_out/")}
 
 
-def _samples(
-    config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager, *, teacher_is_measured: bool = False
-) -> dict[str, Any]:  # fmt: skip
-    """Pictures of the data, the teacher and each run's student; for a user's pipeline, the pictures that its runs saved."""
+def _samples(config: RecipeConfig, runs: dict[str, Path], seed: int, plugins: PluginManager) -> dict[str, Any]:
+    """Pictures of the data, the teacher and each run's student, now and over time; of a user's pipeline, what runs saved."""
+    over_time = gallery.over_time(runs)
     if config.model.path is not None:
         folders = list(runs.values())
         note = "Newest samples of the averaged students, drawn with the exported scheduler: a row per held-out prompt."
-        return {"pictures": gallery.newest(folders), "samples_note": note, "prompts": gallery.prompts(folders[0])}
+        shown = {"pictures": gallery.newest(folders), "over_time": over_time}
+        return {**shown, "samples_note": note, "prompts": gallery.prompts(folders[0])}
     steps = f"{config.model.student_steps} step" + "s" * (config.model.student_steps > 1)
     note = f"Seed {seed}. Students are drawn from their averaged weights with the exported scheduler."
     titled = {f"{name}, {steps}": run for name, run in runs.items()}
-    picture = beside(config, titled, seed, plugins, teacher_is_measured=teacher_is_measured)
-    return {"pictures": [picture], "samples_note": note, "judged": judged(config, titled, seed, plugins)}
+    picture, teacher = beside(config, titled, seed, plugins)
+    shown = {"pictures": [picture], "teacher": teacher, "over_time": over_time}
+    return {**shown, "samples_note": note, "judged": judged(config, titled, seed, plugins)}
 
 
 def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:

@@ -34,9 +34,12 @@ def write(run: Path, cost: Cost) -> None:
 
 
 def read(run: Path) -> Cost | None:
-    """The cost of the run in `run`; None where it is unknown. Raises InputError for a damaged file."""
+    """The cost of the run in `run`; None where it is unknown. Raises InputError for a damaged file.
+
+    A run of a comparison also has ``processor_seconds`` there, which `amd_plugin.evaluate.comparison` adds.
+    """
     file = run / FILE
     if not file.exists():
         return None
     values = read_json(file, dict[str, float], "Remove it: only the report's cost is lost")
-    return Cost(values.get("seconds_per_update", 0.0), values.get("gigabytes", 0.0))
+    return Cost(**{name: values[name] for name in Cost._fields}) if set(Cost._fields) <= set(values) else None

@@ -24,6 +24,7 @@ from amd_plugin.tasks.scenes.verdict import Asked, Verdict, judge
 
 # Of pixels in [-1, 1]; white is then 0.5, and most of a picture's numbers are small.
 MEAN = 0.5
+DRAWN = 8  # prompts of each kind in a drawing
 
 
 class Scenes:
@@ -52,7 +53,6 @@ class Scenes:
         self.pictures = Pictures(self._prompts, chosen.objects, chosen.colours, (10, 12), 2)
         self.num_classes = len(self._prompts)
         self.fewest_samples = len(KINDS) * chosen.per_prompt
-        self.drawn_samples = 8 * self.fewest_samples
         self.sample_shape: tuple[int, ...] = (3, EDGE, EDGE)
         kinds = torch.tensor([prompt.kind for prompt in self._prompts])
         self._kinds = [(kinds == kind).nonzero()[:, 0] for kind in range(len(KINDS))]
@@ -170,10 +170,14 @@ class Scenes:
             "diversity": sum(ratios) / len(ratios),
         }
 
+    def drawn_rows(self, labels: Tensor) -> Tensor:
+        """The first sample of eight of the prompts of each kind."""
+        return torch.cat(self._drawn_by_kind(labels))
+
     def drawing(self, media: Tensor, labels: Tensor) -> Callable[[Any, int], None]:
         """Eight prompts of each kind, a row per kind; judge B frames what it finds right in green, the rest in red."""
         right = self._verdict("b", media, labels).right
-        rows = [self._row(media, right, torch.isin(labels, of_kind).nonzero()[:, 0], labels) for of_kind in self._kinds]
+        rows = [self._row(media, right, places) for places in self._drawn_by_kind(labels)]
         grid = torch.cat(rows, 1).permute(1, 2, 0)
 
         def draw(axes: Any, frame: int) -> None:
@@ -185,20 +189,27 @@ class Scenes:
 
         return draw
 
-    def _row(self, media: Tensor, right: Tensor, of_kind: Tensor, labels: Tensor, count: int = 8) -> Tensor:
-        """Framed pictures [3, edge, count * edge]: the first samples of `count` of the prompts in the rows `of_kind`."""
-        is_first = [not (labels[of_kind[:index]] == labels[row]).any() for index, row in enumerate(of_kind)]
-        firsts = of_kind[torch.tensor(is_first, dtype=torch.bool)]
-        order = firsts[torch.arange(min(count, len(firsts))) * len(firsts) // count] if len(firsts) > count else firsts
+    def _drawn_by_kind(self, labels: Tensor) -> list[Tensor]:
+        """Of each kind, the rows of `labels` with the first sample of `DRAWN` of its prompts, evenly chosen."""
+        drawn = []
+        for of_kind in self._kinds:
+            rows = torch.isin(labels, of_kind).nonzero()[:, 0]
+            is_first = [not (labels[rows[:index]] == labels[row]).any() for index, row in enumerate(rows)]
+            firsts = rows[torch.tensor(is_first, dtype=torch.bool)]
+            drawn.append(firsts[torch.arange(DRAWN) * len(firsts) // DRAWN] if len(firsts) > DRAWN else firsts)
+        return drawn
+
+    def _row(self, media: Tensor, right: Tensor, drawn: Tensor) -> Tensor:
+        """Framed pictures [3, edge, DRAWN * edge] of the rows `drawn`."""
         frames = []
-        for index in order.tolist():
+        for index in drawn.tolist():
             colour = torch.tensor((0.2, 0.65, 0.3) if right[index] else (0.85, 0.2, 0.2))
             framed = colour[:, None, None].expand(3, EDGE + 4, EDGE + 4).clone()
             framed[:, 1:-1, 1:-1] = 1
             framed[:, 2:-2, 2:-2] = media[index]
             frames.append(framed)
         blank = torch.ones(3, EDGE + 4, EDGE + 4)
-        return torch.cat(frames + [blank] * (count - len(frames)), 2)
+        return torch.cat(frames + [blank] * (DRAWN - len(frames)), 2)
 
     def _by_kind(self, right: Tensor, labels: Tensor) -> dict[str, float]:
         rows = {name: torch.isin(labels, of_kind) for name, of_kind in zip(KINDS, self._kinds, strict=True)}

@@ -12,6 +12,8 @@ from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison import jobs
 from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
+from amd_plugin.evaluate.comparison.result import run_folder
+from amd_plugin.host.running import run_cost
 
 
 def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
@@ -77,3 +79,18 @@ def test_an_estimate_takes_no_more_updates_than_it_needs(each, measured, monkeyp
     monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
     seconds = jobs.seconds_per_update(Job("modes2d", (), tmp_path, 0, Arm("dmd", "dmd")))
     assert seconds == pytest.approx(each) and trainers[0].cycles == 1 + measured
+
+
+def test_a_run_of_a_comparison_keeps_what_it_says_of_its_own_cost(monkeypatch, tmp_path):
+    own, folder = run_cost.Cost(seconds_per_update=1.5, gigabytes=0.5), run_folder(tmp_path, "dmd", 0)
+
+    def train(recipe, plugins, output, resume):
+        output.mkdir(parents=True)
+        run_cost.write(output, own)
+        return {"tv": 0.5}
+
+    monkeypatch.setattr(jobs.run, "train", train)
+    jobs.train_arm(Job("modes2d", (), tmp_path, 0, Arm("dmd", "dmd")))
+    assert run_cost.read(folder) == own and jobs.processor_seconds(folder) is not None
+    (folder / run_cost.FILE).write_text('{"processor_seconds": 3.0}')
+    assert run_cost.read(folder) is None, "as comparisons wrote it before: the report said 0 s and 0.0 GB"

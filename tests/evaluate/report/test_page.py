@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -12,8 +13,14 @@ from pathlib import Path
 import pytest
 
 import amd_plugin
+from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.evaluate.colours import COLOURS
+from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.report import figures, page
+from amd_plugin.evaluate.report.report import write_report
+from amd_plugin.host import run
+from amd_plugin.tasks import TASKS
+from tests.helpers.recipes import TINY
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 LONG = "/a/folder/with/" + "x" * 300
@@ -35,12 +42,32 @@ def rendered():
         "title": "t" * 200, "lead": LONG, "unfinished": LONG, "caveat": LONG, "pictures": [PIXEL], "samples_note": LONG,
         "prompts": [LONG], "tiles": [{key: LONG for key in ("metric", "direction", "difference", "base", "arm", "wins", "tuned")}],
         "judged": {"columns": [LONG, "b"], "rows": [{"prompt": LONG, "cells": [(PIXEL, True), (PIXEL, False)]}], "credits": LONG},
-        "beside": [{"prompt": LONG, "teacher": PIXEL, "student": PIXEL}], "over_time": [(step, PIXEL) for step in (10, 20, 30)],
+        "beside": [{"prompt": LONG, "teacher": PIXEL, "student": PIXEL}], "teacher": PIXEL, "over_time": [(step, {"dmd": PIXEL, "amd": PIXEL}) for step in (10, 20, 30)],
         "alarms": [LONG], "table": {**table, "pairs": table["rows"], "base": "dmd", "chosen": table["rows"], "against": LONG, "how": LONG},
         "cost": {**table, "base": "dmd"}, "spent": [(LONG, "0.5")], "commands": [LONG], "levels": figures.zone_over_time({"amd": [LINES], "dmd": [[]]}),
         **dict.fromkeys(("pairs", "curves", "rewards", "sensor", "zone", "signals", "weights"), chart),
     }  # fmt: skip
     return page.render([section, {**section, "over_time": []}])
+
+
+@pytest.fixture(scope="module")
+def pages(rendered, tmp_path_factory):
+    """Name -> page: the one with every part, one of a run of videos, and one of a comparison, of runs as small as they get."""
+    folder, plugins = tmp_path_factory.mktemp("pages"), get_plugin_manager()
+    small = ("model.depth=1", "model.heads=1", "model.teacher.steps=2", "train.max_steps=2", "evaluate.samples=200")
+    videos = recipe.load("moving_digits", plugins, (*TINY, *small, "train.evaluate_every=1"), "dmd")
+    run.train(videos, plugins, folder / "videos")
+    arms = {}
+    for name in ("dmd", "amd"):
+        points = recipe.load("modes2d", plugins, (*TINY, "train.evaluate_every=2"), name)
+        values = run.train(points, plugins, run_folder(folder / "compared", name, 0))
+        arms[name] = {metric: [value] for metric, value in values.items()}
+    Comparison(
+        task="modes2d", recipe="modes2d", seeds=[0], arms=arms, baseline="dmd", better=TASKS["modes2d"].metrics,
+        held_out=points.config.evaluate.held_out, teacher=arms["dmd"], command="amd-plugin compare modes2d",
+    ).write(folder / "compared")  # fmt: skip
+    written = {name: write_report([folder / name], folder / f"{name}.html", plugins) for name in ("videos", "compared")}
+    return {"every part": rendered} | {name: file.read_text() for name, file in written.items()}
 
 
 class Structure(HTMLParser):
@@ -89,8 +116,21 @@ def test_the_page_asks_for_nothing_and_runs_its_own_script_only(rendered):
 
 
 def test_without_the_script_all_pictures_over_time_are_a_list(rendered):
-    strip = re.search(r'<div class="strip over-time">(.*?)</div>', rendered, re.DOTALL).group(1)
-    assert strip.count("<figure>") == 3 and "hidden" not in strip and "after 20 student updates" in strip
+    strip = re.search(r'<div class="strip over-time">(.*?)\n  </div>', rendered, re.DOTALL).group(1)
+    assert strip.count("<figure") == 4 and "hidden" not in strip and "dmd, amd after 20 student updates" in strip
+
+
+def test_a_comparison_has_its_arms_side_by_side_over_time(pages):
+    strip = re.search(r'<div class="strip over-time">(.*?)\n  </div>', pages["compared"], re.DOTALL).group(1)
+    alts = [f"Samples of {arm} after {step} student updates" for step in (2, 4) for arm in ("dmd", "amd")]
+    assert re.findall(r'alt="(.*?)"', strip) == ["Samples of the teacher", *alts]
+    assert "One seed cannot tell an effect from chance" in pages["compared"]
+
+
+def test_videos_move_in_the_page(pages):
+    strip = re.search(r'<div class="strip over-time">(.*?)\n  </div>', pages["videos"], re.DOTALL).group(1)
+    assert strip.count("data:image/gif;base64,") == 3, "the teacher, and two evaluations"
+    assert pages["videos"].count("<img ") == pages["videos"].count(' alt="')
 
 
 def rgb(colour):
@@ -151,6 +191,7 @@ def test_charts_have_their_numbers():
     chart = figures.learning_curves({"amd": [lines, lines]}, metrics, palette)
     assert chart.head == ["student updates", "tv (↓)"]
     assert figures.learning_curves({"amd": [lines], "dmd": [[]]}, metrics, palette).rows[0] == ["1", "1", ""]
+    assert figures.learning_curves({"amd": [lines[:1]]}, metrics, palette) is None, "a single dot is no curve"
     assert len(chart.rows) == figures.ROWS and chart.rows[0] == ["1", "1"] and chart.rows[-1] == ["100", "0.01"]
     chart = figures.quality_by_reward({"amd": [lines[:2]], "dmd": [lines[:3]]}, rewards, metrics, palette)
     assert chart.head == ["student updates", "r, amd", "tv (↓), amd", "r, dmd", "tv (↓), dmd"]
@@ -172,17 +213,30 @@ CHROMIUM = next(
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_browser_shows_it_on_a_phone(rendered, tmp_path, theme):
-    """In a frame of 390 pixels nothing is wider than the page, the slider shows one picture, and the console stays silent."""
-    look = """onload = () => { const d = document.querySelector("iframe").contentDocument, e = d.documentElement;
-      const shown = () => [...d.querySelectorAll(".over-time figure")].filter((f) => f.offsetParent).map((f) => f.innerText);
-      const before = shown(), slider = d.querySelector("input[type=range]");
+@pytest.mark.parametrize(
+    ("name", "captions"),
+    [
+        ("every part", ["dmd, amd after 30 student updates", "dmd, amd after 10 student updates"]),
+        ("videos", ["dmd after 2 student updates", "dmd after 1 student updates"]),
+        ("compared", ["dmd, amd after 4 student updates", "dmd, amd after 2 student updates"]),
+    ],
+)
+def test_a_browser_shows_it_on_a_phone_and_on_a_desk(pages, tmp_path, name, captions, theme):
+    """Nothing is wider than the page, every picture is one, the slider shows one update, and the console stays silent."""
+    look = """onload = () => { document.title = JSON.stringify([...document.querySelectorAll("iframe")].map((frame) => {
+      const d = frame.contentDocument, e = d.documentElement, slider = d.querySelector("input[type=range]");
+      const shown = () => [...d.querySelectorAll(".over-time .step")].filter((f) => f.offsetParent).map((f) => f.innerText.trim());
+      const last = shown(), told = slider.getAttribute("aria-valuetext");
       slider.value = 0; slider.dispatchEvent(new Event("input"));
-      const ground = getComputedStyle(d.body).backgroundColor;
-      document.title = [e.scrollWidth, before, shown(), ground].join("|"); }"""
-    frame = f'<iframe width="390" height="844" style="border:0" srcdoc="{html.escape(rendered)}"></iframe>'
-    file = tmp_path / "frame.html"
-    file.write_text(f"<!doctype html><meta charset=utf-8><script>{look}</script>{frame}")
+      return { room: frame.width - e.scrollWidth, captions: [...last, ...shown()], told: told,
+        broken: [...d.images].filter((i) => !i.naturalWidth).map((i) => i.alt), ground: getComputedStyle(d.body).backgroundColor };
+    })); }"""
+    frames = [
+        f'<iframe width="{width}" height="844" style="border:0" srcdoc="{html.escape(pages[name])}"></iframe>'
+        for width in (390, 1280)
+    ]
+    file = tmp_path / "frames.html"
+    file.write_text(f"<!doctype html><meta charset=utf-8><script>{look}</script>{''.join(frames)}")
     command = [
         CHROMIUM,
         "--headless",
@@ -193,9 +247,10 @@ def test_a_browser_shows_it_on_a_phone(rendered, tmp_path, theme):
         f"--blink-settings=preferredColorScheme={0 if theme == 'dark' else 1}",
     ]
     shown = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=300, check=True)
-    width, before, after, ground = re.search(r"<title>(.*?)</title>", shown.stdout).group(1).split("|")
-    assert int(width) <= 390 and (before, after) == ("after 30 student updates", "after 10 student updates")
-    assert ground == f"rgb{tuple(round(255 * part) for part in rgb(themes()[theme]['ground']))}"
+    ground = f"rgb{tuple(round(255 * part) for part in rgb(themes()[theme]['ground']))}"
+    for found in json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown.stdout).group(1))):
+        assert found["room"] >= 0 and found["broken"] == [] and found["ground"] == ground
+        assert found["captions"] == captions and found["told"] == captions[0]
     assert "CONSOLE" not in shown.stderr, shown.stderr
 
 

@@ -8,10 +8,11 @@ from html import escape
 import pytest
 from safetensors.torch import load_file, save_file
 
-from amd_plugin import cache
 from amd_plugin.evaluate.report import beside, figures, report
 from amd_plugin.evaluate.students import evaluation
 from amd_plugin.host import run
+from amd_plugin.models import teacher_samples
+from amd_plugin.models.teacher_samples import samples_of
 from amd_plugin.recipe.loading import load
 
 
@@ -29,11 +30,12 @@ def test_a_run_without_a_result_is_reported_so_far_and_drawn_again_where_its_sam
     assert code == 0, printed
     page = (stopped / "report.html").read_text()
     assert "not finished: 4 of 4 updates" in page and f"amd-plugin train --resume {stopped}" in page
-    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/svg+xml;base64,") == 6 and "<td>" in page
+    assert page.count("data:image/png;base64,") == 4 and page.count("data:image/svg+xml;base64,") == 6 and "<td>" in page
     assert "seconds per student update" in page and "most memory" in page
     assert re.search(r"samples scored per student update</td><td>\d+<", page)
     drawn = []
-    monkeypatch.setattr(beside, "_draw", lambda draft, *_: drawn.append((draft / "picture.png").write_bytes(b"anew")))
+    anew = lambda draft, *_: drawn.append([(draft / f"{name}.png").write_bytes(b"anew") for name in ("picture", "teacher")])  # noqa: E731
+    monkeypatch.setattr(beside, "_draw", anew)
     assert cli("report", stopped)[0] == 0
     assert (stopped / "report.html").read_text() == page and drawn == []
     latest = stopped / beside.LATEST
@@ -55,13 +57,13 @@ def test_a_run_that_failed_before_its_first_evaluation_is_reported_too(cli, stop
         assert "not finished: 0 of 4 updates" in page and page.count("data:image/png;base64,") == 1
 
 
-def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_path):
-    folder = tmp_path / "digits"
+def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_path, monkeypatch):
+    folder, made = tmp_path / "digits", []
+    monkeypatch.setattr(teacher_samples, "samples_of", lambda *given: made.append(samples_of(*given)) or made[-1])
     run.train(tiny("model.heads=1", "model.teacher.steps=2", "train.max_steps=1", name="digits"), plugins, folder)
     assert cli("report", folder)[0] == 0
     page = (folder / "report.html").read_text()
-    drawn = [json.loads(file.read_text())["count"] for file in cache.root().glob("teacher-samples-digits-*/made_of.json")]
-    assert 80 in drawn, "as many of the teacher as the picture shows, and not the evaluation's 160"
+    assert [len(samples) for samples in made] == [80], "as many of the teacher as are drawn, and not the evaluation's 160"
     assert "--set data.label_noise=0 the teacher" in page and "outliers" not in page
     assert page.count("<img ") == page.count(' alt="') and "prefers-color-scheme: dark" in page
 

@@ -44,7 +44,7 @@ def test_what_is_no_picture_is_left_out(kind, folder, caplog):
         "folder": picture.mkdir,
         "text": lambda: picture.write_text(SECRET),
     }[kind]()
-    assert [step for step, _ in gallery.over_time(folder)] == [2]
+    assert [step for step, _ in gallery.over_time({"amd": folder})] == [2]
     student = export_run(folder, PLUGINS)
     assert "step-000004.png: cannot be shown" in caplog.text and "the model card goes without it" in caplog.text
     assert not list(student.glob("samples.*")) and (student / "README.md").is_file()
@@ -71,7 +71,7 @@ def test_damaged_lists_are_left_out(content, folder, caplog):
 def test_a_picture_that_is_too_large_is_not_read(folder, caplog):
     with (folder / "samples" / "step-000004.png").open("ab") as file:
         file.truncate(2**40)
-    assert [step for step, _ in gallery.over_time(folder)] == [2] and "268,435,456 bytes at most" in caplog.text
+    assert [step for step, _ in gallery.over_time({"amd": folder})] == [2] and "268,435,456 bytes at most" in caplog.text
 
 
 LATEST = {

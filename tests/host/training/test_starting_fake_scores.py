@@ -1,5 +1,7 @@
 """A fake score that starts from the one of another run, whether both are conditioned on the outcome or not."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,6 +11,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.host import run
 from amd_plugin.host.training.trainer import Trainer
 
+ROOT = Path(__file__).parents[3]
 GUIDED = "objective.advantage_guidance=4"
 
 
@@ -52,3 +55,16 @@ def test_what_does_not_fit_is_said(runs, tiny, plugins, tmp_path):
             started(tiny, plugins, path)
     with pytest.raises(InputError, match=r"model.fake_score_from: needs the whole network in one place"):
         tiny("model.fake_score_from=runs/first", "distributed.trained=zero3")
+
+
+def test_the_start_that_comes_with_the_source_fits_its_recipe(plugins, monkeypatch):
+    from amd_plugin import recipe
+
+    monkeypatch.chdir(ROOT)
+    settings = ("model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes")
+    trainer = Trainer(recipe.load("scenes", plugins, settings), plugins, Accelerator(cpu=True))
+    teacher, student, fake_score = (role.state_dict() for role in (trainer.teacher, trainer.student, trainer.fake_score))
+    for own in (student, fake_score):
+        assert all(value.dtype == torch.float32 for value in own.values())
+        assert not torch.equal(own["conv_in.weight"], teacher["conv_in.weight"])
+    assert not torch.equal(student["conv_in.weight"], fake_score["conv_in.weight"])
