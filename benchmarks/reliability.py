@@ -41,7 +41,6 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="50 kills, 2 of each fault, a soak of 15 s")
     parser.add_argument("--output", type=Path, default=Path("runs") / "reliability")
     given = parser.parse_args()
-    # 27 kills are at least one try in each place: no eight tries make as many.
     count, faults, two, seconds = (50, 2, 1, 15) if given.short else (given.kills, given.faults, given.ranks, given.soak)
     counts = {"kills": count, "disk": faults, "bytes": faults, "signals": faults, "ranks": two, "soak": seconds}
     bench = Bench(given.output.absolute())
