@@ -34,7 +34,7 @@ def test_settings_are_chosen_on_seeds_apart(cli, tmp_path, one_core):
     assert "chosen on the seeds 5, 6" in printed and "on the seeds 5, 6" in (tmp_path / "report.html").read_text()
     assert content["unused"] == {"dmd": ["sharpening"]}
     code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd,amd", "--tune", "objective.sharpening=0.5",
-                        "--seeds", "1", "--select-seeds", "5", "--output", tmp_path / "other")  # fmt: skip
+                        "--seeds", "1", "--select-seeds", "5,", "--output", tmp_path / "other")  # fmt: skip
     assert code == 0, printed
     content = json.loads((tmp_path / "other" / "compare.json").read_text())
     assert content["selected"]["dmd"] == "dmd" and content["selected"].keys() == {"dmd", "amd"}, (
@@ -85,7 +85,8 @@ def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     table = (folder / "compare.md").read_text()
     assert "Difference to dmd, in brackets" in table and "tuned best for each metric" in table
     report = (folder / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 1 and "data:image/svg+xml;base64," in report
+    assert "data:image/png;base64," in report and "data:image/svg+xml;base64," in report
+    assert report.count('<figure class="step">') == 3 and "Samples while training" in report
 
     stamps = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/*/evaluation.json")}
     assert len(stamps) == 8
