@@ -23,8 +23,8 @@ RECIPE = (
 )
 
 
-def launch(launcher, *arguments, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def launch(launcher, *arguments, cwd, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [str(part) for part in (*launcher, *RECIPE, *arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -83,7 +83,7 @@ def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
 
 
 REWARDS = """
-import os, sys, time, torch, amd_plugin
+import os, time, amd_plugin
 
 def moody(on: str = "1"):
     def reward(media, prompts):
@@ -104,23 +104,14 @@ def dreamy(slow: str):
 @amd_plugin.hookimpl
 def distill_rewards():
     return {"moody": moody, "listing": listing, "hanging": hanging, "dreamy": dreamy}
-
-if __name__ == "__main__":
-    import amd_plugin.plugins as plugins
-    original = plugins.get_plugin_manager
-    def with_ours():
-        manager = original()
-        manager.register(sys.modules[__name__], "ours")
-        return manager
-    plugins.get_plugin_manager = with_ours
-    from amd_plugin.cli import main
-    main()
 """
 
 
 def launch_with_rewards(folder, rewards):
     (folder / "ours.py").write_text(REWARDS)
-    return launch((*forked(2), folder / "ours.py"), f"--set=rewards={rewards}", "--output", "run", cwd=folder)
+    (folder / "command.py").write_text('from amd_plugin.__main__ import main\n\nif __name__ == "__main__":\n    main()\n')
+    command = (*forked(2), folder / "command.py")
+    return launch(command, f"--set=rewards={rewards}", "--output", "run", cwd=folder, AMD_PLUGIN_LOAD=f"amd,{folder / 'ours.py'}")
 
 
 def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
