@@ -55,7 +55,7 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "report": lambda folder: ("report", folder / "run"),
     "doctor": lambda folder: ("doctor", folder / "run"),
     "compare": lambda folder: (
-        "compare", "modes2d", "--objectives=dmd,amd", "--seeds=1", *SET, "--output", folder / "comparison"
+        "compare", "modes2d", "--objectives=dmd,amd", "--seeds=1", "--workers=1", *SET, "--output", folder / "comparison"
     ),
     "report both": lambda folder: ("report", folder / "comparison"),
     "replay": lambda folder: ("replay", next(folder.glob(DUMP))),

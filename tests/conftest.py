@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from amd_plugin.interrupts import SIGNALS
+from tests.helpers.forked_workers import forked_workers  # noqa: F401 (a fixture of all folders)
 from tests.helpers.recipes import TINY
 from tests.helpers.tiny_wan import alone, wan  # noqa: F401 (fixtures of all folders)
 
@@ -22,13 +23,21 @@ hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HERE = Path(__file__).parent
+
+# Where the environment forbids bytecode, as container images do, each of the hundreds of processes that tests start would compile
+# torch's and diffusers' two thousand modules again: three quarters of what it takes to start. They are kept apart from the sources.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(HERE.parent / "__pycache__"))
+
 # Files whose tests start groups of processes, train a lot or install packages; about the longest first.
 SLOW = (
     "sharding/test_engines.py", "adapters/test_hosts.py", "adapters/test_conformance.py",
     "evaluate/comparison/test_compare_command.py", "host/running/test_failures.py", "sharding/test_launchers.py",
     "host/running/test_launchers.py", "host/running/test_odd_files.py", "sharding/test_frozen.py", "rewards/builtin/test_image_reward.py",
-    "rewards/builtin/test_hps.py", "test_third_party.py", "test_same_result.py",
-    "test_frontier.py", "test_reliability.py",
+    "rewards/builtin/test_hps.py", "test_reliability.py", "test_package.py", "test_fuzz.py", "test_same_result.py",
+    "test_frontier.py", "test_third_party.py",
 )  # fmt: skip
 
 
@@ -45,7 +54,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory):
     """Teachers of earlier runs must not be found, and plugins that happen to be installed must not interfere."""
-    os.environ["AMD_PLUGIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # of this session's workers, which share what they train
+    os.environ["AMD_PLUGIN_CACHE"] = str(place / "cache")
     os.environ["AMD_PLUGIN_LOAD"] = "amd"
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch

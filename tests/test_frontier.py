@@ -55,7 +55,7 @@ def test_every_objective_has_its_curve(frontier, plugins):
             }, arm.name
 
 
-def test_a_run_is_measured_continued_and_drawn(frontier, tmp_path, monkeypatch):
+def test_a_run_is_measured_continued_and_drawn(frontier, tmp_path, monkeypatch, forked_workers):
     monkeypatch.setattr(frontier, "CURVES", {name: frontier.CURVES[name] for name in ("kl", "best_of_k")})
     monkeypatch.setitem(frontier.CURVES, "kl", ("amd", "kl", (0.5,), ()))
     tiny = (*TINY, "train.max_steps=2", "evaluate.samples=160")

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 import amd_plugin
+from tests.helpers.commands import ends_of
 from tests.helpers.recipes import ON_THE_COMMAND_LINE
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ for words in commands:
 """
 
 
-def ends_of(*commands, cwd):
+def exits_of(*commands, cwd):
     """(exit code, heavy modules imported by then) of each command, all in one new process."""
     arguments = [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(HEAVY)]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=cwd)
@@ -165,7 +166,7 @@ def test_lists_help_and_typos_wait_for_no_library(tmp_path):
     ]  # fmt: skip
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
-    for words, (code, heavy) in zip([*lists, *typos], ends_of(*lists, *typos, cwd=tmp_path), strict=True):
+    for words, (code, heavy) in zip([*lists, *typos], exits_of(*lists, *typos, cwd=tmp_path), strict=True):
         assert code == (0 if words in lists else 2) and not heavy, words
 
 
@@ -174,7 +175,7 @@ def test_recipes_are_checked_with_torch_alone(tmp_path):
     names = ["modes2d", "sdxl_4step", "wan21_1_3b_4step", "wan21_14b_zero3"]
     commands = [*(["recipes", "validate", name] for name in names), ["recipes", "show", "sdxl_4step"]]
     typos = [["train", "modes2d", "--set=train.max_stps=4"], ["train", "sdxl_4step", "--set=model.pth=x"]]
-    for words, (code, heavy) in zip([*commands, *typos], ends_of(*commands, *typos, cwd=tmp_path), strict=True):
+    for words, (code, heavy) in zip([*commands, *typos], exits_of(*commands, *typos, cwd=tmp_path), strict=True):
         assert code == (2 if words in typos else 0) and {*heavy} <= {"torch", "numpy"}, (words, heavy)
 
 
@@ -245,26 +246,23 @@ def test_the_wheel_runs_somewhere_else(environment, tmp_path, monkeypatch):
     install(next(wheels.glob("amd_plugin-*.whl")))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run = lambda *arguments: subprocess.run(  # noqa: E731
-        [python.with_name("amd-plugin"), *arguments], cwd=elsewhere, capture_output=True, text=True, timeout=240
-    )
     where = subprocess.run(
         [python, "-c", "import amd_plugin; print(amd_plugin.__file__)"], cwd=elsewhere, capture_output=True, text=True
     )
     assert str(tmp_path) in where.stdout, "the wheel's own package is not the one that is imported"
-    assert "modes2d" in run("recipes", "list").stdout
-    # The first hour, as README has it, with networks and a number of updates that take seconds.
+    command = [python.with_name("amd-plugin"), "recipes", "list"]
+    assert "modes2d" in subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=240).stdout
+    # The first hour, as README has it, with networks and a number of updates that take seconds, and one worker.
     short = [*ON_THE_COMMAND_LINE, "--set=model.heads=1"]
     commands = (
         ["train", "digits", "--objective", "amd", *short],
         ["report", "runs/digits-amd"],
-        ["compare", "digits", "--objectives", "dmd,amd", "--seeds", "1", *short],
+        ["compare", "digits", "--objectives", "dmd,amd", "--seeds", "1", "--workers", "1", *short],
     )
-    for command in commands:
-        done = run(*command)
-        assert done.returncode == 0 and "WARNING" not in done.stdout + done.stderr, done.stderr
-        page = re.search(r"^report: (.*)$", done.stdout, re.MULTILINE)
-        assert page and "<table>" in (elsewhere / page[1]).read_text(), done.stdout
+    for code, printed, complaint in ends_of(*commands, cwd=elsewhere, python=python):
+        assert code == 0 and "WARNING" not in printed + complaint, complaint
+        page = re.search(r"^report: (.*)$", printed, re.MULTILINE)
+        assert page and "<table>" in (elsewhere / page[1]).read_text(), printed
     assert json.loads((elsewhere / "runs" / "digits-amd" / "evaluation.json").read_text())
 
 

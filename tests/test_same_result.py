@@ -1,23 +1,14 @@
 """The same command with the same seed gives the same result, whatever ran before and on however many threads."""
 
 import json
-import os
-import subprocess
-import sys
 
 import torch
 
 from amd_plugin.config import DataConfig
 from amd_plugin.tasks import task_of
 from amd_plugin.threads import one_thread
+from tests.helpers.commands import ends_of
 from tests.helpers.recipes import ON_THE_COMMAND_LINE as TINY
-
-
-def typed(folder, threads, *arguments):
-    environment = {**os.environ, "AMD_PLUGIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "amd_plugin.cli", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_train_and_compare_agree_in_either_order_with_one_thread_and_with_two(tmp_path):
@@ -30,8 +21,9 @@ def test_train_and_compare_agree_in_either_order_with_one_thread_and_with_two(tm
     for name, (threads, *commands) in orders.items():
         folder = tmp_path / name
         folder.mkdir()
-        for command in commands:
-            typed(folder, threads, *command)
+        variables = {"AMD_PLUGIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": str(threads)}
+        for code, printed, complaint in ends_of(*commands, cwd=folder, **variables):
+            assert code == 0, printed + complaint
         files = sorted((folder / "cache").rglob("*.safetensors"))
         kept.append({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
         own = json.loads((folder / "run" / "evaluation.json").read_text())

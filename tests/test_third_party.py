@@ -1,10 +1,12 @@
 """A third-party distribution, built and pip-installed into an environment of its own, without touching our code."""
 
 import json
-import subprocess
 import textwrap
+from functools import partial
 
 import pytest
+
+from tests.helpers.commands import ends_of
 
 SOURCES = {
     "pyproject.toml": """
@@ -63,32 +65,27 @@ def acme(environment, tmp_path, monkeypatch):
     install(source)
     monkeypatch.delenv("AMD_PLUGIN_LOAD")
 
-    def run(*arguments):
-        command = [python, "-m", "amd_plugin.cli", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-        return done.returncode, done.stdout, done.stderr
-
-    return run
+    return partial(ends_of, cwd=tmp_path, python=python)
 
 
 def test_it_is_found_listed_and_used(acme, tmp_path):
-    code, printed, _ = acme("plugins", "--json")
-    listing = json.loads(printed)
+    tiny = [f"--set={s}" for s in ("model.width=16", "model.teacher.steps=10", "train.max_steps=2", "train.trackers=[]")]
+    own = ["--set=rewards=[{name: acme_radius, radius: 2.0}]", "--set=objective.guide_weight=0.25"]
+    listed, trained, broken, misspelt = acme(
+        ["plugins", "--json"],
+        ["train", "modes2d", "--objective", "acme_half", *tiny, *own, "--output", "run"],
+        ["train", "modes2d", "--objective", "acme_broken", "--dry-run"],
+        ["train", "modes2d", "--objective", "acme_half", "--set=objective.guide_wait=1", "--dry-run"],
+    )
+    assert listed.code == 0, listed.err
+    listing = json.loads(listed.out)
     statuses = {row["name"]: row for row in listing["plugins"]}
-    assert code == 0
     assert statuses["acme"]["status"] == "active" and statuses["acme"]["distribution"] == "acme-distill 2.1"
     assert statuses["acme_broken"]["status"] == "failed"
     assert "a_module_that_nobody_has" in statuses["acme_broken"]["cause"]
     assert "acme_half" in listing["objectives"] and "acme_radius" in listing["rewards"]
 
-    tiny = [f"--set={s}" for s in ("model.width=16", "model.teacher.steps=10", "train.max_steps=2", "train.trackers=[]")]
-    own = ["--set=rewards=[{name: acme_radius, radius: 2.0}]", "--set=objective.guide_weight=0.25"]
-    code, _, complaint = acme("train", "modes2d", "--objective", "acme_half", *tiny, *own, "--output", "run")
-    assert code == 0, complaint
+    assert trained.code == 0, trained.err
     assert "guide_weight: 0.25" in (tmp_path / "run" / "config.yaml").read_text()
-
-    code, _, complaint = acme("train", "modes2d", "--objective", "acme_broken", "--dry-run")
-    assert code == 2 and "a_module_that_nobody_has" in complaint
-
-    code, _, complaint = acme("train", "modes2d", "--objective", "acme_half", "--set=objective.guide_wait=1", "--dry-run")
-    assert code == 2 and "Did you mean 'guide_weight'?" in complaint
+    assert broken.code == 2 and "a_module_that_nobody_has" in broken.err
+    assert misspelt.code == 2 and "Did you mean 'guide_weight'?" in misspelt.err

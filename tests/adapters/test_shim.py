@@ -12,6 +12,7 @@ import torch
 from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import shim
 from amd_plugin.errors import InputError
+from tests.helpers.commands import Server
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_trainer.py"
 
@@ -62,40 +63,45 @@ def test_wrong_options(words, message):
 SMALL = ["--steps", "2", "--teacher-steps", "20", "--groups", "2"]
 
 
-def run(*words):
-    return subprocess.run([sys.executable, EXAMPLE, *SMALL, *words], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """``example("--option", ...)``: how the example ended, in a process of its own."""
+    server = Server("import sklearn.neighbors, torch, amd_plugin.adapters.shim")
+    program = f"import runpy\nrunpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+    yield lambda *words: server.run(program, *SMALL, *words, cwd=tmp_path_factory.getbasetemp())
+    server.close()
 
 
-@pytest.mark.parametrize("objective", ["amd", "dmd"])
-def test_the_example_runs(objective):
-    done = run("--objective", objective)
-    assert done.returncode == 0, done.stderr
-    assert "of the student's samples show their digit" in done.stdout and len(EXAMPLE.read_text().splitlines()) < 150
+def test_the_example_runs_with_another_objective_and_is_short(example):
+    done = example("--objective", "dmd")
+    assert done.code == 0, done.err
+    assert "of the student's samples show their digit" in done.out and len(EXAMPLE.read_text().splitlines()) < 150
 
 
-def test_the_example_goes_on_from_a_checkpoint(tmp_path):
+def test_the_example_goes_on_from_a_checkpoint(example, tmp_path):
     straight, resumed = tmp_path / "straight.pt", tmp_path / "resumed.pt"
     for words in (
         ["--steps", "2", "--checkpoint", straight],
         ["--steps", "1", "--checkpoint", resumed],
         ["--checkpoint", resumed],
     ):
-        assert run(*words).returncode == 0
+        done = example(*words)
+        assert done.code == 0 and "of the student's samples show their digit" in done.out, done.err
     a, b = (torch.load(file, weights_only=True) for file in (straight, resumed))
     assert a["step"] == b["step"] == 2 and a["objective"] == b["objective"]
     assert all(torch.equal(a["parts"][0][name], value) for name, value in b["parts"][0].items())
 
 
-def test_the_examples_groups_have_samples_of_all_ranks():
+def test_the_examples_groups_have_samples_of_all_ranks(example):
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", EXAMPLE, "--group-size", "1"]
     done = subprocess.run([sys.executable, *command, *SMALL], capture_output=True, text=True)
     assert done.returncode == 0 and "no prompt occurs twice" not in done.stderr, done.stderr
-    assert "no prompt occurs twice" in run("--group-size", "1", "--groups", "1").stderr
+    assert "no prompt occurs twice" in example("--group-size", "1", "--groups", "1").err
 
 
-def test_the_example_says_what_is_wrong():
-    done = run("--amd.strength", "2")
-    assert done.returncode == 2 and "--amd.strength: must be less than 1" in done.stderr and "Traceback" not in done.stderr
+def test_the_example_says_what_is_wrong(example):
+    done = example("--amd.strength", "2")
+    assert done.code == 2 and "--amd.strength: must be less than 1" in done.err and "Traceback" not in done.err
 
 
 @dataclass

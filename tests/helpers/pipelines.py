@@ -1,9 +1,8 @@
 """Tiny pipelines of every family on disk, unlike each other and unlike the embedded tasks' where that matters."""
 
 import json
-import subprocess
-import sys
 import textwrap
+from functools import cache
 
 import torch
 from diffusers import (
@@ -18,6 +17,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from amd_plugin.models.embedded.tiny import clip_tokenizer, tiny_sdxl, tiny_wan, word_tokenizer
+from tests.helpers.commands import Server
 
 WORDS = ["a", "red", "fox", "blue", "boat", "tall", "house"]
 PROMPTS = ["a red fox", "a blue boat", "a tall house", "a red house", "a blue fox"]
@@ -92,11 +92,13 @@ BUILD = {
 }  # fmt: skip
 
 
+@cache
+def _elsewhere():
+    return Server("sys.modules['amd_plugin'] = None\nimport torch, peft\nfrom diffusers import DiffusionPipeline")
+
+
 def elsewhere(code, cwd):
-    """What `code` prints as JSON on its last line, in a fresh process that cannot import amd_plugin."""
-    blocked = "import sys; sys.modules['amd_plugin'] = None\n"
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + textwrap.dedent(code)], cwd=cwd, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """What `code` prints as JSON on its last line, in a process of its own that cannot import amd_plugin."""
+    done = _elsewhere().run(textwrap.dedent(code), cwd=cwd)
+    assert done.code == 0, done.err
+    return json.loads(done.out.splitlines()[-1])

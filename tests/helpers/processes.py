@@ -16,6 +16,11 @@ def torchrun(count):
     return [BIN / "torchrun", f"--nproc_per_node={count}", *rendezvous]
 
 
+def forked(count):
+    """In place of `torchrun`, where a test is not about the launcher: `count` processes of a script that share their imports."""
+    return [sys.executable, ROOT / "tests" / "helpers" / "forked_group.py", str(count)]
+
+
 def start(command, cwd, **environment):
     """A process group of its own, so that nothing of it outlives a test."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}

@@ -13,7 +13,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.training.trainer import Trainer
 from tests.helpers.launchers import assert_same
-from tests.helpers.processes import ROOT, run, torchrun
+from tests.helpers.processes import ROOT, forked, run, torchrun
 from tests.helpers.tiny_wan import train_here
 from tests.sharding.engine_checks import SETTINGS
 from tests.sharding.engine_runs import train_all
@@ -42,7 +42,7 @@ KINDS = {
 
 
 def together(count, runs, cwd):
-    code, printed = run([*torchrun(count), HERE / "engine_runs.py", json.dumps(runs)], cwd, timeout=500)
+    code, printed = run([*forked(count), HERE / "engine_runs.py", json.dumps(runs)], cwd, timeout=500)
     assert code == 0, printed
 
 
@@ -177,7 +177,7 @@ def test_killed_while_all_save_it_ends_and_goes_on_from_the_checkpoint_before(wa
 def ranks(pipeline_folder, tmp_path_factory):
     """What each of three processes saw, a text encoder's folder, and where the students they trained are."""
     out, encoder = tmp_path_factory.mktemp("ranks"), pipeline_folder("wan") / "text_encoder"
-    code, printed = run([*torchrun(3), HERE / "engine_checks.py", encoder, out], out)
+    code, printed = run([*forked(3), HERE / "engine_checks.py", encoder, out], out)
     assert code == 0, printed
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(3)], encoder, out
 

@@ -69,7 +69,7 @@ def test_a_reward_the_objective_ignored_was_not_trained_on(tiny, plugins, tmp_pa
     assert content["metrics"]["reward/classifier"]["kind"] == "reward, not trained on"
 
 
-def test_held_out_rewards_are_compared_too(cli, tmp_path):
+def test_held_out_rewards_are_compared_too(cli, tmp_path, forked_workers):
     judge = "--set=evaluate.rewards=[{name: classifier, floor: 0.1}]"
     code, printed = cli("compare", "modes2d", *ON_THE_COMMAND_LINE, judge, "--seeds", 1, "--output", tmp_path / "c")
     assert code == 0, printed

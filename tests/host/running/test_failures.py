@@ -3,8 +3,9 @@
 import pytest
 
 from amd_plugin.host import checkpoint
-from tests.helpers.launchers import LAUNCHERS, assert_same, trained
+from tests.helpers.launchers import assert_same
 from tests.helpers.processes import ROOT, run, torchrun
+from tests.helpers.tiny_wan import train_here
 
 SCRIPT = ROOT / "tests" / "helpers" / "failing.py"
 SHARDED = "--set=distributed.teacher=zero3"
@@ -42,5 +43,5 @@ def test_killed_while_it_saves_a_run_goes_on_from_the_checkpoint_before(wan, alo
     assert code != 0
     saved = checkpoint.available(tmp_path / "run" / "checkpoints")
     assert [path.name for path in saved] == ["step-000001"]
-    trained(LAUNCHERS["torchrun"], [*arguments, "--resume", "auto"], tmp_path)
+    train_here(wan, tmp_path / "run", "auto")
     assert_same(alone, tmp_path / "run")

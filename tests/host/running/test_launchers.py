@@ -1,16 +1,17 @@
-"""The same run under plain python, torchrun and accelerate launch, through the command line."""
+"""The same run in one process and under torchrun, through the command line; tests/sharding/test_launchers.py has the other launchers."""
 
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.launchers import ALONE, LAUNCHERS
+from tests.helpers.launchers import LAUNCHERS
+from tests.helpers.processes import ROOT, forked, run
 from tests.helpers.recipes import TINY
+from tests.helpers.tiny_wan import train_here
 
 RECIPE = (
     "train",
@@ -22,32 +23,28 @@ RECIPE = (
 )
 
 
-def launch(launcher, *arguments, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def launch(launcher, *arguments, cwd, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [str(part) for part in (*launcher, *RECIPE, *arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
 def in_one_process(tmp_path_factory):
-    """The folder of the run under plain python."""
-    folder = tmp_path_factory.mktemp("launchers")
-    done = launch(ALONE, "--output", "alone", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "alone"
+    """The folder of the run in this process."""
+    return train_here(["train", "modes2d", "--objective", "amd", *RECIPE[2:]], tmp_path_factory.mktemp("launchers") / "alone")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_equal_one_on_the_joined_batch(launcher, in_one_process, tmp_path):
-    together = launch(LAUNCHERS[launcher], "--output", "together", cwd=tmp_path)
+def test_two_processes_equal_one_on_the_joined_batch(in_one_process, tmp_path):
+    together = launch(LAUNCHERS["torchrun"], "--output", "together", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
     folders = (in_one_process, tmp_path / "together")
     assert together.stdout.count("report:") == 1
     for part in ("student", "fake_score"):
-        one, two = (load_file(run / "checkpoints" / "step-000003" / f"{part}.safetensors") for run in folders)
+        one, two = (load_file(folder / "checkpoints" / "step-000003" / f"{part}.safetensors") for folder in folders)
         for name in one:
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-4)
-    one, two = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in folders)
+    one, two = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss/student", "objective/zone_share", "reward/classifier"):
         assert one[0][key] == pytest.approx(two[0][key], abs=1e-4)
@@ -78,17 +75,15 @@ accelerator.wait_for_everyone(), accelerator.end_training()
 def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
     """Noise levels that only one process has samples at are logged; running sums over a process's own samples become all's."""
     (tmp_path / "each.py").write_text(EACH_ON_ITS_OWN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [*LAUNCHERS["torchrun"][:-2], "each.py"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    code, printed = run([*forked(2), "each.py"], tmp_path)
+    assert code == 0, printed
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "both": 1.5, "one": 4.0}
     zero, one = (json.loads((tmp_path / f"sums-{rank}.json").read_text()) for rank in (0, 1))
     assert zero == one and torch.tensor(zero)[..., 1].sum() > 0
 
 
 REWARDS = """
-import os, sys, time, torch, amd_plugin
+import os, time, amd_plugin
 
 def moody(on: str = "1"):
     def reward(media, prompts):
@@ -109,23 +104,14 @@ def dreamy(slow: str):
 @amd_plugin.hookimpl
 def distill_rewards():
     return {"moody": moody, "listing": listing, "hanging": hanging, "dreamy": dreamy}
-
-if __name__ == "__main__":
-    import amd_plugin.plugins as plugins
-    original = plugins.get_plugin_manager
-    def with_ours():
-        manager = original()
-        manager.register(sys.modules[__name__], "ours")
-        return manager
-    plugins.get_plugin_manager = with_ours
-    from amd_plugin.cli import main
-    main()
 """
 
 
 def launch_with_rewards(folder, rewards):
     (folder / "ours.py").write_text(REWARDS)
-    return launch((*LAUNCHERS["torchrun"][:-2], folder / "ours.py"), f"--set=rewards={rewards}", "--output", "run", cwd=folder)
+    (folder / "command.py").write_text('from amd_plugin.__main__ import main\n\nif __name__ == "__main__":\n    main()\n')
+    command = (*forked(2), folder / "command.py")
+    return launch(command, f"--set=rewards={rewards}", "--output", "run", cwd=folder, AMD_PLUGIN_LOAD=f"amd,{folder / 'ours.py'}")
 
 
 def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
@@ -153,12 +139,18 @@ def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
 
 
 def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
-    students = []
-    for slow in ("1", "0", "none"):
-        (tmp_path / slow).mkdir()
-        done = launch_with_rewards(tmp_path / slow, f"[{{name: dreamy, slow: '{slow}'}}]")
-        assert done.returncode == 0, done.stderr
-        students.append(load_file(tmp_path / slow / "run" / "checkpoints" / "step-000003" / "student.safetensors"))
+    """Whole runs after each other in one group of processes, whose start takes longer than they do."""
+    (tmp_path / "ours.py").write_text(REWARDS)
+    places = {slow: tmp_path / slow for slow in ("1", "0", "none")}
+    command = ["train", "modes2d", "--objective", "amd", *RECIPE[2:]]
+    runs = [
+        ("adam", [*command, f"--set=rewards=[{{name: dreamy, slow: '{slow}'}}]"], str(place), None)
+        for slow, place in places.items()
+    ]
+    script = ROOT / "tests" / "sharding" / "engine_runs.py"
+    code, printed = run([*forked(2), script, json.dumps(runs)], tmp_path, AMD_PLUGIN_LOAD=f"amd,{tmp_path / 'ours.py'}")
+    assert code == 0, printed
+    students = [load_file(place / "checkpoints" / "step-000003" / "student.safetensors") for place in places.values()]
     assert all(torch.equal(value, other[name]) for other in students[1:] for name, value in students[0].items())
 
 

@@ -183,7 +183,7 @@ TRIES = [
 
 
 @pytest.mark.parametrize(("name", "kind", "command"), TRIES)
-def test_a_command_ends_in_words_or_well(name, kind, command, whole, tmp_path, cli, stuck, monkeypatch):
+def test_a_command_ends_in_words_or_well(name, kind, command, whole, tmp_path, cli, stuck, monkeypatch, forked_workers):
     folder, outside = shutil.copytree(whole, tmp_path / "whole"), tmp_path / "outside"
     outside.mkdir()
     monkeypatch.setenv("AMD_PLUGIN_CACHE", str(folder / "cache"))
