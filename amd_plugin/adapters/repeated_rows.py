@@ -29,7 +29,7 @@ def rows_per_batch(group_size: int, batch_size: int, ranks: Ranks, where: str) -
 
 
 def repeated_rows(rows: Tensor, group_size: int, batch_size: int, ranks: Ranks) -> Tensor:
-    """The rows [n] of this rank, batch after batch, where each of an epoch's rows stands `group_size` times in one joined batch.
+    """The rows [n] of this rank, batch after batch; each of an epoch's rows stands `group_size` times in one joined batch.
 
     A joined batch has the samples of rank 0 first, then those of rank 1 and so on. So a group lies within a rank where
     `batch_size` allows it, and on neighbouring ranks where not.

@@ -24,7 +24,7 @@ class Rank(Ranks):
 def test_every_row_has_its_group_in_one_joined_batch_in_the_order_of_the_epoch(count, batch_size, group_size, size):
     rows = torch.randperm(size, generator=torch.Generator().manual_seed(size))
     if batch_size * count % group_size:
-        with pytest.raises(InputError, match="amd.group_size: must divide the joined batch"):
+        with pytest.raises(InputError, match=r"amd\.group_size: must divide the joined batch"):
             rows_per_batch(group_size, batch_size, Rank(0, count), "amd.group_size")
         return
     each = rows_per_batch(group_size, batch_size, Rank(0, count), "amd.group_size")
