@@ -12,8 +12,8 @@ import torch.distributed as dist
 from lightx2v_train.runtime import distributed
 from tiny_lightx2v import EXAMPLES, Run, built, config
 
-PROMPTS = ["a cat", "a dog"]
-ROWS = ["a cat", "a dog", ""]  # of the runs with `group_size`; an odd number, so that a batch is filled up
+PROMPTS = ["a cat", "a cat", "a dog", "a dog"]  # dealt out in turn: each rank has one sample of each prompt
+ROWS = ["a cat", "a dog", "a fox"]  # of the runs with `group_size`; an odd number, so that a batch is filled up
 
 
 def brightness(media, prompts):
@@ -29,10 +29,10 @@ def fails_on_rank_0(media, prompts):
 brightness.differentiable = fails_on_rank_0.differentiable = True
 
 
-def built_run(kind, amd=None, prompts=PROMPTS, **data):
+def built_run(kind, amd=None, prompts=PROMPTS, batch_size=2, shuffle=False):
     """A run on two ranks; every rank has noise of its own, and rank 0 draws the exit rungs."""
     settings = config(EXAMPLES["video_dmd"][0], prompts, amd)
-    settings["data"]["train"] |= data
+    settings["data"]["train"] |= {"batch_size": batch_size, "shuffle": shuffle}
     # The host's way to start ranks needs a GPU each; this is its data parallelism without that.
     settings["distributed"] = {"dp": {"enabled": True, "find_unused_parameters": True}}
     run = Run(built(EXAMPLES["video_dmd"][kind], settings))
@@ -41,7 +41,7 @@ def built_run(kind, amd=None, prompts=PROMPTS, **data):
 
 
 def trained(kind, amd=None):
-    """A run of three updates, in which each rank has one sample of each of two prompts; and its weights."""
+    """A run of three updates, and its weights."""
     run = built_run(kind, amd)
     return run, [value for weight in run.train(3).weights for value in weight.flatten().tolist()]
 

@@ -397,7 +397,7 @@ def test_a_reward_that_fails_on_one_of_two_ranks_is_neutral_and_holds_up_neither
 def test_a_row_is_given_to_neighbouring_ranks_also_in_a_shuffled_order(ranks):
     alone, pairs = ([rank["grouped"][size] for rank in ranks] for size in ("1", "2"))
     # LightX2V's own order: three rows to two ranks in turn, the first one again at the end.
-    assert [rank["batches"] for rank in alone] == [[["a cat"], [""]] * 2, [["a dog"], ["a cat"]] * 2]
+    assert [rank["batches"] for rank in alone] == [[["a cat"], ["a fox"]] * 2, [["a dog"], ["a cat"]] * 2]
     assert alone[0]["advantages"] == [0, 0]
     first, second = pairs
     assert first["batches"] == second["batches"] and first["advantages"] == second["advantages"] and any(first["advantages"])
