@@ -135,7 +135,7 @@ class HostBridge:
         batch_reward, compared = scores[:, 0], self.objective.needs.group_size > 1
         if compared and len(batch_groups.unique()) == len(batch_groups) and not self._said_unrepeated:
             log.warning(
-                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts",
+                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts (group_size, if the host has it)",
                 len(batch_reward),
             )
             self._said_unrepeated = True
