@@ -262,6 +262,30 @@ def test_the_pages_command_lines(tmp_path, monkeypatch):
         assert Log.lines[-1]["step"] == 2
 
 
+def test_a_configuration_that_cannot_be_used_ends_by_name_before_a_model_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    another = settings(tmp_path, method="fastvideo.train.methods.fine_tuning.finetune.FineTuneMethod")
+    nameless = {**another, "method": {}}
+    for name, text in {
+        "another": yaml.safe_dump(another),
+        "nameless": yaml.safe_dump(nameless),
+        "empty": "",
+        "list": "[1]",
+        "torn": "a: [",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for name, message in (
+        ("nowhere", r"--config: nowhere\.yaml is not a file"),
+        ("empty", r"empty\.yaml: FastVideo cannot read it: .*mapping"),
+        ("list", r"list\.yaml: FastVideo cannot read it: .*mapping"),
+        ("torn", r"torn\.yaml: FastVideo cannot read it: ParserError"),
+        ("nameless", r"nameless\.yaml: FastVideo cannot read it: ValueError: method must have a '_target_' key"),
+        ("another", r"another\.yaml: method\._target_ must be one of DMD2Method, SelfForcingMethod, got .*FineTuneMethod"),
+    ):
+        with pytest.raises(InputError, match=message):
+            adapter.launch(["--config", f"{name}.yaml"])
+
+
 def test_every_method_that_is_overridden_is_compared():
     pairs = [
         (adapter.AMDMethod, DMD2Method),
