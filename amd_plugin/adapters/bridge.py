@@ -135,7 +135,8 @@ class HostBridge:
         batch_reward, compared = scores[:, 0], self.objective.needs.group_size > 1
         if compared and len(batch_groups.unique()) == len(batch_groups) and not self._said_unrepeated:
             log.warning(
-                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts",
+                "no prompt occurs twice in a batch of %d over all ranks: every advantage is 0. Repeat prompts, "
+                "by group_size where the adapter has it",
                 len(batch_reward),
             )
             self._said_unrepeated = True

@@ -80,6 +80,9 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
             raise InputError(f"model_class.amd.share_rungs: {message}. Leave it out")
         # Its students of several steps are trained from noised data, by one call.
         checked_rollouts(own.rollouts, "model_class.amd.rollouts", "needs rollouts, and FastGen has none")
+        if own.group_size > 1:
+            message = "needs a host that deals its rows out to the ranks, and FastGen's ranks read shards of their own"
+            raise InputError(f"model_class.amd.group_size: {message}. Leave it out, and repeat prompts in the data")
         reward = make_reward(own.reward, plugins, torch.device(config.device))
         scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
         objective = adaptive_objective(scale, options, FASTGEN)

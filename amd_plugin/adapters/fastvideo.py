@@ -16,6 +16,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ from amd_plugin.adapters.fastvideo_host import Callback, DMD2Method, SelfForcing
 from amd_plugin.adapters.fastvideo_method import Adaptive
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.run_state import restore, state_of
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, in_words
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def launch(arguments: list[str]) -> None:
         arguments: command line of FastVideo's trainer.
 
     Raises:
-        InputError: for a method without a form here.
+        InputError: for a configuration that FastVideo cannot read, or a method without a form here; before any model is loaded.
     """
     import argparse
 
@@ -139,10 +140,15 @@ def launch(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--dry-run", action="store_true")
     args, overrides = parser.parse_known_args(arguments)
+    if not Path(args.config).is_file():
+        raise InputError(f"--config: {args.config} is not a file")
     if not any(word.partition("=")[0] == "--method._target_" for word in overrides):
         from fastvideo.train.utils.config import load_run_config
 
-        stock = str(load_run_config(args.config, overrides=overrides or None).method["_target_"])
+        try:
+            stock = str(load_run_config(args.config, overrides=overrides or None).method["_target_"])
+        except Exception as error:
+            raise InputError(f"{args.config}: FastVideo cannot read it: {in_words(error)}") from error
         forms = {"DMD2Method": "AMDMethod", "SelfForcingMethod": "AMDSelfForcingMethod"}
         name = stock.rpartition(".")[2]
         if name not in forms and name not in forms.values():

@@ -18,6 +18,7 @@ from torch import Tensor
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
+from amd_plugin.adapters.fastvideo_data import repeat_rows
 from amd_plugin.adapters.fastvideo_host import HOST, DMD2Method, ModelBase, SelfForcingMethod
 from amd_plugin.adapters.fastvideo_rollout import call_at, harvest, one_teacher_call, short_rollout
 from amd_plugin.adapters.harvest import Harvest, checked_rollouts
@@ -27,6 +28,7 @@ from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.offers import FASTVIDEO
 from amd_plugin.adapters.own_options import check_switch, split_options
+from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.advantage_guidance import NONE
@@ -69,7 +71,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
     Options under ``method.amd`` are those of `AMDObjective` and a few more. ``reward`` is a name with options, or
     ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` and ``rollouts: harvest`` save forwards.
     ``rung_conditioning`` gives the critic a table of exit rungs. ``held_out`` names rewards that judge the samples of
-    FastVideo's validation. A group holds the samples of one prompt over all data-parallel ranks.
+    FastVideo's validation. A group holds the samples of one prompt over all data-parallel ranks; ``group_size`` gives each row
+    of FastVideo's data to so many neighbouring samples.
 
     Args:
         cfg, role_models: arguments of the host's method.
@@ -106,6 +109,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if "critic" in role_models:
             conditions.add_to(role_models["critic"].transformer)  # before FastVideo builds the critic's optimizer
         super().__init__(cfg=cfg, role_models=role_models)
+        if self._own.group_size > 1:  # FastVideo's method has just let the student build its loader
+            repeat_rows(self.student.dataloader, self._own.group_size, Ranks(_data_parallel()), "method.amd.group_size")
         self._harvest_all = checked_rollouts(self._own.rollouts, "method.amd.rollouts", self._cannot_harvest())
         self.objective, self._conditions, self._options = objective, conditions, options
         self.bridge = HostBridge(self.objective)

@@ -21,6 +21,7 @@ distributed = HOST.load("lightx2v_train.runtime.distributed")
 
 _SHARED = {
     "__init__": "self, config",
+    "set_data": "self, dataloader_train, dataloader_eval",
     "setup": "self, resume_ckpt_path",
     "_setup_trainable_model": "self, model, role",
     "_setup_ida_trick": "self",

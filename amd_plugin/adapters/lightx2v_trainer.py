@@ -18,15 +18,15 @@ from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.harvest import checked_rollouts
 from amd_plugin.adapters.host_objective import adaptive_objective
-from amd_plugin.adapters.lightx2v_host import (
-    distributed,
-)
+from amd_plugin.adapters.lightx2v_data import repeating_loader
+from amd_plugin.adapters.lightx2v_host import distributed
 from amd_plugin.adapters.lightx2v_records import Records
 from amd_plugin.adapters.lightx2v_turn import Turn, pictures
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.offers import LIGHTX2V_IMAGE, LIGHTX2V_VIDEO
 from amd_plugin.adapters.own_options import OwnOptions, split_options
+from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.advantage_guidance import NONE
@@ -41,7 +41,8 @@ _FAKES = tuple(f"{role}_model" for role in _FAKE_ROLES)
 class Adaptive(Records):
     """A mix-in that adds AMD to a trainer of LightX2V, with options under ``training.dmd.amd``.
 
-    Samples of one prompt over all data-parallel ranks form a group. Rewards get the pictures of the model's `decode_latent`.
+    Samples of one prompt over all data-parallel ranks form a group; ``group_size`` gives each row of the data to so many
+    neighbouring samples. Rewards get the pictures of the model's `decode_latent`.
 
     Args:
         config: LightX2V's configuration.
@@ -101,6 +102,13 @@ class Adaptive(Records):
     def _setup_ida_trick(self) -> None:
         with self._conditions.hidden():  # the trick pairs the student's parameters with the fake score's
             super()._setup_ida_trick()
+
+    def set_data(self, dataloader_train: Any, dataloader_eval: Any = None) -> None:
+        """LightX2V's data; with ``group_size`` each row of its training data is for so many samples of a joined batch."""
+        if self._own.group_size > 1:
+            ranks, where = Ranks(distributed.get_data_parallel_group()), "training.dmd.amd.group_size"
+            dataloader_train = repeating_loader(dataloader_train, self._own.group_size, ranks, where)
+        super().set_data(dataloader_train, dataloader_eval)
 
     def setup(self, resume_ckpt_path: str | None = None) -> None:
         """LightX2V's setup; loads the reward first, so that one that cannot be used ends the run before its first step."""

@@ -17,13 +17,15 @@ BESIDE_NEEDS = {
     "rungs": "statistics of rewards for each exit rung",
     "harvest": "one rollout for all updates of a cycle (`rollouts: harvest`)",
     "rung_conditioning": "a fake score that is conditioned on the exit rung",
+    "repeats": "data whose rows stand several times in each joined batch",
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
 CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
 FASTGEN = OFFERS | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm", "replay"}
-LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN
+LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN | {"repeats"}
 LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning", "replay"}
-MODELOPT = FASTVIDEO = FASTGEN | {"harvest"}
+MODELOPT = FASTGEN | {"harvest"}
+FASTVIDEO = MODELOPT | {"repeats"}
 HOSTS = {
     "ModelOpt": MODELOPT,
     "FastVideo": FASTVIDEO,
@@ -42,6 +44,7 @@ CONDITIONS = {
     ("ModelOpt", "alarm"): "`AMDPipeline.validate`",
     ("FastVideo", "rungs"): "with `fast_rollout` or `rollouts: harvest`, and in self-forcing",
     ("FastVideo", "harvest"): "`DMD2Method` with `rollout_mode: simulate`",
+    ("FastVideo", "repeats"): "with its loader of parquet files",
     ("FastVideo", "alarm"): "its validation callback",
     ("FastGen", "rungs"): "with `share_rungs`",
     ("FastGen", "reward_gradient"): "where its decoder has a gradient",
@@ -51,9 +54,15 @@ CONDITIONS = {
     ("LightX2V, video", "alarm"): "its inference",
     ("LightX2V, images", "reward_gradient"): "models with an `image_processor`",
     ("LightX2V, images", "alarm"): "its inference",
+    ("reference host", "repeats"): "`train.group_size`",
 }
 # Options of the adapters themselves.
-OWN = {"rungs": ["share_rungs", "fast_rollout"], "rung_conditioning": ["rung_conditioning"], "alarm": ["held_out"]}
+OWN = {
+    "rungs": ["share_rungs", "fast_rollout"],
+    "rung_conditioning": ["rung_conditioning"],
+    "repeats": ["group_size"],
+    "alarm": ["held_out"],
+}
 
 
 def table() -> str:

@@ -16,12 +16,14 @@ class OwnOptions(NamedTuple):
         held_out: rewards that judge the samples of the host's validation, and are not trained on; None for none.
         rung_conditioning: whether the fake score is conditioned on the exit rung of each sample.
         rollouts: see `amd_plugin.adapters.harvest.checked_rollouts`, which checks it for a host.
+        group_size: number of neighbouring samples of a joined batch that get one row of the host's data; 1 leaves its order.
     """
 
     reward: Any = None
     held_out: Any = None
     rung_conditioning: bool = False
     rollouts: Any = "fresh"
+    group_size: int = 1
 
 
 def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:
@@ -36,6 +38,7 @@ def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:
     options = dict(given)
     own = OwnOptions(**{name: options.pop(name) for name in OwnOptions._fields if name in options})
     check_switch(own.rung_conditioning, f"{where}.rung_conditioning")
+    check_count(own.group_size, f"{where}.group_size", 1)
     return options, own
 
 

@@ -10,8 +10,8 @@ import pytest
 @pytest.mark.parametrize(
     ("host", "about", "count"),
     [
-        ("modelopt", "", 45), ("modelopt", "_plugins", 13), ("modelopt", "_ranks", 1), ("fastvideo", "", 26),
-        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 18), ("fastvideo", "_wan", 5),
+        ("modelopt", "", 45), ("modelopt", "_plugins", 13), ("modelopt", "_ranks", 1), ("fastvideo", "", 28),
+        ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 23), ("fastvideo", "_wan", 5),
         ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 10),
     ],
 )  # fmt: skip
@@ -26,7 +26,7 @@ def test_inside_fastgen(inside):
 
 @pytest.mark.skipif("LIGHTX2V_SOURCE" not in os.environ, reason="LightX2V is on GitHub only; LIGHTX2V_SOURCE names a checkout")
 def test_inside_lightx2v(inside):
-    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 40
+    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 44
 
 
 def test_a_host_that_is_missing():

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from amd_plugin.adapters import offers
 from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.named_rewards import check_reward
+from amd_plugin.adapters.own_options import split_options
 from amd_plugin.cli import app
 from amd_plugin.errors import MissingDependency
 from tests.helpers.documentation import ROOT, blocks
@@ -44,9 +45,10 @@ def test_the_options_of_a_page_are_valid(name):
     for section in sections:
         while "amd" not in section:
             section = section["method"] if "method" in section else next(iter(section.values()))
-        options = dict(section["amd"])
-        check_reward(options.pop("reward", None))
+        options, own = split_options(section["amd"], "amd")
+        check_reward(own.reward)
         adaptive_objective(3.0, options, PAGES[name])
+        assert own.group_size == 1 or "repeats" in PAGES[name]
 
 
 @pytest.mark.parametrize("name", PAGES)

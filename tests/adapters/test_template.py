@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_new_adapter_conforms_as_it_is(tmp_path):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), "."])}
-    run = lambda *words: subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=env, capture_output=True, text=True)  # noqa: E731
-    made = run("amd_plugin.cli", "host", "new", "my_trainer")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = lambda *words: subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)  # noqa: E731
+    made = run(sys.executable, "-m", "amd_plugin.cli", "host", "new", "my_trainer")
     assert made.returncode == 0 and len(list(tmp_path.glob("my_trainer_*.py"))) == 3, made.stderr
-    words = made.stdout.rpartition("check it with: ")[2].split()
-    done = run(*words, "-q", "-p", "no:cacheprovider", "-W", "ignore")
+    command, *words = made.stdout.rpartition("check it with: ")[2].split()
+    done = run(Path(sys.executable).with_name(command), *words, "-q", "-p", "no:cacheprovider", "-W", "ignore")
     assert done.returncode == 0 and re.search(r"^13 passed in", done.stdout, re.M), done.stdout + done.stderr
 
 

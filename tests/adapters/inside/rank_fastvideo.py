@@ -2,7 +2,8 @@
 
     python -c "import rank_fastvideo; rank_fastvideo.main()" RANK PORT FOLDER FAILS
 
-Trains with the host's rollouts, with `fast_rollout`, and with harvested rollouts; FAILS: in which iterations the reward of which rank fails, as JSON {"0": [1, 2]}.
+Trains with the host's rollouts, with `fast_rollout`, and with harvested rollouts; and with the rows in FOLDER/data, which the
+host's own loader deals out, for several values of `group_size`. FAILS: in which iterations the reward of which rank fails, as JSON {"0": [1, 2]}.
 """
 
 import collections
@@ -18,7 +19,7 @@ import yaml
 from fastvideo.train.entrypoint.train import run_training_from_config
 from fastvideo.train.models.base import ModelBase
 from torch.distributed.fsdp import fully_shard
-from toy_fastvideo import Log, Probe, Toy, settings
+from toy_fastvideo import STATE, Log, ParquetToy, Probe, Toy, settings
 
 from amd_plugin import get_plugin_manager, hookimpl
 from amd_plugin.adapters.bridge import HostBridge
@@ -28,7 +29,7 @@ from amd_plugin.adapters.fastvideo import AMDMethod
 PROMPTS = (("a cat", "a dog"), ("a dog", "a cat"))
 REWARDS = ((1.0, 5.0), (9.0, 3.0))
 COLLECTIVES = ("all_gather", "all_gather_single", "all_reduce", "broadcast", "reduce_scatter_single")
-record = {"rungs": [], "scores": [], "forwards": [], "collectives": [], "reward": []}  # an entry for each step
+record = {"rungs": [], "scores": [], "forwards": [], "collectives": [], "reward": [], "groups": []}  # an entry for each step
 
 
 class Half(Toy):
@@ -42,15 +43,19 @@ class Half(Toy):
         self.dataloader = [{"text": texts, "info_list": [{"prompt": prompt} for prompt in prompts]}]
 
 
+class HalfOfParquet(ParquetToy, Half):
+    """A role sharded over both ranks, with FastVideo's own loader."""
+
+
 class Rewards:
-    """A plugin whose reward returns `REWARDS`, or fails."""
+    """A plugin whose reward ``mine`` returns `REWARDS`, or fails, and whose reward ``rank`` prefers the second rank."""
 
     fails: dict = {}  # noqa: RUF012  # rank -> iterations
     iteration = 0
 
     @hookimpl
     def distill_rewards(self):
-        return {"mine": lambda: self.score}
+        return {"mine": lambda: self.score, "rank": lambda: lambda media, prompts: [float(dist.get_rank())] * len(prompts)}
 
     def score(self, media, prompts):
         assert tuple(prompts) == PROMPTS[dist.get_rank()]
@@ -100,6 +105,18 @@ class Method(AMDMethod):
         return x0
 
 
+class GroupsMethod(AMDMethod):
+    """Records the prompts of this rank and the advantages of all, in each step."""
+
+    plugins = Method.plugins
+
+    def single_train_step(self, batch, iteration):
+        done = super().single_train_step(batch, iteration)
+        advantages = self.bridge.signal_fields["batch_advantage"].tolist()
+        record["groups"].append([[info["caption"] for info in batch["info_list"]], advantages])
+        return done
+
+
 calls = collections.Counter()
 
 
@@ -119,12 +136,36 @@ def main():
         setattr(dist, name, counted(getattr(dist, name)))
     fastvideo.train.trainer.build_tracker = lambda *args, **kwargs: Log()
     ModelBase.device = torch.device("cpu")
+    # FastVideo's checkpoints hold the state of CUDA's generator without asking whether there is one.
+    torch.cuda.get_rng_state, torch.cuda.set_rng_state = torch.get_rng_state, lambda state: None
     PLACES["Net"] = "time"
     # Tables in a critic that is sharded already, and failures of both ranks.
     conditioned = {"rung_conditioning": True, "advantage_guidance": 1.0, "memory_share": 0.5}
     kinds = ({}, {"fast_rollout": True, **conditioned}, {"rollouts": "harvest", **conditioned})
-    print(json.dumps([trained(f"{folder}/{rank}.yaml", kind) for kind in kinds]))
+    done = {"kinds": [trained(f"{folder}/{rank}.yaml", kind) for kind in kinds]}
+    for size, batch in ((1, 1), (2, 1), (2, 2), (4, 2)):
+        done[f"{size} of {batch}"] = grouped(folder, rank, size, batch)
+    done["resumed"] = grouped(folder, rank, 2, 1, resume=f"{folder}/2-1/checkpoint-5")
+    print(json.dumps(done))
     dist.destroy_process_group()
+
+
+def grouped(folder, rank, size, batch, resume=""):
+    """Ten iterations with `group_size` and a checkpoint at the fifth: prompts and advantages of each."""
+    name = f"{size}-{batch}" if not resume else "resumed"
+    options = {"reward": {"name": "rank"}, "sharpening": 1.0, "group_size": size}
+    written = settings(
+        f"{folder}/{name}", "rank_fastvideo.GroupsMethod", options, STATE, save=5, resume=resume, processes=2, batch=batch,
+        data=f"{folder}/data",
+    )  # fmt: skip
+    for role in written["models"].values():
+        role["_target_"] = "rank_fastvideo.HalfOfParquet"
+    path = f"{folder}/{name}-{rank}.yaml"
+    with open(path, "w") as file:
+        yaml.safe_dump(written, file)
+    record["groups"] = []
+    run_training_from_config(path)
+    return record["groups"]
 
 
 def trained(path, kind):

@@ -133,6 +133,8 @@ def test_bad_options():
         model(AMDModel, amd={"strenght": 1})
     with pytest.raises(InputError, match=r"model_class\.amd\.rollouts: harvest needs rollouts, and FastGen has none"):
         model(AMDModel, amd={"rollouts": "harvest"})
+    with pytest.raises(InputError, match=r"model_class\.amd\.group_size: needs a host that deals its rows out"):
+        model(AMDModel, amd={"group_size": 2})
     for section in (3, False, []):
         with pytest.raises(InputError, match="mapping"):
             model(AMDModel, amd=section)

@@ -11,6 +11,7 @@ from fastvideo.train.entrypoint.train import run_training_from_config
 from fastvideo.train.methods.distribution_matching import self_forcing
 from fastvideo.train.models.base import ModelBase
 from plugin import unchecked
+from tiny_fastvideo import write_data
 from toy_fastvideo import OURS, STATE, STOCK, Log, Probe, Toy, settings
 from typer.testing import CliRunner
 
@@ -194,6 +195,7 @@ def test_self_forcing(tmp_path, monkeypatch):
     ("amd", "message"),
     [({"rung_conditioning": True}, "rung_conditioning: nobody says where a Net embeds"),
      ({"reward": {"name": "random"}, "held_out": {"name": "hackable"}}, "held_out: needs the callbacks validation and amd"),
+     ({"group_size": 2}, "amd.group_size: needs FastVideo's own loader of parquet files .*, got a list"),
      ({"strenght": 0.5}, "amd.strenght"), ({"strength": 2.0}, "strength"), ({"fast_rollout": 1}, "fast_rollout"),
      ({"guidance_scale": 3.0}, "host's own"), ({"reward": {"name": "nope"}}, "nope")],
 )  # fmt: skip
@@ -231,10 +233,16 @@ def merged(settings, page):
 def test_the_pages_yaml_trains(tmp_path, monkeypatch):
     [block] = blocks("docs/hosts/fastvideo.md", "yaml")
     path, asked = tmp_path / "run.yaml", []
-    path.write_text(yaml.safe_dump(merged(settings(tmp_path, method=STOCK, steps=2), yaml.safe_load(block))))
+    write_data(tmp_path / "data", 5, ["a cat", "a dog"])
+    written = merged(settings(tmp_path, method=STOCK, steps=2, data=tmp_path / "data"), yaml.safe_load(block))
+    written["models"]["student"]["_target_"] = "toy_fastvideo.ParquetToy"
+    path.write_text(yaml.safe_dump(written))
     # Its reward needs weights from the internet.
-    monkeypatch.setattr(fastvideo_method, "make_reward", lambda spec, plugins, device: asked.append(spec) or brightness)
+    reward = lambda media, prompts: prompts_of.append(prompts) or media.mean((1, 2, 3, 4))  # noqa: E731
+    prompts_of = []
+    monkeypatch.setattr(fastvideo_method, "make_reward", lambda spec, plugins, device: asked.append(spec) or reward)
     run_training_from_config(str(path))
+    assert prompts_of and all(len(set(prompts)) == 1 for prompts in prompts_of), "group_size: 4, of a batch of 4"
     assert asked == [{"name": "clip", "path": "openai/clip-vit-large-patch14"}] and type(Probe.method) is adapter.AMDMethod
     assert any(type(callback) is adapter.AMDStateCallback for callback in Probe.callbacks._callbacks.values())
 
@@ -252,6 +260,30 @@ def test_the_pages_command_lines(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, [*command, "--method.amd.strength", "0.25"], catch_exceptions=False)
         assert done.exit_code == 0 and type(Probe.method) is adapter.AMDMethod and Probe.method.objective.strength == 0.25
         assert Log.lines[-1]["step"] == 2
+
+
+def test_a_configuration_that_cannot_be_used_ends_by_name_before_a_model_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    another = settings(tmp_path, method="fastvideo.train.methods.fine_tuning.finetune.FineTuneMethod")
+    nameless = {**another, "method": {}}
+    for name, text in {
+        "another": yaml.safe_dump(another),
+        "nameless": yaml.safe_dump(nameless),
+        "empty": "",
+        "list": "[1]",
+        "torn": "a: [",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for name, message in (
+        ("nowhere", r"--config: nowhere\.yaml is not a file"),
+        ("empty", r"empty\.yaml: FastVideo cannot read it: .*mapping"),
+        ("list", r"list\.yaml: FastVideo cannot read it: .*mapping"),
+        ("torn", r"torn\.yaml: FastVideo cannot read it: ParserError"),
+        ("nameless", r"nameless\.yaml: FastVideo cannot read it: ValueError: method must have a '_target_' key"),
+        ("another", r"another\.yaml: method\._target_ must be one of DMD2Method, SelfForcingMethod, got .*FineTuneMethod"),
+    ):
+        with pytest.raises(InputError, match=message):
+            adapter.launch(["--config", f"{name}.yaml"])
 
 
 def test_every_method_that_is_overridden_is_compared():

@@ -9,22 +9,26 @@ import pytest
 import torch
 from rank_fastvideo import PROMPTS, REWARDS
 from ranks import two_ranks
+from tiny_fastvideo import write_data
 
 from amd_plugin import AMDObjective
 from amd_plugin.objectives.reward_statistics import group_ids
 
+CAPTIONS = [f"prompt {i}" for i in range(8)]
 FAILS = {"0": [3, 4, 6], "1": [5, 6]}  # iterations; only 1, 2, 7 and 8 have all their rewards
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The record of each rank, by kind of rollout."""
-    return two_ranks("rank_fastvideo", tmp_path_factory.mktemp("run"), json.dumps(FAILS))
+    """The record of each rank: by kind of rollout, and by `group_size`."""
+    folder = tmp_path_factory.mktemp("run")
+    write_data(folder / "data", 5, CAPTIONS, len(CAPTIONS))
+    return two_ranks("rank_fastvideo", folder, json.dumps(FAILS))
 
 
 @pytest.fixture(params=range(3), ids=["stock rollout", "fast_rollout", "harvest"])
 def ranks(request, trained):
-    return request.param, [rank[request.param] for rank in trained]
+    return request.param, [rank["kinds"][request.param] for rank in trained]
 
 
 def test_every_rank_makes_the_same_calls_whatever_its_rewards_did(ranks):
@@ -78,3 +82,32 @@ def test_all_ranks_log_the_same(ranks):
     _, (first, second) = ranks
     assert first["reward"] == second["reward"]
     assert [share for _, share in first["reward"]] == [0, 0, 0.5, 0.5, 0.5, 1, 0, 0]
+
+
+def joined(trained, kind):
+    """The prompts of all ranks and their advantages, of each iteration."""
+    both = [rank[kind] for rank in trained]
+    assert [advantages for _, advantages in both[0]] == [advantages for _, advantages in both[1]]
+    return [(first + second, advantages) for (first, advantages), (second, _) in zip(*both, strict=True)]
+
+
+def test_fastvideos_own_order_keeps_equal_prompts_apart(trained):
+    steps = joined(trained, "1 of 1")
+    assert len(steps) == 10 and all(len(set(prompts)) == 2 and advantages == [0, 0] for prompts, advantages in steps)
+    assert sorted(prompt for prompts, _ in steps[:4] for prompt in prompts) == CAPTIONS, "an epoch"
+
+
+@pytest.mark.parametrize(("size", "batch"), [(2, 1), (2, 2), (4, 2)])
+def test_group_size_gives_a_row_to_neighbours_over_ranks_in_fastvideos_order(trained, size, batch):
+    own = [prompt for prompts, _ in joined(trained, "1 of 1") for prompt in prompts]
+    steps = joined(trained, f"{size} of {batch}")
+    assert [prompt for prompts, _ in steps for prompt in prompts] == [p for p in own for _ in range(size)][: 20 * batch]
+    for _, advantages in steps:
+        if size == 2 * batch:  # half of a group on the rank that the reward prefers
+            assert all(first < 0 < second for first, second in zip(advantages[:batch], advantages[batch:], strict=True))
+        else:
+            assert advantages == [0] * 4, "a group lies on one rank, whose rewards are equal"
+
+
+def test_a_resumed_run_goes_on_with_the_next_group(trained):
+    assert joined(trained, "resumed") == joined(trained, "2 of 1")[5:]

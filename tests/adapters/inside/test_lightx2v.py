@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from plugin import Levels, unchecked
+from rank_lightx2v import ROWS
 from ranks import two_ranks
 from tiny_lightx2v import EXAMPLES, ROOT, Run, built, config, files
 
@@ -272,6 +273,7 @@ def test_the_options_are_checked_before_a_model_loads(tmp_path, monkeypatch):
         ([1], "training.dmd.amd: must be a mapping"),
         (False, "training.dmd.amd: must be a mapping of options, got False"),
         ({"reward": "hackabel"}, "hackable"),
+        ({"group_size": 0}, "amd.group_size: must be a whole number from 1, got 0"),
         ({"rollouts": "harvest"}, "amd.rollouts: harvest needs samples at all rungs of one rollout"),
         ({"reward": {"name": "random", "weight": "much"}}, "reward.weight"),
     ):
@@ -321,20 +323,31 @@ def test_the_pages_yaml_and_command_lines_reach_train_py(tmp_path, monkeypatch):
     assert all(TRAINER_REGISTER[name] is form for name, form in adapter.FORMS.items())
 
 
-def test_the_pages_prompt_file_puts_equal_prompts_into_one_batch_and_a_shuffled_one_does_not(tmp_path):
-    from lightx2v_train.data import build_data
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_pages_group_size_puts_equal_prompts_into_one_batch(tmp_path, shuffle):
+    [block] = blocks("docs/hosts/lightx2v.md", "yaml")
+    size = yaml.safe_load(block)["training"]["dmd"]["amd"]["group_size"]
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(30)))
+    settings = config(amd={"group_size": size})
+    settings["data"]["train"] = {
+        "name": "prompt_dataset", "data_path": [str(tmp_path / "prompts.txt")], "batch_size": 8, "num_workers": 0,
+        "shuffle": shuffle,
+    }  # fmt: skip
+    loader = built(EXAMPLES["video_dmd"][2], settings).dataloader_train
+    loader.sampler.set_epoch(0)
+    batches = [batch["conditioning"]["prompt"] for batch in loader]
+    assert len(batches) == len(loader) == 15 and all(len(batch) == 8 and len(set(batch)) == 2 for batch in batches)
+    assert all(len(set(batch[start : start + size])) == 1 for batch in batches for start in (0, 4))
+    order = [prompt for batch in batches for prompt in batch[::size]]
+    assert len(set(order)) == 30 and (order == [f"prompt {i}" for i in range(30)]) is not shuffle
 
-    prompts = [f"prompt {i}" for i in range(32)]
-    (tmp_path / "repeated.txt").write_text("".join(4 * f"{prompt}\n" for prompt in prompts))
-    data = {"name": "prompt_dataset", "data_path": [str(tmp_path / "repeated.txt")], "batch_size": 4, "num_workers": 0}
-    ordered, shuffled = (
-        [
-            len(set(batch["conditioning"]["prompt"]))
-            for batch in build_data({"data": {"train": {**data, "shuffle": shuffle}}}, "train")
-        ]
-        for shuffle in (False, True)
-    )
-    assert ordered == [1] * 32 and sum(shuffled) > 100
+
+def test_a_group_size_needs_whole_groups_and_a_loader_of_rows():
+    with pytest.raises(InputError, match=r"dmd\.amd\.group_size: must divide the joined batch of 4 samples.*got 3"):
+        built(EXAMPLES["video_dmd"][2], config(amd={"group_size": 3}))
+    trainer = EXAMPLES["video_dmd"][2](config(amd={"group_size": 2}))
+    with pytest.raises(InputError, match=r"dmd\.amd\.group_size: needs a data loader of rows.*got a list"):
+        trainer.set_data([])
 
 
 def test_a_reward_needs_the_autoencoder():
@@ -357,8 +370,36 @@ def test_a_host_of_another_version_is_refused_by_method():
     assert (ROOT / "train.py").is_file()
 
 
-def test_two_ranks_compare_samples_of_one_prompt():
-    first, second = two_ranks("rank_lightx2v")
+@pytest.fixture(scope="module")
+def ranks():
+    """What the runs of each of two ranks came to; a gather too many on one of them would wait for ever."""
+    return two_ranks("rank_lightx2v")
+
+
+def test_two_ranks_compare_samples_of_one_prompt(ranks):
+    first, second = ranks
     assert first["weights"] == second["weights"], "DDP keeps them equal"
     assert first["advantages"] == second["advantages"] and any(first["advantages"])
     assert first["stock"] == first["off"], "to the bit, over ranks too"
+
+
+def test_a_reward_that_fails_on_one_of_two_ranks_is_neutral_and_holds_up_neither(ranks):
+    first, second = (rank["failed"] for rank in ranks)
+    # A prompt has one sample on each rank, so none is left to compare that of rank 1 with.
+    assert first["advantages"] == second["advantages"] == [0.0] * 4
+    assert first["metrics"]["amd/failed_rewards"] == 0.5 and first["metrics"]["amd/reward"] > 0
+    assert first["distance"] < 1e-4, "the host's own run, through AMD's code"
+    for kind in ("weights", "everything"):
+        assert first[kind] == second[kind], "DDP keeps them equal"
+    assert first["finite"]
+
+
+def test_a_row_is_given_to_neighbouring_ranks_also_in_a_shuffled_order(ranks):
+    alone, pairs = ([rank["grouped"][size] for rank in ranks] for size in ("1", "2"))
+    # LightX2V's own order: three rows to two ranks in turn, the first one again at the end.
+    assert [rank["batches"] for rank in alone] == [[["a cat"], ["a fox"]] * 2, [["a dog"], ["a cat"]] * 2]
+    assert alone[0]["advantages"] == [0, 0]
+    first, second = pairs
+    assert first["batches"] == second["batches"] and first["advantages"] == second["advantages"] and any(first["advantages"])
+    epochs = [[prompt for [prompt] in first["batches"][start : start + 3]] for start in (0, 3)]
+    assert all(sorted(epoch) == sorted(ROWS) for epoch in epochs) and epochs[0] != epochs[1], "each epoch has its own order"

@@ -70,13 +70,13 @@ def write_model(folder):
     return pipeline.text_encoder.config.d_model
 
 
-def write_data(folder, width):
-    """Latents and text embeddings as the host's preprocessing leaves them; every prompt in each batch, twice or more."""
+def write_data(folder, width, prompts=PROMPTS, count=16):
+    """`count` rows of latents and text embeddings, as the host's preprocessing leaves them, of `prompts` in turn."""
     from fastvideo.dataset.dataloader.schema import pyarrow_schema_t2v
 
     draws, rows = np.random.default_rng(0), []
-    for index in range(16):
-        prompt = PROMPTS[index % 2]
+    for index in range(count):
+        prompt = prompts[index % len(prompts)]
         row = {
             "id": str(index), "file_name": f"{index}.mp4", "caption": prompt, "media_type": "video", "width": 32, "height": 32,
             "num_frames": 5, "duration_sec": 1.0, "fps": 16.0,
@@ -87,8 +87,8 @@ def write_data(folder, width):
         rows.append(row)
     folder.mkdir()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow_schema_t2v), folder / "data.parquet")
-    prompts = [{"caption": prompt, "num_inference_steps": 4} for prompt in PROMPTS[:1]]
-    (folder / "validation.json").write_text(json.dumps({"data": prompts}))
+    validation = [{"caption": prompt, "num_inference_steps": 4} for prompt in prompts[:1]]
+    (folder / "validation.json").write_text(json.dumps({"data": validation}))
 
 
 def example():

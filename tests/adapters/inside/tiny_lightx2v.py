@@ -50,7 +50,7 @@ def files():
     network.save_pretrained(folder)
     shape = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
     torch.save(vae.WanVAE_(dim=8, z_dim=16, **shape).state_dict(), folder / "Wan2.1_VAE.pth")
-    embeddings = {prompt: torch.randn(4, 4096) for prompt in [*PROMPTS, ""]}
+    embeddings = {prompt: torch.randn(4, 4096) for prompt in [*PROMPTS, "", "a fox"]}
     for prompt, embedding in embeddings.items():
         torch.save({"positive": {"prompt_embed": embedding}}, folder / f"condition-{prompt}.pt")
         torch.save(torch.randn(16, 2, 2, 2), folder / f"latents-{prompt}.pt")

@@ -4,9 +4,11 @@ YAML of a run with them."""
 from types import SimpleNamespace
 
 import torch
+from fastvideo.dataset.dataloader.schema import pyarrow_schema_t2v
 from fastvideo.models.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from fastvideo.train.callbacks.callback import Callback
 from fastvideo.train.models.base import CausalModelBase, ModelBase
+from fastvideo.train.utils.dataloader import build_parquet_t2v_train_dataloader
 from fastvideo.training.trackers import BaseTracker
 
 SHAPE = (2, 3, 4, 4)  # frames, channels, height, width
@@ -20,7 +22,9 @@ def role(seed, name, trainable=True):
     return {"_target_": "toy_fastvideo.Toy", "seed": seed, "name": name, "trainable": trainable}
 
 
-def settings(folder, method=OURS, amd=None, callbacks=None, steps=10, save=0, resume="", processes=1, batch=4, **options):
+def settings(
+    folder, method=OURS, amd=None, callbacks=None, steps=10, save=0, resume="", processes=1, batch=4, data="none", **options
+):
     """What a user writes in YAML."""
     return {
         "models": {"student": role(1, "student"), "teacher": role(2, "teacher", False), "critic": role(3, "critic")},
@@ -31,7 +35,7 @@ def settings(folder, method=OURS, amd=None, callbacks=None, steps=10, save=0, re
         },
         "training": {
             "distributed": {"num_gpus": processes, "sp_size": 1, "tp_size": 1},
-            "data": {"data_path": "none", "train_batch_size": batch, "seed": 1000},
+            "data": {"data_path": str(data), "train_batch_size": batch, "seed": 1000, "dataloader_num_workers": 0},
             "optimizer": {"learning_rate": 0.01, "betas": [0.0, 0.999], "lr_scheduler": "constant", "lr_warmup_steps": 0},
             "loop": {"max_train_steps": steps, "gradient_accumulation_steps": 1},
             "checkpoint": {
@@ -87,6 +91,18 @@ class Toy(ModelBase):
 
     def backward(self, loss, ctx, *, grad_accum_rounds):
         (loss / grad_accum_rounds).backward()
+
+
+class ParquetToy(Toy):
+    """With FastVideo's own loader, of rows that `tiny_fastvideo.write_data` wrote."""
+
+    def init_preprocessors(self, training_config):
+        self.dataloader = build_parquet_t2v_train_dataloader(
+            training_config.data, text_len=3, parquet_schema=pyarrow_schema_t2v
+        )  # fmt: skip
+
+    def prepare_batch(self, raw_batch, **options):
+        return super().prepare_batch({**raw_batch, "text": raw_batch["text_embedding"].float().mean(1)}, **options)
 
 
 class Probe(Callback):
