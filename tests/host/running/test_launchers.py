@@ -111,7 +111,9 @@ def launch_with_rewards(folder, rewards):
     (folder / "ours.py").write_text(REWARDS)
     (folder / "command.py").write_text('from amd_plugin.__main__ import main\n\nif __name__ == "__main__":\n    main()\n')
     command = (*forked(2), folder / "command.py")
-    return launch(command, f"--set=rewards={rewards}", "--output", "run", cwd=folder, AMD_PLUGIN_LOAD=f"amd,{folder / 'ours.py'}")
+    return launch(
+        command, f"--set=rewards={rewards}", "--output", "run", cwd=folder, AMD_PLUGIN_LOAD=f"amd,{folder / 'ours.py'}"
+    )
 
 
 def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
