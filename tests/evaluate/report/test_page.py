@@ -217,7 +217,7 @@ CHROMIUM = next(
     ("name", "captions"),
     [
         ("every part", ["dmd, amd after 30 student updates", "dmd, amd after 10 student updates"]),
-        ("videos", ["dmd after 2 student updates", "dmd after 1 student updates"]),
+        ("videos", ["dmd after 2 student updates", "dmd after 1 student update"]),
         ("compared", ["dmd, amd after 4 student updates", "dmd, amd after 2 student updates"]),
     ],
 )
