@@ -1,10 +1,10 @@
 """Draws docs/images/students.png: eight prompts, each with one noise through a teacher in many steps and its students.
 
-    python docs/draw_students.py --runs FOLDER      # of the study `scenes`, see benchmarks/evidence.py
+    python docs/draw_students.py --runs FOLDER      # of the study `scenes_continued`, see benchmarks/evidence.py
 
 A frame is green where the held-out judge finds what the prompt asks for, and red elsewhere. The shares at the left are means
 over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed. The file says the shares in words,
-as its description; a test holds them, and the words of the pages that show it, against docs/results/scenes.json.
+as its description; a test holds them, and the words of the pages that show it, against docs/results/scenes_continued.json.
 """
 
 import argparse
