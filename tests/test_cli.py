@@ -34,7 +34,8 @@ def test_train_and_its_report(cli, tmp_path):
         name.split("/")[0] for cell in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE) for name in re.findall("`(.*?)`", cell)
     }
     assert {file.name for file in folder.iterdir()} <= documented
-    assert html.count("data:image/png;base64,") == 4 and "deliberately unreliable" in html and html.count("<script") == 1
+    assert html.count("data:image/png;base64,") == 5, "beside each other, the teacher, and three evaluations"
+    assert "deliberately unreliable" in html and html.count("<script") == 1
 
     code, printed = cli("train", "modes2d", *TINY, "--output", folder)
     assert code == 2 and f"amd-plugin train --resume {folder}" in printed and "Traceback" not in printed
