@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # Points, where the truth is known, with a random reward as the control; then pictures by prompt, with a judge's verdict under each,
 # from a student that DMD has distilled. One seed each: this shows what runs look like, and docs/evidence.md what comes out.
-SCENES ?= 40
+SCENES ?= 30
 START := benchmarks/starts/scenes
 demo: install
 	$(BIN)/amd-plugin compare modes2d --objectives dmd,amd,amd_random_reward --seeds 1 --no-report --output $(OUTPUT)/modes2d
