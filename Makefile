@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/demo
 
-# Container images forbid bytecode. Each process would then compile torch and diffusers again: 15 of the 20 seconds it takes to start.
+# Container images forbid bytecode. Each process would then compile torch and diffusers again: 12 of the 20 seconds it takes to start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo quick docs site test lint evidence clean

@@ -326,12 +326,7 @@ SAME_SCALE = {
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
-JUDGES["scenes"] = JUDGES["scenes_longer"] = JUDGES["scenes_finish"] = JUDGES["scenes_continued"] = (
-    "score",
-    "frechet",
-    "precision",
-    "recall",
-)
+JUDGES |= {study: ("score", "frechet", "precision", "recall") for study in SAME_SCALE if study.startswith("scenes")}
 JUDGES["video"] = ("digit_accuracy", "motion_accuracy", "frechet")
 # Harvested rollouts against fresh ones, for each objective and metric.
 HARVESTS = tuple(

@@ -30,6 +30,6 @@ def test_what_is_damaged_is_told(fuzz, target, count, caplog):
 def test_commands_on_a_run_with_a_changed_file_end_in_words(tmp_path):
     script = Path(SCRIPT).with_name("mutations.py")
     done = subprocess.run(
-        [sys.executable, script, "--tries", "6", "--output", tmp_path], capture_output=True, text=True, timeout=1500
+        [sys.executable, script, "--tries", "12", "--output", tmp_path], capture_output=True, text=True, timeout=1500
     )
-    assert done.returncode == 0 and "6 tries, 0 found" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "12 tries, 0 found" in done.stdout, done.stdout + done.stderr

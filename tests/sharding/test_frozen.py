@@ -12,7 +12,7 @@ from tests.helpers.processes import ROOT, forked, run
 SCRIPT = ROOT / "tests" / "sharding" / "frozen_checks.py"
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=lambda count: f"{count}-processes")
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda count: f"{count}-processes")
 def ranks(request, tmp_path_factory, pipeline_folder):
     """(number of processes, what each of them saw, the pipeline's folder)."""
     count, out, folder = request.param, tmp_path_factory.mktemp("ranks"), pipeline_folder("wan")

@@ -26,7 +26,6 @@ from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.accelerator import make_accelerator
 from amd_plugin.host.running.run_folder import finished, write_json
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.json_files import read
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
@@ -137,7 +136,7 @@ def processor_seconds(run: Path) -> float | None:
 def _cost(run: Path) -> dict[str, float]:
     """What cost.json of the run in `run` says; empty where it says nothing that can be read."""
     try:
-        return read(run / run_cost.FILE, dict[str, float], "It is written anew") if (run / run_cost.FILE).is_file() else {}
+        return run_cost.values_in(run)
     except InputError:  # nothing depends on it
         return {}
 

@@ -259,7 +259,7 @@ def _panels(
     """A figure of `count` panels and its panels, each `width` inches wide, with room for a legend of `labels` below them.
 
     The figure is at least `least` inches wide. Its margins are given, since matplotlib draws every panel twice more where it
-    has to find them: half of a report's time.
+    has to find them: a third of a report's time.
     """
     columns = columns or min(PANELS, count)
     rows = -(-count // columns)

@@ -33,13 +33,16 @@ def write(run: Path, cost: Cost) -> None:
         write_text(run / FILE, json.dumps(cost._asdict()))
 
 
-def read(run: Path) -> Cost | None:
-    """The cost of the run in `run`; None where it is unknown. Raises InputError for a damaged file.
+def values_in(run: Path) -> dict[str, float]:
+    """What cost.json of the run in `run` says; empty where there is none. Raises InputError for a damaged file.
 
     A run of a comparison also has ``processor_seconds`` there, which `amd_plugin.evaluate.comparison` adds.
     """
     file = run / FILE
-    if not file.exists():
-        return None
-    values = read_json(file, dict[str, float], "Remove it: only the report's cost is lost")
+    return read_json(file, dict[str, float], "Remove it: only the report's cost is lost") if file.exists() else {}
+
+
+def read(run: Path) -> Cost | None:
+    """The cost of the run in `run`; None where it is unknown. Raises InputError for a damaged file."""
+    values = values_in(run)
     return Cost(**{name: values[name] for name in Cost._fields}) if set(Cost._fields) <= set(values) else None

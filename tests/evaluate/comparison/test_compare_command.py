@@ -85,7 +85,7 @@ def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     table = (folder / "compare.md").read_text()
     assert "Difference to dmd, in brackets" in table and "tuned best for each metric" in table
     report = (folder / "report.html").read_text()
-    assert "data:image/png;base64," in report and "data:image/svg+xml;base64," in report
+    assert report.count("data:image/png;base64,") == 8 and "data:image/svg+xml;base64," in report
     assert report.count('<figure class="step">') == 3 and "Samples while training" in report
 
     stamps = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/*/evaluation.json")}
