@@ -154,12 +154,6 @@ STUDIES = {
         more=(f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1=amd {W}1", "amd_unit=amd objective.kl=null",
               f"amd_random_reward=amd {RANDOM}"),
     ),
-    "sdxl_class": Study(
-        title="Digits through SDXL's classes, two steps",
-        question="A latent model with a text encoder, through SDXL's pipeline, at a tiny size.",
-        recipe="digits_sdxl", settings=QUICK, seeds="4",
-        more=("amd=amd", f"amd_random_reward=amd {RANDOM}"),
-    ),
     "plane_advantage": Study(
         title="In the plane, an unreliable teacher: advantage guidance",
         question="The shipped recipe. `guided_4` is advantage guidance of scale 4 in place of sharpening, `guided_auto` of "
@@ -255,11 +249,6 @@ STUDIES = {
         recipe="moving_digits", settings=(*QUICK, FRESH, f"{W}1", "objective.kl=null"), seeds="4",
         more=(f"dmd_harvest=dmd {HARVEST}", "amd=amd", f"amd_harvest=amd {HARVEST}"),
     ),
-    "sdxl_class_longer": Study(
-        title="Digits through SDXL's classes, two steps, three times as long",
-        question="The same with 600 updates.",
-        recipe="digits_sdxl", settings=(*QUICK, "train.max_steps=600"), seeds="4", more=("amd=amd",),
-    ),
 }  # fmt: skip
 
 TARGETS = (
@@ -321,7 +310,7 @@ TARGETS = (
 SAME_SCALE = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
-    "digits_four_steps": "dmd_rungs", "video": "dmd", "sdxl_class": "dmd", "sdxl_class_longer": "dmd", "scenes": "dmd",
+    "digits_four_steps": "dmd_rungs", "video": "dmd", "scenes": "dmd",
     "scenes_longer": "dmd", "scenes_finish": "dmd", "scenes_continued": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
