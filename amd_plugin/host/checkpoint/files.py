@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -130,15 +130,19 @@ def partials(folder: Path, before: float = float("inf")) -> list[Path]:
     return sorted((path for path, step in found.items() if step < before), key=found.__getitem__)
 
 
-def load(path: Path, *, lazy: bool = False, kind: type[State] = State) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def load(
+    path: Path, *, lazy: bool = False, kind: type[State] = State, needed: Iterable[str] = ()
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(tensors, state) as they were given to `save`.
 
     Args:
         lazy: whether tensors are returned as `LazyTensor`, each to be read on its own.
         kind: what state.json must hold.
+        needed: file stems that must be among the tensors.
 
     Raises:
-        InputError: if the checkpoint is missing, incomplete, damaged, or of a newer version of this package.
+        InputError: if the checkpoint is missing, incomplete, damaged, without a part that is needed, or of a newer version of
+            this package.
     """
     # Processes that each read a share would each read everything for that; the first of them has, in `verify`.
     (check if lazy else verify)(path)
@@ -146,6 +150,8 @@ def load(path: Path, *, lazy: bool = False, kind: type[State] = State) -> tuple[
     with unreadable_is_input_error(f"checkpoint {path}: cannot be read", f" {ADVICE}"):
         state = _read(path, "state.json", kind).model_dump()
         rest = state.pop("rest")
+        if missing := sorted(set(needed) - rest.keys()):
+            raise InputError(f"checkpoint {path}: holds no {', '.join(missing)}. {ADVICE}")
         return {name: _join(stored(path / f"{name}.safetensors"), rest[name]) for name in rest}, state
 
 

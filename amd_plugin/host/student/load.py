@@ -73,7 +73,7 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
     average = EMA(roles["student"], config.train.ema)
-    tensors, state = checkpoint.load(folder)
+    tensors, state = checkpoint.load(folder, needed=("student", "ema"))
     with unreadable_is_input_error(f"checkpoint {folder}: does not fit its run", f" {ADVICE}"):
         roles["student"].load_state_dict(tensors["student"])
         average.load_state_dict(tensors["ema"])

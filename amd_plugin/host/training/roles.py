@@ -105,7 +105,7 @@ def _start_fake_score(role: Role, folder: Path) -> None:
             path = checkpoint.find(checkpoints)  # which reads all of it, as the next line does
         else:
             checkpoint.verify(path := folder)
-        saved = checkpoint.load(path, lazy=True)[0]["fake_score"]
+        saved = checkpoint.load(path, lazy=True, needed=["fake_score"])[0]["fake_score"]
     except InputError as error:
         raise InputError(f"model.fake_score_from: {error}") from error
     own = role.state_dict()

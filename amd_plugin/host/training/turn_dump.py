@@ -99,7 +99,7 @@ def write(
 
 def read(path: Path) -> Dump:
     """The dump in the folder `path`; raises InputError where it cannot be read."""
-    tensors, values = checkpoint.load(path, kind=DumpState)
+    tensors, values = checkpoint.load(path, kind=DumpState, needed=("inputs", "computed"))
     weights = {name: tensors[name] for name in ROLES if name in tensors}
     return Dump(DumpState.model_validate({"rest": {}, **values}), weights, tensors["inputs"], tensors["computed"])
 

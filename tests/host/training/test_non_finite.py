@@ -78,6 +78,13 @@ def test_a_run_ends_with_the_place_and_the_replay_has_the_same_numbers(tiny, bri
     monkeypatch.setattr("amd_plugin.cli.get_plugin_manager", lambda: brittle)
     code, printed = cli("replay", dump)
     assert code == 0 and "direction: not finite in samples 3; as in the run, to the bit" in printed
+    state = json.loads((dump / "state.json").read_text())
+    for part in ("computed", "inputs"):  # with a manifest that fits
+        rest = {name: value for name, value in state["rest"].items() if name != part}
+        (dump / "state.json").write_text(json.dumps({**state, "rest": rest}))
+        checkpoint.write_manifest(dump)
+        code, printed = cli("replay", dump)
+        assert code == 2 and f"holds no {part}. Use an earlier one" in printed
     (dump / "state.json").write_text("{}")
     code, printed = cli("replay", dump)
     assert code == 2 and "Traceback" not in printed

@@ -1,5 +1,7 @@
 """A fake score that starts from the one of another run, whether both are conditioned on the outcome or not."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError
-from amd_plugin.host import run
+from amd_plugin.host import checkpoint, run
 from amd_plugin.host.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
@@ -33,9 +35,9 @@ def started(tiny, plugins, path, *settings, objective=None):
 
 @pytest.mark.parametrize(("start", "objective"), [("dmd", "amd"), ("amd", "dmd"), ("amd", "amd")])
 def test_it_has_the_weights_of_the_other_run(start, objective, runs, tiny, plugins):
-    checkpoint = runs / start / "checkpoints" / "step-000002"
-    saved = load_file(checkpoint / "fake_score.safetensors")
-    for path in (runs / start, checkpoint):
+    folder = runs / start / "checkpoints" / "step-000002"
+    saved = load_file(folder / "fake_score.safetensors")
+    for path in (runs / start, folder):
         trainer = started(tiny, plugins, path, *([GUIDED] if objective == "amd" else []), objective=objective)
         own = trainer.fake_score.state_dict()
         shared = own.keys() & {name.removeprefix(".") for name in saved}
@@ -53,6 +55,14 @@ def test_what_does_not_fit_is_said(runs, tiny, plugins, tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match=r"model.fake_score_from: checkpoint .*: (there is no|has no)"):
             started(tiny, plugins, path)
+    without = tmp_path / "step-000002"
+    shutil.copytree(runs / "dmd" / "checkpoints" / "step-000002", without)
+    state = json.loads((without / "state.json").read_text())
+    del state["rest"]["fake_score"]
+    (without / "state.json").write_text(json.dumps(state))
+    checkpoint.write_manifest(without)
+    with pytest.raises(InputError, match=r"model.fake_score_from: checkpoint .* holds no fake_score"):
+        started(tiny, plugins, without)
     with pytest.raises(InputError, match=r"model.fake_score_from: needs the whole network in one place"):
         tiny("model.fake_score_from=runs/first", "distributed.trained=zero3")
 
