@@ -12,8 +12,11 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
     """Frechet distance (1706.08500) of Gaussian fits to `real` [M, D] and `made` [N, D].
 
     It is ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` for means m and covariances C.
+    NaN where a feature is not finite, as the features of a broken student may be.
     """
     real, made = real.double(), made.double()
+    if not (real.isfinite().all() and made.isfinite().all()):
+        return float("nan")  # the eigenvalues' routine prints complaints of its own
     c1, c2 = torch.cov(real.T), torch.cov(made.T)
     # The eigenvalues of C1 C2 are real and non-negative, up to rounding.
     cross = torch.linalg.eigvals(c1 @ c2).real.clamp(min=0).sqrt().sum()

@@ -104,8 +104,9 @@ def test_an_interval_of_a_distance_has_the_spread_of_repeated_experiments():
 
 def test_intervals_are_keyed_and_leave_out_what_is_not_known():
     values = gaussian(50, 1)[:, 0]
-    holes = torch.cat((values, torch.full((5,), torch.nan)))
-    assert mean_interval(values, seed=1, key="a") == mean_interval(holes, seed=1, key="a")
+    for hole in (torch.nan, torch.inf, -torch.inf):
+        holes = torch.cat((values, torch.full((5,), hole)))
+        assert mean_interval(values, seed=1, key="a") == mean_interval(holes, seed=1, key="a")
     assert mean_interval(values, seed=1, key="a")[1:] != mean_interval(values, seed=2, key="a")[1:]
     value, low, high = mean_interval(values[:1], seed=0, key="a")
     assert value == values[0] and low != low and high != high

@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Tensor, groups: Tensor | None = None, *, seed: int, key: str, level: float = LEVEL) -> Interval:
-    """The mean of `values`, NaN left out, with percentiles of the means of resampled groups.
+    """The mean of finite `values`, the others left out, with percentiles of the means of resampled groups.
 
     Args:
         values: values [N].
@@ -35,9 +35,9 @@ def mean_interval(values: Tensor, groups: Tensor | None = None, *, seed: int, ke
         level: coverage of the interval, in (0, 1).
 
     Returns:
-        The mean and its interval; all NaN without values, and an interval of NaN for a single group.
+        The mean and its interval; all NaN without finite values, and an interval of NaN for a single group.
     """
-    valid = ~values.isnan()
+    valid = values.isfinite()
     values = values[valid].double()
     owners = torch.arange(len(values)) if groups is None else torch.unique(groups[valid], return_inverse=True)[1]
     if not len(values):

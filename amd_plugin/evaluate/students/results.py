@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -88,7 +89,7 @@ def _task_metrics(result: Evaluation) -> dict[str, float]:
     samples = torch.cat([load_samples(result.latents / "student", group) for group in groups])
     labels = torch.cat([_labels(group, group.repeats) for group in groups])
     found: dict[str, float] = result.student.task.evaluate(_media(result, samples), labels, samples)
-    return {name: value for name, value in found.items() if value == value}
+    return {name: value for name, value in found.items() if isfinite(value)}
 
 
 def _notes(result: Evaluation) -> list[str]:
@@ -123,8 +124,8 @@ def _notes(result: Evaluation) -> list[str]:
         )
     notes += [f"Not computed: {failure}" for failure in measurements.failures]
     for name, values in measurements.each.items():
-        if missing := int(values.isnan().sum()):
-            notes.append(f"{name}: {missing} of {len(values)} samples have no value and are left out.")
+        if missing := int((~values.isfinite()).sum()):
+            notes.append(f"{name}: {missing} of {len(values)} samples have no finite value and are left out.")
     notes.append("Intervals are 95 % bootstrap intervals over prompts, or over samples for class-conditional students.")
     return notes
 
@@ -166,7 +167,7 @@ def _plots(result: Evaluation, folder: Path) -> list[str]:
         content, kind = picture(result.student.task, {role: _shown(result, role) for role in result.measurements})
         write_bytes(folder / f"samples.{kind}", content)
         names.append(f"samples.{kind}")
-    varied = [n for n, v in result.measurements["student"].each.items() if len(torch.unique(v[~v.isnan()])) > 2]
+    varied = [n for n, v in result.measurements["student"].each.items() if len(torch.unique(v[v.isfinite()])) > 2]
     if varied:
         with replaced_file(folder / "metrics.png") as draft:
             _histograms(result.measurements, varied).savefig(draft, dpi=120)
@@ -182,7 +183,7 @@ def _histograms(measurements: Mapping[str, Measurements], metrics: Sequence[str]
     for axes, metric in zip(grid, metrics, strict=False):
         for role, measured in measurements.items():
             values, colour = measured.each[metric], COLOURS[1 if role == "student" else 0]
-            axes.hist(values[~values.isnan()].numpy(), bins=30, density=True, histtype="step", color=colour, label=role)
+            axes.hist(values[values.isfinite()].numpy(), bins=30, density=True, histtype="step", color=colour, label=role)
         axes.set_title(metric, fontsize=9)
         axes.set_yticks([])
     for axes in grid[len(metrics) :]:

@@ -49,7 +49,7 @@ def _row(name: str, content: Row) -> Row:
 
 
 def _mean(name: str, values: Tensor, owners: Tensor | None, of_teacher: Tensor | None, seed: int) -> Row:
-    row = {**_fields(mean_interval(values, owners, seed=seed, key=name)), "n": int((~values.isnan()).sum())}
+    row = {**_fields(mean_interval(values, owners, seed=seed, key=name)), "n": int(values.isfinite().sum())}
     if of_teacher is not None:
         row["teacher"] = _fields(mean_interval(of_teacher, owners, seed=seed, key=name))
         # Paired sample by sample from the same noise, so that the influence of prompt and noise cancels.
@@ -65,12 +65,12 @@ def _distances(
     groups = student.owners if owners is not None else student.owners.new_tensor(range(len(features)))
     frechet = spread_interval(lambda at: of.frechet_distance(reference, features[at]), groups, seed=seed, key="frechet")
     # A distance is never negative, however wide its interval.
-    frechet = frechet._replace(low=max(frechet.low, 0.0) if frechet.low == frechet.low else frechet.low)
+    frechet = frechet._replace(low=max(frechet.low, 0.0) if math.isfinite(frechet.low) else frechet.low)
     neighbours = of.neighbours(reference, features, K)
     teacher_neighbours = None if of_teacher is None else of.neighbours(reference, of_teacher, K)
     table = [_row("frechet", {**_fields(frechet), "n": len(features)})]
     if of_teacher is not None:
-        table[0]["teacher"] = {"value": of.frechet_distance(reference, of_teacher)}
+        table[0]["teacher"] = {"value": _number(of.frechet_distance(reference, of_teacher))}
     for name, values in neighbours._asdict().items():
         # Precision and density have one value per generated sample; recall and coverage have one per reference sample.
         groups_of_values = owners if name in ("precision", "density") else None
@@ -82,5 +82,12 @@ def _distances(
 
 
 def _fields(interval: Interval) -> Row:
-    """The fields of an interval for JSON, which has no NaN: missing numbers are null."""
-    return {name: None if math.isnan(value) else value for name, value in interval._asdict().items()}
+    """The fields of an interval for JSON; an interval has both ends or none."""
+    low, high = _number(interval.low), _number(interval.high)
+    ends = {"low": None, "high": None} if low is None or high is None else {"low": low, "high": high}
+    return {"value": _number(interval.value), **ends}
+
+
+def _number(value: float) -> float | None:
+    """`value` for JSON, which has neither NaN nor infinities: None stands for both."""
+    return value if math.isfinite(value) else None

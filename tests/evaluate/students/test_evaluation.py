@@ -1,14 +1,17 @@
 """`amd-plugin evaluate` from a run's folder to its files: points, pictures and videos, classes and prompts."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from amd_plugin.errors import InputError
+from amd_plugin.evaluate.students.bootstrap import Interval
 from amd_plugin.evaluate.students.evaluation import evaluate
-from amd_plugin.host import run
+from amd_plugin.evaluate.students.summary import _fields
+from amd_plugin.host import checkpoint, run
 from tests.helpers.recipes import TINY
 
 
@@ -146,3 +149,24 @@ def test_what_is_no_run_is_said(cli, digits, tmp_path):
     assert code == 2 and "holds no complete checkpoint" in printed
     config.write_text("model: [")
     assert cli("evaluate", tmp_path)[0] == 2
+
+
+def test_a_student_whose_samples_are_not_finite_is_evaluated_in_valid_json(digits, tmp_path, cli, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(digits, folder)
+    newest = folder / "checkpoints" / "step-000004"
+    average = load_file(newest / "ema.safetensors")
+    save_file({name: value * 1e30 if value.is_floating_point() else value for name, value in average.items()},
+              newest / "ema.safetensors")  # fmt: skip
+    checkpoint.write_manifest(newest)
+    code, printed = cli("evaluate", folder, "--samples", 40)
+    assert code == 0 and "frechet: -" in printed, printed
+    text = (folder / "evaluation" / "evaluation.json").read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert "samples have no finite value and are left out" in (folder / "evaluation" / "evaluation.md").read_text()
+    assert "ERROR" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [(1.0, torch.inf), (-torch.inf, 1.0), (torch.nan, 1.0)])
+def test_an_interval_has_both_ends_or_none(ends):
+    assert _fields(Interval(1.0, *ends)) == {"value": 1.0, "low": None, "high": None}
