@@ -85,7 +85,7 @@ def weight_metrics(direction: Direction, guidance_window: Window | None = None) 
 def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     """Share of samples in the `zone` [B] bool, and the size of their matching term by noise level, where levels are known.
 
-    Where exit rungs are known, the share is also given by rung.
+    Where exit rungs are known, the share is also given by rung; NaN for a rung without samples here.
 
     Example:
         >>> from amd_plugin.maths.operators import dmd
@@ -98,7 +98,8 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     in_zone, noise_level = zone.to(direction.match.dtype), direction.signals.sigma
     metrics = {"zone_share": in_zone.mean()}
     if (rungs := direction.signals.rung) is not None:
-        for rung in sorted(set(rungs.tolist())):
+        # All of them: processes average metrics by name, and each has other rungs.
+        for rung in range(direction.signals.rung_count or int(rungs.max()) + 1):
             of_rung = rungs == rung  # rungs are on the CPU, so that their count waits for no device
             share = (in_zone * of_rung.to(in_zone, non_blocking=True)).sum() / int(of_rung.sum())
             metrics[f"zone_share/rung {rung}"] = share

@@ -10,7 +10,10 @@ LIBRARIES = ("accelerate", "datasets", "diffusers", "huggingface_hub", "peft", "
 
 
 class _FirstOfEachPlace(logging.Filter):
-    """Lets the first record through of every line of code that logs. Texts differ from batch to batch, so they are no key."""
+    """Lets the first record through of every line of a library that logs. Texts differ from batch to batch, so they are no key.
+
+    Handlers of the root logger get everybody's records, this package's too, each of which counts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,8 +21,8 @@ class _FirstOfEachPlace(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether `record` is shown."""
-        place = (record.pathname, record.lineno)
-        shown = record.levelno < logging.WARNING or place not in self._seen
+        place, library = (record.pathname, record.lineno), record.name.partition(".")[0]
+        shown = record.levelno < logging.WARNING or library not in LIBRARIES or place not in self._seen
         self._seen.add(place)
         return shown
 

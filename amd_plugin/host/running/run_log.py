@@ -96,7 +96,7 @@ class RunLog:
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, over processes, without waiting for the device. Call on every process.
 
-        A process may lack values that others have, but no name. What has been added is known to each process, so that nothing
+        A process may have NaN where others have values, but all have the same names. What has been added is known to each process, so that nothing
         is lost with one that dies.
         """
         if names := sorted(metrics):

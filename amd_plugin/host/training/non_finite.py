@@ -108,7 +108,9 @@ class NonFinitePolicy:
         if self.run is None:
             return ""
         folder = self.run / FOLDER
-        there = gather_object([len(list(folder.glob("step-*"))) if folder.is_dir() else 0])[0]
+        there, before = gather_object([(len(list(folder.glob("step-*"))), turn_dump.place(folder, turn).exists())])[0]
+        if before:  # the first one of a step is the cause of the others
+            return f"{turn_dump.place(folder, turn)} has an earlier update of this step"
         if there >= DUMPS:
             return f"{there} dumps are in {folder} already"
         return turn_dump.write(folder, trainer, turn, trace, [tuple(finding) for finding in findings], objective)

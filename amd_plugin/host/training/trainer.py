@@ -219,11 +219,11 @@ class Trainer:
             outputs.append(output)
             seen.append(without_graph(signals))
             trace.append(traced({**seen[-1]._asdict(), "loss": output.per_sample}))
-        names = dict.fromkeys(name for output in outputs for name in output.metrics)  # a micro-batch may lack some rungs
+        names = dict.fromkeys(name for output in outputs for name in output.metrics)
         metrics = {f"objective/{name}": _mean(o.metrics[name] for o in outputs if name in o.metrics) for name in names}
         metrics["loss/student"] = _mean(o.loss.detach() for o in outputs)
         if adversarial:
-            metrics["loss/student_adversarial"] = adversarial[-1].detach()
+            metrics["loss/student_adversarial"] = _mean(loss.detach() for loss in adversarial)
         return metrics, trace, seen
 
     def _updated(

@@ -65,6 +65,11 @@ class Dump(NamedTuple):
     computed: dict[str, Tensor]
 
 
+def place(folder: Path, turn: Turn) -> Path:
+    """The folder of a dump of `turn` below `folder`."""
+    return folder / checkpoint.name_of(turn.batch.step)
+
+
 def write(
     folder: Path, trainer: Trainer, turn: Turn, trace: Trace, findings: Sequence[Any], objective: dict[str, Any]
 ) -> str:  # fmt: skip

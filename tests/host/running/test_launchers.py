@@ -71,6 +71,37 @@ log.write(1)
 accelerator.wait_for_everyone(), accelerator.end_training()
 """
 
+SOME_RUNGS_EACH = """
+import json, os
+from pathlib import Path
+from accelerate import Accelerator
+from amd_plugin.host.running.run_log import RunLog
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe import load
+from tests.helpers.recipes import TINY
+accelerator, plugins, rank = Accelerator(cpu=True), get_plugin_manager(), int(os.environ["RANK"])
+trainer = Trainer(load("modes2d", plugins, (*TINY, "model.student_steps=4"), "amd"), plugins, accelerator)
+log, names = RunLog(Path("metrics.jsonl"), 0, 1, accelerator, None), []
+for _ in range(3):  # two groups in each process, and four rungs
+    metrics = trainer.cycle()
+    names.append(sorted(metrics))
+    log.add(metrics)
+log.write(3)
+Path(f"names-{rank}.json").write_text(json.dumps(names))
+accelerator.wait_for_everyone(), accelerator.end_training()
+"""
+
+
+def test_processes_with_other_rungs_have_metrics_of_the_same_names(tmp_path):
+    """Metrics are averaged over processes by their place in a sorted list: other names would be a hang, or others' numbers."""
+    (tmp_path / "rungs.py").write_text(SOME_RUNGS_EACH)
+    code, printed = run([*forked(2), "rungs.py"], tmp_path)
+    assert code == 0, printed
+    first, second = (json.loads((tmp_path / f"names-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and all(f"objective/zone_share/rung {rung}" in first[0] for rung in range(4))
+    assert "objective/zone_share/rung 0" in json.loads((tmp_path / "metrics.jsonl").read_text())
+
 
 def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
     """Noise levels that only one process has samples at are logged; running sums over a process's own samples become all's."""

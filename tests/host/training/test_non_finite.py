@@ -28,10 +28,18 @@ class Brittle(amd_plugin.DMDObjective):
         return output._replace(loss=output.loss + NAN * signals.x0[3].sum(), per_sample=output.per_sample + NAN)
 
 
+class BrittleTwice(Brittle):
+    """The same, in the turns of the fake score of that step too."""
+
+    def fake_score_loss(self, prediction, target, weight=None):
+        output = super().fake_score_loss(prediction, target, weight)
+        return output if self.schedule_factor != 0.5 else output._replace(loss=output.loss * NAN)
+
+
 class BrittlePlugin:
     @amd_plugin.hookimpl
     def distill_objectives(self):
-        return {"brittle": Brittle}
+        return {"brittle": Brittle, "brittle_twice": BrittleTwice}
 
     @amd_plugin.hookimpl
     def distill_strength_schedule(self, step, max_steps, metrics):
@@ -88,6 +96,14 @@ def test_a_run_ends_with_the_place_and_the_replay_has_the_same_numbers(tiny, bri
     (dump / "state.json").write_text("{}")
     code, printed = cli("replay", dump)
     assert code == 2 and "Traceback" not in printed
+
+
+def test_of_a_step_the_first_update_is_dumped_and_kept(tiny, brittle, tmp_path, caplog):
+    settings = ("train.on_nonfinite=skip", "train.fake_updates=1")
+    run.train(tiny(*settings, objective="brittle_twice", manager=brittle), brittle, tmp_path / "run")
+    (dump,) = (tmp_path / "run" / "nonfinite").iterdir()
+    assert replay(dump, brittle).role == "fake_score"
+    assert f"{dump} has an earlier update of this step" in caplog.text
 
 
 @pytest.mark.parametrize(("field", "stage"), [("real_cond", "teacher output"), ("fake", "fake score output")])
