@@ -117,7 +117,7 @@ def _run(
             if evaluated is not None:
                 evaluate.latest = (trainer.step, evaluated)
         # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
-        on_main(accelerator, lambda: open_folder(output, recipe, lock))
+        on_main(accelerator, lambda: open_folder(output, recipe, lock, trainer.step))
         trainer.non_finite.run = output
         trackers, resumed_at = Trackers(), None if start is None else trainer.step
         on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))

@@ -13,6 +13,7 @@ from amd_plugin.host.checkpoint.files import (
     partials,
     read_state,
     save,
+    set_aside,
     step_of,
     tensors_on,
     verify,
@@ -20,6 +21,6 @@ from amd_plugin.host.checkpoint.files import (
 )
 
 __all__ = [
-    "available", "check", "find", "load", "name_of", "newest", "partials", "read_state", "save", "step_of", "tensors_on",
-    "verify", "write_manifest",
+    "available", "check", "find", "load", "name_of", "newest", "partials", "read_state", "save", "set_aside", "step_of",
+    "tensors_on", "verify", "write_manifest",
 ]  # fmt: skip

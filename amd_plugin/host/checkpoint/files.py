@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 ADVICE = "Use an earlier one"
-PARTIAL = "-partial"
+PARTIAL, SET_ASIDE = "-partial", "set-aside"
 LONGEST = 255  # bytes in a name
 
 
@@ -128,6 +128,23 @@ def partials(folder: Path, before: float = float("inf")) -> list[Path]:
     """What was rescued in `folder` in the middle of a step, before the step `before`, oldest first."""
     found = {path: step_of(path.with_name(path.name.removesuffix(PARTIAL))) for path in folder.glob(f"step-*{PARTIAL}")}
     return sorted((path for path, step in found.items() if step < before), key=found.__getitem__)
+
+
+def set_aside(folder: Path, after: int) -> list[Path]:
+    """Moves the checkpoints in `folder` of steps beyond `after` to ``folder/set-aside``; returns where they are now.
+
+    A run that goes on from an earlier one writes these steps anew. Until then the others would count as its newest.
+    """
+    moved = list[Path]()
+    for path in sorted(folder.glob("step-*")):
+        if step_of(path) <= after:  # as that of a partial one is, which a later checkpoint removes
+            continue
+        place, others = folder / SET_ASIDE / path.name, 0
+        while place.exists():
+            place = place.with_name(f"{path.name}.{(others := others + 1)}")
+        place.parent.mkdir(exist_ok=True)
+        moved.append(path.rename(place))
+    return moved
 
 
 def load(

@@ -96,8 +96,14 @@ class Described(State):
     overrides: tuple[str, ...] = ()
 
 
-def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
+def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0) -> None:
     """Creates the run's folder, or prepares it for the continuation of its run; takes its `lock` in any case.
+
+    Args:
+        output: the folder.
+        recipe: the recipe of the run.
+        lock: the lock of the folder.
+        step: the step from which the run goes on.
 
     Raises:
         InputError: where it cannot be written, or another process works in it.
@@ -110,6 +116,9 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock) -> None:
             raise InputError(f"--output {output}: another process has begun a run there meanwhile. Choose another folder")
         for folder in (output, output / "samples", output / "checkpoints"):
             sweep(folder)
+        if moved := checkpoint.set_aside(output / "checkpoints", step):
+            names = ", ".join(path.name for path in moved)
+            log.warning("%s: of steps beyond %d, from which the run goes on; moved to %s", names, step, moved[0].parent)
         # Results of an earlier end are not the results of this run.
         (output / "evaluation.json").unlink(missing_ok=True)
         # config.yaml makes the folder a run's, so that it comes last.

@@ -23,9 +23,8 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mine"
     settings = [setting.removeprefix("--set=") for setting in TINY]
     manager = get_plugin_manager()
-    run.train(
-        recipe.load("modes2d", manager, (*settings, "train.checkpoint_every=1", "train.log_every=1"), "dmd"), manager, folder
-    )
+    every = ("train.checkpoint_every=1", "train.keep_checkpoints=3", "train.log_every=1")
+    run.train(recipe.load("modes2d", manager, (*settings, *every), "dmd"), manager, folder)
     shutil.rmtree(folder / "checkpoints" / "step-000003")
     (folder / "evaluation.json").unlink()
     lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines(True) if json.loads(line)["step"] < 3]
@@ -92,3 +91,32 @@ def test_what_cannot_go_on_is_said(cli, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     code, printed = cli("train", *arguments)
     assert code == 2 and said in printed and "Traceback" not in printed
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(cli, stopped, tmp_path, monkeypatch, caplog):
+    """Otherwise the next start takes the newest of the branch that was left, and keeping the newest deletes what is new."""
+    folder = stopped(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    checkpoints = folder / "checkpoints"
+    weights = (checkpoints / "step-000002" / "student.safetensors").read_bytes()
+    code, printed = cli("train", "--resume", "mine/checkpoints/step-000001", "--set=train.keep_checkpoints=1")
+    assert code == 0 and "step-000002: of steps beyond 1" in caplog.text, printed
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["set-aside", "step-000003"]
+    assert (checkpoints / "set-aside" / "step-000002" / "student.safetensors").read_bytes() == weights
+    assert steps(folder) == [1, 2, 3]
+    assert cli("train", "--resume", "mine")[1].count("finished, after 3 steps") == 1
+
+
+def test_a_damaged_checkpoint_costs_no_later_one(cli, stopped, tmp_path, monkeypatch):
+    folder = stopped(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file = folder / "checkpoints" / "step-000002" / "student.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    settings = ["--set=train.keep_checkpoints=1", "--set=train.max_steps=3"]
+    for _ in range(2):  # the second time from what the first one saved
+        code, printed = cli("train", "--resume", "mine", *settings)
+        assert code == 0, printed
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["set-aside", "step-000003"]
+    assert [path.name for path in (folder / "checkpoints" / "set-aside").iterdir()] == ["step-000002"]
