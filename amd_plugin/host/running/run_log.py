@@ -96,8 +96,8 @@ class RunLog:
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, over processes, without waiting for the device. Call on every process.
 
-        A process may have NaN where others have values, but all have the same names. What has been added is known to each process, so that nothing
-        is lost with one that dies.
+        A process may have NaN where others have values, but all have the same names. What has been added is known to each
+        process, so that nothing is lost with one that dies.
         """
         if names := sorted(metrics):
             values = torch.stack([metrics[name].detach().to(self._accelerator.device, torch.float64) for name in names])

@@ -69,11 +69,14 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     """
     recipe = find_run(run, plugins)
     folder = checkpoint.find(run / "checkpoints", at)
+    if at is not None:  # the newest one has been read to its end
+        checkpoint.verify(folder)
     config = recipe.config
     backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
     average = EMA(roles["student"], config.train.ema)
-    tensors, state = checkpoint.load(folder, needed=("student", "ema"))
+    # What else is in there, several times as much, is left where it is.
+    tensors, state = checkpoint.load(folder, lazy=True, needed=("student", "ema"))
     with unreadable_is_input_error(f"checkpoint {folder}: does not fit its run", f" {ADVICE}"):
         roles["student"].load_state_dict(tensors["student"])
         average.load_state_dict(tensors["ema"])

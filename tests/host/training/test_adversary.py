@@ -48,7 +48,9 @@ def test_each_turn_moves_only_its_own_role(family, roles, piped, plugins):
 
 
 def test_the_logged_loss_is_the_mean_over_micro_batches(tiny, plugins, monkeypatch):
-    trainer = Trainer(tiny("objective.gan_weight=0.3", "train.accumulation=4", objective="dmd2"), plugins, Accelerator(cpu=True))
+    trainer = Trainer(
+        tiny("objective.gan_weight=0.3", "train.accumulation=4", objective="dmd2"), plugins, Accelerator(cpu=True)
+    )
     losses = iter((1.0, 2.0, 3.0, 6.0))
     monkeypatch.setattr(trainer.adversary, "student_loss", lambda x0, *_: 0 * x0.sum() + next(losses))
     assert trainer.student_turn()["loss/student_adversarial"] == 3.0
