@@ -98,8 +98,9 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     in_zone, noise_level = zone.to(direction.match.dtype), direction.signals.sigma
     metrics = {"zone_share": in_zone.mean()}
     if (rungs := direction.signals.rung) is not None:
-        # All of them: processes average metrics by name, and each has other rungs.
-        for rung in range(direction.signals.rung_count or int(rungs.max()) + 1):
+        # Those of the whole batch: processes average metrics by name, and each has samples of other rungs.
+        everyones = rungs if direction.signals.batch_rung is None else direction.signals.batch_rung
+        for rung in sorted(set(everyones.tolist())):
             of_rung = rungs == rung  # rungs are on the CPU, so that their count waits for no device
             share = (in_zone * of_rung.to(in_zone, non_blocking=True)).sum() / int(of_rung.sum())
             metrics[f"zone_share/rung {rung}"] = share

@@ -44,8 +44,8 @@ class Signals(NamedTuple):
             dimensions of a sample, up to a constant. 0 where x0 is a first prediction, which follows from noise alone.
         student: student's prediction of x0 from x0 itself, re-noised to its exit rung [B, ...], with its graph.
         anchor: x0 [B, ...] that the teacher's own path from the student's noise points to, for a first prediction; else None.
-        rung_count: number of the student's rungs, so that metrics by rung have equal names in all micro-batches and processes;
-            None where it is unknown.
+        batch_rung: exit rungs [N] of the whole batch, on the CPU, so that metrics by rung have equal names in all micro-batches
+            and processes; None where `rung` is of the whole batch.
 
     Example:
         >>> x0 = torch.tensor([[0.0], [1.0]])
@@ -73,7 +73,7 @@ class Signals(NamedTuple):
     log_density: Tensor | None = None
     student: Tensor | None = None
     anchor: Tensor | None = None
-    rung_count: int | None = None
+    batch_rung: Tensor | None = None
 
     @property
     def joined(self) -> Tensor | None:

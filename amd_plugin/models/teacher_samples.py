@@ -32,23 +32,27 @@ def teacher_scheduler(backbone: Backbone) -> Any:
 
 
 def teacher_samples(
-    backbone: Backbone, config: ModelConfig, task: Task, seed: int, count: int, scale: float, batch_size: int | None = None
-) -> tuple[Tensor, Tensor]:
+    backbone: Backbone, config: ModelConfig, task: Task, seed: int, count: int, scale: float, batch_size: int | None = None,
+    labels: Tensor | None = None, teacher: Any = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(samples [count, ...], labels [count]) of the teacher at guidance `scale`, on the CPU; cached.
 
     Args:
-        backbone: the teacher's network, where it is to be sampled.
+        backbone: the model of the teacher, where it is to be sampled.
         config: the recipe's model section.
-        task: the recipe's task; its `balanced_labels` of `count` are asked for.
+        task: the recipe's task.
         seed: seed of the noise.
         count: number of samples, at most.
         scale: guidance scale; 1 samples without guidance.
         batch_size: samples made at a time; all at once where None.
+        labels: labels [count] that are asked for; the task's `balanced_labels`, those of an evaluation, where None.
+        teacher: teacher's role, where other roles share its network; the backbone's network where None.
     """
-    labels = task.balanced_labels(count)
+    labels = task.balanced_labels(count) if labels is None else labels
+    draws = generator(seed, "teacher samples")
 
     def make(folder: Path) -> None:
-        made = samples_of(backbone, task, labels, generator(seed, "teacher samples"), scale, batch_size)
+        made = samples_of(backbone, task, labels, draws, scale, batch_size, slice(None), teacher)
         save_file({"samples": made.contiguous()}, folder / "samples.safetensors")
 
     sampling: dict[str, Any] = {
@@ -60,19 +64,25 @@ def teacher_samples(
     }
     sampling["device"] = next(backbone.network.parameters()).device.type
     if config.path is not None:
-        sampling |= {"path": config.path, "revision": config.revision, "dtype": config.dtype}
+        sampling |= {"of": config.model_dump(mode="json"), "files": _files(Path(config.path)), "prompts": task.prompts(labels)}
     folder = cached(f"teacher-samples-{task.name}", {**teacher_made_of(config, task, seed), **sampling}, make)
     return load_file(folder / "samples.safetensors")["samples"], labels
 
 
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """(name, size, time of the last change) of each file of a model in a `folder`; empty for one of the hub."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return [(str(path.relative_to(folder)), (about := path.stat()).st_size, about.st_mtime_ns) for path in files]
+
+
 def samples_of(
     backbone: Backbone, task: Task, labels: Tensor, draws: torch.Generator, scale: float, batch_size: int | None = None,
-    rows: Tensor | slice = slice(None),
+    rows: Tensor | slice = slice(None), teacher: Any = None,
 ) -> Tensor:  # fmt: skip
     """Samples [N, ...] of the teacher for the `rows` [N] of `labels` [B], on the CPU, from the noise that all B would have.
 
     Args:
-        backbone, task, scale, batch_size: see `teacher_samples`.
+        backbone, task, scale, batch_size, teacher: see `teacher_samples`.
         labels: the labels [B].
         draws: random numbers, on the CPU; the noise is drawn first.
         rows: which samples are made; all where not given.
@@ -81,9 +91,10 @@ def samples_of(
     labels, scheduler = labels[rows], teacher_scheduler(backbone)
     size, device = batch_size or len(labels), next(backbone.network.parameters()).device
     caller, parts = Caller(backbone.family, nullcontext), []
+    teacher = backbone.network if teacher is None else teacher
     for part, start in zip(labels.split(size), noise.split(size), strict=True):
         on_device = part.to(device)
         cond, uncond = backbone.conditions(on_device, prompts_of(task, part)), backbone.conditions.uncond(on_device)
-        predict = lambda x, t, c=cond, u=uncond: guided(caller, backbone.network, x, t, c, u, scale)  # noqa: E731
+        predict = lambda x, t, c=cond, u=uncond: guided(caller, teacher, x, t, c, u, scale)  # noqa: E731
         parts.append(sample(predict, scheduler, SAMPLING_STEPS, start.to(device), draws).cpu())
     return torch.cat(parts)

@@ -142,7 +142,7 @@ class Forward:
         return Signals(
             x0, real_cond, real_uncond, fake, sigma[rows], None if advantage is None else advantage[rows], guide_cond,
             guide_uncond, groups=self.on_device(labels), batch_advantage=advantage, fake_bad=fake_bad, fake_good=fake_good,
-            rung=batch.rungs[rows] if len(self.ladder) > 1 else None, rung_count=len(self.ladder),
+            rung=batch.rungs[rows] if len(self.ladder) > 1 else None, batch_rung=batch.rungs if len(self.ladder) > 1 else None,
         )  # fmt: skip
 
     def renoise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,8 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     )  # fmt: skip
     real: RealSamples | None = None
     if needs.discriminator is not None or forward.from_data:
-        real = RealSamples(recipe, backbone, task, accelerator.device)
+        part = train.batch_size // accelerator.num_processes // train.accumulation
+        real = RealSamples(recipe, backbone, task, roles.teacher, part, accelerator.device)
     adversary: Adversary | None = None
     if needs.discriminator is not None and real is not None:
         adversary = Adversary(needs.discriminator, forward, real, train, accelerator)
