@@ -327,7 +327,9 @@ class EvaluateConfig(Strict):
 class DistributedConfig(Strict):
     """Devices and sharding; the launcher sets the number of processes."""
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="precision of accelerate's autocast")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="precision of accelerate's autocast; not fp16, whose scaling of losses leaves updates out"
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="device of the run; cpu: no GPU is used")
     teacher: Literal["none", "zero3", "zero3_offload"] = Field(
         "none", description="placement of the frozen teacher; none: a whole copy on every process; zero3: sharded over "

@@ -86,7 +86,7 @@ def _devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 1e9:.1f} GB")
-    yield Finding("bf16", "yes" if torch.cuda.is_bf16_supported() else "no; set distributed.mixed_precision to fp16 or no")
+    yield Finding("bf16", "yes" if torch.cuda.is_bf16_supported() else "no; set distributed.mixed_precision to no")
 
 
 def _deepspeed() -> Finding:

@@ -20,7 +20,7 @@ from amd_plugin.plan.measured import measured
 from amd_plugin.plan.model_spec import ModelSpec, build_autoencoder, fake_mode, fill_with_fakes
 from amd_plugin.plan.trace import Trace, along, trace
 
-PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION = {"no": torch.float32, "bf16": torch.bfloat16}
 # Settings that say where a model or its first weights lie, or what it is asked for, and change no operation of a call.
 NOT_MEASURED = {"path", "revision", "variant", "negative_prompt", "decoder", "student_from", "fake_score_from"}
 

@@ -96,9 +96,6 @@ def _check_engines(config: RecipeConfig, source: Source) -> None:
     if config.model.roles == "shared_base":
         message = "an engine needs a network of its own, and adapters on a shared base are small; set it to none"
         source.problem(("distributed", "trained"), f"{message}, distributed.teacher shards the base; {got}")
-    if config.distributed.mixed_precision == "fp16":
-        message = "engines would skip updates to scale their losses; set it to bf16 or no, or distributed.trained to none"
-        source.problem(("distributed", "mixed_precision"), f"{message}; got 'fp16'")
 
 
 def _check_held_out(config: RecipeConfig, source: Source) -> None:

@@ -228,7 +228,6 @@ def test_a_text_encoder_loaded_meanwhile_is_whole(ranks):
 
 @pytest.mark.parametrize(("settings", "said"), [
     (["model.roles=shared_base"], "distributed.trained: an engine needs a network of its own"),
-    (["distributed.mixed_precision=fp16"], "distributed.mixed_precision: engines would skip updates"),
     (["train.compile=true"], "train.compile: .*set distributed.trained to none"),
     (["objective.name=dmd2"], "distributed.trained: objective 'dmd2' reads the fake score's features"),
 ])  # fmt: skip
