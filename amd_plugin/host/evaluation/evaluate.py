@@ -21,6 +21,7 @@ from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
 from amd_plugin.host.evaluation.health import health, problems, real_saturation
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
+from amd_plugin.host.running.accelerator import on_main
 from amd_plugin.host.running.preemption import Preemption
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.training.trainer import Trainer
@@ -44,17 +45,22 @@ class HeldOutEvaluation:
         latest: (step, held-out metrics) of the last evaluation; of step -1 before there is one.
 
     Raises:
-        InputError: for a held-out reward that cannot be built.
+        InputError: on every process, for a held-out reward that cannot be built.
     """
 
     def __init__(self, trainer: Trainer):
         evaluate, self._trainer = trainer.recipe.config.evaluate, trainer
-        judges = [reward.here for reward in evaluate.rewards if trainer.accelerator.is_main_process]
-        self.rewards = RewardSet(judges, trainer.plugins, trainer.task, device=trainer.accelerator.device)
+        self.rewards = RewardSet([], trainer.plugins, trainer.task)
+        on_main(trainer.accelerator, self._load_judges)
         directions = {name: trainer.task.metrics.get(name, "up") for name in (*evaluate.held_out, *self.rewards.configs)}
         self._told: set[str] = set()
         self.latest: tuple[int, dict[str, float]] = (-1, {})
         self.alarm = HackingAlarm({} if trainer.rewards is None else trainer.rewards.weights, directions)
+
+    def _load_judges(self) -> None:
+        trainer = self._trainer
+        judges = [reward.here for reward in trainer.recipe.config.evaluate.rewards]
+        self.rewards = RewardSet(judges, trainer.plugins, trainer.task, device=trainer.accelerator.device)
 
     def __call__(self, run_log: RunLog, output: Path, preemption: Preemption) -> dict[str, float]:
         """Held-out metrics of the averaged student, the same on all processes. Call on every process.

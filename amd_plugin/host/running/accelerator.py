@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
-from amd_plugin.disk import in_words, refusal, remedy
-from amd_plugin.errors import InputError, RunError
+from amd_plugin import disk
+from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, in_words
 from amd_plugin.host.running.trackers import check_trackers
 from amd_plugin.recipe.loading import Recipe
 
@@ -59,24 +59,29 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     """The result of `action` on the main process, broadcast to all. Call on every process.
 
     Raises:
-        InputError: on every process, where the main process raises one, so that all stop for the same reason.
-        RunError: likewise, where the main process raises one, or a disk does not take what it writes.
+        InputError, MissingDependency: on every process, where the main process raises one, so that all stop for one reason.
+        RunError: likewise, where the main process raises one, or a disk does not take what it writes; and on the others, in
+            place of whatever else the main process raises.
     """
     outcome: list[Any] = [None, None, None]
-    cause = None
+    cause, fault = None, None
     if accelerator.is_main_process:
         try:
             outcome[0] = action()
-        except (InputError, RunError) as error:
-            outcome[1:], cause = (type(error), str(error)), error.__cause__
+        except AmdPluginError as error:
+            kind = next((kind for kind in (InputError, MissingDependency) if isinstance(error, kind)), RunError)
+            outcome[1:], cause = (kind, str(error)), error.__cause__
         except Exception as error:
-            if (refused := refusal(error)) is None:
-                raise
-            outcome[1:], cause = (RunError, f"{in_words(refused)}. {remedy(refused)}, and start again"), error
-    broadcast_object_list(outcome)
+            if (refused := disk.refusal(error)) is None:
+                outcome[1:], fault = (RunError, f"process 0: {in_words(error)}"), error
+            else:
+                outcome[1:], cause = (RunError, f"{disk.in_words(refused)}. {disk.remedy(refused)}, and start again"), error
+    broadcast_object_list(outcome)  # in any case: the others wait for it
+    if fault is not None:
+        raise fault
     result, kind, message = outcome
     if kind is not None:
-        raise (InputError if issubclass(kind, InputError) else RunError)(message) from cause
+        raise kind(message) from cause
     return result  # type: ignore[no-any-return]  # broadcast as an untyped list
 
 

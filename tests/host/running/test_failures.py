@@ -4,7 +4,7 @@ import pytest
 
 from amd_plugin.host import checkpoint
 from tests.helpers.launchers import assert_same
-from tests.helpers.processes import ROOT, run, torchrun
+from tests.helpers.processes import ROOT, forked, run, torchrun
 from tests.helpers.tiny_wan import train_here
 
 SCRIPT = ROOT / "tests" / "helpers" / "failing.py"
@@ -45,3 +45,36 @@ def test_killed_while_it_saves_a_run_goes_on_from_the_checkpoint_before(wan, alo
     assert [path.name for path in saved] == ["step-000001"]
     train_here(wan, tmp_path / "run", "auto")
     assert_same(alone, tmp_path / "run")
+
+
+ON_MAIN = """
+import os, sys
+from pathlib import Path
+from accelerate import Accelerator
+from amd_plugin.errors import InputError, MissingDependency, RunError
+from amd_plugin.host.running.accelerator import on_main
+accelerator, rank, said = Accelerator(cpu=True), int(os.environ["RANK"]), []
+
+def fails(error):
+    raise error
+
+for error in (InputError("a"), MissingDependency("b"), RunError("c"), OSError(28, "full", "d"), KeyError("e")):
+    try:
+        on_main(accelerator, lambda: fails(error))
+    except Exception as found:
+        said.append(f"{type(found).__name__}: {found}")
+Path(f"said-{rank}.txt").write_text(chr(10).join(said))
+accelerator.wait_for_everyone(), accelerator.end_training()
+"""
+
+
+def test_whatever_the_main_process_raises_the_others_raise(tmp_path):
+    """Otherwise they wait for it until a launcher or a watchdog ends them."""
+    (tmp_path / "each.py").write_text(ON_MAIN)
+    code, printed = run([*forked(2), "each.py"], tmp_path)
+    assert code == 0, printed
+    first, second = ((tmp_path / f"said-{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first[:4] == second[:4] and [line.partition(":")[0] for line in first[:4]] == [
+        "InputError", "MissingDependency", "RunError", "RunError",
+    ]  # fmt: skip
+    assert first[4:] == ["KeyError: 'e'"] and second[4:] == ["RunError: process 0: KeyError: 'e'"]
