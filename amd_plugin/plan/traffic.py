@@ -99,8 +99,7 @@ def received(calls: Calls, sizes: dict[str, Tensors], config: RecipeConfig, gpus
         trained = sizes[role].trained[1]
         whole = trained + sizes[role].frozen[1]
         if stage == "none":
-            # Gradients of adapters on a shared base are all-reduced once per update, others in every backward pass.
-            bytes_in[role] = 2 * fraction * trained * (times if shared else backward[role])
+            bytes_in[role] = 2 * fraction * trained * times  # gradients are all-reduced once per update
         elif stage == "zero2":
             bytes_in[role] = fraction * trained * (backward[role] + times)
         else:

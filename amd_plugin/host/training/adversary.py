@@ -58,7 +58,7 @@ class Adversary:
         real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.updates_before)
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")
         losses = []
-        for rows, x0 in zip(parts, rollouts, strict=True):
+        for rows, x0 in self.learner.micro_batches([*zip(parts, rollouts, strict=True)]):
             self._fake_score.rung = batch.rungs_of(rows)
             samples = [(real[rows], labels[rows]), (x0, batch.labels[rows])]
             if self._losses.r1:

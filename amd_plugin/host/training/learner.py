@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,8 @@ from amd_plugin.models.roles import Role
 from amd_plugin.models.step_conditioning import in_outcomes
 from amd_plugin.sharding.engine import EngineSettings, engine_for
 from amd_plugin.sharding.shares import Moments
+
+Part = TypeVar("Part")
 
 
 class RoleOptimizer(Protocol):
@@ -26,6 +29,10 @@ class RoleOptimizer(Protocol):
 
     role: Role
     optimizer: Any
+
+    def micro_batches(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """The `parts` of an update, for a loop whose body is the forward and the backward pass of one of them."""
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradients of the scalar `loss` in the role's parameters."""
@@ -61,6 +68,14 @@ class Learner:
             self.optimizer: Any = accelerator.prepare(optimizer)
         else:
             role.wrapped, self.optimizer = accelerator.prepare(role.network, optimizer)
+
+    def micro_batches(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """See `RoleOptimizer.micro_batches`: processes average gradients in the last backward pass, and not in each."""
+        *before, last = parts
+        for part in before:
+            with nullcontext() if self.role.shared else self._accelerator.no_sync(self.role.wrapped):
+                yield part
+        yield last
 
     def backward(self, loss: Tensor) -> None:
         """See `RoleOptimizer.backward`."""
@@ -103,6 +118,10 @@ class EngineLearner:
 
         self._engine, optimizer, shares = engine_for(role, adam, settings)
         self.optimizer = Moments(optimizer, shares, [len(group["params"]) for group in groups])
+
+    def micro_batches(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """See `RoleOptimizer.micro_batches`; the engine counts them itself."""
+        return iter(parts)
 
     def backward(self, loss: Tensor) -> None:
         """See `RoleOptimizer.backward`."""

@@ -168,7 +168,8 @@ class Trainer:
         """Accumulates the gradients of the fake score's loss; returns metrics, and what was computed."""
         schedule, batch, losses, by_level, trace = self.forward.schedule, turn.batch, [], [], Trace()
         timestep, noise = schedule.timestep(turn.sigma), batch.normal("noise")
-        for rows, exit in zip(turn.parts, turn.exits, strict=True):
+        learner = self.learners["fake_score"]
+        for rows, exit in learner.micro_batches([*zip(turn.parts, turn.exits, strict=True)]):
             x0, t, labels = exit.x0, timestep[rows], batch.labels[rows]
             weight = None if turn.weight is None else turn.weight[rows]
             outcome = None if turn.outcome is None else turn.outcome[rows]
@@ -180,7 +181,7 @@ class Trainer:
             self.fake_score.rung, self.fake_score.outcome = batch.rungs_of(rows), outcome
             prediction = self.forward.caller.call(self.fake_score, x_t, t, self.forward.condition(labels))
             output = self.objective.fake_score_loss(prediction, schedule.target(x0, noise[rows], t), weight)
-            self.learners["fake_score"].backward(output.loss / len(turn.parts))
+            learner.backward(output.loss / len(turn.parts))
             self.fake_score.outcome = NONE
             losses.append(output.loss.detach())
             by_level.append(by_band(output.per_sample, turn.sigma[rows]))
@@ -205,7 +206,8 @@ class Trainer:
     def student_gradients(self, turn: Turn) -> tuple[Metrics, Trace, list[Signals]]:
         """Accumulates the gradients of the student's loss; returns metrics, what was computed, and the signals."""
         batch, outputs, trace, seen, adversarial = turn.batch, [], Trace(), list[Signals](), list[Tensor]()
-        for rows, (x, x0) in zip(turn.parts, turn.exits, strict=True):
+        learner = self.learners["student"]
+        for rows, (x, x0) in learner.micro_batches([*zip(turn.parts, turn.exits, strict=True)]):
             x0 = x0 if x0.requires_grad else self.forward.leave(x, batch, rows, grad=True).x0
             signals = self._with_reward(self.forward.signals(x0, batch, rows, turn.sigma, turn.advantage), batch, rows)
             signals = signals if turn.factors is None else signals._replace(advantage_factor=turn.factors[rows])
@@ -215,7 +217,7 @@ class Trainer:
             if self.adversary is not None:
                 adversarial.append(self.adversary.student_loss(x0, batch, rows, self.adversary.timestep(batch)))
                 loss = loss + adversarial[-1]
-            self.learners["student"].backward(loss / len(turn.parts))
+            learner.backward(loss / len(turn.parts))
             outputs.append(output)
             seen.append(without_graph(signals))
             trace.append(traced({**seen[-1]._asdict(), "loss": output.per_sample}))

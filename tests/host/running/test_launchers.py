@@ -71,6 +71,29 @@ log.write(1)
 accelerator.wait_for_everyone(), accelerator.end_training()
 """
 
+IN_PARTS = """
+import json, os, torch
+from pathlib import Path
+from accelerate import Accelerator
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe import load
+from tests.helpers.recipes import TINY
+accelerator, plugins, rank = Accelerator(cpu=True), get_plugin_manager(), int(os.environ["RANK"])
+trainer = Trainer(load("modes2d", plugins, (*TINY, "train.accumulation=4", "train.fake_updates=2"), "amd"), plugins, accelerator)
+counts = {}
+for name in ("student", "fake_score"):
+    def counted(state, bucket, name=name):
+        counts[name] = counts.get(name, 0) + 1
+        return allreduce_hook(None, bucket)
+    getattr(trainer, name).wrapped.register_comm_hook(None, counted)
+trainer.cycle()
+weights = torch.cat([parameter.detach().flatten() for parameter in trainer.student.parameters()])
+Path(f"counts-{rank}.json").write_text(json.dumps([counts, weights.double().sum().item()]))
+accelerator.wait_for_everyone(), accelerator.end_training()
+"""
+
 SOME_RUNGS_EACH = """
 import json, os
 from pathlib import Path
@@ -91,6 +114,14 @@ log.write(3)
 Path(f"names-{rank}.json").write_text(json.dumps(names))
 accelerator.wait_for_everyone(), accelerator.end_training()
 """
+
+
+def test_gradients_are_averaged_once_per_update_and_not_in_every_micro_batch(tmp_path):
+    (tmp_path / "parts.py").write_text(IN_PARTS)
+    code, printed = run([*forked(2), "parts.py"], tmp_path)
+    assert code == 0, printed
+    first, second = (json.loads((tmp_path / f"counts-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first[0] == {"student": 1, "fake_score": 2}
 
 
 def test_processes_with_other_rungs_have_metrics_of_the_same_names(tmp_path):
