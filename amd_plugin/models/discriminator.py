@@ -37,7 +37,8 @@ def features_of(
     outputs: list[Any] = []
     hook = location.module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        caller.call(role, x_t, timestep, condition)
+        with torch.compiler.set_stance("force_eager"):  # a compiled network leaves out hooks that it was compiled without
+            caller.call(role, x_t, timestep, condition)
     finally:
         hook.remove()
     # Blocks of two-stream transformers return (text, image).
