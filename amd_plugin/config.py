@@ -219,7 +219,9 @@ class TrainConfig(Strict):
     }
 
     max_steps: int = Field(ge=1, description="number of student updates")
-    seed: int = Field(0, ge=0, description="seed of all randomness, the teacher's training included")
+    seed: int = Field(
+        0, ge=0, description="seed of all randomness, the teacher's training included; prompts have one order for all seeds"
+    )
     batch_size: int = Field(ge=1, description="number of samples per update, over all processes and accumulation steps")
     group_size: int = Field(1, ge=1, description="number of samples per prompt and batch, for group advantages")
     accumulation: int = Field(1, ge=1, description="number of micro-batches per update and process")

@@ -49,7 +49,8 @@ def require_fit(objective: Objective, guidance_scale: float, offers: Collection[
         offers: names of the fields of `Needs` that the host can give.
 
     Raises:
-        InputError: for another guidance scale, or a need that the host does not offer.
+        InputError: for another guidance scale, a need that the host does not offer, or prompts without a reward, for the sake
+            of which an adapter reads them.
     """
     if objective.guidance_scale != guidance_scale:
         message = (
@@ -57,3 +58,6 @@ def require_fit(objective: Objective, guidance_scale: float, offers: Collection[
         )
         raise InputError(f"objective: {message}")
     refuse_what_is_missing(objective, offers)
+    if objective.needs.groups and not objective.needs.reward:
+        message = "needs the prompt of each sample and no reward; this host gives prompts with a reward only"
+        raise InputError(f"objective {type(objective).__name__}: {message}. Train it on the reference host")

@@ -252,6 +252,14 @@ def test_what_a_host_cannot_give_is_refused_by_name(objective, need):
     require_fit(objective, 2.0, EVERYTHING)
 
 
+def test_an_objective_with_prompts_and_no_reward_is_refused():
+    """An adapter gives prompts where it scores samples: such an objective would be left out, or miss them in its loss."""
+    from amd_plugin.objectives.rivals.gndm import GNDMObjective
+
+    with pytest.raises(InputError, match="objective GNDMObjective: needs the prompt of each sample and no reward"):
+        require_fit(GNDMObjective(2.0), 2.0, EVERYTHING)
+
+
 def test_the_bridge_keeps_its_old_names():
     old = Steering(AMDObjective(), lambda media, prompts: media[:, 0])
     old.begin(0, 1)
