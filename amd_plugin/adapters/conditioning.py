@@ -61,11 +61,6 @@ class FakeScoreConditions:
         """Whether a network has a table of outcomes."""
         return bool(self._tables(OUTCOME))
 
-    @property
-    def takes_rungs(self) -> bool:
-        """Whether a network has a table of rungs."""
-        return bool(self._tables(RUNGS))
-
     def add_to(self, network: nn.Module) -> None:
         """Adds tables to `network`, before its optimizer is built and before DDP wraps it; it may be sharded by FSDP2.
 

@@ -36,7 +36,6 @@ SIGNALS = ZONE | {
     "objective/clip_share": "share of advantages at the limit",
     "objective/zero_spread_share": "share in groups of equal rewards",
     "objective/quiet_share": "share in groups equal to within tolerance",
-    "objective/known_prompts": "share of prompts seen before",
     "objective/tilt_ratio": "implied tilt, largest / smallest",
     "objective/tilt_kl": "implied tilt, KL in nats",
     "objective/guidance": "effective guidance scale",

@@ -101,7 +101,7 @@ def evaluate(
     )  # fmt: skip
     result = Evaluation(
         run=run, student=student, weights=weights, suite=suite, rows=rows, reference=described, metric_models=metric_models,
-        measurements=measurements, latents=folder / "latents", trained_on=_trained_on(student, plugins),
+        measurements=measurements, latents=folder / "latents", trained_on=_trained_on(student),
     )  # fmt: skip
     write_results(result, folder)
     _write_pairs(folder, suite)
@@ -171,7 +171,7 @@ def _metric_models(student: Student, plugins: PluginManager) -> MetricModels:
     return MetricModels(rewards, task.judge(), vision, alignment)
 
 
-def _trained_on(student: Student, plugins: PluginManager) -> list[str]:
+def _trained_on(student: Student) -> list[str]:
     """Names of the rewards that the objective used; an objective without rewards was trained on none of them."""
     recipe = student.recipe
     return [reward.name for reward in recipe.config.rewards] if recipe.objective.needs.reward else []
