@@ -90,6 +90,8 @@ class HostBridge:
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = samplers[::-1]
+        if plugins is not None and plugins.hook.distill_advantage_schedule.get_hookimpls():
+            log.warning("distill_advantage_schedule of a plugin has no effect here: only the reference host calls it")
         self._advantage: Tensor | None = None  # of the samples scored last, on all ranks; this rank's rows of it
         self._own = slice(0, 0)
         self.moves_noise_levels = bool(samplers)

@@ -252,6 +252,17 @@ def test_what_a_host_cannot_give_is_refused_by_name(objective, need):
     require_fit(objective, 2.0, EVERYTHING)
 
 
+def test_a_schedule_that_is_not_called_is_said(plugins, caplog):
+    class Scheduled:
+        @hookimpl
+        def distill_advantage_schedule(self, sigma):
+            return torch.ones_like(sigma)
+
+    plugins.register(Scheduled())
+    HostBridge(AMDObjective(), plugins=plugins)
+    assert caplog.text.count("distill_advantage_schedule of a plugin has no effect here") == 1
+
+
 def test_an_objective_with_prompts_and_no_reward_is_refused():
     """An adapter gives prompts where it scores samples: such an objective would be left out, or miss them in its loss."""
     from amd_plugin.objectives.rivals.gndm import GNDMObjective
