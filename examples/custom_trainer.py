@@ -88,7 +88,7 @@ class Trainer:
         with torch.no_grad():
             x_t, none = noised(x0, torch.randn(len(x0), PIXELS), t), torch.full_like(digit, CLASSES)
             scores = [f.clean(x_t, t, c) for f, c in ((self.teacher, digit), (self.teacher, none), (self.fake, digit))]
-        output = self.objective.student_loss(Signals(x0, *scores, t, advantage, **self.bridge.signal_fields))  # (8)
+        output = self.bridge.student_loss(Signals(x0, *scores, t, advantage, **self.bridge.signal_fields))  # (8)
         self.metrics, self.step = output.metrics | self.bridge.metrics, self.step + 1
         return updated(self.students, output.loss)
 

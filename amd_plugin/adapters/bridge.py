@@ -19,6 +19,8 @@ from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.sample_scores import SampleScores, reward_metrics
 from amd_plugin.errors import RunError
 from amd_plugin.hookspecs import Objective
+from amd_plugin.maths.losses import LossOutput
+from amd_plugin.maths.signals import Signals
 from amd_plugin.moved import names_of
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
@@ -238,6 +240,15 @@ class HostBridge:
         size = (count, len(self.signal_fields["batch_advantage"]))
         return torch.rand(size, generator=generator(self._seed, *key, device=torch.device("cpu")))[:, self._own]
 
+    def student_loss(self, signals: Signals) -> LossOutput:
+        """The objective's loss of the student's turn; averages its shared sums over ranks. Call it on every rank equally often.
+
+        What reads the sums next, a turn of the fake score or a checkpoint of one rank, then finds those of all ranks.
+        """
+        output = self.objective.student_loss(signals)
+        self._share_sums()
+        return output
+
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
         """Sets the objective's schedule factor to the product of the plugins' factors, and averages its shared sums over ranks.
 
@@ -249,9 +260,7 @@ class HostBridge:
             metrics: 0-dim tensors of the last student turn; plugins get their mean over ranks, as ``objective/NAME``.
         """
         self.step, self.signal_fields = step, {}
-        # Coherence, and the scale of advantage guidance, follow from the last student turn of all ranks.
-        for sums in self.objective.shared_sums:
-            sums.copy_(self.ranks.joined(sums[None]).mean(0))
+        self._share_sums()
         if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}
@@ -261,6 +270,12 @@ class HostBridge:
             names = [f"objective/{name}" for name in metrics]
             means = {name: mean for name, mean in zip(names, ranks.nanmean(0).tolist(), strict=True) if mean == mean}
         self.objective.schedule_factor = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
+
+    @torch.no_grad()
+    def _share_sums(self) -> None:
+        """Averages what coherence and the scale of advantage guidance follow from; once more changes nothing."""
+        for sums in self.objective.shared_sums:
+            sums.copy_(self.ranks.joined(sums[None]).mean(0))
 
     @torch.no_grad()
     def move_noise_levels(self, sigma: Tensor, role: str, *key: object) -> Tensor:

@@ -200,7 +200,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
             raise RunError(f"fastgen: {message}. Use a newer amd-plugin")
         sigma, uncond = t / self.net.noise_scheduler.max_t, real[1].x0 if guided else None
         fields = bridge.student_fields(x0, self._prompts) | self._conditions.contrast(self._rungs, fake[0].again)
-        output = self.objective.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
+        output = self.bridge.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
         metrics = prefixed(output.metrics | bridge.metrics, "amd_")
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss

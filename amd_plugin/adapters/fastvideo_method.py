@@ -237,7 +237,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         fields = {"advantage": self._score(batch), "sigma": self._sigma(predictions[0].timestep, len(fake))}
         fields |= self.bridge.student_fields(generator_pred_x0, self._prompts(batch))
         fields |= self._conditions.contrast(self._rung, predictions[0].again)
-        output = self.objective.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields))
+        output = self.bridge.student_loss(Signals(generator_pred_x0, cond, uncond, fake, **fields))
         self._metrics = output.metrics
         return output.loss
 

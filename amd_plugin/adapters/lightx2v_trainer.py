@@ -270,7 +270,7 @@ class Adaptive(Records):
         fields = {"sigma": sigma.float(), "advantage": advantage, **self.bridge.student_fields(latents, self._prompts)}
         fields |= self._conditions.contrast(self._rung, turn.fake_x0_again)
         uncond = turn.unconditional_x0(cond, x_pred_teacher, self.objective.guidance_scale)
-        output = self.objective.student_loss(Signals(latents, cond, uncond, x_pred_fake_flow, **fields))
+        output = self.bridge.student_loss(Signals(latents, cond, uncond, x_pred_fake_flow, **fields))
         self._metrics = output.metrics
         return output.loss
 

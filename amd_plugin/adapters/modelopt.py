@@ -248,7 +248,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if shared is not None and (scored := shared.scores.get(int(rung))) is not None:
             turn.advantage, turn.scored_before = self.bridge.recall(scored, x0.device), True
             return turn.advantage
-        groups = group_ids(turn.given.condition, len(x0))
+        groups = group_ids(turn.given.prompts or turn.given.condition, len(x0))
         turn.advantage = self.bridge.advantages(x0, groups, turn.given.prompts, rung=rung)
         if shared is not None:
             shared.scores[int(rung)] = self.bridge.scored()
@@ -306,7 +306,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             predict = super()._predict_x0
             fields |= self.conditions.contrast(self._rung(turn), lambda: predict(self.fake_score, *args, **given))
         self.objective.guidance_scale = 1.0 if scale is None else scale
-        output = self.objective.student_loss(signals._replace(**fields))
+        output = self.bridge.student_loss(signals._replace(**fields))
         self.metrics = output.metrics | self.bridge.metrics
         # Further losses of the host stay in its total; the gradient of its own matching loss cancels exactly.
         return {**losses, "vsd": output.loss, "total": losses["total"] - losses["vsd"] + output.loss}

@@ -268,7 +268,6 @@ class AMDObjective(DMDObjective):
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""
-        self._finish_turn()
         amd_state = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
         if self.needs.fake_score_outcome:
             amd_state["contrast"] = {"running": self._contrast.state_dict(), "budget": float(self._budget)}

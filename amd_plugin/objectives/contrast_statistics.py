@@ -6,6 +6,8 @@ contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, 
 With weights by the inverse square, as in a regression, a few samples at low noise would be all of the sum.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -79,8 +81,10 @@ class ContrastStatistics:
         return True
 
     def state_dict(self) -> list[list[float]]:
-        """JSON-able running means."""
-        running: list[list[float]] = self.running.tolist()
+        """JSON-able running means, with the turn under way in them. Changes nothing, since hosts save on one process alone."""
+        finished = copy.copy(self)
+        finished.finish_turn()
+        running: list[list[float]] = finished.running.tolist()
         return running
 
     def load_state_dict(self, state: list[list[float]]) -> None:

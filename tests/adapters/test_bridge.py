@@ -18,6 +18,7 @@ from amd_plugin.hookspecs import EVERYTHING, IN_WORDS
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 from amd_plugin.objectives.reward_statistics import group_ids
+from tests.helpers.processes import run, torchrun
 from tests.helpers.simulated_device import SIMULATED, SimulatedDevice
 
 PROMPTS = ["cat", "dog", "cat", "dog"]
@@ -250,6 +251,40 @@ def test_what_a_host_cannot_give_is_refused_by_name(objective, need):
     with pytest.raises(InputError, match=rf"objective\.needs\.{need}: this host does not offer {IN_WORDS[need]}"):
         require_fit(objective, 2.0)
     require_fit(objective, 2.0, EVERYTHING)
+
+
+SAVED_BY_ONE = """
+import json, os, sys, torch, torch.distributed as dist
+from pathlib import Path
+from amd_plugin import AMDObjective, Signals
+from amd_plugin.adapters.bridge import HostBridge
+dist.init_process_group("gloo")
+rank, draws = dist.get_rank(), torch.Generator().manual_seed(dist.get_rank())
+bridge = HostBridge(AMDObjective(2.0, advantage_guidance="auto"), lambda media, prompts: media.flatten(1).mean(1), lambda x: x)
+bridge.ranks = type(bridge.ranks)(dist.group.WORLD)
+for step in range(4):
+    bridge.start_turn(step, 9)
+    x0 = torch.randn(8, 3, generator=draws)
+    a = bridge.advantages(x0, torch.arange(8) // 4)
+    c = torch.randn(8, 3, generator=draws)
+    fields = {"fake_good": x0 + c, "fake_bad": x0 - c, **bridge.signal_fields}
+    bridge.student_loss(Signals(x0.requires_grad_(), x0 + c, x0 - c, x0 * 0.5, torch.full((8,), 0.5), a, **fields))
+    if rank == 0:
+        bridge.objective.state_dict()
+    bridge.advantages(x0.detach(), torch.arange(8) // 4)  # the fake score's turn, which reads the sums
+    Path(f"sums-{rank}-{step}.json").write_text(json.dumps(bridge.objective.state_dict()["contrast"]))
+dist.destroy_process_group()
+"""
+
+
+def test_a_checkpoint_of_one_rank_and_a_turn_of_the_fake_score_find_the_sums_of_all_ranks(tmp_path):
+    """Saving finished the turn on that rank alone, so that ranks gathered other numbers of tensors in the next one."""
+    (tmp_path / "saved.py").write_text(SAVED_BY_ONE)
+    code, printed = run([*torchrun(2), "saved.py"], tmp_path, timeout=120)
+    assert code == 0, printed
+    for step in range(4):
+        first, second = ((tmp_path / f"sums-{rank}-{step}.json").read_text() for rank in (0, 1))
+        assert first == second
 
 
 def test_a_schedule_that_is_not_called_is_said(plugins, caplog):

@@ -132,9 +132,13 @@ def test_an_objective_measures_logs_and_restores_its_contrast():
     assert objective.gamma > 0 and metrics["contrast_confidence"] > 0
     assert {"contrast_ratio/low", "contrast_reliability/high", "contrast_tilt/middle", "advantage_guidance"} <= set(metrics)
     other = AMDObjective(1.0, sharpening=0, advantage_guidance="auto", unit=0)
+    under_way = [sums.clone() for sums in objective.shared_sums]
     other.load_state_dict(objective.state_dict())
-    assert other.gamma == objective.gamma
+    assert len(objective.shared_sums) == len(under_way) > 0, "saving has ended the turn, on the one process that saves"
     assert other.state_dict() == objective.state_dict()
+    for one in (objective, other):
+        one.advantage(signals.advantage, groups)  # the next turn, before which nothing reads the scale
+    assert other.gamma == objective.gamma
 
 
 def test_off_it_needs_nothing():
