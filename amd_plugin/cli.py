@@ -210,7 +210,10 @@ def compare(
     ] = None,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="folder of the comparison", show_default="runs/compare-RECIPE")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="number of worker processes", show_default="one per core")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="number of worker processes", show_default="one per core, one per GPU for pipelines"),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without a question, however long it takes")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="no report; amd-plugin report makes one of several")] = False,
     as_json: AsJson = False,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from amd_plugin.data.prompt_rows import PromptRows, Row
 
 ROWS = 8  # prompts in a picture of samples
+RESERVED = {"self", "media", "prompts"}  # arguments of every reward
 
 
 class Prompts:
@@ -103,9 +104,9 @@ class Prompts:
         return [row.prompt for row in self._lookup(labels)]
 
     def columns(self, labels: Tensor) -> dict[str, list[Any]]:
-        """The other columns of the rows `labels` [B], for rewards that name them."""
+        """The other columns of the rows `labels` [B], for rewards that name them, but for `RESERVED` ones."""
         rows = self._lookup(labels)
-        return {name: [row.columns.get(name) for row in rows] for name in rows[0].columns}
+        return {name: [row.columns.get(name) for row in rows] for name in rows[0].columns if name not in RESERVED}
 
     def asked_for(self, rows: int, evaluated: int) -> Iterator[str]:
         """Prompts of the first `rows` rows and of an evaluation of `evaluated` samples."""

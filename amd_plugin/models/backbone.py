@@ -192,7 +192,8 @@ def _of_pipeline(
         lambda: source.text_parts(family, dtype),
         lambda pipeline, prompts, negative: family.encode_prompts(pipeline, prompts, negative, size),
         config.negative_prompt,
-        {"encoders": source.fingerprint(), "dtype": config.dtype, "size": size, "length": config.text_length,
+        {"encoders": source.fingerprint(), **({} if config.variant is None else {"variant": config.variant}),
+         "dtype": config.dtype, "size": size, "length": config.text_length,
          "diffusers": diffusers.__version__, "transformers": transformers.__version__},
         config.keep_embeddings, partial(prompt_lengths.token_limits, family),
     )  # fmt: skip

@@ -28,7 +28,10 @@ def teacher_scheduler(backbone: Backbone) -> Any:
     """The scheduler that a teacher is sampled with, in `SAMPLING_STEPS` deterministic steps."""
     if backbone.pretrained is None:
         return FlowMatchEulerDiscreteScheduler()
-    return few_step_scheduler(SAMPLING_STEPS, backbone.pretrained.scheduler(), transition="ode")
+    own = backbone.pretrained.scheduler()
+    # A schedule that shifts by the size of samples has no shift of its own, and the recipe names one.
+    shift = backbone.shift if own.config.get("use_dynamic_shifting") else None
+    return few_step_scheduler(SAMPLING_STEPS, own, transition="ode", shift=shift)
 
 
 def teacher_samples(

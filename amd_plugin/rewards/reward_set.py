@@ -93,7 +93,7 @@ class RewardSet:
                 self.pools[name] = Pool(spec, config.pool)
             else:
                 self.scorers[name] = Scorer(config, factory, task, device, plugins)
-                self._timed[name] = _TimedCall()
+                self._timed[name] = _TimedCall(self.scorers[name].device)
         self.overlaps = bool(self.pools)
 
     @property
@@ -174,9 +174,14 @@ class RewardSet:
 
 
 class _TimedCall:
-    """Calls in this process with a time limit. A thread cannot be stopped, so a late one is waited for before the next call."""
+    """Calls in this process with a time limit. A thread cannot be stopped, so a late one is waited for before the next call.
 
-    def __init__(self) -> None:
+    Args:
+        device: the device of what is called. A new thread would have the first GPU for its own.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
         self._late: threading.Thread | None = None
 
     def run(self, call: Callable[[], Tensor], limit: float | None) -> Result:
@@ -188,7 +193,13 @@ class _TimedCall:
             if self._late.is_alive():
                 return f"TimeoutError: still busy with an earlier call after another {limit:g} s"
         results: list[Result] = []
-        thread = threading.Thread(target=lambda: results.append(_attempt(call)), daemon=True)
+
+        def work() -> None:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            results.append(_attempt(call))
+
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join(limit)
         self._late = thread if thread.is_alive() else None

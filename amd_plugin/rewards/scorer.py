@@ -31,6 +31,7 @@ class Scorer:
         plugins: plugins of the run, for factories with a parameter ``plugins``, such as those that wrap another reward.
 
     Attributes:
+        device: device on which the reward scores.
         takes: names of the batch columns that the reward takes; None if it takes any.
         unit: significant difference of scores, see `Traits`.
         networks: torch modules that the reward is or holds.
@@ -57,8 +58,8 @@ class Scorer:
         except BaseException as error:
             raise InputError(f"{label} could not be built: {in_words(error)}") from error
         own = config.host_keys & takes
-        self._device = device if config.device == "auto" or "device" in own else torch.device(config.device)
-        if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
+        self.device = device if config.device == "auto" or "device" in own else torch.device(config.device)
+        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
             message = f"device '{config.device}': this machine has {torch.cuda.device_count()} CUDA devices"
             raise InputError(f"{label}: {message}. Set it to auto or cpu")
         own_traits = traits(self._reward)
@@ -78,10 +79,10 @@ class Scorer:
         """
         own_columns = self._own_columns(columns)
         if self._offload:
-            self._move(self._device)
+            self._move(self.device)
         try:
             # A reward that works in place must not change what the next one gets; this costs a copy on the same device only.
-            copied = media.to(self._device, copy=True)
+            copied = media.to(self.device, copy=True)
             values = self._reward(present(copied, self._media), list(prompts), **own_columns)
             return as_scores(values, len(media)).to(media.device)
         finally:
@@ -103,7 +104,7 @@ class Scorer:
         """
         for network in self.networks:
             network.requires_grad_(False)
-        values = self._reward(present(media.to(self._device), self._media), list(prompts), **self._own_columns(columns))
+        values = self._reward(present(media.to(self.device), self._media), list(prompts), **self._own_columns(columns))
         if not isinstance(values, Tensor) or not values.requires_grad:
             raise TypeError("must return a tensor through which gradients reach the media")
         as_scores(values, len(media))
@@ -111,7 +112,7 @@ class Scorer:
 
     def _own_columns(self, columns: dict[str, Any]) -> dict[str, Any]:
         own = columns if self.takes is None else {k: v for k, v in columns.items() if k in self.takes}
-        return {name: v.to(self._device) if isinstance(v, Tensor) else v for name, v in own.items()}
+        return {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in own.items()}
 
     def _move(self, device: torch.device) -> None:
         for network in self.networks:

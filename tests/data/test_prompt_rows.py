@@ -296,3 +296,13 @@ def test_grey_pictures_of_sixteen_bits_are_not_white(tmp_path):
     (tmp_path / "grey" / "metadata.csv").write_text("file_name,prompt\na.png,fog\n")
     pictures, _ = Prompts(source=str(tmp_path / "grey"), image_column="image").training_data(1, None)
     assert pictures.mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_columns_with_the_names_of_a_rewards_own_arguments_are_not_given(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a fox", "media": "ink", "prompts": "x", "self": 1, "style": "ink"}\n')
+    import torch
+
+    from amd_plugin.data.prompts import Prompts
+
+    task = Prompts(source=str(tmp_path / "rows.jsonl"))
+    assert task.columns(torch.tensor([0])) == {"style": ["ink"]}

@@ -8,6 +8,7 @@ stopped, continued and extended.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from amd_plugin.evaluate.comparison.jobs import (
     run_jobs,
     seconds_per_update,
     train_arm,
+    visible_gpus,
     worker_pool,
 )
 from amd_plugin.evaluate.comparison.result import Comparison, best_overall, run_folder
@@ -43,6 +45,8 @@ from amd_plugin.host.running.run_folder import command_line
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 LONG = 3600  # seconds
 
@@ -61,7 +65,7 @@ def compare(
         overrides: overrides for all arms, ``a.b=value`` each.
         output: folder of the comparison.
         plugins: plugin manager for the checks of the recipes; workers load installed plugins themselves.
-        workers: number of worker processes; one per core by default.
+        workers: number of worker processes; one per core by default, and one per GPU for pipelines.
         console: console for one line per finished run; quiet where None.
         select: seeds, apart from `seeds`, on which the best tuning of every arm is selected.
         agree: function that is asked, with a question, whether to start what takes over an hour; None starts it.
@@ -75,7 +79,9 @@ def compare(
     recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
     tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
     runs = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]
-    workers = min(workers or cores(), len(arms) * len(seeds))
+    config = recipes[0].config  # a pipeline has a GPU for itself, and small networks share one
+    at_once = len(visible_gpus()) if config.model.path is not None and config.distributed.device != "cpu" else 0
+    workers = min(workers or at_once or cores(), len(arms) * len(seeds))
     job = partial(Job, recipe, tuple(overrides), output)
     with _locked(output), worker_pool(workers, threads=max(1, cores() // workers)) as pool:
         missing = [(seed, arm) for seed, arm in runs if not (run_folder(output, arm.name, seed) / "evaluation.json").is_file()]
@@ -152,6 +158,9 @@ def _comparison(
     judges = [*config.evaluate.held_out, *(reward.name for reward in config.evaluate.rewards)]
     better: dict[str, Direction] = {m: directions.get(m, "up") for m in metrics}
     held_out = [m for m in judges if m in metrics]
+    for name in [m for m in judges if m not in metrics]:
+        without = sorted(f"{arm}, seed {seed}" for (arm, seed), values in {**results, **teachers}.items() if name not in values)
+        log.warning("held-out metric '%s' is left out: it has no finite value in %s", name, "; ".join(without) or "any run")
 
     def per_seed(source: Results, name: str, of: Sequence[int]) -> dict[str, list[float]]:
         return {m: [source[name, seed][m] for seed in of] for m in metrics}

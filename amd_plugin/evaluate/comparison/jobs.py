@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
@@ -74,7 +75,8 @@ def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
     Left alone, a pool starts a process when a job finds none idle. A single teacher would then be trained before the second
     worker began its imports, and these take seconds.
     """
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,))
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0)))
     for _ in range(workers):
         pool.submit(_ready)
     return pool
@@ -83,6 +85,13 @@ def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
 def cores() -> int:
     """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES gives them; asks the driver alone."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [str(index) for index in range(count)] if named is None else [name.strip() for name in named.split(",")][:count]
 
 
 def run_jobs(
@@ -190,18 +199,23 @@ def measure_teacher(job: Job) -> Metrics:
     plugins = _plugins()
     recipe = load(job.recipe, plugins, (*job.overrides, f"train.seed={job.seed}"))
     with one_thread(recipe.config.model.network is not None):
-        return _measured_teacher(recipe, plugins)
+        return _measured_teacher(recipe, plugins, job.output)
 
 
-def _measured_teacher(recipe: Recipe, plugins: PluginManager) -> Metrics:
+def _measured_teacher(recipe: Recipe, plugins: PluginManager, output: Path) -> Metrics:
     config, task, seed = recipe.config, recipe.task, recipe.config.train.seed
     if task.num_classes:
         RewardSet([reward.here for reward in config.rewards], plugins, task)  # trains their networks, once
     backbone = load_backbone(config.model, task, seed, plugins.families())
+    device, scale = torch.device("cpu"), 1.0
+    if config.model.path is not None:  # a pipeline is made for a GPU, and for guidance
+        device, scale = make_accelerator(recipe, output).device, recipe.objective.guidance_scale
+        backbone.network.to(device)
+        backbone.move_autoencoders(device)
     count, batch = config.evaluate.samples, config.evaluate.batch_size
-    samples, labels = teacher_samples(backbone, config.model, task, seed, count, 1.0, batch)
-    media = backbone.decode_in_parts(samples, batch)
-    judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task)
+    samples, labels = teacher_samples(backbone, config.model, task, seed, count, scale, batch)
+    media = backbone.decode_in_parts(samples.to(device), batch)
+    judges = RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task, device=device)
     return task.evaluate(media, labels, samples) | mean_scores(judges, task, media, labels, batch)
 
 
@@ -211,7 +225,11 @@ def _plugins() -> PluginManager:
     return get_plugin_manager()
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, started: Synchronized[int]) -> None:
+    with started.get_lock():
+        index, started.value = started.value, started.value + 1
+    if gpus := visible_gpus():  # before this process uses one
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     torch.set_num_threads(threads)
     on_parent_exit(_stop)
 

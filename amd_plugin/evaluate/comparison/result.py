@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -129,7 +130,9 @@ class Comparison:
 
     def best_tuned(self, metric: str) -> str:
         """The baseline arm, tuned or not, with the best mean of `metric`."""
-        return min(self.tunings_of_baseline(), key=lambda arm: badness(self.mean(arm, metric), self.better[metric]))
+        return min(
+            self.tunings_of_baseline(), key=lambda arm: _finite_first(badness(self.mean(arm, metric), self.better[metric]))
+        )
 
     def selected_arms(self) -> tuple[str, list[str]]:
         """The setting that was selected for the baseline, and the settings that were selected for the other arms."""
@@ -144,9 +147,14 @@ def best_overall(
     ranks = dict.fromkeys(arms, 0)
     for metric in metrics:
         worst_last = {arm: badness(statistics.fmean(values[metric]), better[metric]) for arm, values in arms.items()}
-        for rank, arm in enumerate(sorted(arms, key=worst_last.__getitem__)):
+        for rank, arm in enumerate(sorted(arms, key=lambda arm: _finite_first(worst_last[arm]))):
             ranks[arm] += rank
     return min(arms, key=ranks.__getitem__)
+
+
+def _finite_first(badness: float) -> float:
+    """`badness` for a sort: that of an arm that has diverged is the largest, where NaN would stay wherever it stands."""
+    return math.inf if math.isnan(badness) else badness
 
 
 def deviation(values: Sequence[float]) -> float:

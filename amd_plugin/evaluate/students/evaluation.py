@@ -75,7 +75,7 @@ def evaluate(
     accelerator = _accelerator(config)
     device = accelerator.device
     suite = _suite(student, samples, prompts, form)
-    metric_models = _metric_models(student, plugins)
+    metric_models = _metric_models(student, plugins, device)
     prepare(student, suite, device)
     folder = _open_folder(output or run / "evaluation", student, weights, replace=output is None)
     say = (lambda text: None) if console is None else lambda text: console.print(text, highlight=False, markup=False)
@@ -152,12 +152,12 @@ def _frames(student: Student) -> int:
     return 1 if student.backbone.size is None else student.backbone.size.frames
 
 
-def _metric_models(student: Student, plugins: PluginManager) -> MetricModels:
+def _metric_models(student: Student, plugins: PluginManager, device: torch.device) -> MetricModels:
     """The recipe's rewards, the task's judge, and the vision model of `evaluate.features`."""
     config, task = student.recipe.config, student.task
     rewards = {
-        "reward": RewardSet([reward.here for reward in config.rewards], plugins, task),
-        "held_out": RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task),
+        "reward": RewardSet([reward.here for reward in config.rewards], plugins, task, device=device),
+        "held_out": RewardSet([reward.here for reward in config.evaluate.rewards], plugins, task, device=device),
     }
     features = config.evaluate.features
     if features is None:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # Folder of the adapter beside a pipeline. The pipeline's network has it merged, and no loader that is pointed at the pipeline
 # finds it there and applies it a second time.
 ADAPTER_FOLDER = "lora"
+MARK = "Distilled with `amd-plugin`"  # of the cards that an export writes
 
 __all__ = ["ADAPTER_FOLDER", "LORA_FILE", "export", "export_run", "push", "with_plugins"]
 
@@ -127,13 +128,21 @@ def export_run(
     Raises:
         InputError: if there is no such run or checkpoint; nothing is touched then.
     """
-    target = output or run / "student"
-    if output is not None and output.exists() and not (output / "README.md").is_file() and any(output.iterdir()):
-        raise InputError(f"--output {output}: is not empty and holds no exported student. Choose another folder")
+    target = run / "student" if output is None else output.absolute()
+    if output is not None and not _may_be_replaced(output):
+        raise InputError(f"--output {output}: is not empty and holds no exported student alone. Choose another folder")
     student = load_student(run, plugins, at)
     with student.with_weights(weights) as role:
         export(target, role, student.backbone, student.recipe, run=run, step=student.step, how=how, weights=weights)
     return target
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether nothing is in `folder` but what an export has written; a clone of the hub's has its history, too."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return True
+    card = folder / "README.md"
+    return card.is_file() and not (folder / ".git").exists() and MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def with_plugins(path: Path, plugins: PluginManager, recipe: Recipe, write: Callable[[], None]) -> None:

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from pydantic import Field
 from requests.adapters import HTTPAdapter
 from torch import Tensor
@@ -130,7 +131,7 @@ class VLMReward:
                 if response.status_code != 200:
                     return _Failure(f"HTTP {response.status_code}")
                 text = _read(response, time.monotonic() + self._timeout)
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             return _Failure(type(error).__name__)
         try:
             reply = json.loads(text)["choices"][0]["message"]["content"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -61,6 +62,12 @@ def test_a_table_says_whose_the_teachers_are(comparison):
     assert "each seed has its own teacher" in tables.markdown(comparison)
     shared = tables.markdown(dataclasses.replace(comparison, own_teachers=False))
     assert "all share one teacher" in shared and "own teacher" not in shared
+
+
+def test_an_arm_that_diverged_is_no_best_one(comparison):
+    broken = {**comparison.arms, "dmd": {**comparison.arms["dmd"], "up": [math.nan, 0.9]}}
+    broken = dataclasses.replace(comparison, arms=broken)
+    assert broken.best_tuned("up") == "dmd@w=2" and best_overall(broken.arms, broken.better, ["up"]) != "dmd"
 
 
 def test_ranks_decide_and_the_earlier_of_two_equals_wins(comparison):

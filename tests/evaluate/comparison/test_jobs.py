@@ -2,10 +2,12 @@
 
 import io
 import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from rich.console import Console
 
 from amd_plugin.errors import InputError
@@ -94,3 +96,18 @@ def test_a_run_of_a_comparison_keeps_what_it_says_of_its_own_cost(monkeypatch, t
     assert run_cost.read(folder) == own and jobs.processor_seconds(folder) is not None
     (folder / run_cost.FILE).write_text('{"processor_seconds": 3.0}')
     assert run_cost.read(folder) is None, "as comparisons wrote it before: the report said 0 s and 0.0 GB"
+
+
+def test_workers_share_out_the_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert jobs.visible_gpus() == ["3", "5"]
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(jobs, "on_parent_exit", lambda stop: None)
+    started, seen = multiprocessing.get_context("spawn").Value("i", 0), []
+    for _ in range(3):
+        jobs._start_worker(torch.get_num_threads(), started)
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["3", "5", "3"]
+    monkeypatch.undo()
+    assert jobs.visible_gpus() == [str(index) for index in range(torch.cuda.device_count())]

@@ -88,7 +88,14 @@ def test_what_cannot_be_exported(finished, plugins, tmp_path, cli, piped):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert "holds no exported student" in said(finished, "--output", tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text("# My thesis")
+    assert "holds no exported student" in said(finished, "--output", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    clone = tmp_path / "clone"
+    for _ in range(2):  # the second time in place of the first
+        assert cli("export", finished, "--output", clone)[0] == 0
+    (clone / ".git").mkdir()
+    assert "holds no exported student" in said(finished, "--output", clone)
     run.train(piped("dit", "model.roles=separate", "rewards=[{name: random}]"), plugins, tmp_path / "full")
     assert "trained in full and has no adapter" in said(tmp_path / "full", "--format", "lora")
 

@@ -65,6 +65,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.5)
         if kind == "raw":
             return self.reply(rest.encode())
+        if kind in ("cut", "stall", "garbled"):
+            self.send_response(200)
+            self.send_header("Content-Length", "4" if kind == "garbled" else "1000")
+            self.send_header("Content-Encoding", "gzip" if kind == "garbled" else "identity")
+            self.end_headers()
+            self.wfile.write(b"{   ")
+            self.wfile.flush()
+            time.sleep(1.5 if kind == "stall" else 0.0)
+            return self.connection.close()
         if kind == "drip":
             self.send_response(200)
             self.send_header("Content-Length", "1000")
@@ -138,7 +147,7 @@ def test_videos_are_shown_as_frames(server, judge):
     "prompt",
     ["say 11", "say -1", "say nan", "say I cannot judge this", "say", 'say {"score": "high"}', "say 7 or 8",
      'say {"score": 1} {"score": 2}', "raw <html>", "raw {}", 'raw {"choices": []}', 'raw {"choices": [{"message": {"content": null}}]}',
-     "raw [1, 2]", "status 404", "status 302", "drop", "status 500"],
+     "raw [1, 2]", "status 404", "status 302", "drop", "cut", "garbled", "status 500"],
 )  # fmt: skip
 def test_a_sample_with_a_bad_answer_has_no_score(server, judge, prompt):
     assert judge(retries=1)(pictures(3), ["a", prompt, "b"]) == [0.7, None, 0.7]
@@ -154,8 +163,8 @@ def test_failures_are_tried_again_and_not_for_ever(server, judge):
 
 def test_slow_servers_cost_their_sample(judge):
     began = time.monotonic()
-    scores = judge(request_timeout=0.4, retries=0)(pictures(3), ["slow", "drip", "a"])
-    assert scores == [None, None, 0.7]
+    scores = judge(request_timeout=0.4, retries=0)(pictures(4), ["slow", "drip", "stall", "a"])
+    assert scores == [None, None, None, 0.7]
     assert time.monotonic() - began < 60, "it waited for a server that never ends"
 
 
