@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
@@ -147,8 +149,10 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         if reward is not None and type(self.student).decode_latents is ModelBase.decode_latents:
             message = f"method.amd.reward: needs pictures, but {type(self.student).__name__} has no decode_latents"
             raise InputError(f"{message}. Use a model of FastVideo that has, or leave the reward out")
+        # FastVideo's own decodes without gradients, which `reward_gradient` needs; scores are computed without them anyway.
+        decode = MethodType(inspect.unwrap(type(self.student).decode_latents), self.student)
         self.bridge = HostBridge(
-            self.objective, reward, self.student.decode_latents, _data_parallel(), plugins=plugins, options=self._options,
+            self.objective, reward, decode, _data_parallel(), plugins=plugins, options=self._options,
             seed=int(self.training_config.data.seed),
         )  # fmt: skip
         self.failures = Failures.of(self.bridge)

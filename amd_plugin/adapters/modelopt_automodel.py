@@ -52,6 +52,12 @@ class AMDDiffusionRecipe:
         if in_python := sorted(options.keys() & _IN_PYTHON):
             raise InputError(f"dmd2.amd.{in_python[0]}: is set in Python, not in the driver's YAML. Leave it out")
         arguments = {name: options.pop(name) for name in _ARGUMENTS if name in options}
+        for name in ("rung_conditioning", "advantage_guidance"):
+            if arguments.get(name) or options.get(name):
+                message = (
+                    "adds weights to the fake score, whose optimizer the driver has made by then, so that they stay untrained"
+                )
+                raise InputError(f"dmd2.amd.{name}: {message}. Leave it out")
         decode = self.amd_decode()
         if arguments.get("reward") is not None and decode is None:
             raise InputError("dmd2.amd.reward: needs media, but this recipe has no amd_decode. Override it to decode latents")

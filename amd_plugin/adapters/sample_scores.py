@@ -54,7 +54,7 @@ class SampleScores:
             prompts: prompts [B]; None passes empty ones.
         """
         if prompts is None and not self._said_promptless:
-            log.info("this batch has no prompts: the reward gets empty ones")
+            log.warning("this batch has no prompts: the reward gets empty ones, and must not be one that reads prompts")
             self._said_promptless = True
         scores = torch.full((len(x0), 1 + len(self.names)), torch.nan, dtype=torch.float32, device=x0.device)
         try:

@@ -421,6 +421,9 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)
     with pytest.raises(InputError, match=r"dmd2\.amd\.accelerator: is set in Python"):
         Recipe({"accelerator": "auto"})._resolve_pipeline_kwargs(DMDPipeline)
+    for option in ({"rung_conditioning": True}, {"advantage_guidance": "auto"}):
+        with pytest.raises(InputError, match=rf"dmd2\.amd\.{next(iter(option))}: adds weights to the fake score"):
+            Recipe(option)._resolve_pipeline_kwargs(DMDPipeline)
 
 
 def test_every_method_that_is_overridden_is_compared():

@@ -69,6 +69,7 @@ class Toy(ModelBase):
         rows = range(len(PROMPTS)) if order is None else order
         self.dataloader = [{"text": texts[list(rows)], "info_list": [{"prompt": PROMPTS[row]} for row in rows]}]
 
+    @torch.no_grad()  # as in all of FastVideo's models
     def decode_latents(self, latents):
         return latents.permute(0, 2, 1, 3, 4).sigmoid()
 
