@@ -112,9 +112,12 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         self._conditions.add_to(self.fake_score)
 
     def _decode(self, x0: Tensor) -> Tensor:
-        """Media in [0, 1]."""
-        vae = getattr(self.net, "vae", None)
-        return x0 if vae is None else ((vae.decode(x0) + 1) / 2).clamp(0, 1)
+        """Media in [0, 1] of samples, which are latents or, as the media that a decoder makes, pixels in [-1, 1]."""
+        if not hasattr(self.net, "vae") and hasattr(self.net, "init_vae"):  # left out with enable_preprocessors: False
+            self.net.init_vae()
+            self.net.vae.to(device=x0.device, dtype=x0.dtype)
+        media: Tensor = self.net.vae.decode(x0) if hasattr(self.net, "vae") else x0
+        return ((media + 1) / 2).clamp(0, 1)
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         """FastGen's training step; its validation steps, which run without gradients, stay without AMD."""

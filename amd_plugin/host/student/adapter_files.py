@@ -70,7 +70,7 @@ def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recip
 def _metadata(elsewhere: Elsewhere, backbone: Backbone, recipe: Recipe, step: int) -> dict[str, str]:
     """Text only, as safetensors has it: kohya's keys (``ss_``), those of ModelSpec, and how to sample."""
     model, settings = recipe.config.model, SamplerSettings(backbone, recipe.config.model)
-    base = str(model.path) if model.path else type(backbone.network).__name__
+    base = model.student_from or model.path or type(backbone.network).__name__
     height, width = backbone.size[:2] if backbone.size is not None else (0, 0)
     rank = str(model.lora.rank)
     about = {

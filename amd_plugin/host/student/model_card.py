@@ -69,7 +69,9 @@ def write_card(
     if getattr(family, "rounds_frames_up", False):
         # The exact shape: the pipeline would round the number of frames up.
         noise = f", latents=torch.randn({', '.join(map(str, (1, *backbone.sample_shape)))})"
-    base = _base(config.model.student_from or config.model.path, config.model.revision)
+    # What the student's first weights are of: the teacher, with its adapter, or a student of their own.
+    own, model = config.model.student_from is not None, config.model
+    base = _base(model.student_from, None) if own else _base(model.path, model.revision)
     card = _TEMPLATES.get_template("model_card.md.j2").render(
         metadata=_metadata(recipe, backbone, base, held_out, adapter_alone).to_yaml(),
         recipe=recipe, step=step, weights=weights, held_out=held_out, about=about,
@@ -83,7 +85,7 @@ def write_card(
         dtype=_load_dtype(config.model.dtype, getattr(family, "fp32_autoencoder", False)),
         video=backbone.pretrained is not None and family.video,
         adapter_alone=adapter_alone, comfyui=comfyui, lora_file=LORA_FILE, merged=merged,
-        teacher_lora=_teacher_lora(config.model.teacher_lora),
+        teacher_lora=None if own else _teacher_lora(model.teacher_lora),
         sampler=None if comfyui is None else SamplerSettings(backbone, config.model),
         base=base,
         credits=getattr(recipe.task, "credits", ""),
