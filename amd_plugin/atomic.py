@@ -7,6 +7,7 @@ A draft carries its process in its name: several may write the same thing, and w
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -17,7 +18,23 @@ from pathlib import Path
 
 from amd_plugin.disk import NotWritten, number
 
-HOST = re.sub(r"\W", "_", socket.gethostname())[:32]
+
+def host_name() -> str:
+    """A name for where this process's number means this process: its machine, or its container on that.
+
+    Names of pods are long and differ at their end, containers of a machine may share its name, and each counts its processes
+    from 1; a disk may be common to all of them.
+    """
+    try:
+        numbered_in = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:  # no Linux
+        numbered_in = ""
+    name = socket.gethostname()
+    digest = hashlib.sha256(f"{name} {numbered_in}".encode()).hexdigest()[:12]
+    return re.sub(r"\W", "_", name)[:20] + "_" + digest
+
+
+HOST = host_name()
 LONGEST = 100  # bytes of a name that its draft keeps; a name may have 255
 
 # Of drafts, and of folders that are put aside for the moment in which a new one takes their name.

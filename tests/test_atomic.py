@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import subprocess
 
 import pytest
 
+from amd_plugin import atomic
 from amd_plugin.atomic import HOST, replaced_file, replaced_folder, sweep, write_bytes, write_text
 from amd_plugin.disk import NotWritten
 
@@ -108,3 +110,14 @@ def test_a_disk_that_takes_nothing_names_the_file_and_what_cannot_be_read_is_no_
     with pytest.raises(NotWritten), replaced_folder(tmp_path / "folder") as draft:
         (draft / "below" / "file").touch()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_containers_that_share_a_disk_have_names_of_their_own(monkeypatch):
+    """Names of pods differ at their end, and those of containers on one machine may be equal; processes count from 1 in each."""
+    monkeypatch.setattr(atomic.socket, "gethostname", lambda: "distil-sdxl-with-a-very-long-name-worker-0")
+    first = atomic.host_name()
+    monkeypatch.setattr(atomic.socket, "gethostname", lambda: "distil-sdxl-with-a-very-long-name-worker-1")
+    assert atomic.host_name() != first and len(first) <= 33 and re.fullmatch(r"\w+", first)
+    second, namespace = atomic.host_name(), os.stat("/proc/self/ns/pid")
+    monkeypatch.setattr(atomic.os, "stat", lambda path: type("Other", (), {"st_ino": namespace.st_ino + 1}))
+    assert atomic.host_name() != second

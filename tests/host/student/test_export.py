@@ -145,6 +145,8 @@ def test_pushing_first_creates_a_private_repository(finished, monkeypatch):
 
 def test_a_student_that_starts_from_another_is_of_that_one(finished, piped, plugins, tmp_path):
     first = export_run(finished, plugins, tmp_path / "another")
-    recipe = piped("sdxl", f"model.student_from={first}", "model.roles=separate", "rewards=[{name: random}]", "train.max_steps=1")
+    recipe = piped(
+        "sdxl", f"model.student_from={first}", "model.roles=separate", "rewards=[{name: random}]", "train.max_steps=1"
+    )
     run.train(recipe, plugins, tmp_path / "second")
     assert "prompts for another." in (tmp_path / "second" / "student" / "README.md").read_text()
