@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from amd_plugin.errors import InputError
+from amd_plugin.models.dtypes import cast_weights
 
 TensorReader = Callable[[str], Tensor]
 
@@ -103,10 +104,7 @@ def meta_network(build: Callable[[], nn.Module], dtype: torch.dtype, read: Tenso
 
     with init_empty_weights(include_buffers=False):
         network = build()
-    fp32_parts = getattr(network, "_keep_in_fp32_modules", None) or ()
-    for name, parameter in network.named_parameters():
-        in_fp32 = any(part in fp32_parts for part in name.split("."))
-        parameter.data = parameter.data.to(torch.float32 if in_fp32 else dtype)
+    cast_weights(network, dtype)
     persistent = network.state_dict().keys()
     for name, buffer in network.named_buffers():
         if name in persistent:

@@ -17,6 +17,7 @@ from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
 from amd_plugin.models import shipped_configs
 from amd_plugin.models.backbone import check_backbone, pretrained
+from amd_plugin.models.dtypes import cast_weights
 from amd_plugin.models.embedded.networks import ClassConditional, build_network
 from amd_plugin.models.embedded.pipelines import set_text_length, size_of, untrained
 from amd_plugin.models.family import Condition, Family, Size
@@ -60,10 +61,7 @@ class ModelSpec:
         """
         kind, config = self.network
         network = _on_meta(kind, config if depth is None else {**config, "num_layers": depth})
-        in_fp32 = getattr(network, "_keep_in_fp32_modules", None) or ()
-        for name, parameter in network.named_parameters():
-            if not any(part in name.split(".") for part in in_fp32):
-                parameter.data = parameter.data.to(dtype)
+        cast_weights(network, dtype)
         return network.requires_grad_(False).eval()
 
     @property

@@ -24,7 +24,7 @@ from amd_plugin.host.student.adapter_files import LORA_FILE, adapter_saver, writ
 from amd_plugin.host.student.load import load_student
 from amd_plugin.host.student.model_card import write_card
 from amd_plugin.models.backbone import Backbone
-from amd_plugin.models.dtypes import DTYPES
+from amd_plugin.models.dtypes import DTYPES, cast_weights
 from amd_plugin.models.family import Family
 from amd_plugin.models.quiet import quiet
 from amd_plugin.models.roles import Role
@@ -101,7 +101,8 @@ def _save_network(folder: Path, student: Role, backbone: Backbone, config: Model
         network.save_pretrained(folder / "transformer")
         return
     dtype, family = DTYPES[config.dtype], cast("Family", backbone.family)
-    parts = {family.component: network if network.dtype == dtype else network.to(dtype), "scheduler": backbone.scheduler}
+    cast_weights(network, dtype)
+    parts = {family.component: network, "scheduler": backbone.scheduler}
     # As it was read, in fp32: what reads the folder rounds it if it wants to, and several overflow in half precision.
     parts["vae"] = backbone.autoencoders[0]
     with quiet():

@@ -150,3 +150,12 @@ def test_a_student_that_starts_from_another_is_of_that_one(finished, piped, plug
     )
     run.train(recipe, plugins, tmp_path / "second")
     assert "prompts for another." in (tmp_path / "second" / "student" / "README.md").read_text()
+
+
+def test_what_a_class_keeps_in_fp32_stays_so_in_a_student_of_half_precision(piped, plugins, tmp_path):
+    settings = ("model.roles=separate", "model.dtype=bf16", "rewards=[{name: random}]", "train.max_steps=1")
+    run.train(piped("wan", *settings), plugins, tmp_path / "run")
+    dtypes = {name: value.dtype for name, value in network(tmp_path / "run" / "student", "transformer").items()}
+    kept = {name for name in dtypes if "scale_shift_table" in name or "time_embedder" in name}
+    assert kept and {dtypes[name] for name in kept} == {torch.float32}
+    assert {value for name, value in dtypes.items() if "to_q" in name} == {torch.bfloat16}
