@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -100,7 +101,7 @@ def run_jobs(
     """(arm, seed) -> metrics; every job finishes before those that failed are reported.
 
     Raises:
-        RunError: with one line per failed job.
+        RunError: with one line per failed job; or at once, where a worker was ended from outside.
     """
     results, failed = Results(), list[str]()
     futures = {pool.submit(function, job): job for job in jobs}
@@ -113,6 +114,9 @@ def run_jobs(
             except AmdPluginError as error:
                 failed.append(f"{job.name}, seed {job.seed}: {error}")
                 note = f"failed: {error}"
+            except BrokenProcessPool as error:  # killed, by the kernel for instance
+                message = "a worker process was ended from outside, perhaps for lack of memory"
+                raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
             if console is not None:
                 line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)

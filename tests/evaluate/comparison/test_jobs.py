@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, RunError
 from amd_plugin.evaluate.comparison import jobs
 from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
@@ -111,3 +111,12 @@ def test_workers_share_out_the_gpus(monkeypatch):
     assert seen == ["3", "5", "3"]
     monkeypatch.undo()
     assert jobs.visible_gpus() == [str(index) for index in range(torch.cuda.device_count())]
+
+
+def killed(job):
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_said(tmp_path):
+    with jobs.worker_pool(1, threads=1) as pool, pytest.raises(RunError, match="a worker process was ended from outside"):
+        run_jobs(pool, killed, [Job("modes2d", (), tmp_path, 0)], None)
