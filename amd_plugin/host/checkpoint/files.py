@@ -250,10 +250,10 @@ def step_of(path: Path) -> int:
 
 
 def find(folder: Path, at: str | None = None) -> Path:
-    """The checkpoint in `folder` of step `at`, or in the folder `at`; by default the newest one.
+    """The checkpoint in `folder` of step `at`, or in the folder `at`; by default the newest one. It was read to its end.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or the one asked for is damaged.
     """
     if at is None:
         if (path := newest(folder)) is None:
@@ -264,7 +264,7 @@ def find(folder: Path, at: str | None = None) -> Path:
     if at.isdecimal() and path not in usable:
         steps = ", ".join(str(step_of(path)) for path in usable) or "none"
         raise InputError(f"--checkpoint {at}: there is none of that step in {folder}. There are: {steps}")
-    check(path)
+    verify(path)
     return path
 
 

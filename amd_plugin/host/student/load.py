@@ -69,8 +69,6 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
     """
     recipe = find_run(run, plugins)
     folder = checkpoint.find(run / "checkpoints", at)
-    if at is not None:  # the newest one has been read to its end
-        checkpoint.verify(folder)
     config = recipe.config
     backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
