@@ -3,6 +3,7 @@
 import io
 import json
 import sqlite3
+import time
 
 import pytest
 from PIL import Image
@@ -154,6 +155,7 @@ def test_tensorboard_shows_every_step_once_after_a_kill(tiny, plugins, tmp_path,
         patch.setattr(Trainer, "student_turn", killed)
         with pytest.raises(Killed):
             run.train(recipe, plugins, folder)
+    time.sleep(1)  # TensorBoard orders files by the second of their start, and then by a number that it sorts as text
     run.train(recipe, plugins, folder, resume="auto")
     board = EventAccumulator(str(folder / "tensorboard" / "amd-plugin"))
     board.Reload()
