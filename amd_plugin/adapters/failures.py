@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.errors import RunError
 from amd_plugin.maths.advantage_guidance import NONE
-from amd_plugin.objectives.failure_memory import FailureMemory
+from amd_plugin.objectives.failure_memory import FailureMemory, fit
+
+log = logging.getLogger(__name__)
 
 
 class Shown(NamedTuple):
@@ -52,7 +55,7 @@ class Failures(FailureMemory):
 
     def __init__(self, share: float, bridge: HostBridge):
         super().__init__(share, torch.device("cpu"))
-        self._bridge = bridge
+        self._bridge, self._said = bridge, False
 
     @classmethod
     def of(cls, bridge: HostBridge) -> Failures | None:
@@ -86,6 +89,8 @@ class Failures(FailureMemory):
         """
         values, in_place = _of_samples(x0, inputs)
         replaced, choice = self._bridge.uniform(2, "memory", *key)
+        if any(not fit(kept, values) for kept in self._kept.values()):
+            self._say_unlike("from one turn to another")
         shown, remembered = self.recalled(values, _rungs(rung, x0), (replaced, choice))
         return Shown(shown["samples"], in_place(shown), remembered)
 
@@ -102,7 +107,19 @@ class Failures(FailureMemory):
             return True
         shapes = repr([(name, value.shape[1:], value.dtype) for name, value in own.items()])
         checksums = self._bridge.ranks.joined(torch.tensor([zlib.crc32(shapes.encode())], device=own["samples"].device))
-        return bool((checksums == checksums[0]).all())
+        if not (alike := bool((checksums == checksums[0]).all())):
+            self._say_unlike("from rank to rank")
+        return alike
+
+    def _say_unlike(self, where: str) -> None:
+        """Warns once that failures are lost to the memory."""
+        if not self._said:
+            log.warning(
+                "amd.memory_share: the shapes of samples or their conditions differ %s, as those of texts without padding do; such "
+                "failures are not replayed. Pad texts to one length, or leave memory_share out",
+                where,
+            )
+            self._said = True
 
     def state_dict(self) -> dict[str, str]:
         """The memory, JSON-able: a safetensors file for each rung, in base 64."""

@@ -24,7 +24,7 @@ from amd_plugin.adapters.fastgen_batch import plain, predictions_of, texts_of
 from amd_plugin.adapters.fastgen_host import Callback, DMD2Model, load
 from amd_plugin.adapters.fastgen_host import losses as host_losses
 from amd_plugin.adapters.harvest import checked_rollouts
-from amd_plugin.adapters.host_metrics import prefixed
+from amd_plugin.adapters.host_metrics import Tracked
 from amd_plugin.adapters.host_objective import adaptive_objective
 from amd_plugin.adapters.method_wrapping import wrapped
 from amd_plugin.adapters.named_rewards import make_reward
@@ -105,6 +105,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         self._sample: Tensor | None = None  # the turn's student sample, for the host's next call of gen_data_from_net
         self._turn, self._metrics = (0, 0), dict[str, Tensor]()  # turn: iteration, and micro-batch within it
         self._prompts: list[str] | None = None
+        self._tracked = Tracked("amd_")
 
     def build_model(self) -> None:
         """FastGen's networks; the fake score's tables come before its optimizer and before DDP or FSDP."""
@@ -205,7 +206,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         fields = bridge.student_fields(x0, self._prompts) | self._conditions.contrast(self._rungs, fake[0].again)
         output = self.bridge.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
-        metrics = prefixed(output.metrics | bridge.metrics, "amd_")
+        metrics = self._tracked.named(output.metrics | bridge.metrics)
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
         return {**losses, **metrics, "vsd_loss": output.loss, "total_loss": total}, outputs
 

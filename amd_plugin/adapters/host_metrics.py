@@ -15,6 +15,26 @@ def stacked(metrics: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([value.to(device, torch.float32, non_blocking=True) for value in values])
 
 
+class Tracked:
+    """The metrics of a run for a host that averages them over turns.
+
+    One NaN, as of noise levels without samples, would take the place of the whole average: a metric that is NaN keeps its last value.
+
+    Args:
+        prefix: start of every name but those of rewards.
+    """
+
+    def __init__(self, prefix: str):
+        self._prefix, self._last = prefix, dict[str, Tensor]()
+
+    def named(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """0-dim tensors of a turn, as the host's tracker names them; NaN only for what no turn has measured yet."""
+        for name, value in metrics.items():
+            last = self._last.get(name, value).to(value.device, non_blocking=True)
+            self._last[name] = torch.where(value.isnan(), last, value).detach()
+        return prefixed({name: self._last[name] for name in metrics}, self._prefix)
+
+
 def prefixed(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """`metrics` as a host's tracker names them: ``reward/NAME`` as it is, all others after `prefix`."""
     return {name if name.startswith("reward/") else prefix + name: value for name, value in metrics.items()}

@@ -43,7 +43,7 @@ class FailureMemory:
         remembered = torch.zeros_like(replaced)
         for rung, kept in self._kept.items():
             # What belongs to others may have another shape, such as texts that are not padded.
-            if not len(kept["samples"]) or not _fit(kept, values):
+            if not len(kept["samples"]) or not fit(kept, values):
                 continue
             here = replaced & (rungs == rung)
             chosen = (choice * len(kept["samples"])).long().clamp(max=len(kept["samples"]) - 1)
@@ -74,13 +74,14 @@ class FailureMemory:
             self._kept[rung] = _latest(self._kept.get(rung, {}), new)
 
 
-def _fit(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> bool:
+def fit(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> bool:
+    """Whether remembered samples can take the place of those among `values`: by names and shapes."""
     return kept.keys() == values.keys() and all(kept[name].shape[1:] == values[name].shape[1:] for name in values)
 
 
 def _latest(old: Kept, new: Kept) -> Kept:
     """The newest of both, as many as the memory holds."""
     size = min(SIZE, max(1, BYTES // sum(value[0].nbytes for value in new.values())))
-    if not _fit(old, new):
+    if not fit(old, new):
         old = {name: value[:0] for name, value in new.items()}
     return {name: torch.cat((old[name].to(value), value))[-size:].clone() for name, value in new.items()}

@@ -36,13 +36,16 @@ def test_the_worst_sample_comes_back_with_its_own_condition():
         failures.load_state_dict(kept)
 
 
-def test_each_rung_has_its_own_and_other_shapes_are_left_alone():
+def test_each_rung_has_its_own_and_other_shapes_are_left_alone(caplog):
     _, failures = scored([0.0, 5.0, 1.0, 1.1])
     x0 = torch.arange(4.0)[:, None]
     failures.add(x0, {"text": x0}, torch.tensor([2, 0, 0, 0]))
     _, _, replaced = failures.recall(x0 + 1, {"text": x0}, torch.tensor([2, 0, 2, 1]), 0)
     assert replaced.tolist() == [True, False, True, False]
-    assert not failures.recall(x0 + 1, {"text": torch.zeros(4, 7)}, 2, 0)[2].any()
+    assert "memory_share" not in caplog.text
+    for _ in range(2):
+        assert not failures.recall(x0 + 1, {"text": torch.zeros(4, 7)}, 2, 0)[2].any()
+    assert caplog.text.count("differ from one turn to another") == 1 and "Pad texts to one length" in caplog.text
     assert not failures.recall(x0 + 1, {}, 2, 0)[2].any()
 
 
