@@ -60,6 +60,7 @@ class HostBridge:
     Attributes:
         objective: objective that computes advantages and weights.
         reward: reward as given.
+        plugins: manager as given.
         metrics: mean reward and share of failed rewards of the last batch, and the mean of each named reward as
             ``reward/NAME``, 0-dim tensors.
         signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
@@ -88,7 +89,7 @@ class HostBridge:
             if objective.needs.reward_gradient:
                 self._scores.check_gradients()
         self.ranks, self._said_unrepeated = Ranks(process_group), False
-        self._plugins, self._seed, self.step = plugins, seed, 0
+        self.plugins, self._seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = samplers[::-1]
@@ -261,7 +262,7 @@ class HostBridge:
         """
         self.step, self.signal_fields = step, {}
         self._share_sums()
-        if self._plugins is None or not (hook := self._plugins.hook.distill_strength_schedule).get_hookimpls():
+        if self.plugins is None or not (hook := self.plugins.hook.distill_strength_schedule).get_hookimpls():
             return
         means: dict[str, float] = {}
         if metrics:

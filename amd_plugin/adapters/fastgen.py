@@ -298,11 +298,11 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """State of the objective, of the alarm and of the memory of failures."""
-        return state_of(self._model.objective, self._model.validation, self._model.failures)
+        return state_of(self._model.bridge, self._model.validation, self._model.failures)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        restore(state_dict, self._model.objective, self._model.validation, self._model.failures)
+        restore(state_dict, self._model.bridge, self._model.validation, self._model.failures)
 
 
 def launch(arguments: list[str]) -> None:

@@ -102,14 +102,14 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
         # FastVideo restores exactly the keys that the state has at that moment, and the objective's keys change as it runs.
         if self._starts_anew:
             return {}
-        return {"objective": json.dumps(state_of(self._method.objective, self._method.validation, self._method.failures))}
+        return {"objective": json.dumps(state_of(self._method.bridge, self._method.validation, self._method.failures))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave; after a checkpoint of the stock trainer everything starts anew."""
         if self._starts_anew:
             log.warning("the checkpoint has no state of AMD: AMD's running statistics start anew")
             return
-        restore(json.loads(state_dict["objective"]), self._method.objective, self._method.validation, self._method.failures)
+        restore(json.loads(state_dict["objective"]), self._method.bridge, self._method.validation, self._method.failures)
 
 
 def _resumes_from_stock(checkpoint: Any) -> bool:

@@ -18,7 +18,7 @@ def stacked(metrics: Mapping[str, Tensor]) -> Tensor:
 class Tracked:
     """The metrics of a run for a host that averages them over turns.
 
-    One NaN, as of noise levels without samples, would take the place of the whole average: a metric that is NaN keeps its last value.
+    A metric that is NaN, as of noise levels without samples, keeps its last value: it would make the whole average NaN.
 
     Args:
         prefix: start of every name but those of rewards.

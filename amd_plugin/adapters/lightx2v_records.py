@@ -74,7 +74,7 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         """LightX2V's checkpoint, with AMD's state as JSON in it."""
         super().save_checkpoint(iteration, save_total_limit)
         if distributed.is_main_process():
-            state = state_of(self.objective, self.validation, self.failures)
+            state = state_of(self.bridge, self.validation, self.failures)
             state |= {"student_updates": self.student_updates, "turns": self.turns}
             write_text(Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE), json.dumps(state))
 
@@ -86,5 +86,5 @@ class Records(_Base):  # type: ignore[misc, valid-type]
             self.student_updates = int(Path(resume_ckpt_path).name.rpartition("-")[2])
             return
         state = json.loads(saved.read_text())
-        restore(state, self.objective, self.validation, self.failures)
+        restore(state, self.bridge, self.validation, self.failures)
         self.student_updates, self.turns = int(state["student_updates"]), int(state.get("turns", 0))

@@ -166,14 +166,14 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         """JSON-able state for the user's checkpoint, beside networks and optimizers."""
         if self._cycle is not None and self._cycle.is_pending:
             log.warning("a checkpoint within a cycle is without its harvested samples: a resumed run rolls out anew")
-        return {**state_of(self.objective, self.validation, self._failures), "turns": dict(self.turns)}
+        return {**state_of(self.bridge, self.validation, self._failures), "turns": dict(self.turns)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; raises InputError for the state of another class."""
-        keys = set(state) - {"validations", "failures"}
+        keys = set(state) - {"validations", "failures", "plugins"}
         if keys != {"objective", "turns"} or set(state["turns"]) != set(self.turns):
             raise InputError(f"state of AMDPipeline: must have the keys objective and turns, got {sorted(state)}")
-        restore(state, self.objective, self.validation, self._failures)
+        restore(state, self.bridge, self.validation, self._failures)
         self.turns = {role: int(count) for role, count in state["turns"].items()}
         if self._cycle is not None:
             self._cycle.clear()

@@ -1,28 +1,34 @@
-"""What of AMD a host's checkpoint holds, JSON-able: running statistics, the alarm's history, the memory of failures."""
+"""What of AMD a host's checkpoint holds: running statistics, the alarm's history, remembered failures, plugins' states."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.validation import Validation
-from amd_plugin.hookspecs import Objective
 
 
-def state_of(objective: Objective, validation: Validation | None, failures: Failures | None) -> dict[str, Any]:
+def state_of(bridge: HostBridge, validation: Validation | None, failures: Failures | None) -> dict[str, Any]:
     """The state of a run's parts, of which those that are None are left out."""
-    parts = {"objective": objective, "validations": validation, "failures": failures}
-    return {name: part.state_dict() for name, part in parts.items() if part is not None}
+    parts = {"objective": bridge.objective, "validations": validation, "failures": failures}
+    state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    plugins = {} if bridge.plugins is None else dict(bridge.plugins.hook.distill_state_dict())
+    return state | {"plugins": plugins} if plugins else state
 
 
 def restore(
-    state: Mapping[str, Any], objective: Objective, validation: Validation | None, failures: Failures | None
+    state: Mapping[str, Any], bridge: HostBridge, validation: Validation | None, failures: Failures | None
 ) -> None:  # fmt: skip
     """Restores what `state_of` gave, to the parts that the run has; a part that `state` does not have starts anew."""
-    objectives = {name: value for name, value in state.items() if name not in ("validations", "failures")}
-    objective.load_state_dict(objectives.get("objective", objectives))  # before 0.1.0 some hosts kept it without its name
+    objectives = {name: value for name, value in state.items() if name not in ("validations", "failures", "plugins")}
+    bridge.objective.load_state_dict(
+        objectives.get("objective", objectives)
+    )  # before 0.1.0 some hosts kept it without its name
     if validation is not None:
         validation.load_state_dict(state.get("validations", []))
     if failures is not None:
         failures.load_state_dict(state.get("failures", {}))
+    if bridge.plugins is not None:
+        bridge.plugins.hook.distill_load_state_dict(state=state.get("plugins", {}))

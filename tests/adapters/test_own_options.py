@@ -1,10 +1,12 @@
 """Options of the adapters themselves."""
 
+import json
 import logging
 
 import pytest
 
-from amd_plugin import AMDObjective
+from amd_plugin import AMDObjective, hookimpl
+from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.own_options import OwnOptions, split_options
 from amd_plugin.adapters.run_state import restore, state_of
@@ -23,12 +25,35 @@ def test_a_section_of_another_type_is_refused_and_not_taken_for_none(given):
 
 
 def test_a_state_of_other_options_is_refused_by_that_reason():
-    saved = state_of(AMDObjective(2.0), None, None)
-    restore(saved, AMDObjective(2.0, strength=0.1), None, None)
+    saved = state_of(HostBridge(AMDObjective(2.0)), None, None)
+    restore(saved, HostBridge(AMDObjective(2.0, strength=0.1)), None, None)
     with pytest.raises(
         InputError, match=r"got .*'rewards'\]\. It belongs to another objective, or to other options of this one"
     ):
-        restore(saved, AMDObjective(2.0, kl=0.5), None, None)
+        restore(saved, HostBridge(AMDObjective(2.0, kl=0.5)), None, None)
+
+
+def test_the_states_of_plugins_are_part_of_a_checkpoint(plugins):
+    class Counting:
+        seen = 7
+
+        @hookimpl
+        def distill_state_dict(self):
+            return "counting", {"seen": self.seen}
+
+        @hookimpl
+        def distill_load_state_dict(self, state):
+            self.seen = state.get("counting", {"seen": 0})["seen"]
+
+    plugin = Counting()
+    plugins.register(plugin, "counting")
+    bridge = HostBridge(AMDObjective(2.0), plugins=plugins)
+    saved = json.loads(json.dumps(state_of(bridge, None, None)))
+    plugin.seen = 100
+    restore(saved, bridge, None, None)
+    assert plugin.seen == 7
+    restore(state_of(HostBridge(AMDObjective(2.0)), None, None), bridge, None, None)
+    assert plugin.seen == 0, "a checkpoint from before the plugin is told apart from no checkpoint"
 
 
 def test_a_run_without_a_reward_says_what_that_means(caplog):
