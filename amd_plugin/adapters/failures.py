@@ -115,8 +115,8 @@ class Failures(FailureMemory):
         """Warns once that failures are lost to the memory."""
         if not self._said:
             log.warning(
-                "amd.memory_share: the shapes of samples or conditions differ %s, as those of texts without padding do; such failures "
-                "are not replayed. Pad texts to one length, or leave memory_share out",
+                "amd.memory_share: the shapes of samples or conditions differ %s, as those of texts without padding do; "
+                "such failures are not replayed. Pad texts to one length, or leave memory_share out",
                 where,
             )
             self._said = True
