@@ -193,9 +193,10 @@ def _rows(workload: _Workload, roles: dict[str, Tensors]) -> tuple[dict[str, Row
         if config.model.decoder is not None:
             notes.append(f"the decoder {config.model.decoder}; decoding is counted as the pipeline's own autoencoder's")
     rows["rewards"] = Row()
-    for reward in config.rewards if workload.rewarded else ():
-        size = _reward_bytes(reward)
-        rows["rewards"].weights += size or 0
+    held_out = [reward.here for reward in config.evaluate.rewards]  # the main process has them from the start
+    for reward in [*(config.rewards if workload.rewarded else ()), *held_out]:
+        size = 0 if reward.device == "cpu" else _reward_bytes(reward)
+        rows["rewards"].weights += (size or 0) * max(1, reward.pool)  # each worker loads its own
         notes += [] if size is not None else [f"the weights of reward {reward.name}"]
     if workload.rewarded:
         notes.append("the computation of the rewards")

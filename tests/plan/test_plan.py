@@ -105,6 +105,20 @@ def test_14b_by_hand(big):
     assert found.rows["batch"].buffers == (2 * 64 + 2) * 16 * 21 * 60 * 104 * 4
 
 
+def test_rewards_count_where_they_are(manager):
+    def planned(*overrides):
+        return plan(recipe.load("sdxl_4step", manager, overrides), manager, 1, 80 * 10**9)
+
+    pickscore, large = 986_109_441, 427_616_513
+    assert planned().rows["rewards"].weights == 4 * pickscore
+    assert planned("rewards.0.device=cpu").rows["rewards"].weights == 0
+    assert planned("rewards.0.pool=2").rows["rewards"].weights == 2 * 4 * pickscore
+    judged = planned("evaluate.rewards=[{name: clip, path: openai/clip-vit-large-patch14}]")
+    assert judged.rows["rewards"].weights == 4 * (pickscore + large)
+    unknown = planned("evaluate.rewards=[{name: image_reward}]")
+    assert "the weights of reward image_reward" in unknown.notes
+
+
 def test_14b_operations_by_hand(manager):
     loaded = recipe.load("wan21_14b_zero3", manager, FULL)
     made = calls.traces(spec_of(manager, loaded.config.model), loaded.config, 1, True)
