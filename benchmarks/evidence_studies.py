@@ -287,6 +287,18 @@ TARGETS = (
     Target("digits_four_steps", "amd", "dmd@1.4", "recall", 0.0),
     Target("digits_four_steps", "amd", "dmd_rungs", "accuracy", 0.05),
     Target("digits_four_steps", "amd", "dmd_rungs", "frechet", 1.0, "ratio"),
+    Target("plane_advantage", "amd_auto", "amd", "precision", 0.0),
+    Target("plane_advantage", "amd_auto", "amd", "tv", 0.0),
+    Target("plane_advantage", "amd_auto", "amd", "sliced_wasserstein", 0.0),
+    Target("plane_advantage", "amd_auto", "amd", "coverage", 0.0),
+    Target("digits_advantage", "amd_auto", BEST_DMD, "frechet", 0.90, "ratio"),
+    Target("digits_advantage", "amd_auto", BEST_DMD, "accuracy", 0.0),
+    Target("digits_advantage", "amd_auto", BEST_DMD, "recall", 0.0),
+    Target("digits_advantage", "guided_auto", BEST_DMD, "frechet", 0.90, "ratio"),
+    Target("digits_advantage", "guided_auto", BEST_DMD, "accuracy", 0.0),
+    Target("digits_advantage", "guided_auto", BEST_DMD, "recall", 0.0),
+    Target("video", "amd", BEST_DMD, "digit_accuracy", 0.0),
+    Target("video", "amd", BEST_DMD, "frechet", 0.0),
     Target("scenes", "amd", BEST_DMD, "score", 0.06, wins=4),
     Target("scenes", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
     Target("scenes", "amd", BEST_DMD, "precision", 0.0),
@@ -324,10 +336,19 @@ HARVESTS = tuple(
     for objective in ("dmd", "amd")
     for metric in (PLANE if study.startswith("plane") else JUDGES["video"] if study.startswith("video") else PICTURES)
 )
+# With advantage guidance; their arms without it are those of other studies.
+ADVANTAGE = {"plane_advantage": PLANE, "plane_advantage_reliable": PLANE, "digits_advantage": PICTURES}
 PARITIES = tuple(
-    Parity(study, arm, base, metric, may_win=arm == "amd")
-    for arm in ("amd", "amd_random_reward")
-    for study, base in SAME_SCALE.items()
-    for metric in JUDGES[study]
+    Parity(study, arm, base, metric, may_win=arm in ("amd", "amd_auto"))
+    for arms, studies in (
+        (("amd", "amd_random_reward"), {study: (base, JUDGES[study]) for study, base in SAME_SCALE.items()}),
+        (
+            ("amd_auto", "amd_auto_random_reward", "guided_4_random_reward"),
+            {study: ("dmd", judges) for study, judges in ADVANTAGE.items()},
+        ),
+    )
+    for arm in arms
+    for study, (base, judges) in studies.items()
+    for metric in judges
     if any(spec.startswith(f"{arm}=") for spec in STUDIES[study].more)
 )
