@@ -24,6 +24,7 @@ from amd_plugin import get_plugin_manager
 from amd_plugin.evaluate.comparison.result import FILE, Comparison, run_folder
 from amd_plugin.evaluate.report.judged import judged
 from amd_plugin.host.running.run_folder import saved_config
+from amd_plugin.tasks.scenes.sprites import ATTRIBUTION
 
 ARMS = {"DMD": "dmd", "AMD": "amd"}  # DMD as the recipe has it: its guidance is not tuned
 GREEN, RED = "#2f9e44", "#e03131"
@@ -62,7 +63,8 @@ def draw(shown: dict[str, Any], right: Mapping[str, float], output: Path) -> Non
             if title == columns[0]:
                 axis.set_title(textwrap.fill(row["prompt"], 15), fontsize=8)
         line[0].set_ylabel(f"{title}\n{share:.0%} right", rotation=0, ha="right", va="center", labelpad=6)
-    figure.savefig(output, dpi=110, metadata={"Description": in_words(right)})
+    figure.supxlabel(ATTRIBUTION, fontsize=6, color="0.4", x=0.99, ha="right")
+    figure.savefig(output, dpi=110, metadata={"Description": f"{in_words(right)}. {ATTRIBUTION}"})
 
 
 def main() -> None:

@@ -281,7 +281,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         prompts: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """The host's losses, with the objective's as ``vsd``; samples with equal `encoder_hidden_states` are one group.
+        """The host's losses, with the objective's as ``vsd``; samples of equal prompts, or else conditions, are one group.
 
         Args:
             latents, noise, encoder_hidden_states, guidance_scale, kwargs: arguments of the host's method.

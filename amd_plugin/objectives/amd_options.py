@@ -51,13 +51,14 @@ class AMDOptions(DMDOptions):
     )  # fmt: skip
     sharpening_sigma: Window | Auto | None = option(
         "auto", "Noise levels [low, high] at which the fake score's loss is weighted, null for all; auto: all if rewards have "
-        "a unit, guidance is 2 or more at all levels, or the host gives no levels; else the lower half of the schedule.",
+        "a unit, with kl, if guidance is 2 or more at all levels, or if the host gives no levels; else the lower half of the "
+        "schedule.",
         group="regime", paper=None, needs="fake_score_noise_level",
     )  # fmt: skip
     unit: NonNegative | Auto = option(
         "auto", "Reward difference that counts as significant, a divisor of rewards in place of their spread; 0: the spread; "
-        "auto: a quarter of their running spread for advantage guidance without sharpening; else the reward's own unit, but 0 "
-        "if guidance is 2 or more at all levels.", group="regime", paper=0.0,
+        "auto: three running spreads with kl, a quarter of one for advantage guidance without sharpening; else the reward's own "
+        "unit, but 0 if guidance is 2 or more at all levels.", group="regime", paper=0.0,
     )  # fmt: skip
     tolerance: NonNegative | Auto = option(
         "auto", "Reward difference that counts as none, in units or spreads; larger ones count by their excess; auto: 0.5 with "

@@ -97,7 +97,7 @@ def evaluate(
     reference, described = _reference(student, suite, metric_models, measurements, device)
     rows = summary.rows(
         measurements["student"], measurements.get("teacher"), reference, config.train.seed,
-        by_prompt=suite.form != "task" or task.num_classes == 0,
+        by_prompt=not suite.has_all_classes(task),
     )  # fmt: skip
     result = Evaluation(
         run=run, student=student, weights=weights, suite=suite, rows=rows, reference=described, metric_models=metric_models,

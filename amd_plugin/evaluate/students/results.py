@@ -193,8 +193,10 @@ def _histograms(measurements: Mapping[str, Measurements], metrics: Sequence[str]
 
 
 def _shown(result: Evaluation, role: str) -> tuple[Tensor, Tensor]:
-    """(media, labels) of a picture: up to 200 samples of every class, or of the first prompts."""
-    groups = result.suite.groups if result.student.task.num_classes else result.suite.groups[:8]
+    """(media, labels) of a picture: up to 200 samples of every class, or of eight prompts."""
+    groups = result.suite.groups
+    if not result.suite.has_all_classes(result.student.task):  # prompts are often listed by kind
+        groups = groups[:: -(-len(groups) // 8)]
     parts = [load_samples(result.latents / role, group)[:200] for group in groups]
     labels = [_labels(group, len(part)) for part, group in zip(parts, groups, strict=True)]
     return _media(result, torch.cat(parts)), torch.cat(labels)

@@ -66,6 +66,10 @@ class Suite:
         """Number of samples over all groups."""
         return sum(group.repeats for group in self.groups)
 
+    def has_all_classes(self, task: Task) -> bool:
+        """Whether the groups are all classes of `task`, and not a sample of its prompts."""
+        return self.form == "task" and 0 < task.num_classes <= len(self.groups)
+
 
 def of_task(task: Task, samples: int) -> Suite:
     """The suite of prompts or classes that the run itself is evaluated on."""

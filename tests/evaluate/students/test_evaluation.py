@@ -109,7 +109,8 @@ def test_raw_weights_and_earlier_steps_differ_and_folders_are_not_mixed(digits, 
 
 def test_points_have_no_pictures_but_all_else(tiny, plugins, tmp_path):
     run.train(tiny(), plugins, tmp_path / "run")
-    evaluate(tmp_path / "run", plugins, samples=80)
+    evaluated = evaluate(tmp_path / "run", plugins, samples=80)
+    assert evaluated.suite.has_all_classes(evaluated.student.task)
     content = read(tmp_path / "run" / "evaluation")
     assert {"frechet", "precision", "accuracy", "diversity"} <= set(content["metrics"])
     assert "saturation" not in content["metrics"] and not (tmp_path / "run" / "evaluation" / "samples").exists()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amd_plugin import recipe
+from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.host import run
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.embedded.pipelines import about_teacher
@@ -35,6 +36,8 @@ def test_two_cycles_their_evaluation_report_and_export(cli, scenes, plugins, tmp
         assert code == 0 and (tmp_path / made).exists(), printed
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("✓ right") + page.count("✗ wrong") == 2 * 8 and page.count("Twemoji") >= 1
+    evaluated = evaluate(tmp_path / "run", plugins, teacher=False, samples=96)
+    assert not evaluated.suite.has_all_classes(evaluated.student.task), "its intervals are of resampled prompts"
 
 
 def test_the_recipes_teacher_comes_with_the_package_and_denoises(scenes, plugins):
