@@ -121,8 +121,8 @@ class Objective(Protocol):
 
     Attributes:
         guidance_scale: guidance scale w of the teacher, in the standard form ``uncond + w (cond - uncond)``.
-        schedule_factor: factor in [0, 1] on the weights and terms that follow the reward; set by the host before every cycle, from
-            `distill_strength_schedule`.
+        schedule_factor: factor in [0, 1] on the weights and terms that follow the reward; set by the host before every
+            cycle, from `distill_strength_schedule`.
         reward_unit: reward difference that counts as significant (docs/rewards.md), 0 if unknown; set by the host once.
     """
 

@@ -64,7 +64,7 @@ def draw(shown: dict[str, Any], right: Mapping[str, float], output: Path) -> Non
                 axis.set_title(textwrap.fill(row["prompt"], 15), fontsize=8)
         line[0].set_ylabel(f"{title}\n{share:.0%} right", rotation=0, ha="right", va="center", labelpad=6)
     figure.supxlabel(ATTRIBUTION, fontsize=6, color="0.4", x=0.99, ha="right")
-    figure.savefig(output, dpi=110, metadata={"Description": f"{in_words(right)}. {ATTRIBUTION}"})
+    figure.savefig(output, dpi=110, metadata={"Description": in_words(right), "Copyright": ATTRIBUTION})
 
 
 def main() -> None:

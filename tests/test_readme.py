@@ -122,7 +122,7 @@ def test_the_picture_of_students_and_its_words_are_of_the_committed_results():
     right = script.in_words(script.shares(Comparison.from_file(ROOT / "docs" / "results" / "scenes_continued.json")))
     assert right.count("%") == 3
     with Image.open(ROOT / "docs" / "images" / "students.png") as picture:
-        assert picture.text["Description"] == right
+        assert picture.text["Description"] == right and "CC BY 4.0" in picture.text["Copyright"]
     for page in ("README.md", "docs/scenes.md"):
         (words,) = re.findall(r"!\[([^]]*)\]\([^)]*students\.png\)", (ROOT / page).read_text())
         assert right in words, page

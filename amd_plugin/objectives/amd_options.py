@@ -57,8 +57,8 @@ class AMDOptions(DMDOptions):
     )  # fmt: skip
     unit: NonNegative | Auto = option(
         "auto", "Reward difference that counts as significant, a divisor of rewards in place of their spread; 0: the spread; "
-        "auto: three running spreads with kl, a quarter of one for advantage guidance without sharpening; else the reward's own "
-        "unit, but 0 if guidance is 2 or more at all levels.", group="regime", paper=0.0,
+        "auto: three running spreads with kl, a quarter of one for advantage guidance without sharpening; else the reward's "
+        "own unit, but 0 if guidance is 2 or more at all levels.", group="regime", paper=0.0,
     )  # fmt: skip
     tolerance: NonNegative | Auto = option(
         "auto", "Reward difference that counts as none, in units or spreads; larger ones count by their excess; auto: 0.5 with "

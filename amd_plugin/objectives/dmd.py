@@ -41,7 +41,8 @@ class DMDObjective:
 
     Attributes:
         guidance_scale: guidance scale as given; a host with a varying guidance scale sets it before each turn.
-        schedule_factor: factor in [0, 1] on the weights and terms that follow the reward, set by the host (`distill_strength_schedule`).
+        schedule_factor: factor in [0, 1] on the weights and terms that follow the reward, set by the host
+            (`distill_strength_schedule`).
         reward_unit: reward difference that counts as significant, set by the host; 0 if unknown.
         guidance_window: noise levels (low, high) outside which the guidance term is left out; None for no window.
         guidance_sigma: noise levels (low, high) of guidance in a draw of its own; None for no such draw.
