@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amd_plugin.maths.advantage_guidance import KAPPA, failure_probability
 from amd_plugin.maths.coherence import BANDS, band, by_band
+from amd_plugin.maths.kl_budget import divergence_of, tilt_for
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
@@ -168,14 +169,9 @@ def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
         nats: largest Kullback-Leibler divergence, in nats.
     """
     success = torch.log1p(-failure_probability(advantage).double())
-    same = (groups[:, None] == groups).double()
-    low, high = success.new_zeros(()), success.new_tensor(LARGEST)
-    for _ in range(24):
-        gamma = (low + high) / 2
-        tilted = torch.where(same > 0, gamma * success, -torch.inf).softmax(1)  # each row: the tilted group of one sample
-        divergence = (torch.special.xlogy(tilted, tilted) + tilted * same.sum(1, keepdim=True).log()).sum(1).mean()
-        low, high = torch.where(divergence < nats, gamma, low), torch.where(divergence < nats, high, gamma)
-    return low
+    if divergence_of(success, groups, LARGEST, of="teacher") < nats:
+        return success.new_tensor(LARGEST)
+    return tilt_for(success, groups, nats, of="teacher")
 
 
 def _contrast_and_residual(signals: Signals) -> tuple[Tensor, Tensor] | None:
