@@ -13,12 +13,13 @@ EVERY = 10.0  # seconds between two lines
 
 
 @contextmanager
-def busy(console: Console | None, what: str) -> Iterator[None]:
-    """Says `what` is going on: a spinner on a terminal; elsewhere a line at once, and one with the time every ten seconds.
+def busy(console: Console | None, what: str, *, at_once: bool = True) -> Iterator[None]:
+    """Says `what` is going on: a spinner on a terminal; elsewhere a line, and one with the time every ten seconds.
 
     Args:
         console: console to print on; quiet where None.
         what: what is being done, e.g. ``training the teacher``.
+        at_once: whether the first line is printed before ten seconds are over; False for what is short more often than not.
     """
     if console is None:
         yield
@@ -27,15 +28,23 @@ def busy(console: Console | None, what: str) -> Iterator[None]:
         with console.status(what, spinner="line"):
             yield
         return
-    with suppress(OSError):  # where it is printed to a file on a disk that is full
-        console.print(what, highlight=False, markup=False, soft_wrap=True)
     done, start = threading.Event(), time.monotonic()
 
+    def say() -> None:
+        with suppress(OSError):  # where it is printed to a file on a disk that is full
+            console.print(what, highlight=False, markup=False, soft_wrap=True)
+
     def tell() -> None:
+        said = at_once
         while not done.wait(EVERY):
+            if not said:
+                say()
+            said = True
             with suppress(OSError):
                 console.print(f"  ... {time.monotonic() - start:.0f} s", highlight=False, markup=False)
 
+    if at_once:
+        say()
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
     try:

@@ -21,6 +21,18 @@ def test_a_line_at_once_and_one_with_the_time_after_a_while(monkeypatch):
     assert written.getvalue() == said, "it is quiet again afterwards"
 
 
+def test_what_is_mostly_short_is_said_when_it_is_long(monkeypatch):
+    written = io.StringIO()
+    with busy.busy(Console(file=written), "saving", at_once=False):
+        pass
+    assert written.getvalue() == ""
+    monkeypatch.setattr(busy, "EVERY", 0.01)
+    with busy.busy(Console(file=written), "saving", at_once=False):
+        while "..." not in written.getvalue():
+            time.sleep(0.01)
+    assert written.getvalue().count("saving") == 1 and written.getvalue().startswith("saving\n  ... ")
+
+
 def test_it_is_quiet_without_a_console_and_lets_errors_through():
     with pytest.raises(KeyError), busy.busy(None, "nothing"):
         raise KeyError

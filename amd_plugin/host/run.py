@@ -107,7 +107,7 @@ def _run(
 ) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
     log_state = LogState()
-    with _naming_silent_ranks(probe):
+    with _naming_silent_ranks(probe), busy(console, "loading held-out rewards and the checkpoint", at_once=False):
         evaluate = HeldOutEvaluation(trainer)
         if start is not None:
             log_state, evaluations, evaluated = restore(trainer, start)
@@ -241,7 +241,8 @@ class _Step:
         self._saved = None  # a checkpoint that a signal left before the evaluation does not hold it
 
     def _save(self) -> Path:
-        path = save(self._trainer, self.progress(), self._output, self._log.settle)
+        with self._log.pausing("saving a checkpoint", at_once=False):
+            path = save(self._trainer, self.progress(), self._output, self._log.settle)
         self._saved = self._trainer.step
         return path
 

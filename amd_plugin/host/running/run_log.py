@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from amd_plugin.atomic import write_bytes
-from amd_plugin.busy import busy, duration
+from amd_plugin.busy import EVERY, busy, duration
 from amd_plugin.errors import InputError
 from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.line_file import LineFile
@@ -82,6 +82,7 @@ class RunLog:
         self._held_out = ""
         self.step = step
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
+        self._shown_at = self._resumed_at
         self.last: Line = dict(state.last)
         self._file: LineFile | None = None
         self._bar: Progress | None = None
@@ -106,6 +107,20 @@ class RunLog:
                 self._window[name] = self._window[name] + pair if name in self._window else pair
         self.step += 1
         self._updates += 1
+        self._show_step()
+
+    def _show_step(self) -> None:
+        """Shows the step without its metrics, which are on the device: in the bar, elsewhere in a line every ten seconds."""
+        if self._bar is not None:
+            self._bar.update(self._row, completed=self.step)
+        elif time.monotonic() - self._shown_at >= EVERY:
+            self._print(f"step {self.step}/{self._max_steps}")
+
+    def _print(self, line: str) -> None:
+        if self._console is not None and self._accelerator.is_main_process:
+            with suppress(OSError):  # where it is printed to a file on a disk that is full
+                self._console.print(line, highlight=False)
+        self._shown_at = time.monotonic()
 
     def state(self) -> LogState:
         """The state for a checkpoint, which vouches for lines that `settle` has put on the disk."""
@@ -119,17 +134,17 @@ class RunLog:
             self._file.settle()
 
     @contextmanager
-    def pausing(self, what: str) -> Iterator[None]:
-        """Around what is no update, e.g. ``evaluating``: says so, and leaves its time out of that of an update."""
+    def pausing(self, what: str, *, at_once: bool = True) -> Iterator[None]:
+        """Around what is no update, e.g. ``evaluating``: says so as `busy` does, and leaves its time out."""
         self._pause()
         if self._bar is not None:
             self._bar.update(self._row, description=what)
         plain = None if self._bar is not None or not self._accelerator.is_main_process else self._console
         try:
-            with busy(plain, what):
+            with busy(plain, what, at_once=at_once):
                 yield
         finally:
-            self._resumed_at = time.monotonic()
+            self._resumed_at = self._shown_at = time.monotonic()
             if self._bar is not None:
                 self._bar.update(self._row, description="distilling")
 
@@ -163,9 +178,8 @@ class RunLog:
         note = self._note(each * (self._max_steps - step), each, memory)
         if self._bar is not None:
             self._bar.update(self._row, completed=step, note=note)
-        elif self._console is not None and self._accelerator.is_main_process:
-            with suppress(OSError):  # where it is printed to a file on a disk that is full
-                self._console.print(f"step {step}/{self._max_steps}  {note}", highlight=False)
+        else:
+            self._print(f"step {step}/{self._max_steps}  {note}")
         return self.last
 
     def _total(self) -> tuple[list[str], Tensor]:

@@ -1,0 +1,64 @@
+"""What a run prints between two lines of metrics, and what counts as the time of an update."""
+
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from amd_plugin.host import run
+from amd_plugin.host.running import run_log
+from amd_plugin.host.running.run_log import RunLog
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test moves it."""
+    moved = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: moved.now))
+    return moved
+
+
+def log_to(tmp_path, **console):
+    written = io.StringIO()
+    return RunLog(tmp_path / "metrics.jsonl", 0, 100, Accelerator(cpu=True), Console(file=written, **console)), written
+
+
+def test_updates_of_many_seconds_are_shown_before_their_metrics(tmp_path, clock):
+    log, written = log_to(tmp_path)
+    for _ in range(5):
+        clock.now += 4
+        log.add({"loss/student": torch.tensor(1.0)})
+    assert written.getvalue().splitlines() == ["step 3/100"], "one line in ten seconds"
+    log.write(5)
+    assert "step 5/100  student 1.0000" in written.getvalue() and "4 s/update" in written.getvalue()
+    log.close()
+
+
+def test_the_bar_moves_with_every_update(tmp_path):
+    log, _ = log_to(tmp_path, force_terminal=True)
+    for _ in range(3):
+        log.add({})
+    assert log._bar.tasks[0].completed == 3
+    log.close()
+
+
+def test_a_checkpoint_is_no_part_of_the_time_of_an_update(tiny, plugins, tmp_path, monkeypatch):
+    saved, save = [], run.save
+
+    def slow(*arguments):
+        path = save(*arguments)
+        time.sleep(0.2)
+        saved.append(path)
+        return path
+
+    monkeypatch.setattr(run, "save", slow)
+    written = io.StringIO()
+    settings = ("train.checkpoint_every=1", "train.log_every=4", "train.max_steps=4")
+    run.train(tiny(*settings), plugins, tmp_path / "run", console=Console(file=written, width=200))
+    (rate,) = [line for line in written.getvalue().splitlines() if line.startswith("step 4/4")]
+    assert len(saved) == 4 and "ms/update" in rate and int(rate.split(" ms/update")[0].split()[-1]) < 200
+    assert "saving a checkpoint" not in written.getvalue(), "it takes a moment"
