@@ -68,7 +68,8 @@ def compare(
         workers: number of worker processes; one per core by default, and one per GPU for pipelines.
         console: console for one line per finished run; quiet where None.
         select: seeds, apart from `seeds`, on which the best tuning of every arm is selected.
-        agree: function that is asked, with a question, whether to start what takes over an hour; None starts it.
+        agree: function that is asked, with a question, whether to start what takes over an hour, or nobody knows how long;
+            None starts it.
 
     Raises:
         InputError: before anything runs, if any arm's recipe is wrong, a seed both selects and reports, or `agree` says no.
@@ -90,7 +91,7 @@ def compare(
         told = _told(len(missing), len(runs), workers, seconds)
         if console is not None:
             console.print(told, highlight=False, markup=False, soft_wrap=True)
-        if agree is not None and (seconds or 0) > LONG and not agree("Start?"):
+        if agree is not None and missing and (seconds is None or seconds > LONG) and not agree("Start?"):
             raise InputError("nothing was started; fewer seeds or arms, or --set train.max_steps=N, take less time")
         # Teachers first: arms of one seed would only wait for each other.
         teachers = run_jobs(pool, measure_teacher, [job(seed) for seed in (*select, *seeds)], console)

@@ -46,6 +46,12 @@ SIGNALS = ZONE | {
     "loss/fake_score/high": "fake-score loss, high noise",
     "objective/coherence_zone/low": "coherence, zone, low noise",
     "objective/coherence_outside/low": "coherence, elsewhere, low noise",
+    "objective/advantage_guidance": "scale of advantage guidance",
+    "objective/contrast_ratio": "length of contrast / matching",
+    "objective/contrast_reliability": "reliability of the contrast",
+    "objective/contrast_confidence": "confidence in the contrast",
+    "objective/contrast_evidence_zone/low": "evidence of success, zone, low noise",
+    "objective/contrast_evidence_outside/low": "evidence of success, elsewhere, low noise",
 }
 # Prefixes of keys that end in a reward's name -> titles of their curves.
 REWARD_SIGNALS = {

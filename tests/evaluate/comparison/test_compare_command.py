@@ -60,6 +60,11 @@ def test_long_comparisons_ask_on_a_terminal_and_start_nothing_without_a_yes(cli,
     code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", "--seeds", "2", "--output", tmp_path / "c")
     assert code == 2 and "nothing was started" in printed and not (tmp_path / "c" / "arms").exists()
     assert "2 to make, 1 at a time: about" in printed
+    monkeypatch.setattr(compare, "_expected", lambda *arguments: None)  # as for a pipeline, before its first run is made
+    monkeypatch.setattr(compare, "LONG", 3600)
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    code, printed = cli("compare", "modes2d", *TINY, "--objectives", "dmd", "--seeds", "2", "--output", tmp_path / "c")
+    assert code == 2 and "nothing was started" in printed and "when the first is finished" in printed
 
 
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):

@@ -107,6 +107,21 @@ def test_whatever_may_be_wide_scrolls_inside_of_its_own_box(rendered):
         assert inside & ({"scroll"} if tag == "table" else {"scroll", "figure"}), tag
 
 
+def test_three_charts_of_a_section_are_open_and_the_rest_is_folded(pages):
+    for name, text in pages.items():
+        for section in text.split("<h2 id=")[1:]:
+            unfolded = re.sub(r"<details>(?:(?!<details>).)*?</details>", "", section, flags=re.DOTALL)  # a chart's own numbers
+            unfolded = re.sub(r"<details>.*?</details>", "", unfolded, flags=re.DOTALL)
+            assert 1 <= unfolded.count('class="chart"') <= (4 if name == "every part" else 3), name  # of runs and comparisons
+
+
+def test_every_metric_of_a_task_is_explained(rendered):
+    terms = " ".join(re.findall(r"<dt>(.*?)</dt>", rendered))
+    for task in TASKS.values():
+        for metric in task.metrics:
+            assert re.search(rf"\b{metric}\b", terms), metric
+
+
 def test_the_page_asks_for_nothing_and_runs_its_own_script_only(rendered):
     assert all(value.startswith(("data:image/", "#")) for value in Structure(rendered).requests)
     (script,) = re.findall(r"<script>(.*?)</script>", rendered, re.DOTALL)
