@@ -5,7 +5,8 @@ images, a share of them under random labels.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,6 +16,22 @@ from amd_plugin import metrics as measure
 from amd_plugin.randomness import generator
 from amd_plugin.tasks.classifiers import trained_classifier
 from amd_plugin.tasks.judge import Judge
+
+
+class Data(NamedTuple):
+    """The digits of scikit-learn.
+
+    Attributes:
+        images: images [N, 1, 8, 8] in [-1, 1].
+        labels, noisy_labels: digits [N], right and as the teacher is told.
+        reward_half, evaluation_half: indices of the images that reward and judge are trained on.
+    """
+
+    images: Tensor
+    labels: Tensor
+    noisy_labels: Tensor
+    reward_half: Tensor
+    evaluation_half: Tensor
 
 
 class Digits:
@@ -35,32 +52,35 @@ class Digits:
     seed = 0
 
     def __init__(self, *, label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2):
+        self.num_classes = 10
+        self.sample_shape: tuple[int, ...] = (1, 8, 8)
+        self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, read when they are first needed: a recipe is checked without them."""
         from sklearn.datasets import load_digits  # over a second to import
 
         raw = load_digits()
-        self.images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
-        self.labels = torch.tensor(raw.target, dtype=torch.long)
-        self.num_classes = 10
-        self.sample_shape: tuple[int, ...] = (1, 8, 8)
+        labels = torch.tensor(raw.target, dtype=torch.long)
         draws = generator(0, "digits")
-        order = torch.randperm(len(self.labels), generator=draws)
-        self.reward_half, self.evaluation_half = order.chunk(2)
-        wrong = torch.rand(len(self.labels), generator=draws) < label_noise
-        anything = torch.randint(10, self.labels.shape, generator=draws)
-        self.noisy_labels = torch.where(wrong, anything, self.labels)
-        self.made_of: dict[str, Any] = {"task": self.name, "label_noise": label_noise}
+        reward_half, evaluation_half = torch.randperm(len(labels), generator=draws).chunk(2)
+        wrong = torch.rand(len(labels), generator=draws) < self.made_of["label_noise"]
+        anything = torch.randint(10, labels.shape, generator=draws)
+        images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
+        return Data(images, labels, torch.where(wrong, anything, labels), reward_half, evaluation_half)
 
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images [B, 1, 8, 8] with the teacher's labels [B], some of which are wrong."""
-        index = torch.randint(len(self.labels), (count,), generator=generator)
-        return self.images[index], self.noisy_labels[index]
+        index = torch.randint(len(self.data.labels), (count,), generator=generator)
+        return self.data.images[index], self.data.noisy_labels[index]
 
     def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, 1, 8, 8] with their true labels [B]."""
-        index = torch.randint(len(self.labels), (count,), generator=generator)
-        return self.images[index], self.labels[index]
+        index = torch.randint(len(self.data.labels), (count,), generator=generator)
+        return self.data.images[index], self.data.labels[index]
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
         """Uniform over the classes."""
@@ -88,7 +108,7 @@ class Digits:
 
     def classifier(self) -> nn.Module:
         """A CNN over ten digits and "none", trained on the first half; "none" is noise, blends and scrambled digits."""
-        images, labels = _to_unit(self.images[self.reward_half]), self.labels[self.reward_half]
+        images, labels = _to_unit(self.data.images[self.data.reward_half]), self.data.labels[self.data.reward_half]
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
             index = torch.randint(len(labels), (128,), generator=draws)
@@ -114,11 +134,11 @@ class Digits:
         """
         judge = self._judge()
         with torch.no_grad():
-            made, real = judge[:-1](media), judge[:-1](_to_unit(self.images))
+            made, real = judge[:-1](media), judge[:-1](_to_unit(self.data.images))
             read = judge[-1](made).argmax(1)
         precision, recall = measure.precision_recall(real, made)
         ratios = [
-            measure.diversity_ratio(samples[labels == c].flatten(1), self.images[self.labels == c].flatten(1))
+            measure.diversity_ratio(samples[labels == c].flatten(1), self.data.images[self.data.labels == c].flatten(1))
             for c in range(10)
         ]
         return {
@@ -145,7 +165,7 @@ class Digits:
         return draw
 
     def _judge(self) -> nn.Sequential:
-        images, labels = _to_unit(self.images[self.evaluation_half]), self.labels[self.evaluation_half]
+        images, labels = _to_unit(self.data.images[self.data.evaluation_half]), self.data.labels[self.data.evaluation_half]
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
             index = torch.randint(len(labels), (128,), generator=draws)

@@ -54,7 +54,7 @@ class MovingDigits:
 
     def real_data(self, count: int, generator: torch.Generator, pixels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Videos [B, 1, 3, 16, 16] with their true labels [B], digit * 4 + direction."""
-        return self._videos(torch.arange(len(self._digits.labels)), count, generator)
+        return self._videos(torch.arange(len(self._digits.data.labels)), count, generator)
 
     def draw_labels(self, position: int, count: int, generator: torch.Generator) -> Tensor:
         """Uniform over the classes."""
@@ -83,7 +83,7 @@ class MovingDigits:
 
     def classifier(self) -> nn.Module:
         """A network that classifies the digit frame by frame and the direction from all frames; or no digit at all."""
-        half = self._digits.reward_half
+        half = self._digits.data.reward_half
 
         def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
             videos, labels = self._videos(half, 96, draws)
@@ -154,11 +154,11 @@ class MovingDigits:
         for frame in range(FRAMES):
             y, x = (start + frame * step).unbind(1)
             rows, columns = y[:, None, None] + inner[:, None], x[:, None, None] + inner
-            videos[sample[:, None, None], 0, frame, rows, columns] = self._digits.images[chosen, 0]
-        return videos, self._digits.labels[chosen] * len(DIRECTIONS) + way
+            videos[sample[:, None, None], 0, frame, rows, columns] = self._digits.data.images[chosen, 0]
+        return videos, self._digits.data.labels[chosen] * len(DIRECTIONS) + way
 
     def _judge(self) -> nn.Sequential:
-        half = self._digits.evaluation_half
+        half = self._digits.data.evaluation_half
 
         def build() -> nn.Module:
             return nn.Sequential(
