@@ -27,6 +27,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from scipy.stats import ttest_rel
 
+import amd_plugin
 from amd_plugin import metrics
 from amd_plugin.evaluate.comparison.arms import Arm, arms, parse_seeds
 from amd_plugin.evaluate.comparison.compare import compare
@@ -139,6 +140,7 @@ def _section(name: str, study: Study, comparison: Comparison) -> dict[str, Any]:
         "name": name, "study": study, "seeds": comparison.seeds,
         "metrics": [f"{metric} {ARROWS[comparison.better[metric]]}" for metric in columns],
         "rows": rows, "best": ", ".join(f"{m}: {arm}" for m, arm in best.items()), "command": comparison.command,
+        "commits": comparison.commits,
         "time": "\n".join(time_to_quality(comparison)),
         "teacher": [f"{statistics.fmean(comparison.teacher[m]):.3f}" for m in columns],
     }  # fmt: skip
@@ -242,6 +244,8 @@ def main() -> None:
     unknown = [name for name in options.names if name not in STUDIES]
     if unknown:
         parser.error(f"unknown study {unknown[0]}; there are: {', '.join(STUDIES)}")
+    if (source := Path(amd_plugin.__file__).parents[1]) != ROOT:
+        parser.error(f"amd_plugin is imported from {source}, whose numbers these would be. Set PYTHONPATH={ROOT}")
     console = Console()
     if options.action == "check":
         sys.exit(not _check_all(options.names or [name for name in STUDIES if (RESULTS / f"{name}.json").is_file()], console))

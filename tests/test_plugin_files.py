@@ -39,7 +39,11 @@ def distill_objectives():
 
 @amd_plugin.hookimpl
 def distill_sigma_sampler():
-    return None
+    def marked(sigma, role, **given):
+        open("moved.txt", "a").write(role + "\\n")
+        return sigma
+
+    return marked
 """
 
 
@@ -67,6 +71,14 @@ def test_objectives_and_samplers_come_from_a_file_too(cli):
     own = next(row for row in listed["plugins"] if row["name"] == "mine.py")
     assert own["hooks"] == ["distill_objectives", "distill_rewards", "distill_sigma_sampler"]
     assert "near" in listed["rewards"] and "halved" in listed["objectives"]
+
+
+def test_a_sampler_in_a_file_is_called(cli, tmp_path):
+    code, printed = cli(
+        "train", "modes2d", "--plugin", "mine.py", *TINY, "--set=rewards=[]", "--objective", "dmd", "--output", "run"
+    )
+    assert code == 0, printed
+    assert {*(tmp_path / "moved.txt").read_text().split()} == {"student", "fake_score"}
 
 
 def test_the_environment_names_files_beside_entry_points(cli, tmp_path, monkeypatch):

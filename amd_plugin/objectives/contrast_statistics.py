@@ -141,9 +141,8 @@ def confidence(sums: Tensor) -> Tensor:
 def automatic_scale(sums: Tensor, budget: Tensor, largest: float = REST) -> Tensor:
     """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
 
-    While the student is not yet tilted, the scaled contrast is `RATIO` as long as the matching term. As its tilt approaches
-    the scale of rest, the scale falls to that one, and there the student is at rest. All of it counts by the confidence in the
-    contrast.
+    A student with a tilt above 0 rests at the scale of that tilt. What is more moves it on: a contrast `RATIO` as long as the
+    matching term, until the tilt is the scale of rest. All of it counts by the confidence in the contrast.
 
     Args:
         sums: sums [5] of `ContrastStatistics`.
@@ -151,10 +150,10 @@ def automatic_scale(sums: Tensor, budget: Tensor, largest: float = REST) -> Tens
             that, and at most `largest`.
         largest: largest scale of rest.
     """
-    rest = budget.to(sums).clamp(max=largest)
+    rest, tilted = budget.to(sums).clamp(max=largest), tilt(sums).clamp(min=0)
     push = RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums)).clamp(max=LARGEST)
-    room = 1 - _quotient(tilt(sums), rest).clamp(0, 1)
-    return confidence(sums) * torch.maximum(torch.minimum(push, rest), room * push)
+    room = 1 - _quotient(tilted, rest).clamp(max=1)
+    return confidence(sums) * torch.maximum(torch.minimum(tilted + push, rest), room * push)
 
 
 def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:

@@ -116,6 +116,21 @@ def test_the_fake_score_is_trained_with_outcomes_and_the_student_gets_the_contra
     assert trainer.student.outcome is None and trainer.teacher.outcome is None
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["gan_weight=0.1", "guidance_sigma=[0.3,0.9]", "match_sigma=[0.1,0.8]", "guidance_window=[0,0.5]", "sharpening=1", "strength=0.5"],
+)  # fmt: skip
+def test_it_goes_with_every_other_mechanism(option, tiny, plugins):
+    settings = (GUIDED, f"objective.{option}", "objective.tolerance=0", "train.log_every=1")
+    if option.startswith("gan"):
+        settings += ("train.real=teacher",)
+    trainer = Trainer(tiny(*settings), plugins, Accelerator(cpu=True))
+    metrics = [trainer.cycle() for _ in range(3)][-1]
+    assert metrics["objective/contrast_ratio"] > 0 and trainer.fake_score.outcome == NONE
+    losses = [value for name, value in metrics.items() if name.startswith("loss/") and name.count("/") == 1]
+    assert losses and all(torch.isfinite(value) for value in losses)
+
+
 def test_tables_have_a_learning_rate_of_their_own(tiny, plugins):
     """Adam's first update has the length of the learning rate in every element with a gradient."""
     for rate in (1e-3, 5e-2):

@@ -14,6 +14,7 @@ from amd_plugin.objectives.contrast_statistics import (
     ContrastStatistics,
     automatic_scale,
     confidence,
+    evidence_by_zone,
     ratio,
     reliability,
     scale_for,
@@ -75,6 +76,17 @@ def test_the_tilt_is_the_scale_at_which_the_student_rests():
     assert tilt(measured(200).sum(0)).item() == pytest.approx(0.0, abs=0.3)
 
 
+def test_samples_that_fail_have_less_evidence_of_success_and_noise_has_none():
+    signals = turn(0, batch=4096)
+    failed = signals.advantage < 0
+    evidence = evidence_by_zone(signals, failed)
+    for level in ("low", "middle", "high"):
+        assert evidence[f"contrast_evidence_outside/{level}"] - evidence[f"contrast_evidence_zone/{level}"] > 0.03
+    without = evidence_by_zone(turn(0, informative=False, batch=4096), failed)
+    assert all(abs(value) < 0.03 for value in without.values()) and len(without) == 6
+    assert evidence_by_zone(signals._replace(fake_good=None, fake_bad=None), failed) == {}
+
+
 def test_bands_add_up_and_nothing_depends_on_how_a_batch_is_split():
     whole, parts = measured(20), measured(20, split=8)
     torch.testing.assert_close(whole, parts)
@@ -103,6 +115,11 @@ def test_the_scale_keeps_the_ratio_until_the_student_is_tilted():
     behind, tilted = measured(200, lead=-1.0).sum(0), measured(200, lead=2.0).sum(0)
     push = confidence(behind) * RATIO / ratio(behind)
     assert automatic_scale(behind, torch.tensor(5.0)).item() == pytest.approx(push.item(), rel=1e-6)
+    partly = measured(200, lead=0.5).sum(0)
+    held = tilt(partly) + RATIO / ratio(partly)
+    assert 0.3 < tilt(partly) < 0.7 and automatic_scale(partly, torch.tensor(50.0), 50.0) == pytest.approx(
+        float(held * confidence(partly)), rel=1e-6
+    ), "where a student is tilted it would rest at that tilt: what moves it on comes on top"
     assert automatic_scale(tilted, torch.tensor(5.0)).item() == pytest.approx(REST * confidence(tilted).item(), rel=1e-6)
     assert automatic_scale(tilted, torch.tensor(0.1)).item() == pytest.approx(0.1 * confidence(tilted).item(), rel=1e-6)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -41,7 +41,7 @@ from amd_plugin.evaluate.comparison.time_to_quality import updates_to_quality
 from amd_plugin.evaluate.directions import Direction
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_lock import FolderLock
-from amd_plugin.host.running.run_folder import command_line
+from amd_plugin.host.running.run_folder import about, command_line
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
@@ -188,7 +188,17 @@ def _comparison(
         teacher=per_seed(teachers, "teacher", seeds),
         own_teachers=config.own_teachers,
         command=command_line(),
+        commits=_commits(arms, seeds, output),
     )
+
+
+def _commits(arms: Sequence[Arm], seeds: Sequence[int], output: Path) -> list[str]:
+    """The commits of the source that made the runs, as far as they are known."""
+    found = set()
+    for folder in (run_folder(output, arm.name, seed) for arm in arms for seed in seeds):
+        with suppress(InputError):  # a run's results do not depend on run.json
+            found.add(about(folder).commit)
+    return sorted(found - {""})
 
 
 def _updates(

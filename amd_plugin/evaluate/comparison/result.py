@@ -59,6 +59,7 @@ class Comparison:
         teacher: metric -> one value per reported seed, measured on the teacher's own many-step samples.
         own_teachers: whether each seed has a teacher of its own; else all seeds share one.
         command: command line that made the comparison.
+        commits: git commits of the source that made its runs; empty where it was installed.
     """
 
     task: str
@@ -77,6 +78,7 @@ class Comparison:
     teacher: Mapping[str, Sequence[float]]
     own_teachers: bool = True
     command: str
+    commits: Sequence[str] = ()
 
     @classmethod
     def from_file(cls, path: Path) -> Comparison:

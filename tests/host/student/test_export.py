@@ -59,6 +59,15 @@ def test_the_card_and_the_checkpoints_say_what_they_are_where_tools_look(finishe
         assert file.metadata() == {"format": "pt", "step": "2", "recipe": recipe.name, "amd_plugin": amd_plugin.__version__}
 
 
+@pytest.mark.parametrize(
+    ("family", "tag"), [("sdxl", "text-to-image"), ("sd3", "text-to-image"), ("wan", "text-to-video"), ("dit", None)]
+)
+def test_the_hub_lists_a_student_among_its_kind(family, tag, piped, plugins):
+    recipe = piped(family)
+    backbone = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    assert _metadata(recipe, backbone, None, {}, adapter_alone=False).to_dict().get("pipeline_tag") == tag
+
+
 def test_repeating_it_replaces_the_folder_whole(finished, plugins):
     target = finished / "student"
     (target / "leftover").write_text("of an earlier version")

@@ -10,6 +10,7 @@ from amd_plugin.tasks.scenes.task import Scenes
 from amd_plugin.tasks.shipped import FOLDER, sha256, shipped
 
 COUNT = 480
+FIRST_LOSSES = [40.46082305908203, 38.16646957397461, 38.534271240234375]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,27 @@ def test_a_blend_does_not_pass_for_two_things(scenes):
     assert task._verdict("a", single, labels[rows][: len(single)]).soft.max() < -2
 
 
-def test_a_shorter_training_begins_like_the_shipped_one():
-    """The same seed makes the same first updates to the bit, whatever else is drawn meanwhile."""
+def test_the_measures_of_real_scenes_are_those_of_no_error(scenes):
+    task, labels, pictures = scenes
+    found = task.evaluate(pictures, labels, pictures)
+    assert found["score"] > 0.95 and abs(found["gap"]) < 0.03 and found["blended"] < 0.02
+    assert found["frechet"] < 60 and found["precision"] > 0.8 and found["recall"] > 0.8  # of 480 pictures: few for covariances
+    assert found["diversity"] == pytest.approx(1, abs=0.15)
+    noise = torch.rand(pictures.shape, generator=generator(3, "noise"))
+    wrong = task.evaluate(noise, labels, noise)
+    assert wrong["score"] < 0.02 and wrong["frechet"] > 10 * found["frechet"] and wrong["recall"] < 0.1
+
+
+def test_the_shipped_judge_begins_like_this():
+    """The first losses of the training that made it: `scenes_weights.py judges` makes its file again, to the bit."""
+    task = Scenes()
+    objects, colours = task.made_of["objects"], task.made_of["colours"]
+    losses = judges.train(judges.untrained("b", objects, colours, 0), "b", objects, colours, 0, steps=3)
+    assert losses == pytest.approx(FIRST_LOSSES, rel=1e-4)
+
+
+def test_the_same_seed_makes_the_same_first_updates():
+    """To the bit, whatever else is drawn meanwhile."""
     task = Scenes()
     objects, colours = task.made_of["objects"], task.made_of["colours"]
     found = []
