@@ -116,7 +116,7 @@ def show_whole(table: Table) -> None:
     for row, name in enumerate(head.cells):
         say(str(name))
         for column in columns:
-            say(f"  {column.header}: {list(column.cells)[row]}")
+            say(f"  {column.header}: {list(column.cells)[row]}" if column.header else f"  {list(column.cells)[row]}")
     if table.caption:
         say(str(table.caption))
 
@@ -186,10 +186,13 @@ def train(
         judges = held_out_names(loaded.config, evaluation)
         say("held out: " + "  ".join(f"{judge} {evaluation[judge]:.4g}" for judge in judges))
         page = folder / "report.html"
-        with busy(out, "writing the report"), disk.dispensable(page, f"the run is complete; later: amd-plugin report {folder}"):
+        with (
+            busy(out, "writing the report"),
+            disk.dispensable(page, f"the run is complete; later: amd-plugin report {folder}{plugin_files.options()}"),
+        ):
             say(f"report: {write_report([folder], page, plugins)}")
         say(f"student: {folder / 'student'}, a diffusers folder; its README.md shows how to call it")
-        say(f"next: amd-plugin evaluate {folder}")
+        say(f"next: amd-plugin evaluate {folder}{plugin_files.options()}")
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin compare digits --objectives dmd,amd --seeds 4")
@@ -239,7 +242,7 @@ def compare(
     if not no_report:
         from amd_plugin.evaluate.report.report import write_report
 
-        with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}"):
+        with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}{plugin_files.options()}"):
             write_report([folder], page, plugins)
     if as_json:
         typer.echo(result.as_json())
@@ -320,7 +323,8 @@ def plan(
     if as_json:
         typer.echo(json.dumps(needs.as_dict(), indent=1))
     else:
-        say(planning.show(needs))
+        for part in planning.show(needs):
+            say(part) if isinstance(part, str) else show_whole(part)
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin report runs/digits-amd runs/digits-dmd --output report.html")
@@ -336,6 +340,8 @@ def report(
 
     for folder in runs:
         folder_kind.check_run(folder, comparison=FILE)
+    if output is not None and output.is_dir():
+        raise InputError(f"--output {output}: is a folder; name the file to write, such as {output / 'report.html'}")
     with busy(err, "writing the report"):
         from amd_plugin.evaluate.report.report import write_report
 

@@ -65,7 +65,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the candidate nearest to `word`, or an empty string."""
-    near = get_close_matches(word, list(candidates), n=1)
+    near = get_close_matches(word, list(candidates), n=3)
+    near.sort(key=lambda candidate: sorted(candidate) != sorted(word))  # the same letters in another order first
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
@@ -87,7 +88,7 @@ def unreadable_is_input_error(message: str, hint: str = "", longest: int = 300) 
         raise
     except Exception as error:  # OSError, ValueError, RuntimeError, hub, pickle and safetensors errors alike
         cause = " ".join(in_words(error).split())[: longest + len(type(error).__name__) + 2]
-        raise InputError(f"{message}: {cause}.{hint}") from error
+        raise InputError(f"{message}: {cause.rstrip('.')}.{hint}") from error
 
 
 def printable(text: str) -> str:

@@ -233,6 +233,15 @@ def without_removed_in(model: type[BaseModel], given: Mapping[str, Any]) -> dict
     return kept
 
 
+def _elsewhere(key: str, owner: type[BaseModel]) -> str:
+    """A hint at the section of `owner` that has `key`, for somebody who left the section out; empty where none has."""
+    for name, field in owner.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel) and key in section.model_fields:
+            return f" Did you mean '{name}.{key}'?"
+    return ""
+
+
 def problems_of(
     error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], also_known: Iterable[str] = ()
 ) -> dict[Place, str]:
@@ -253,7 +262,7 @@ def problems_of(
         if detail["type"] == "extra_forbidden":
             owner = _model_at(model, place[:-1])
             removed = getattr(owner, "REMOVED", {}).get(key)
-            hint = did_you_mean(key, {*owner.model_fields, *also_known})
+            hint = did_you_mean(key, {*owner.model_fields, *also_known}) or _elsewhere(key, owner)
             problems[place] = f"unknown key.{hint}" if removed is None else f"was removed: {removed.advice}"
         elif detail["type"] == "missing":
             problems[place] = "required, but not given"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from amd_plugin.errors import InputError, in_words
 
 VARIABLE = "AMD_PLUGIN_LOAD"
 PREFIX = "amd_plugin_file_"  # of their modules' names, which no other process can import
+_typed: list[Path] = []
 
 
 def add(files: Iterable[Path]) -> None:
@@ -29,6 +31,14 @@ def add(files: Iterable[Path]) -> None:
         before = os.environ.get(VARIABLE)
         if str(file.absolute()) not in (before or "").split(","):
             os.environ[VARIABLE] = f"{before},{file.absolute()}" if before else str(file.absolute())
+            _typed.append(file)
+
+
+def options() -> str:
+    """The options ``--plugin FILE`` of this command, with a leading space, for commands that a person is to type next."""
+    loaded = os.environ.get(VARIABLE, "").split(",")
+    typed = dict.fromkeys(shlex.quote(str(file)) for file in _typed if str(file.absolute()) in loaded)
+    return "".join(f" --plugin {file}" for file in typed)
 
 
 def is_file(entry: str) -> bool:

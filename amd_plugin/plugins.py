@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 # By dotted name, so that this module imports no host. `amd` is loaded from its entry point, like a third party's plugin.
 DEFAULT_PLUGINS = {"host": "amd_plugin.default_plugins.host"}
 CATALOGUE = ("distill_objectives", "distill_rewards", "distill_families")
+STEERING = ("distill_sigma_sampler", "distill_strength_schedule", "distill_advantage_schedule")
 SLOW = 3.0  # seconds after which a plugin that is waited for is named
 
 
@@ -67,6 +68,10 @@ class PluginManager(pluggy.PluginManager):
         super().__init__(NAME)
         self.statuses: dict[str, PluginStatus] = {}
         self.add_hookspecs(hookspecs)
+
+    def steering(self) -> list[str]:
+        """Names of the plugins that move noise levels or strengths. Results depend on them, and no recipe names them."""
+        return sorted({hook.plugin_name for name in STEERING for hook in getattr(self.hook, name).get_hookimpls()})
 
     def register(self, plugin: object, name: str | None = None, distribution: str = "") -> str | None:
         """Adds a plugin by hand. As for entry points, a broken plugin is set aside and raises nothing.

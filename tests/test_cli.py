@@ -155,6 +155,31 @@ def test_recipes_are_listed_in_80_columns_on_a_terminal_and_a_line_each_in_a_fil
     assert max(map(len, lines)) <= 80 if terminal else len(lines) == len(found)
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_plan_is_whole_on_a_narrow_terminal(monkeypatch, width):
+    from amd_plugin import cli as module
+
+    written = io.StringIO()
+    monkeypatch.setattr(module, "out", Console(file=written, width=width, force_terminal=True, color_system=None))
+    module.app(["plan", "modes2d", "--gpus", "1"], standalone_mode=False)
+    assert "…" not in written.getvalue() and "  activations: " in written.getvalue()
+    assert "reserved beside that" in written.getvalue()
+
+
+def test_a_report_into_a_folder_is_refused_before_it_is_made(cli, tiny, plugins, tmp_path):
+    from amd_plugin.host import run
+
+    run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
+    code, printed = cli("report", tmp_path / "run", "--output", tmp_path)
+    assert code == 2 and f"{tmp_path}: is a folder; name the file to write, such as {tmp_path / 'report.html'}" in printed
+
+
+def test_the_same_letters_in_another_order_are_nearest():
+    from amd_plugin.errors import did_you_mean
+
+    assert did_you_mean("adm", ["dmd", "amd"]) == " Did you mean 'amd'?"
+
+
 @pytest.mark.parametrize(("width", "terminal"), [(80, False), (80, True), (40, True)])
 def test_tables_never_cut_a_name(monkeypatch, width, terminal):
     from rich.table import Table

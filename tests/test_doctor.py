@@ -30,6 +30,13 @@ def test_a_cache_that_cannot_be_written(cli, tmp_path, monkeypatch):
     assert str(tmp_path) not in printed
 
 
+def test_a_folder_of_runs_is_none(cli, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.yaml").write_text("{}")
+    code, printed = cli("doctor", tmp_path)
+    assert code == 2 and f"holds no run (no config.yaml). Name a run in it, such as {tmp_path / 'first'}" in printed
+
+
 def test_libraries_that_every_command_compiles_again(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     monkeypatch.setattr("sys.pycache_prefix", str(tmp_path))

@@ -81,6 +81,19 @@ def test_a_sampler_in_a_file_is_called(cli, tmp_path):
     assert {*(tmp_path / "moved.txt").read_text().split()} == {"student", "fake_score"}
 
 
+def test_a_run_goes_on_only_with_the_samplers_that_it_had(cli, monkeypatch):
+    code, printed = cli(
+        "train", "modes2d", "--plugin", "mine.py", *TINY, "--set=rewards=[]", "--objective", "dmd", "--output", "run"
+    )
+    assert code == 0 and "next: amd-plugin evaluate run --plugin mine.py" in printed
+    monkeypatch.setenv("AMD_PLUGIN_LOAD", "amd")
+    more = ("--set=train.max_steps=5", "--resume", "run")
+    code, printed = cli("train", *more)
+    assert code == 2 and "its run had mine.py, which moves noise levels or strengths: name a file with --plugin" in printed
+    code, printed = cli("train", *more, "--plugin", "mine.py")
+    assert code == 0, printed
+
+
 def test_the_environment_names_files_beside_entry_points(cli, tmp_path, monkeypatch):
     for value in (str(tmp_path / "mine.py"), f"amd,{tmp_path / 'mine.py'}"):
         monkeypatch.setenv("AMD_PLUGIN_LOAD", value)

@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from amd_plugin import disk
+from amd_plugin import disk, plugin_files
 from amd_plugin.busy import busy
 from amd_plugin.errors import AmdPluginError, RunError, in_words
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
@@ -37,6 +37,7 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.interrupts import Interrupted
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
+from amd_plugin.tasks import check_installed
 from amd_plugin.threads import one_thread
 
 # Seconds at the end of a run of several processes. Gloo's threads need Python's lock to drop the tensors of the last collective
@@ -76,6 +77,7 @@ def _train(
     probe = RankProbe(accelerator, recipe.config.distributed.timeout)
 
     def begin() -> Path | None:
+        check_installed(recipe.task)
         if is_run(output):  # other folders are not touched before everything is checked
             lock.acquire()
         return find_checkpoint(output, recipe, resume)
@@ -165,7 +167,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
             message = f"{probe.unresponsive_ranks(error)}{error if isinstance(error, AmdPluginError) else in_words(error)}"
             outcome = rescue(trainer, step.progress, output, run_log.settle, probe, partial=step.unfinished)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}{_then(error, output)}") from error
-    saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}"
+    saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}{plugin_files.options()}"
     with _naming_silent_ranks(probe, f"Stopped while the student was written. {saved}"), run_log.pausing("writing the student"):
         on_main(trainer.accelerator, lambda: _finish(trainer, evaluate.latest[1], output))
     return evaluate.latest[1]
@@ -174,7 +176,9 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
 def _then(error: Exception, output: Path) -> str:
     """What to do about a disk that does not take a file; empty for another error."""
     refused = disk.refusal(error)
-    return "" if refused is None else f"\n{disk.remedy(refused)}, then: amd-plugin train --resume {output}"
+    return (
+        "" if refused is None else f"\n{disk.remedy(refused)}, then: amd-plugin train --resume {output}{plugin_files.options()}"
+    )
 
 
 class _Step:
@@ -195,7 +199,7 @@ class _Step:
         with self._log.pausing(f"training the fake score, {trainer.train.fake_warmup} updates before the student's first"):
             for done in trainer.warm_up():
                 if signum := self._preemption.requested(trainer.accelerator):
-                    begins = f"begin again with: amd-plugin train --resume {self._output}"
+                    begins = f"begin again with: amd-plugin train --resume {self._output}{plugin_files.options()}"
                     raise Preempted(f"stopped after {done} updates of the fake score, which are not saved; {begins}", signum)
 
     def end(self) -> None:
@@ -217,7 +221,9 @@ class _Step:
         if signum := self._preemption.requested(trainer.accelerator):
             checkpoint = self._save()
             raise Preempted(
-                f"stopped after step {step}; saved {checkpoint}; go on with: amd-plugin train --resume {self._output}", signum
+                f"stopped after step {step}; saved {checkpoint}; go on with: "
+                f"amd-plugin train --resume {self._output}{plugin_files.options()}",
+                signum,
             )
 
     @property

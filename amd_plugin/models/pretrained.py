@@ -23,6 +23,7 @@ from amd_plugin.models.family import Family
 from amd_plugin.models.lazy_weights import TensorReader, Weights, meta_network
 from amd_plugin.models.lora_files import LoraSource
 from amd_plugin.models.quiet import quiet
+from amd_plugin.models.shipped_configs import hub_problem
 from amd_plugin.models.tokenizer_check import tells_words_apart
 
 
@@ -226,9 +227,18 @@ class Pretrained:
     @contextmanager
     def reading(self, part: str) -> Iterator[None]:
         """Silences the libraries, and turns their exceptions into an InputError of one line with the cause."""
-        hint = "" if Path(self.path).expanduser().is_dir() else " Check the name, the network, and access to the repository"
-        with quiet(), unreadable_is_input_error(f"{self.key}: {self.path}: {part} cannot be read", hint, longest=400):
-            yield
+        message, here = f"{self.key}: {self.path}: {part} cannot be read", Path(self.path).expanduser().is_dir()
+        try:
+            with quiet(), unreadable_is_input_error(message, longest=400):
+                yield
+        except InputError as error:
+            if here or not str(error).startswith(message):
+                raise
+            with quiet():
+                reason = hub_problem(self.path, self.revision)
+            if reason is not None:  # libraries take a hub that does not answer for one without the file
+                raise InputError(f"{message}: the hub does not give it ({reason}). Check name, network and access") from error
+            raise InputError(f"{error} Check the name, and the files in the repository") from error
 
 
 def _entry(value: Any) -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences progress bars and notes of diffusers and transformers within the context."""
+    """Silences progress bars and notes of diffusers, transformers and the hub within the context."""
     import diffusers  # seconds each, which a check of a recipe need not wait for
     import transformers
 
@@ -18,7 +18,8 @@ def quiet() -> Iterator[None]:
     with ExitStack() as restore:
         restore.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", FutureWarning)
-        for name in ("transformers", "diffusers"):
+        warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")
+        for name in ("transformers", "diffusers", "huggingface_hub"):
             restore.callback(logging.getLogger(name).setLevel, logging.getLogger(name).level)
             logging.getLogger(name).setLevel(logging.ERROR)
         for library in libraries:

@@ -19,7 +19,7 @@ from amd_plugin.maths.signals import Direction, Signals
 
 RATIO = 0.15  # of the scaled contrast to the matching term; on scenes .15 helps and .3 pays with the Frechet distance
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
-REST = 2.0  # largest scale at which a converged student rests
+REST = 1.0  # scale at which a converged student rests: there it is the teacher conditioned on success
 MEAN = 0.5  # of P(bad | a) over a group, whose advantages have the mean 0
 LARGEST = 100.0
 

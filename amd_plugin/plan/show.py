@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from amd_plugin.plan.memory import RESERVED
@@ -11,10 +12,10 @@ from amd_plugin.plan.planner import Plan
 COLUMNS = ("weights", "gradients", "optimizer", "average", "buffers", "activations")
 
 
-def show(plan: Plan) -> RenderableType:
+def show(plan: Plan) -> Sequence[Table | str]:
     """Tables of memory by role, phases, traffic and time, and what to change if it does not fit."""
     head = f"{plan.recipe} on {plan.gpus} GPUs of {plan.gpu_memory / 1e9:g} GB\nmodel: {plan.source}\n"
-    return Group(head, _memory(plan), _phases(plan), _cycle(plan), "\n".join(_words(plan)))
+    return head, _memory(plan), _phases(plan), _cycle(plan), "\n".join(_words(plan))
 
 
 def _memory(plan: Plan) -> Table:

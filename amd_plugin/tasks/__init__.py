@@ -41,6 +41,11 @@ def task_of(config: DataConfig, seed: int) -> Task:
     return task
 
 
+def check_installed(task: Task) -> None:
+    """Raises MissingDependency for a task that needs a package which is not there, before networks are made."""
+    getattr(task, "check_installed", lambda: None)()
+
+
 class Task(Protocol):
     """The interface of a task for host, rewards and report. A batch has B samples of `sample_shape`.
 
@@ -55,6 +60,7 @@ class Task(Protocol):
         made_of: JSON-able description of everything its data depends on, for caches.
         fewest_samples: smallest evaluation; a task without the attribute needs five samples per class.
         drawn_rows: function of labels [B] that returns the rows [N] that `drawing` shows; it shows all of a task without it.
+        check_installed: function that raises MissingDependency; a task without the attribute needs this package alone.
         credits: whom its data are from, and their licence; a task without the attribute has none to name.
         seed: seed of the run, from which the reward's classifier is trained. Held-out metrics are the same for all seeds.
     """

@@ -132,7 +132,8 @@ def test_student_and_teacher_of_different_size(refused, copy, pipeline_folder):
 
 def test_the_hub_offline(refused):
     said = refused("acme/none")
-    assert "model.path: acme/none: model_index.json cannot be read" in said and "Check the name, the network" in said
+    assert "model.path: acme/none: model_index.json cannot be read: the hub does not give it (" in said
+    assert "Check name, network and access" in said and "Retry" not in said, "one line, and nothing of the hub's own retries"
 
 
 def test_a_tokenizer_without_its_vocabulary(copy, plugins):

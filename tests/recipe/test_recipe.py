@@ -162,6 +162,7 @@ def test_overrides(plugins, problems):
     assert problems(overrides=["train.max_step=7"]) == [
         "--set train.max_step=7: train.max_step: unknown key. Did you mean 'max_steps'?"
     ]
+    assert problems(overrides=["max_steps=7"]) == ["--set max_steps=7: max_steps: unknown key. Did you mean 'train.max_steps'?"]
     assert "there is no 'rewards.3'" in problems(overrides=["rewards.3.floor=1"])[0]
     assert "must read key.key=value" in problems(overrides=["train.max_steps"])[0]
     assert "not YAML" in problems(overrides=["train.max_steps=[1"])[0]

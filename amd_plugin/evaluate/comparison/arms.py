@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from amd_plugin.config import RewardConfig
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
@@ -148,7 +148,10 @@ def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]], plugins: Plug
             overrides = (f"{key}={value}" for key, value in settings.items())
             tunings.append(Arm(name, arm.objective, (*arm.overrides, *overrides), arm.name))
     if unused := set(grid) - used:
-        raise InputError(f"--tune {min(unused)}: no arm has this option, or leaves it open")
+        objectives = (factories[arm.objective] for arm in arms if arm.objective in factories)
+        known = {f"objective.{option}" for factory in objectives for option in accepted(factory) or ()}
+        hint = did_you_mean(min(unused), known)
+        raise InputError(f"--tune {min(unused)}: no arm has this option, or leaves it open.{hint}")
     return tunings
 
 

@@ -40,6 +40,7 @@ from amd_plugin.evaluate.comparison.tables import markdown
 from amd_plugin.evaluate.comparison.time_to_quality import updates_to_quality
 from amd_plugin.evaluate.directions import Direction
 from amd_plugin.host.running import run_log
+from amd_plugin.host.running.folder_kind import is_run
 from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.host.running.run_folder import about, command_line
 from amd_plugin.plugins import PluginManager
@@ -77,6 +78,8 @@ def compare(
     """
     if both := sorted({*seeds} & {*select}):
         raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
+    if is_run(output):
+        raise InputError(f"--output {output}: holds a run. Choose a new folder, or that of a comparison")
     recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
     tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
     runs = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]

@@ -76,9 +76,11 @@ def evaluate(
     device = accelerator.device
     suite = _suite(student, samples, prompts, form)
     metric_models = _metric_models(student, plugins, device)
+    say = (lambda text: None) if console is None else lambda text: console.print(text, highlight=False, markup=False)
+    if prompts is None and suite.size != (asked := samples or config.evaluate.samples):
+        say(f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
     prepare(student, suite, device)
     folder = _open_folder(output or run / "evaluation", student, weights, replace=output is None)
-    say = (lambda text: None) if console is None else lambda text: console.print(text, highlight=False, markup=False)
 
     batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
     writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
@@ -142,7 +144,9 @@ def _suite(student: Student, samples: int | None, prompts: Path | None, form: Pr
         if video:
             check_mp4()
     if suite.size <= summary.K:
-        message = f"nearest neighbours and covariances need at least {summary.K + 1} samples, got {suite.size}"
+        asked = samples or config.evaluate.samples
+        shared = "" if suite.size == asked or prompts else f", of which {suite.size} share out evenly over classes or prompts"
+        message = f"nearest neighbours and covariances need at least {summary.K + 1} samples, got {asked}{shared}"
         option = f"--prompts {prompts}" if prompts and samples is None else f"--samples {samples or config.evaluate.samples}"
         raise InputError(f"{option}: {message}. Ask for more")
     return suite

@@ -11,6 +11,7 @@ from amd_plugin.models.backbone import meta_backbone
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.schedule import Ladder
+from amd_plugin.tasks import check_installed
 
 
 def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | None = None) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def dry_run(recipe: Recipe, plugins: PluginManager, output: Path, resume: str | 
             whose hub does not answer, only for what those configs show.
     """
     config = recipe.config
+    check_installed(recipe.task)
     start = find_checkpoint(output, recipe, resume)
     model, source = shipped_configs.with_configs(config.model)
     network, scheduler = meta_backbone(model, recipe.task, config.train.seed, plugins.families())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ class Replay(NamedTuple):
         """The replay in words."""
         yield f"step {self.step + 1}, {self.role.replace('_', ' ')} update: {self.sentence}"
         for stage in self.stages:
-            state = f"not finite in samples {', '.join(map(str, stage.not_finite))}" if stage.not_finite else "finite"
+            rest = f" and {len(stage.not_finite) - 8} more" if len(stage.not_finite) > 8 else ""
+            state = f"not finite in samples {', '.join(map(str, stage.not_finite[:8]))}{rest}" if stage.not_finite else "finite"
             yield f"  {stage.name}: {state}; {_compared(stage.gap)}"
         if self.parameters:
             more = f" and {len(self.parameters) - 5} more" if len(self.parameters) > 5 else ""
@@ -80,7 +82,7 @@ def replay(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) ->
         InputError: for a dump that cannot be read.
     """
     dump = turn_dump.read(path)
-    recipe = _recipe(dump, plugins, overrides)
+    recipe = _recipe(path, dump, plugins, overrides)
     with one_thread(recipe.config.model.network is not None):
         accelerator = make_accelerator(recipe, path)
         if accelerator.num_processes > 1:
@@ -95,11 +97,14 @@ def replay(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) ->
                 trainer.rewards.close()
 
 
-def _recipe(dump: Dump, plugins: PluginManager, overrides: Sequence[str]) -> Recipe:
+def _recipe(path: Path, dump: Dump, plugins: PluginManager, overrides: Sequence[str]) -> Recipe:
     with tempfile.TemporaryDirectory(prefix="amd-plugin-") as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(dump.state.recipe, sort_keys=False))
-        return load(str(file), plugins, (*ALONE, *overrides))
+        try:
+            return load(str(file), plugins, (*ALONE, *overrides))
+        except InputError as error:  # the file is gone when somebody looks for it
+            raise InputError(re.sub(rf"{re.escape(str(file))}(:\d+)*", f"the recipe in {path}", str(error))) from error
 
 
 def _restored(trainer: Trainer, dump: Dump) -> Turn:

@@ -11,6 +11,7 @@ from amd_plugin.doctor import Finding
 from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.running import run_cost, run_folder, run_log
+from amd_plugin.host.running.folder_kind import check_run
 from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import load
@@ -20,10 +21,9 @@ def examine_run(run: Path, plugins: PluginManager) -> list[Finding]:
     """One finding for every checkpoint and every other file of the run in `run`. Changes nothing.
 
     Raises:
-        InputError: where `run` is no folder.
+        InputError: where `run` is no folder of a run.
     """
-    if not run.is_dir():
-        raise InputError(f"{run}: there is no such folder")
+    check_run(run)
     return [finding for part in (_files(run, plugins), _checkpoints(run / "checkpoints")) for finding in part]
 
 

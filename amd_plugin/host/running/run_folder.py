@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel
 
 import amd_plugin
+from amd_plugin import plugin_files
 from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
@@ -162,11 +163,11 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         changed = recipe.differs(_saved(output / "config.yaml"), differences)
         if changed:
             raise InputError(
-                f"--output {output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
+                f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
             )
         if resume is None:
-            message = f"holds a run already. Go on with amd-plugin train --resume {output}, or choose another folder"
-            raise InputError(f"--output {output}: {message}")
+            command = f"amd-plugin train --resume {output}{plugin_files.options()}"
+            raise InputError(f"--output {output}: holds a run already. Go on with {command}, or choose another folder")
     elif output.is_dir() and any(not _is_beginning(entry) for entry in output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
     if resume is None:
@@ -291,7 +292,7 @@ def results(output: Path) -> dict[str, float] | None:
 
 def read_results(output: Path) -> dict[str, float]:
     """The held-out metrics in the file evaluation.json of a run; raises InputError where it cannot be read."""
-    advice = f"amd-plugin train --resume {output} makes it anew"
+    advice = f"amd-plugin train --resume {output}{plugin_files.options()} makes it anew"
     return read(output / "evaluation.json", dict[str, float], advice)
 
 

@@ -111,6 +111,9 @@ def restore(trainer: Trainer, path: Path) -> Progress:
     changed = trainer.recipe.differs(state.recipe, differences)
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
+    if lost := sorted({*(state.steering or ())} - {*trainer.plugins.steering()}):
+        how = "name a file with --plugin, or install it"
+        raise InputError(f"checkpoint {path}: its run had {', '.join(lost)}, which moves noise levels or strengths: {how}")
     if state.step > trainer.train.max_steps:
         raise InputError(f"checkpoint {path}: is of step {state.step}, beyond train.max_steps {trainer.train.max_steps}")
     parts = trainer.state()
@@ -182,6 +185,7 @@ def _state(trainer: Trainer, progress: Progress) -> dict[str, Any]:
         "overrides": list(trainer.recipe.overrides),
         "objective": trainer.objective.state_dict(),
         "plugins": dict(trainer.plugins.hook.distill_state_dict()),
+        "steering": trainer.plugins.steering(),
         "evaluations": list(progress.evaluations),
         "evaluated": progress.evaluated,
         "failed_rewards": {} if trainer.scoring is None else trainer.scoring.state_dict(),

@@ -24,6 +24,7 @@ class RunState(State):
         recipe: the resolved recipe.
         name, overrides: the recipe's name, and the overrides that were applied to its file.
         objective, plugins: their own states.
+        steering: names of the plugins that move noise levels or strengths; None in checkpoints of earlier versions.
         evaluations: history of the hacking alarm.
         evaluated: held-out metrics of exactly this step; None where it was not evaluated.
         failed_rewards: reward -> shares of failed samples in the last batches.
@@ -37,6 +38,7 @@ class RunState(State):
     overrides: tuple[str, ...] = ()
     objective: Any
     plugins: dict[str, Any]
+    steering: list[str] | None = None
     evaluations: list[Annotated[Line, AfterValidator(_of_a_step)]] = Field(default_factory=list)
     evaluated: Line | None = None
     failed_rewards: dict[str, list[float]] = Field(default_factory=dict)

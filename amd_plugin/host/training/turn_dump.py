@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 import amd_plugin
+from amd_plugin import plugin_files
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import State
 from amd_plugin.host.training.batch import Batch
@@ -95,7 +96,7 @@ def write(
             folder, turn.batch.step, {**weights, "inputs": inputs, "computed": computed}, state, keep=10**6,
             writes=trainer.accelerator.is_main_process, about={"amd_plugin": amd_plugin.__version__}, finite=False,
         )  # fmt: skip
-        outcome[0] = f"Look at it with: amd-plugin replay {path}"
+        outcome[0] = f"Look at it with: amd-plugin replay {path}{plugin_files.options()}"
     except OSError as error:  # the run's end, or its going on, matters more
         outcome[0] = f"It could not be dumped: {error}"
     broadcast_object_list(outcome)

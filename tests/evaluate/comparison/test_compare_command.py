@@ -67,6 +67,20 @@ def test_long_comparisons_ask_on_a_terminal_and_start_nothing_without_a_yes(cli,
     assert code == 2 and "nothing was started" in printed and "when the first is finished" in printed
 
 
+def test_a_runs_folder_is_no_place_for_a_comparison(cli, tiny, plugins, tmp_path):
+    from amd_plugin.host import run
+
+    run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
+    code, printed = cli("compare", "modes2d", *TINY, "--seeds", "1", "--output", tmp_path / "run")
+    assert code == 2 and "holds a run. Choose a new folder, or that of a comparison" in printed
+    assert not (tmp_path / "run" / "arms").exists()
+
+
+def test_a_tuned_option_that_no_arm_has_is_named_by_its_nearest(cli, tmp_path):
+    code, printed = cli("compare", "modes2d", *TINY, "--tune", "objective.guidance_scal=1,2", "--output", tmp_path / "c")
+    assert code == 2 and "Did you mean 'objective.guidance_scale'?" in printed
+
+
 def test_compare_pairs_seeds_resumes_and_reports(cli, tmp_path):
     folder = tmp_path / "comparison"
     arguments = [

@@ -123,6 +123,7 @@ def test_points_have_no_pictures_but_all_else(tiny, plugins, tmp_path):
         (["--checkpoint", "nowhere"], "there is no such folder"),
         (["--samples", "9"], "need at least"),
         (["--format", "vbench"], "name one with --prompts"),
+        (["--samples", "3"], "at least 4 samples, got 3, of which 0 share out evenly"),
         (["--prompts", "nowhere.txt"], "there is no such file"),
         (["--prompts", "{file}"], "is asked for classes"),
         (["--output", "{full}"], "is not empty and holds no evaluation"),
@@ -137,6 +138,12 @@ def test_what_cannot_be_evaluated_is_said(cli, digits, tmp_path, arguments, said
     code, printed = cli("evaluate", digits, *(a.format(file=file, full=full) for a in arguments))
     assert code == 2 and said in printed and "Traceback" not in printed, printed
     assert (full / "cat.jpg").read_text() == "mine"
+
+
+def test_samples_that_do_not_share_out_evenly_are_said(cli, digits, tmp_path):
+    code, printed = cli("evaluate", digits, "--samples", "25", "--no-teacher", "--output", tmp_path / "found")
+    assert code == 0 and "20 samples instead of 25, equally many of each class or prompt" in printed
+    assert read(tmp_path / "found")["samples"] == 20
 
 
 def test_what_is_no_run_is_said(cli, digits, tmp_path):

