@@ -76,7 +76,11 @@ def evaluate(
     device = accelerator.device
     suite = _suite(student, samples, prompts, form)
     metric_models = _metric_models(student, plugins, device)
-    say = (lambda text: None) if console is None else lambda text: console.print(text, highlight=False, markup=False)
+
+    def say(text: str) -> None:
+        if console is not None:
+            console.print(text, highlight=False, markup=False)
+
     if prompts is None and suite.size != (asked := samples or config.evaluate.samples):
         say(f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
     prepare(student, suite, device)
