@@ -5,7 +5,7 @@
     python benchmarks/advantage_guidance.py sensor    # failures found among samples that were never scored
     python benchmarks/advantage_guidance.py figure    # docs/images/advantage_guidance.svg
 
-All but `figure` print a Markdown table; docs/how-it-works.md and docs/evidence.md have them.
+All but `figure` print a Markdown table; docs/how-it-works.md has them.
 """
 
 import argparse

@@ -38,6 +38,11 @@ def test_the_script_draws_the_committed_figures(drawn):
         assert committed.stat().st_size < 250_000 and f"(images/{file.name})" in page
 
 
+def test_the_tradeoffs_are_those_of_the_committed_results(tmp_path):
+    drawn = documentation.script("docs/draw_tradeoffs.py").draw(tmp_path)
+    assert texts(drawn) == texts(ROOT / "docs" / "images" / drawn.name), "python docs/draw_tradeoffs.py"
+
+
 def test_a_figure_is_the_same_file_every_time(script, drawn, tmp_path):
     script.FIGURES = {name: script.FIGURES[name] for name in ("adaptation",)}
     for file in script.draw(tmp_path):
