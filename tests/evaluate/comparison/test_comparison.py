@@ -13,7 +13,7 @@ from amd_plugin.evaluate.directions import badness
 
 KEYS = [
     "task", "recipe", "seeds", "arms", "baseline", "better", "held_out", "select_seeds", "families", "selected", "unused",
-    "seconds", "updates", "teacher", "own_teachers", "command",
+    "seconds", "updates", "teacher", "own_teachers", "command", "commits",
 ]  # fmt: skip
 
 
