@@ -105,7 +105,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         self._sample: Tensor | None = None  # the turn's student sample, for the host's next call of gen_data_from_net
         self._turn, self._metrics = (0, 0), dict[str, Tensor]()  # turn: iteration, and micro-batch within it
         self._prompts: list[str] | None = None
-        self._tracked = Tracked("amd_")
+        self.tracked = Tracked("amd_")
 
     def build_model(self) -> None:
         """FastGen's networks; the fake score's tables come before its optimizer and before DDP or FSDP."""
@@ -206,7 +206,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         fields = bridge.student_fields(x0, self._prompts) | self._conditions.contrast(self._rungs, fake[0].again)
         output = self.bridge.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
-        metrics = self._tracked.named(output.metrics | bridge.metrics)
+        metrics = self.tracked.named(output.metrics | bridge.metrics)
         total = losses["total_loss"] - losses["vsd_loss"] + output.loss
         return {**losses, **metrics, "vsd_loss": output.loss, "total_loss": total}, outputs
 
@@ -298,11 +298,11 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """State of the objective, of the alarm and of the memory of failures."""
-        return state_of(self._model.bridge, self._model.validation, self._model.failures)
+        return state_of(self._model.bridge, self._model.validation, self._model.failures, self._model.tracked)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        restore(state_dict, self._model.bridge, self._model.validation, self._model.failures)
+        restore(state_dict, self._model.bridge, self._model.validation, self._model.failures, self._model.tracked)
 
 
 def launch(arguments: list[str]) -> None:

@@ -102,14 +102,16 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
         # FastVideo restores exactly the keys that the state has at that moment, and the objective's keys change as it runs.
         if self._starts_anew:
             return {}
-        return {"objective": json.dumps(state_of(self._method.bridge, self._method.validation, self._method.failures))}
+        method = self._method
+        return {"objective": json.dumps(state_of(method.bridge, method.validation, method.failures, method.tracked))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave; after a checkpoint of the stock trainer everything starts anew."""
         if self._starts_anew:
             log.warning("the checkpoint has no state of AMD: AMD's running statistics start anew")
             return
-        restore(json.loads(state_dict["objective"]), self._method.bridge, self._method.validation, self._method.failures)
+        method, state = self._method, json.loads(state_dict["objective"])
+        restore(state, method.bridge, method.validation, method.failures, method.tracked)
 
 
 def _resumes_from_stock(checkpoint: Any) -> bool:

@@ -121,7 +121,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._rung: int | Tensor = 0  # of this rank's last rollout
         self._one_rung = False  # whether it is that of all ranks, and then it is a number
         self._metrics: dict[str, Tensor] = {}
-        self._tracked = Tracked("amd/")
+        self.tracked = Tracked("amd/")
         self._turn = (0, 0)  # iteration, and micro-batch within it
         self._harvests: dict[int, Harvest] = {}  # of the cycle, by micro-batch
         self._raw_batch: Any = None  # of the turn
@@ -172,7 +172,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         losses, outputs, metrics = super().single_train_step(self._raw_batch, iteration)
         self._sample, self._scored = None, None
         added = (self._metrics if self._should_update_student(iteration) else {}) | self.bridge.metrics
-        return losses, outputs, {**metrics, **self._tracked.named(added)}
+        return losses, outputs, {**metrics, **self.tracked.named(added)}
 
     @property
     def _updates_per_cycle(self) -> int:

@@ -34,6 +34,14 @@ class Tracked:
             self._last[name] = torch.where(value.isnan(), last, value).detach()
         return prefixed({name: self._last[name] for name in metrics}, self._prefix)
 
+    def state_dict(self) -> dict[str, float]:
+        """JSON-able last values, so that a resumed run tells the host what a straight one does."""
+        return {name: value.item() for name, value in self._last.items() if not value.isnan()}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restores what `state_dict` gave."""
+        self._last = {name: torch.tensor(value) for name, value in state.items()}
+
 
 def prefixed(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """`metrics` as a host's tracker names them: ``reward/NAME`` as it is, all others after `prefix`."""
