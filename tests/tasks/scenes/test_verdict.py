@@ -103,8 +103,8 @@ def test_the_measures_of_real_scenes_are_those_of_no_error(scenes):
     assert wrong["score"] < 0.02 and wrong["frechet"] > 10 * found["frechet"] and wrong["recall"] < 0.1
 
 
-def test_the_shipped_judge_begins_like_this():
-    """The first losses of the training that made it: `scenes_weights.py judges` makes its file again, to the bit."""
+def test_the_training_of_a_judge_begins_like_this():
+    """So that a change of lessons, drawings or rates is noticed; the shipped judge was made by an earlier version."""
     task = Scenes()
     objects, colours = task.made_of["objects"], task.made_of["colours"]
     losses = judges.train(judges.untrained("b", objects, colours, 0), "b", objects, colours, 0, steps=3)
