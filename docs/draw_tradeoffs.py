@@ -39,10 +39,8 @@ def draw(folder: Path) -> Path:
     """Writes tradeoffs.svg to `folder`."""
     matplotlib.rcParams |= {"svg.hashsalt": "tradeoffs", "svg.fonttype": "none", "font.size": 8}
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    files = {study: file for study in PANELS if (file := ROOT / "results" / f"{study}.json").is_file()}
-    for axes, (study, file) in zip(figure.subplots(1, len(files), squeeze=False)[0], files.items(), strict=True):
-        found, (across, upwards, right) = Comparison.from_file(file), PANELS[study]
-        panel(axes, found, across, upwards)
+    for axes, (study, (across, upwards, right)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        panel(axes, Comparison.from_file(ROOT / "results" / f"{study}.json"), across, upwards)
         if right is not None:
             axes.axhline(right, color="0.8", linewidth=1, zorder=0)
         axes.set(xlabel=f"{across}, held out", ylabel=upwards if right is None else f"{upwards} (1 is right)", title=study)

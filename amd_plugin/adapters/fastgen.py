@@ -297,7 +297,7 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
             wandb.log({f"val{idx}/{name}": value for name, value in metrics.items()}, step=iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the objective, of the alarm and of the memory of failures."""
+        """State of the objective, the alarm, the memory of failures, the last metrics and plugins."""
         return state_of(self._model.bridge, self._model.validation, self._model.failures, self._model.tracked)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

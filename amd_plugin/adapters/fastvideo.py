@@ -98,7 +98,7 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the objective, of the alarm and of the memory of failures, as one JSON text."""
+        """State of the objective, the alarm, the memory of failures, the last metrics and plugins, as one JSON text."""
         # FastVideo restores exactly the keys that the state has at that moment, and the objective's keys change as it runs.
         if self._starts_anew:
             return {}

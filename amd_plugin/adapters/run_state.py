@@ -1,4 +1,4 @@
-"""What of AMD a host's checkpoint holds: running statistics, the alarm's history, remembered failures, plugins' states."""
+"""What of AMD a host's checkpoint holds: running statistics, the alarm's history, failures, last metrics, plugins' states."""
 
 from __future__ import annotations
 
