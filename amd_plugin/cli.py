@@ -10,13 +10,14 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import RenderableType
@@ -33,14 +34,16 @@ from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.terminal import PlainConsole, PlainFormatter, check_working_folder, take_any_text
 
+# Rich's table of options cuts their names on a narrow terminal, and click's plain text does not.
+MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 72 else None
 HELP = {"help_option_names": ["-h", "--help"]}
 RUNS, RESULTS, HERE = "Before and during a run", "What a run has made", "What is installed here"
 app = typer.Typer(
-    name="amd-plugin", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP,
+    name="amd-plugin", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP, rich_markup_mode=MARKUP,
     help="Adaptive Matching Distillation: reward-aware distillation of diffusion models into few-step generators.",
     epilog="First steps: amd-plugin recipes list, then amd-plugin train modes2d",
 )  # fmt: skip
-recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes, which say what is trained and how.")
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=MARKUP, help="List, show, copy and check recipes, which say what is trained and how.")
 app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
 
 out = PlainConsole()

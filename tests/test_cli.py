@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -113,6 +114,20 @@ def test_help_stands_alone_and_loses_no_default(cli, words, command, monkeypatch
         if isinstance(option.show_default, str):
             assert f"[default: ({option.show_default})]" in text, option.name
         assert option.name == "help" or option.help, option.name
+
+
+@pytest.mark.parametrize("width", [40, 71, 72, 100])
+def test_help_never_cuts_an_option(width):
+    script = "from amd_plugin.cli import app\nfor words in {!r}: app([*words, '--help'], standalone_mode=False)"
+    words = [list(words) for words, _ in commands()]
+    shown = subprocess.run(
+        [sys.executable, "-c", script.format(words)], env={**os.environ, "COLUMNS": str(width)}, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    for name, command in commands():
+        for option in command.params:
+            assert all(spelling in shown.stdout for spelling in option.opts), (name, option.name)
+    assert "…" not in shown.stdout
 
 
 def test_version_module_and_completion():
@@ -244,6 +259,9 @@ def test_an_arm_with_an_option_that_it_does_not_have_is_refused(cli, tmp_path):
     arguments = ("compare", "modes2d", *TINY, "--objectives", "dmd", "--output", tmp_path)
     code, printed = cli(*arguments, "--arm", "sharp=dmd objective.sharpening=2")
     assert code == 2 and "'sharp'" in printed and "has no option sharpening" in printed
+    code, printed = cli(*arguments, "--arm", "sharp=amd objective.sharpenin=2")
+    assert code == 2 and "arm 'sharp', objective.sharpenin=2: objective.sharpenin: unknown key" in printed
+    assert "--set" not in printed
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.25, 3.0])

@@ -144,7 +144,13 @@ def _told(missing: int, total: int, workers: int, seconds: float | None) -> str:
 
 
 def _checked(recipe: str, arm: Arm, overrides: Sequence[str], plugins: PluginManager) -> Recipe:
-    loaded = load(recipe, plugins, (*overrides, *arm.overrides), arm.objective)
+    try:
+        loaded = load(recipe, plugins, (*overrides, *arm.overrides), arm.objective)
+    except InputError as error:
+        message = str(error)
+        for override in arm.overrides:
+            message = message.replace(f"--set {override}:", f"arm '{arm.name}', {override}:")
+        raise InputError(message) from error
     if unknown := sorted(option for option in loaded.unused_options if f"objective.{option}" in arm.keys):
         raise InputError(f"arm '{arm.name}': objective '{arm.objective}' has no option {', '.join(unknown)}")
     return loaded
