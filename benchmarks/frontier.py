@@ -23,6 +23,7 @@ import torch
 from matplotlib import pyplot
 from rich.console import Console
 from safetensors.torch import load_file
+from scipy.optimize import brentq
 from torch import Tensor
 
 from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
@@ -65,11 +66,13 @@ class Point(NamedTuple):
         nats: divergence from p, between bins of the grid, mean over classes.
         reward: mean reward.
         precision: share of samples that the task's judge accepts.
+        tv: total variation from the frontier's distribution of the same divergence, between bins, mean over classes.
     """
 
     nats: float
     reward: float
     precision: float
+    tv: float
 
 
 class Plane:
@@ -96,10 +99,18 @@ class Plane:
     def frontier(self, tilt: float) -> Point:
         """``p exp(tilt r) / Z``, exactly."""
         q = self.tilted(tilt)
-        divergence = torch.special.xlogy(m := self._in_bins(q), m / self._masses.clamp(min=1e-300)).sum(1)
-        return Point(
-            float(divergence.mean()), float((q * self._scores).sum(1).mean()), float((q * self._accepted).sum(1).mean())
-        )
+        return Point(self._nats(tilt), float((q * self._scores).sum(1).mean()), float((q * self._accepted).sum(1).mean()), 0.0)
+
+    def _nats(self, tilt: float) -> float:
+        masses = self._in_bins(self.tilted(tilt))
+        return float(torch.special.xlogy(masses, masses / self._masses.clamp(min=1e-300)).sum(1).mean())
+
+    def tilt_of(self, nats: float) -> float:
+        """The lambda in [0, 8] whose distribution has this divergence, or the nearest one."""
+        low, high = LAMBDAS[0], LAMBDAS[-1]
+        if nats <= 0 or nats >= self._nats(high):
+            return low if nats <= 0 else high
+        return float(brentq(lambda tilt: self._nats(tilt) - nats, low, high, xtol=1e-4))
 
     def tilted(self, tilt: float) -> Tensor:
         """``p exp(tilt r) / Z`` on the grid, [classes, points]."""
@@ -111,17 +122,23 @@ class Plane:
         return self._points[chosen.flatten()], torch.arange(len(density)).repeat_interleave(count)
 
     def of_samples(self, samples: Tensor, labels: Tensor) -> Point:
-        """Estimates of samples [N, 2] with their labels [N]; the bias of an entropy of counts is taken out to first order."""
+        """Estimates of samples [N, 2] with their labels [N].
+
+        The bias of an entropy of counts is taken out to first order. Of `tv` it stays: samples of the frontier itself have some.
+        """
         scores, fits = self._judged(samples, labels)
-        divergences = []
+        divergences, shares = [], []
         for label in range(self.task.num_classes):
             bins = self._bins[label, self._cell_of(samples[labels == label])]
             counts = torch.bincount(bins, minlength=self._masses.shape[1]).double()
-            share = counts / counts.sum()
+            shares.append(share := counts / counts.sum())
             # A cell of the grid's edge may have no mass in double precision.
             plain = torch.special.xlogy(share, share / self._masses[label].clamp(min=1e-12)).sum()
             divergences.append(float(plain - ((counts > 0).sum() - 1) / (2 * counts.sum())))
-        return Point(statistics.fmean(divergences), float(scores.double().mean()), float(fits.double().mean()))
+        nats = statistics.fmean(divergences)
+        best = self._in_bins(self.tilted(self.tilt_of(nats)))
+        tv = (torch.stack(shares) - best).abs().sum(1).mean() / 2
+        return Point(nats, float(scores.double().mean()), float(fits.double().mean()), float(tv))
 
     @torch.no_grad()
     def _judged(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,10 +258,11 @@ def table(content: Mapping[str, Any]) -> str:
     rows |= {f"samples of lambda {tilt}": [point] for tilt, point in content["control"].items()}
     rows |= {"teacher": content["teacher"]}
     rows |= {name: points for curve in content["curves"].values() for name, points in curve.items()}
-    lines = ["| distribution | nats from p | reward | below the frontier | precision |", "|---|---|---|---|---|"]
+    lines = ["| distribution | nats from p | reward | below the frontier | precision | tv from it |", "|---|---|---|---|---|---|"]
     for name, points in rows.items():
         gaps = [short_of(content, point) for point in points]
-        columns = [[p["nats"] for p in points], [p["reward"] for p in points], gaps, [p["precision"] for p in points]]
+        nats, reward, precision, tv = ([p[key] for p in points] for key in Point._fields)
+        columns = [nats, reward, gaps, precision, tv]
         cells = (f"{statistics.fmean(c):.3f}" + (f" +- {statistics.stdev(c):.3f}" if len(c) > 1 else "") for c in columns)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

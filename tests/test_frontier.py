@@ -36,6 +36,16 @@ def test_exact_samples_lie_on_the_frontier(plane):
         assert estimate.nats == pytest.approx(exact.nats, abs=0.02)
         assert estimate.reward == pytest.approx(exact.reward, abs=0.03)
         assert estimate.precision == pytest.approx(exact.precision, abs=0.01)
+        assert estimate.tv < 0.06 and plane.tilt_of(exact.nats) == pytest.approx(tilt, abs=0.001)
+
+
+def test_the_distance_from_the_frontier_is_that_of_another_distribution_of_equal_divergence(plane):
+    """Teacher and tilted teacher mixed half and half: less divergence than the tilted one, and off the frontier."""
+    draws = torch.Generator().manual_seed(0)
+    pairs = [plane.draw(plane.tilted(tilt), 20_000, draws) for tilt in (0.0, 8.0)]
+    mixed = plane.of_samples(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+    floor = plane.of_samples(*plane.draw(plane.tilted(plane.tilt_of(mixed.nats)), 40_000, draws)).tv
+    assert mixed.tv > floor + 0.05
 
 
 def test_the_teachers_data_have_the_teachers_density(plane):
