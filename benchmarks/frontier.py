@@ -124,7 +124,7 @@ class Plane:
     def of_samples(self, samples: Tensor, labels: Tensor) -> Point:
         """Estimates of samples [N, 2] with their labels [N].
 
-        The bias of an entropy of counts is taken out to first order. Of `tv` it stays: samples of the frontier itself have some.
+        The bias of an entropy of counts is taken out to first order. Of `tv` it stays: the frontier's own samples have some.
         """
         scores, fits = self._judged(samples, labels)
         divergences, shares = [], []
@@ -258,7 +258,7 @@ def table(content: Mapping[str, Any]) -> str:
     rows |= {f"samples of lambda {tilt}": [point] for tilt, point in content["control"].items()}
     rows |= {"teacher": content["teacher"]}
     rows |= {name: points for curve in content["curves"].values() for name, points in curve.items()}
-    lines = ["| distribution | nats from p | reward | below the frontier | precision | tv from it |", "|---|---|---|---|---|---|"]
+    lines = ["| distribution | nats from p | reward | below the frontier | precision | tv from it |", "|---" * 6 + "|"]
     for name, points in rows.items():
         gaps = [short_of(content, point) for point in points]
         nats, reward, precision, tv = ([p[key] for p in points] for key in Point._fields)
