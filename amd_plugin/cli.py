@@ -43,7 +43,9 @@ app = typer.Typer(
     help="Adaptive Matching Distillation: reward-aware distillation of diffusion models into few-step generators.",
     epilog="First steps: amd-plugin recipes list, then amd-plugin train modes2d",
 )  # fmt: skip
-recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=MARKUP, help="List, show, copy and check recipes, which say what is trained and how.")
+recipes_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=MARKUP, help="List, show, copy and check recipes, which say what is trained and how."
+)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
 
 out = PlainConsole()
