@@ -52,3 +52,16 @@ def test_a_teacher_goes_on_where_it_was_interrupted(plugins, tmp_path, monkeypat
         resumed = made(f"after {steps}", 8)
         assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
     assert any(name.startswith("text_encoder_2.") for name in straight)
+
+
+def test_an_unfinished_teacher_is_that_of_its_prompts_and_of_no_other(plugins):
+    from amd_plugin import recipe
+    from amd_plugin.models.embedded.teacher import state_file
+
+    late = "model.teacher={steps: 8, batch_size: 4, learning_rate: 1.0e-3, decay: late}"
+    loaded = recipe.load("moving_digits", plugins, (late,))
+    files = {
+        state_file(loaded.config.model.model_copy(update=changed), loaded.task, 0)
+        for changed in ({}, {"text_length": 8}, {"negative_prompt": "blurred"})
+    }
+    assert len(files) == 3

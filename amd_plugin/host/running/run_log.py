@@ -7,6 +7,7 @@ means that were being formed.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -203,9 +204,9 @@ class RunLog:
         return "  ".join([*parts, f"{memory:.1f} GB"])
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line of metrics.jsonl, and the same to the trackers; values that are NaN are left out."""
+        """Writes one line of metrics.jsonl, and the same to the trackers; values that are no numbers of JSON are left out."""
         if self._file is not None:
-            finite = {name: value for name, value in values.items() if value == value}
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
             self._file.add(json.dumps({"step": step, **finite}))
             self._trackers.log(finite, step)
 

@@ -76,7 +76,8 @@ def state_file(config: ModelConfig, task: Task, seed: int) -> Path | None:
     if training.decay != "late":
         return None
     about = teacher_made_of(config.model_copy(update={"teacher": training.model_copy(update={"steps": 1})}), task, seed)
-    digest = hashlib.sha256(json.dumps([about, torch.__version__], sort_keys=True).encode()).hexdigest()[:16]
+    texts = config.negative_prompt, config.text_length  # of a pipeline, whose prompts they are
+    digest = hashlib.sha256(json.dumps([about, texts, torch.__version__], sort_keys=True).encode()).hexdigest()[:16]
     return root() / f"unfinished-teacher-{task.name}-{digest}.safetensors"
 
 
