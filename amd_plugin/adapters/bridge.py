@@ -111,8 +111,9 @@ class HostBridge:
 
     @property
     def weighs_fake_score(self) -> bool:
-        """Whether the fake score's loss has a weight per sample."""
-        return self.uses_reward and self.objective.needs.fake_score_weight
+        """Whether the fake score's loss has a weight per sample, by sharpening or for remembered failures beside outcomes."""
+        needs = self.objective.needs
+        return self.uses_reward and (needs.fake_score_weight or bool(needs.replay and needs.fake_score_outcome))
 
     def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """`advantages`, and `weights` for all noise levels alike, [B] each."""

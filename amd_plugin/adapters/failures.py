@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.errors import RunError
-from amd_plugin.maths.advantage_guidance import NONE
+from amd_plugin.maths.advantage_guidance import NONE, NONE_SHARE
 from amd_plugin.objectives.failure_memory import FailureMemory, fit
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,12 @@ class Shown(NamedTuple):
     inputs: Any
     remembered: Tensor | None = None
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """Weights [B] in the fake score's loss, from those of the turn's own samples."""
-        return weight if self.remembered is None else weight.where(~self.remembered, 1.0)
+    def weight(self, weight: Tensor, outcomes: bool) -> Tensor:
+        """Weights [B] in the fake score's loss, from those of the turn's own samples.
+
+        With `outcomes` only a share of the turn's own samples is without one, and so a remembered one counts as much less.
+        """
+        return weight if self.remembered is None else weight.where(~self.remembered, NONE_SHARE if outcomes else 1.0)
 
     def outcome(self, outcome: int | Tensor) -> int | Tensor:
         """Outcomes of the samples, from those of the turn's own."""

@@ -240,7 +240,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
             )
             return loss
 
-        weight = shown.weight(bridge.weights(t / self.net.noise_scheduler.max_t))
+        weight = shown.weight(bridge.weights(t / self.net.noise_scheduler.max_t), self._conditions.takes_outcomes)
         loss = weighted_loss(loss_of, weight, fake[0].x0, shown.x0, eps, t)
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs

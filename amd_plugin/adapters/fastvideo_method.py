@@ -311,7 +311,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         x0, noise, timestep = turn.noised
         self._score(batch)
         weight = self.bridge.weights(self._sigma(timestep, len(x0)))
-        weight = weight if turn.shown is None else turn.shown.weight(weight)
+        weight = weight if turn.shown is None else turn.shown.weight(weight, self._conditions.takes_outcomes)
         return self.objective.fake_score_loss(turn.flow, noise - x0, weight).loss, context, outputs
 
     def _outcomes(self, turn: _CriticsTurn) -> int | Tensor:

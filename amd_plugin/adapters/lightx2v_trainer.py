@@ -279,7 +279,7 @@ class Adaptive(Records):
         if turn.fake is None or turn.target is None or turn.x0 is None:
             raise RunError("lightx2v_train: a fake-score turn lacks a prediction, a target or a sample. Use a newer amd-plugin")
         self._score(turn, turn.x0)
-        weight = turn.shown.weight(self.bridge.weights(turn.sigma))
+        weight = turn.shown.weight(self.bridge.weights(turn.sigma), self._conditions.takes_outcomes)
         return self.objective.fake_score_loss(turn.fake[2].float(), turn.target.float(), weight).loss
 
     def _score(self, turn: Turn, x0: Tensor) -> Tensor:

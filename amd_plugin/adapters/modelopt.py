@@ -363,7 +363,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             loss: Tensor = dmd.dsm_loss(space, prediction, x0=x0, eps=eps, t=t, alpha_fn=dmd.rf_alpha, sigma_fn=dmd.rf_sigma)
             return loss
 
-        loss = weighted_loss(loss_of, shown.weight(self.bridge.weights(t)), prediction, shown.x0, eps, t)
+        weight = shown.weight(self.bridge.weights(t), self.conditions.takes_outcomes)
+        loss = weighted_loss(loss_of, weight, prediction, shown.x0, eps, t)
         return {"fake_score": loss, "total": loss}
 
 

@@ -41,7 +41,7 @@ from amd_plugin.objectives.contrast_statistics import (
     confidence,
     contrast_metrics,
     evidence_by_zone,
-    scale_for,
+    log_success,
 )
 from amd_plugin.objectives.dmd import DMDObjective, expect_keys
 from amd_plugin.objectives.kl_budget import KLBudget
@@ -84,7 +84,7 @@ class AMDObjective(DMDObjective):
         self._kl = None if self._options.kl is None else KLBudget(self._options.kl)
         if self._kl is not None:
             self.sharpening = self._kl.tilt()
-        self._contrast, self._budget = ContrastStatistics(), torch.zeros(())
+        self._contrast, self._rest, self._offered = ContrastStatistics(), KLBudget(NATS), False
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
             log.warning(
@@ -154,8 +154,7 @@ class AMDObjective(DMDObjective):
             a = group_advantage(reward, groups, std_floor=self._options.std_floor * self._spread, tolerance=tolerance)
         nats = self._spend_budget(a[finite], groups[finite], rung)
         if self._options.advantage_guidance == "auto":
-            momentum = 0.98 if self._budget else 0.0
-            self._budget = momentum * self._budget + (1 - momentum) * scale_for(a, groups, nats)
+            self._rest.update(log_success(a[finite]), groups[finite], nats=nats)
         equal, quiet = (group_std(reward, groups) == 0).float().mean(), quiet_share(a, groups)
         self._reward_metrics = {
             "failed_rewards": 1 - finite.float().mean(), "quiet_share": quiet, "zero_spread_share": equal,
@@ -171,8 +170,7 @@ class AMDObjective(DMDObjective):
         """
         if self._kl is None:
             return NATS
-        guides = self._options.advantage_guidance == "auto" and self._contrast.measured
-        nats = self._kl.nats / 4 if guides and self._sharpens else self._kl.nats
+        nats = self._kl.nats / 4 if self._guides and self._sharpens else self._kl.nats
         if self._sharpens:
             self._kl.update(advantage, groups, rung, nats)
         self.sharpening = self._kl.tilt(rung)
@@ -200,6 +198,7 @@ class AMDObjective(DMDObjective):
 
     def outcomes(self, advantage: Tensor, draws: Tensor) -> Tensor:
         """The outcome of each sample [B] that the fake score is trained with, see `amd_plugin.maths.advantage_guidance`."""
+        self._offered = True
         return outcomes(advantage, draws)
 
     @property
@@ -207,16 +206,21 @@ class AMDObjective(DMDObjective):
         """Scale of advantage guidance in the next student turn, before `schedule_factor`."""
         if (gamma := self._options.advantage_guidance) != "auto" or self._options.kl == 0:
             return 0.0 if gamma == "auto" else float(gamma)
-        largest = REST if self._kl is None else LARGEST
-        return float(automatic_scale(self._contrast.running.sum(0), self._budget, largest))
+        rest = min(self._rest.tilt(), REST if self._kl is None else LARGEST)
+        return float(automatic_scale(self._contrast.running.sum(0), rest))
+
+    @property
+    def _guides(self) -> bool:
+        """Whether the scale sets itself, on a host that offers outcomes: only that host can measure a contrast."""
+        return self._options.advantage_guidance == "auto" and (self._offered or self._contrast.measured)
 
     @property
     def _trust(self) -> float:
-        """Factor on sharpening and adaptation: the schedule's, and with ``auto`` the confidence that rewards can be learned.
+        """Factor on sharpening and adaptation: the schedule's, times the confidence in rewards where that can be measured.
 
-        A host that offers no outcomes measures no contrast, and has the schedule's alone.
+        Before the first measurement that is 0.
         """
-        if self._options.advantage_guidance != "auto" or not self._contrast.measured:
+        if not self._guides:
             return self.schedule_factor
         return self.schedule_factor * float(confidence(self._contrast.running.sum(0)))
 
@@ -270,7 +274,9 @@ class AMDObjective(DMDObjective):
         """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""
         amd_state = {"coherence": self._coherence.state_dict(), "failed": int(self._failed.item())}
         if self.needs.fake_score_outcome:
-            amd_state["contrast"] = {"running": self._contrast.state_dict(), "budget": float(self._budget)}
+            amd_state["contrast"] = {
+                "running": self._contrast.state_dict(), "rest": self._rest.state_dict(), "offered": self._offered,
+            }  # fmt: skip
         if self._kl is not None:
             amd_state["kl"] = self._kl.state_dict()
         return super().state_dict() | amd_state
@@ -283,8 +289,10 @@ class AMDObjective(DMDObjective):
         self._coherence.load_state_dict(state["coherence"])
         self._failed = torch.tensor(int(state["failed"]))
         if "contrast" in state:
+            expect_keys(state["contrast"], ("running", "rest", "offered"), f"{type(self).__name__}'s contrast")
             self._contrast.load_state_dict(state["contrast"]["running"])
-            self._budget = torch.tensor(state["contrast"]["budget"], dtype=torch.float64)
+            self._rest.load_state_dict(state["contrast"]["rest"])
+            self._offered = bool(state["contrast"]["offered"])
         if self._kl is not None:
             self._kl.load_state_dict(state["kl"])
 

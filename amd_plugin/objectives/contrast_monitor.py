@@ -4,7 +4,7 @@ import logging
 
 from torch import Tensor
 
-from amd_plugin.objectives.contrast_statistics import RATIO, confidence, ratio
+from amd_plugin.objectives.contrast_statistics import LARGEST, RATIO, confidence, ratio
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,10 @@ WARN_STRONG = (
 WARN_WEAK = (
     "advantage guidance is %.3f times as long as the matching term, below %g, and has hardly any effect. Raise "
     "objective.advantage_guidance to about %.2g, or set it to auto"
+)
+WARN_CAPPED = (
+    "advantage guidance is at its largest scale of %g, and still only %.3f times as long as the matching term. The outcome "
+    "table may learn too slowly (train.outcome_lr), or rewards differ too rarely within prompts (objective/quiet_share)"
 )
 WARN_SILENT = (
     "after %d student updates the fake score cannot tell samples that succeeded from samples that failed. The reward may be "
@@ -37,7 +41,7 @@ class ContrastMonitor:
         """Counts a student turn, and judges the contrast every `TURNS` turns.
 
         Args:
-            sums: running means [5] of `amd_plugin.objectives.contrast_statistics.ContrastStatistics`.
+            sums: running means [6] of `amd_plugin.objectives.contrast_statistics.ContrastStatistics`.
             gamma: scale in use.
             automatic: whether the scale sets itself.
         """
@@ -54,6 +58,8 @@ class ContrastMonitor:
                 else f"noise of {gamma * length:.2f} times the matching term"
             )
             self._warn(WARN_SILENT, self._turns, effect)
+        elif automatic and gamma >= 0.9 * LARGEST and gamma * length < TOO_WEAK:
+            self._warn(WARN_CAPPED, LARGEST, gamma * length)
         elif not automatic and length > 0 and gamma > 0:
             if gamma * length > TOO_STRONG:
                 self._warn(WARN_STRONG, gamma * length, TOO_STRONG, RATIO / length)

@@ -3,7 +3,9 @@
 With c = F_good - F_bad, the middle m = (F_good + F_bad) / 2 and an outcome y of -1 or 1, a calibrated fake score has
 ``E[2 y <c, x0 - m>] = E[|c|^2]``: samples that succeeded lie on the side that the contrast points to, as far as it is long. A
 contrast that is noise has 0 on the left. All lengths are relative to |x0 - m|, so that samples and noise levels count alike.
-With weights by the inverse square, as in a regression, a few samples at low noise would be all of the sum.
+With weights by the inverse square, as in a regression, a few samples at low noise would be all of the sum. The length grows
+with the sample's own lead, which takes 1 / D of the left side in D dimensions, to first order in c and for an even spread. The
+factor D / (D - 1) gives it back.
 """
 
 import copy
@@ -13,17 +15,15 @@ from torch import Tensor
 
 from amd_plugin.maths.advantage_guidance import KAPPA, failure_probability
 from amd_plugin.maths.coherence import BANDS, band, by_band
-from amd_plugin.maths.kl_budget import divergence_of, tilt_for
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
 RATIO = 0.15  # of the scaled contrast to the matching term; on scenes .15 helps and .3 pays with the Frechet distance
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
 REST = 1.0  # scale at which a converged student rests: there it is the teacher conditioned on success
-MEAN = 0.5  # of P(bad | a) over a group, whose advantages have the mean 0
-LARGEST = 100.0
+LARGEST = 15.0  # a scale beyond that means a contrast too short to be heard at all
 
-MATCH, CONTRAST, ALONG, AGREEMENT, NOISE = range(5)
+MATCH, CONTRAST, GUIDANCE, ALONG, AGREEMENT, NOISE = range(6)
 
 
 class ContrastStatistics:
@@ -32,17 +32,19 @@ class ContrastStatistics:
     Matching is towards the guided teacher, as the student is at rest there.
 
     Attributes:
-        turn: sums [3, 6] over this process's samples of the student turn under way, the last column their number. A host
+        turn: sums [3, 7] over this process's samples of the student turn under way, the last column their number. A host
             averages them over processes.
         has_turn: whether there are such sums.
-        running: running means [3, 5] over samples and turns; those of the thirds add up to that of the whole schedule.
+        running: running means [3, 6] over samples and turns; those of the thirds add up to that of the whole schedule. The
+            columns are the lengths of matching, of the contrast, and of advantage guidance of scale 1; matching along the
+            contrast; agreement of the contrast with outcomes, and the variance of its mean. All are relative to |x0 - m|.
     """
 
     MOMENTUM = 0.99
 
     def __init__(self) -> None:
-        self.turn = torch.zeros(len(BANDS), 6, dtype=torch.float64)
-        self.running = torch.zeros(len(BANDS), 5, dtype=torch.float64)
+        self.turn = torch.zeros(len(BANDS), 7, dtype=torch.float64)
+        self.running = torch.zeros(len(BANDS), 6, dtype=torch.float64)
         self._batch_size = 1
         self.has_turn = False
 
@@ -52,17 +54,22 @@ class ContrastStatistics:
         return bool(self.running.any())
 
     def update(self, direction: Direction) -> None:
-        """Adds the samples of a direction that is not normalised; without a contrast or advantages it changes nothing."""
+        """Adds the samples of a direction that is not normalised; without a contrast or advantages it changes nothing.
+
+        A sample whose values are not finite counts as none: one of them would end all measurements of the run.
+        """
         signals = direction.signals
         if (parts := _contrast_and_residual(signals)) is None or signals.advantage is None:
             return
         c, residual = parts
         match, tiny = (direction.match + direction.guide).flatten(1), torch.finfo(c.dtype).tiny
         distance, length = residual.norm(dim=1).clamp(min=tiny), c.norm(dim=1).clamp(min=tiny)
-        agreement = 2 * KAPPA * widen(signals.advantage.detach()).to(c) * _cosine(c, residual)
-        along = (match * c).sum(1) / length / distance
-        columns = (match.norm(dim=1) / distance, length / distance, along, agreement, agreement.square())
+        advantage, share = widen(signals.advantage.detach()).to(c), c.shape[1] / max(c.shape[1] - 1, 1)
+        agreement = 2 * KAPPA * share * advantage * _cosine(c, residual)
+        along, guidance = (match * c).sum(1) / length / distance, failure_probability(advantage) * length / distance
+        columns = (match.norm(dim=1) / distance, length / distance, guidance, along, agreement, agreement.square())
         values = torch.stack((*columns, torch.ones_like(distance)), 1).double()
+        values = torch.where(values.isfinite().all(1, keepdim=True), values, 0.0)
         sigma = torch.zeros(len(c), device=c.device) if signals.sigma is None else signals.sigma
         self.turn = self.turn.to(c.device).index_add(0, band(sigma), values)
         self.has_turn = True
@@ -74,7 +81,7 @@ class ContrastStatistics:
             return False
         turn, self.has_turn = self.turn.cpu(), False  # once per turn: what follows from the running means is read many times
         count = turn[:, -1].sum()
-        means, decay = turn[:, :-1] / count, torch.full_like(turn[0, :-1], self.MOMENTUM)
+        means, decay = turn[:, :-1] / count.clamp(min=1), torch.full_like(turn[0, :-1], self.MOMENTUM)
         # The variance of a mean: of one over the batch, and of a sum of independent turns.
         means[:, NOISE] /= self._batch_size
         decay[NOISE] = self.MOMENTUM**2
@@ -110,15 +117,15 @@ def evidence_by_zone(signals: Signals, zone: Tensor) -> dict[str, Tensor]:
 
 
 def contrast_metrics(running: Tensor) -> dict[str, Tensor]:
-    """The four measurements of the running means [3, 5], for the whole schedule and its thirds, by name."""
+    """The four measurements of the running means [3, 6], for the whole schedule and its thirds, by name."""
     measures = {"ratio": ratio, "reliability": reliability, "tilt": tilt, "confidence": confidence}
     places = {"": running.sum(0), **{f"/{level}": sums for level, sums in zip(BANDS, running, strict=True)}}
     return {f"contrast_{name}{place}": measure(sums) for name, measure in measures.items() for place, sums in places.items()}
 
 
 def ratio(sums: Tensor) -> Tensor:
-    """Length of advantage guidance of scale 1 over that of matching, from `sums` [..., 5]; 0 where nothing was measured."""
-    return MEAN * _quotient(sums[..., CONTRAST], sums[..., MATCH])
+    """Length of advantage guidance of scale 1 over that of matching, from `sums` [..., 6]; 0 where nothing was measured."""
+    return _quotient(sums[..., GUIDANCE], sums[..., MATCH])
 
 
 def reliability(sums: Tensor) -> Tensor:
@@ -127,8 +134,11 @@ def reliability(sums: Tensor) -> Tensor:
 
 
 def tilt(sums: Tensor) -> Tensor:
-    """Scale gamma at which the student would be at rest where it is: how far it is tilted already along the contrast."""
-    return -_quotient(sums[..., ALONG], MEAN * sums[..., CONTRAST])
+    """Scale gamma at which the student would be at rest where it is: how far it is tilted already along the contrast.
+
+    Measured before adaptation, which moves that place.
+    """
+    return -_quotient(sums[..., ALONG], sums[..., GUIDANCE])
 
 
 def confidence(sums: Tensor) -> Tensor:
@@ -138,39 +148,25 @@ def confidence(sums: Tensor) -> Tensor:
     return torch.where(agreement > 0, (1 - chance).clamp(min=0), 0.0)
 
 
-def automatic_scale(sums: Tensor, budget: Tensor, largest: float = REST) -> Tensor:
+def automatic_scale(sums: Tensor, rest: float = REST) -> Tensor:
     """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
 
     A student with a tilt above 0 rests at the scale of that tilt. What is more moves it on: a contrast `RATIO` as long as the
     matching term, until the tilt is the scale of rest. All of it counts by the confidence in the contrast.
 
     Args:
-        sums: sums [5] of `ContrastStatistics`.
-        budget: scale whose tilt costs the budget of KL divergence, see `scale_for`; a scalar. The scale of rest is at most
-            that, and at most `largest`.
-        largest: largest scale of rest.
+        sums: sums [6] of `ContrastStatistics`.
+        rest: scale of rest, at least 0.
     """
-    rest, tilted = budget.to(sums).clamp(max=largest), tilt(sums).clamp(min=0)
-    push = RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums)).clamp(max=LARGEST)
-    room = 1 - _quotient(tilted, rest).clamp(max=1)
-    return confidence(sums) * torch.maximum(torch.minimum(tilted + push, rest), room * push)
+    tilted = tilt(sums).clamp(min=0)
+    push = (RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums))).clamp(max=LARGEST)
+    room = (1 - tilted / rest).clamp(min=0) if rest else torch.zeros_like(tilted)
+    return confidence(sums) * torch.maximum((tilted + push).clamp(max=rest), room * push)
 
 
-def scale_for(advantage: Tensor, groups: Tensor, nats: float = NATS) -> Tensor:
-    """Largest scale gamma whose fixed point is at most `nats` from the teacher, if the batch were the teacher's samples.
-
-    The fixed point is ``p P(good)^gamma``; its divergence is estimated within each group and averaged over samples. A batch
-    without any difference has no limit but `LARGEST`.
-
-    Args:
-        advantage: advantages [B].
-        groups: prompt ids [B], the same number for samples of one prompt.
-        nats: largest Kullback-Leibler divergence, in nats.
-    """
-    success = torch.log1p(-failure_probability(advantage).double())
-    if divergence_of(success, groups, LARGEST, of="teacher") < nats:
-        return success.new_tensor(LARGEST)
-    return tilt_for(success, groups, nats, of="teacher")
+def log_success(advantage: Tensor) -> Tensor:
+    """``log P(good | a)`` [B] of samples with `advantage` [B] in [-1, 1]; at rest with scale gamma q is ``p P(good)^gamma``."""
+    return torch.log1p(-failure_probability(advantage).double())
 
 
 def _contrast_and_residual(signals: Signals) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,7 @@ computes losses, steps its own optimizers, and stores `state_dict()`:
     loss = objective.fake_score_loss(prediction, target, weight).loss
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -212,7 +212,7 @@ def decoupled_dmd(guidance_scale: float = 1.5, **options: Any) -> DMDObjective:
     return DMDObjective(**dict(made(DecoupledDMDOptions, {"guidance_scale": guidance_scale, **options})))
 
 
-def expect_keys(state: dict[str, Any], own: dict[str, Any], name: str) -> None:
+def expect_keys(state: Mapping[str, Any], own: Iterable[str], name: str) -> None:
     """Raises InputError if `state` has other keys than `own`, a state of the objective `name`."""
     if set(state) != set(own):
         message = f"must have the keys {sorted(own)}, got {sorted(state)}"

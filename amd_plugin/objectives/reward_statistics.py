@@ -17,6 +17,7 @@ from amd_plugin.maths.advantage import group_std, scored
 
 _GOLDEN, _MIXING = -7046029254386353131, ((-4658895280553007687, 30), (-7723592293110705685, 27))
 MOMENTUM = 0.99  # of the running mean of spreads, with bias correction
+SETTLED, OUTLIER = 10, 10.0  # batches after which a spread counts as at most so many times the running one
 
 
 class RewardStatistics:
@@ -47,6 +48,9 @@ class RewardStatistics:
         if not finite.any():  # a batch without any reward has no spread
             return
         spread = torch.where(finite, group_std(reward, groups), 0.0).sum() / finite.sum()
+        if self._updates.get(rung, 0) >= SETTLED:  # one reward of -10000 would mute all others for hundreds of batches
+            known = self.spread(rung).to(spread)
+            spread = torch.where(known > 0, spread.clamp(max=OUTLIER * known), spread)
         self._updates[rung] = self._updates.get(rung, 0) + 1
         self._spread[rung] = self._running(self._spread.get(rung), spread, rung)
         self._widest[rung] = torch.maximum(self.widest(rung).to(spread), self._spread[rung])

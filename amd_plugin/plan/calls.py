@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -39,13 +39,13 @@ class Tensors(NamedTuple):
     largest: int
 
 
-def sizes(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool = False) -> dict[str, Tensors]:
+def sizes(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool | Literal["if offered"] = False) -> dict[str, Tensors]:
     """Each role's own tensors, by role; with a shared base, the teacher's are the base.
 
     Args:
         spec: model of the recipe.
         config: the recipe.
-        outcomes: whether the fake score is conditioned on the outcome of each sample.
+        outcomes: `Needs.fake_score_outcome` of the objective.
     """
     made_of = _made_of(spec, config, outcomes=outcomes)
 
@@ -82,7 +82,7 @@ def traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bool) -> d
     return {name: Trace(*costs) for name, costs in measured("traces", made_of, measure, keep=_is_ours(spec)).items()}
 
 
-def _made_of(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool = False) -> dict[str, Any]:
+def _made_of(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool | Literal["if offered"] = False) -> dict[str, Any]:
     """What the networks of all roles depend on."""
     tables = conditions(config.model, spec.family, outcomes=outcomes)
     return {
@@ -161,7 +161,9 @@ def _decode(spec: ModelSpec, batch: int) -> dict[str, Trace]:
         return along(measure, rest[0]) if family.video else measure(1)
 
 
-def _roles(spec: ModelSpec, config: RecipeConfig, depth: int | None, *, outcomes: bool = False) -> dict[str, Role]:
+def _roles(
+    spec: ModelSpec, config: RecipeConfig, depth: int | None, *, outcomes: bool | Literal["if offered"] = False
+) -> dict[str, Role]:
     conditioned = conditions(config.model, spec.family, outcomes=outcomes)
     with torch.device("meta"):
         base = spec.build(DTYPES[config.model.dtype], depth)

@@ -9,6 +9,7 @@ from typing import Any
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError
 from amd_plugin.models.dtypes import DTYPES
+from amd_plugin.models.step_conditioning import conditions
 from amd_plugin.plan import memory, traffic
 from amd_plugin.plan.calls import Tensors, sample_bytes, sizes, traces
 from amd_plugin.plan.memory import RESERVED, Row
@@ -97,7 +98,8 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     spec = model_spec(config.model, recipe.task, train.seed, plugins.families())
     needs = recipe.objective.needs
     guided_apart = needs.uncond and needs.guidance_range is not None
-    roles = sizes(spec, config, outcomes=bool(needs.fake_score_outcome))
+    roles = sizes(spec, config, outcomes=needs.fake_score_outcome)
+    tables = conditions(config.model, spec.family, outcomes=needs.fake_score_outcome)
     calls = traces(spec, config, train.batch_size // shares, needs.uncond)
     workload = _Workload(config, spec, gpus, needs.reward)
     rows, notes = _rows(workload, roles)
@@ -109,7 +111,7 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     rows["batch"] = Row(buffers=memory.whole_batch(config, sample_bytes(spec), guided_apart) + kept)
     if needs.discriminator is not None:
         notes.append("the discriminator, a small head on the fake score's features")
-    counts = traffic.calls_of(config, needs.reward, guided_apart, outcomes=bool(needs.fake_score_outcome))
+    counts = traffic.calls_of(config, needs.reward, guided_apart, outcomes=tables is not None and tables.outcomes)
     operations, received = traffic.flops(counts, calls), traffic.received(counts, roles, config, gpus)
     moved = traffic.from_memory(counts, calls, roles)
     seconds = traffic.seconds(sum(operations.values()), sum(received.values()), moved, machine or Machine())

@@ -223,6 +223,10 @@ def _check_student(config: RecipeConfig, needs: Needs, source: Source) -> None:
     if needs.transition_density and config.train.rollout == "data":
         message = f"objective '{name}' needs the student's own transitions, which there are none of from data; choose simulate"
         source.problem(("train", "rollout"), f"{message}, got data")
+    if needs.fake_score_outcome and config.train.harvests(model.student_steps):
+        if model.student_steps * config.train.rollout_sets == 1:
+            message = "with one step and one set the fake score judges the very samples whose outcomes it has learned"
+            source.problem(("train", "rollout_sets"), f"{message}; set 2, or train.rollouts: fresh, got 1")
     if needs.own_rollouts and config.train.rollouts == "harvest":
         message = f"objective '{name}' needs the whole rollout of the student's turn; choose fresh"
         source.problem(("train", "rollouts"), f"{message}, got harvest")

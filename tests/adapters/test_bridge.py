@@ -329,9 +329,9 @@ def test_the_scale_of_advantage_guidance_follows_from_all_ranks(monkeypatch):
     x0 = torch.randn(4, 3)
     predictions = {"fake_good": x0 + 0.1, "fake_bad": x0 - 0.1, "advantage": torch.tensor([-1.0, 1.0, -0.5, 0.5])}
     objective.student_loss(Signals(x0.requires_grad_(), x0.detach() + 1, None, x0.detach(), torch.rand(4), **predictions))
-    (own,) = (sums.clone() for sums in objective.shared_sums if sums.shape[-1] == 6)
+    (own,) = (sums.clone() for sums in objective.shared_sums if sums.shape[-1] == 7)
     bridge = HostBridge(objective)
     monkeypatch.setattr(bridge.ranks, "joined", lambda values: torch.cat((values, 3 * values)))
     bridge.start_turn(1, 0)
-    (mean,) = (sums for sums in objective.shared_sums if sums.shape[-1] == 6)
+    (mean,) = (sums for sums in objective.shared_sums if sums.shape[-1] == 7)
     torch.testing.assert_close(mean, 2 * own)

@@ -12,6 +12,7 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
 from amd_plugin.models.families.sd3 import SD3
 from amd_plugin.models.step_conditioning import OUTCOME, RUNGS, tables_of
+from amd_plugin.plan.planner import plan
 from tests.helpers.pipelines import BUILD
 from tests.helpers.training import weights
 
@@ -198,6 +199,49 @@ def test_a_family_without_time_embeddings_is_refused(piped, plugins, monkeypatch
         InputError, match=r"objective.advantage_guidance: the family of StableDiffusion3Pipeline does not say where"
     ):
         Trainer(piped("sd3", GUIDED, objective="amd"), plugins, Accelerator(cpu=True))
+
+
+def test_a_scale_that_sets_itself_plans_what_it_trains(piped, plugins, monkeypatch):
+    """Without a place for the table training goes on without it, and so does the plan."""
+    recipe = piped("sd3", "objective.advantage_guidance=auto", objective="amd")
+    with_table = plan(recipe, plugins, 1, 80e9)
+    monkeypatch.delattr(SD3, "time_embeddings")
+    without = plan(piped("sd3", "objective.advantage_guidance=auto", objective="amd"), plugins, 1, 80e9)
+    plain = plan(piped("sd3", PLAIN, objective="amd"), plugins, 1, 80e9)
+    assert without.flops == plain.flops != with_table.flops
+    assert without.rows["fake_score"].weights < with_table.rows["fake_score"].weights
+
+
+def test_a_harvest_without_other_samples_is_refused(tiny):
+    """With one step and one set the student's turn would have the samples whose outcomes the fake score has just learned."""
+    with pytest.raises(InputError, match=r"train.rollout_sets: .* set 2, or train.rollouts: fresh, got 1"):
+        tiny(GUIDED, "train.rollouts=harvest")
+    tiny(GUIDED, "train.rollouts=harvest", "train.rollout_sets=2")
+    tiny(GUIDED, "train.rollouts=harvest", "model.student_steps=2")
+    tiny(PLAIN, "train.rollouts=harvest")
+
+
+@pytest.mark.parametrize("scale", [0, 2])
+def test_remembered_failures_are_as_many_of_the_samples_without_an_outcome(tiny, plugins, monkeypatch, scale):
+    """A third of a turn's own samples is without an outcome. Remembered ones all are, so that each counts a third."""
+    recipe = tiny(f"objective.advantage_guidance={scale}", "objective.sharpening=0", "objective.memory_share=0.5")
+    trainer, counted, outcomes = Trainer(recipe, plugins, Accelerator(cpu=True)), [], []
+    loss = trainer.objective.fake_score_loss
+
+    def watched(prediction, target, weight):
+        counted.append(weight)
+        outcomes.append(trainer.fake_score.outcome)
+        return loss(prediction, target, weight)
+
+    monkeypatch.setattr(trainer.objective, "fake_score_loss", watched)
+    for _ in range(3):
+        trainer.cycle(1.0)
+    weight = torch.cat(counted)
+    if not scale:
+        assert (weight == 1).all()
+        return
+    assert {round(float(value), 4) for value in weight.unique()} == {0.3333, 1.0}
+    assert (torch.cat(outcomes)[weight < 1] == NONE).all()
 
 
 def test_schedules_of_plugins_multiply(tiny):

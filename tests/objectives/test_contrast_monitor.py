@@ -5,12 +5,13 @@ import logging
 import torch
 
 from amd_plugin.objectives.contrast_monitor import SILENT, TURNS, ContrastMonitor
+from amd_plugin.objectives.contrast_statistics import LARGEST
 
 
 def told(caplog, gamma, contrast, agreement=1.0, automatic=False, turns=3 * TURNS):
     """The warnings of a monitor: a matching term of length 1, and a standard error of .01 of the agreement."""
     caplog.clear()
-    monitor, sums = ContrastMonitor(), torch.tensor([1.0, contrast, 0.0, agreement, 1e-4])
+    monitor, sums = ContrastMonitor(), torch.tensor([1.0, contrast, contrast / 2, 0.0, agreement, 1e-4])
     with caplog.at_level(logging.WARNING):
         for _ in range(turns):
             monitor.update(sums, gamma, automatic=automatic)
@@ -25,6 +26,12 @@ def test_too_strong_and_too_weak_say_what_to_set(caplog):
     assert not told(caplog, gamma=1.5, contrast=0.2)
     assert not told(caplog, gamma=10.0, contrast=0.2, automatic=True)
     assert not told(caplog, gamma=10.0, contrast=0.2, turns=TURNS - 1), "not before enough turns"
+
+
+def test_an_automatic_scale_that_is_not_heard_at_its_largest_is_told(caplog):
+    (capped,) = told(caplog, gamma=LARGEST, contrast=0.002, automatic=True)
+    assert "largest scale of 15, and still only 0.015 times" in capped and "train.outcome_lr" in capped
+    assert not told(caplog, gamma=LARGEST, contrast=0.02, automatic=True)
 
 
 def test_rewards_that_cannot_be_learned_are_named(caplog):

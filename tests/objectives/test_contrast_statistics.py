@@ -15,28 +15,30 @@ from amd_plugin.objectives.contrast_statistics import (
     automatic_scale,
     confidence,
     evidence_by_zone,
+    log_success,
     ratio,
     reliability,
-    scale_for,
     tilt,
 )  # fmt: skip
+from amd_plugin.objectives.kl_budget import KLBudget
 
 SHIFT, D = 0.3, 32
 
 
-def turn(seed, informative=True, length=1.0, batch=64, lead=0.0):
-    """Signals of Gaussian samples whose mean is SHIFT apart for success and failure, and a contrast `length` times as long.
+def turn(seed, informative=True, length=1.0, batch=64, lead=0.0, dimensions=D, shift=SHIFT, failed=0.5):
+    """Signals of Gaussian samples whose mean is `shift` apart for success and failure, and a contrast `length` times as long.
 
-    At this noise level x_t says nothing, so the posterior means are the two means. `lead` tilts the student along the contrast.
+    At this noise level x_t says nothing, so the posterior means are the two means. `lead` tilts the student along the contrast,
+    and a share of `failed` samples has outcomes that are certain.
     """
     draws = torch.Generator().manual_seed(seed)
-    axis = torch.zeros(D)
+    axis = torch.zeros(dimensions)
     axis[0] = 1.0
-    y = torch.where(torch.rand(batch, generator=draws) < 0.5, 1.0, -1.0)
-    x0 = torch.randn(batch, D, generator=draws) + (y[:, None] * SHIFT / 2 * axis if informative else 0)
-    good, bad = (torch.zeros(batch, D) + sign * length * SHIFT / 2 * axis for sign in (1, -1))
-    fake = torch.zeros(batch, D)
-    real = fake - lead / 2 * (good - bad) + 0.5 * torch.randn(batch, D, generator=draws)
+    y = torch.where(torch.rand(batch, generator=draws) < 1 - failed, 1.0, -1.0)
+    x0 = torch.randn(batch, dimensions, generator=draws) + (y[:, None] * shift / 2 * axis if informative else 0)
+    good, bad = (torch.zeros(batch, dimensions) + sign * length * shift / 2 * axis for sign in (1, -1))
+    fake = torch.zeros(batch, dimensions)
+    real = fake - lead * failed * (good - bad) + 0.5 * torch.randn(batch, dimensions, generator=draws)
     sigma = torch.rand(batch, generator=draws)
     return Signals(x0, real, None, fake, sigma, y / KAPPA, fake_bad=bad, fake_good=good)
 
@@ -59,16 +61,44 @@ def test_a_calibrated_contrast_is_reliable_and_a_longer_one_less_so():
     assert confidence(measured(400).sum(0)) > 0.9
 
 
+@pytest.mark.parametrize("dimensions", [2, 4, 64])
+def test_reliability_is_the_same_in_few_dimensions_and_many(dimensions):
+    """In the plane half of a sample's lead goes into the length that it is divided by."""
+    sums = measured(300, dimensions=dimensions, shift=1.0).sum(0)
+    assert reliability(sums).item() == pytest.approx(1.0, abs=0.12)
+
+
+def test_the_tilt_is_measured_with_the_share_that_guidance_moves():
+    """Few failures are guided, so the mean of P(bad | a) is small; the student rests where that mean says."""
+    for failed in (0.1, 0.5, 0.8):
+        assert tilt(measured(300, lead=2.0, failed=failed).sum(0)).item() == pytest.approx(2.0, abs=0.5), failed
+
+
+def test_a_sample_that_is_not_finite_counts_as_none():
+    statistics, signals = ContrastStatistics(), turn(0)
+    statistics.update(dmd()(signals))
+    statistics.finish_turn()
+    before = statistics.running.clone()
+    broken = signals._replace(fake_good=signals.fake_good.clone())
+    broken.fake_good[3, 5] = float("nan")
+    statistics.update(dmd()(broken))
+    statistics.finish_turn()
+    assert statistics.running.isfinite().all() and (statistics.running[:, 0] > before[:, 0]).all()
+    statistics.update(dmd()(signals._replace(fake_good=torch.full_like(signals.fake_good, float("inf")))))
+    statistics.finish_turn()
+    assert statistics.running.isfinite().all(), "a turn without any sample that counts"
+
+
 def test_a_reward_that_says_nothing_has_hardly_any_confidence_and_an_inverted_contrast_none():
     statistics, pushed = ContrastStatistics(), []
     for seed in range(600):
         statistics.update(dmd()(turn(seed, informative=False, length=0.2)))
         statistics.finish_turn()
         sums = statistics.running.sum(0)
-        pushed.append(float(automatic_scale(sums, torch.tensor(LARGEST), LARGEST) * ratio(sums)))
+        pushed.append(float(automatic_scale(sums, LARGEST) * ratio(sums)))
     assert sum(pushed) / len(pushed) < 0.05 * RATIO, "noise of the contrast is not amplified"
     inverted = measured(100, length=-1.0)
-    assert reliability(inverted.sum(0)) < 0 and automatic_scale(inverted.sum(0), torch.tensor(5.0)) == 0
+    assert reliability(inverted.sum(0)) < 0 and automatic_scale(inverted.sum(0)) == 0
 
 
 def test_the_tilt_is_the_scale_at_which_the_student_rests():
@@ -114,28 +144,71 @@ def test_nothing_depends_on_the_number_of_processes():
 def test_the_scale_keeps_the_ratio_until_the_student_is_tilted():
     behind, tilted = measured(200, lead=-1.0).sum(0), measured(200, lead=2.0).sum(0)
     push = confidence(behind) * RATIO / ratio(behind)
-    assert automatic_scale(behind, torch.tensor(5.0)).item() == pytest.approx(push.item(), rel=1e-6)
+    assert automatic_scale(behind).item() == pytest.approx(push.item(), rel=1e-6)
     partly = measured(200, lead=0.5).sum(0)
     held = tilt(partly) + RATIO / ratio(partly)
-    assert 0.3 < tilt(partly) < 0.7 and automatic_scale(partly, torch.tensor(50.0), 50.0) == pytest.approx(
+    assert 0.3 < tilt(partly) < 0.7 and automatic_scale(partly, 50.0) == pytest.approx(
         float(held * confidence(partly)), rel=1e-6
     ), "where a student is tilted it would rest at that tilt: what moves it on comes on top"
-    assert automatic_scale(tilted, torch.tensor(5.0)).item() == pytest.approx(REST * confidence(tilted).item(), rel=1e-6)
-    assert automatic_scale(tilted, torch.tensor(0.1)).item() == pytest.approx(0.1 * confidence(tilted).item(), rel=1e-6)
+    for rest in (REST, 0.1):
+        assert automatic_scale(tilted, rest).item() == pytest.approx(rest * confidence(tilted).item(), rel=1e-6)
+    assert automatic_scale(behind, 0.0) == 0, "nothing differed yet"
+    short = behind.clone()
+    short[1:3] *= 1e-4
+    assert automatic_scale(short) <= LARGEST
 
 
-def test_the_budget_is_met_within_groups():
+def test_the_scale_of_rest_spends_the_budget_of_a_student_that_is_tilted_already():
+    """The teacher of such a student is found by tilting back: its divergence is log mean exp(-gamma s) + gamma mean s."""
     a = torch.tensor([-1.0, 0.2, 0.3, 0.5, -0.6, 0.0, 0.1, 0.5])
     groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    gamma = scale_for(a, groups)
-    divergences = []
-    for group in (0, 1):
-        success = torch.log((1 + KAPPA * a[groups == group]) / 2).double()
-        tilted = (gamma * success).softmax(0)
-        divergences.append((tilted * (tilted * 4).log()).sum())
-    assert torch.stack(divergences).mean().item() == pytest.approx(NATS, rel=1e-3)
-    assert scale_for(torch.zeros(4), torch.zeros(4)) == pytest.approx(LARGEST, rel=1e-3)
-    assert scale_for(a, groups, nats=0.1) < gamma
+    budget = KLBudget(NATS)
+    for _ in range(3):
+        budget.update(log_success(a), groups)
+        budget.update(log_success(torch.zeros(8)), groups)  # says nothing, and so changes nothing
+    success, gamma = torch.log((1 + KAPPA * a) / 2).double(), budget.tilt()
+    parts = [torch.exp(-gamma * s).mean().log() + gamma * s.mean() for s in (success[groups == 0], success[groups == 1])]
+    assert torch.stack(parts).mean().item() == pytest.approx(NATS, rel=1e-6)
+
+
+@pytest.mark.parametrize("reward", ["constant", "failed", "heavy", "tied", "pairs"])
+def test_the_automatic_scale_stays_within_its_rest_whatever_the_reward(reward):
+    """Rewards without differences, failed ones, heavy tails, ties and groups of two."""
+    draws = torch.Generator().manual_seed(0)
+    groups = torch.arange(64) // (2 if reward == "pairs" else 8)
+    objective = AMDObjective(1.0, sharpening=1, advantage_guidance="auto", unit=0)
+    for seed in range(40):
+        signals = turn(seed)
+        values = {
+            "constant": torch.ones(64),
+            "failed": torch.where(torch.arange(64) % 3 == 0, torch.nan, signals.advantage),
+            "heavy": signals.advantage * torch.rand(64, generator=draws).pow(-3),
+            "tied": signals.advantage.sign(),
+            "pairs": signals.advantage,
+        }[reward]
+        if seed % 7 == 3:
+            values = torch.full((64,), torch.nan)  # every reward of a batch has failed
+        a = objective.advantage(values, groups)
+        objective.outcomes(a, torch.rand(64, generator=draws))
+        assert objective.sharpening_weights(a).isfinite().all()
+        objective.student_loss(signals._replace(advantage=a))
+    objective.advantage(values, groups)
+    assert 0 <= objective.gamma <= LARGEST
+    if reward != "heavy":  # where a few samples are all that differs
+        assert (objective.gamma > 0) == (reward != "constant")
+        assert objective._rest.tilt() <= 3, "what a batch without differences would allow is no part of the budget"
+
+
+def test_nothing_of_a_reward_is_trusted_before_it_was_measured():
+    """Sharpening and adaptation wait for the contrast where a host offers outcomes; and after a resumed start, too."""
+    a, draws = torch.tensor([-1.0, 1.0]), torch.rand(2)
+    objective = AMDObjective(1.0, sharpening=1, advantage_guidance="auto")
+    assert not torch.equal(objective.sharpening_weights(a), torch.ones(2)), "a host without outcomes cannot measure"
+    objective.outcomes(a, draws)
+    assert torch.equal(objective.sharpening_weights(a), torch.ones(2))
+    resumed = AMDObjective(1.0, sharpening=1, advantage_guidance="auto")
+    resumed.load_state_dict(objective.state_dict())
+    assert torch.equal(resumed.sharpening_weights(a), torch.ones(2))
 
 
 def test_an_objective_measures_logs_and_restores_its_contrast():

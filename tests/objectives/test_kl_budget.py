@@ -98,7 +98,7 @@ def test_guidance_that_sets_itself_shares_the_budget():
     for objective in (alone, both):
         a = objective.advantage(rewards(0), GROUPS)
     assert divergence_of(a, GROUPS, both.sharpening).item() == pytest.approx(0.125, rel=1e-4)
-    assert both.sharpening < alone.sharpening and 0 < float(both._budget)
+    assert both.sharpening < alone.sharpening and 0 < both._rest.tilt()
     assert both.state_dict()["kl"]["updates"] == {"0": 1}
 
 

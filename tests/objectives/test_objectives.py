@@ -6,6 +6,7 @@ import torch
 from amd_plugin import AMDObjective, DMDObjective, Signals
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.objectives.dmd import decoupled_dmd
+from amd_plugin.objectives.reward_statistics import RewardStatistics
 
 
 def signals(advantage=None, batch=8, seed=0):
@@ -128,3 +129,18 @@ def test_options_out_of_range_are_named(options, name):
     with pytest.raises(OptionError) as caught:
         AMDObjective(**options)
     assert caught.value.option == name
+
+
+def test_one_reward_far_off_does_not_mute_the_others():
+    """The unit follows from a running mean of spreads, which forgets slowly."""
+    statistics, groups, draws = RewardStatistics(), torch.arange(64) // 8, torch.Generator().manual_seed(0)
+    for batch in range(101):
+        reward = torch.randn(64, generator=draws)
+        if batch == 100:
+            before = float(statistics.spread())
+            reward[5] = -1e4
+        statistics.update(reward, groups)
+    assert before < float(statistics.spread()) < 1.15 * before
+    for _ in range(200):  # rewards of another size are followed all the same
+        statistics.update(1000 * torch.randn(64, generator=draws), groups)
+    assert float(statistics.spread()) > 500

@@ -34,7 +34,7 @@ from amd_plugin.host.training.rollouts import Rollouts
 from amd_plugin.host.training.scoring import Scoring
 from amd_plugin.host.training.setup import set_up
 from amd_plugin.host.training.turn import Trace, Turn, traced, with_directions, without_graph
-from amd_plugin.maths.advantage_guidance import NONE
+from amd_plugin.maths.advantage_guidance import NONE, NONE_SHARE
 from amd_plugin.maths.coherence import by_band
 from amd_plugin.maths.signals import Signals
 from amd_plugin.models.backbone import Backbone
@@ -152,8 +152,9 @@ class Trainer:
         """
         batch, exits, advantage, again = self.rollouts.for_fake_score(self.step, update, warm_up)
         sigma = self.forward.noise_levels(batch, "fake_score", None, advantage)
-        weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
+        # Outcomes come first: by them an objective learns that this host offers them.
         outcome, parts = self._outcomes(batch, advantage), self.rollouts.micro_batches
+        weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
         turn = Turn("fake_score", batch, parts, exits, advantage, sigma, weight, outcome)
         metrics, trace = self.fake_score_gradients(turn)
         metrics = self._updated(turn, metrics, trace)
@@ -175,7 +176,8 @@ class Trainer:
             outcome = None if turn.outcome is None else turn.outcome[rows]
             if self.memory is not None and weight is not None:
                 x0, labels, remembered = self.memory.recall(batch, rows, x0, labels)
-                weight = torch.where(remembered, 1.0, weight)
+                # With outcomes only a share of the turn's own samples is without one, so a remembered one counts as much less.
+                weight = torch.where(remembered, 1.0 if outcome is None else NONE_SHARE, weight)
                 outcome = None if outcome is None else outcome.where(~remembered, NONE)
             x_t = schedule.level(t).add_noise(x0, noise[rows])
             self.fake_score.rung, self.fake_score.outcome = batch.rungs_of(rows), outcome
