@@ -1,6 +1,6 @@
 """Advantage guidance in numbers and one picture: its bias, the learning rate of its table, its sensor, the plane.
 
-    python benchmarks/advantage_guidance.py bias      # fixed point against p exp(lambda a), in closed form; a minute
+    python benchmarks/advantage_guidance.py bias      # fixed point against p exp(lambda a), in closed form; minutes
     python benchmarks/advantage_guidance.py curve     # length and reliability of the contrast by learning rate of the table
     python benchmarks/advantage_guidance.py sensor    # failures found among samples that were never scored
     python benchmarks/advantage_guidance.py figure    # docs/images/advantage_guidance.svg
@@ -89,23 +89,59 @@ def tilted(tilt: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
     return torch.bincount(mode, q, minlength=3), float((torch.special.xlogy(q, q / p)).sum())
 
 
+def tilt_of(divergence: Callable[[float], float], nats: float) -> float:
+    """The tilt in [0, 60] whose divergence, which rises with it, is `nats`."""
+    low, high = 0.0, 60.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if divergence(middle) < nats else (low, middle)
+    return low
+
+
 def bias() -> None:
-    """Prints the fixed point by gamma, beside the law of low noise and the exponential tilt of the same divergence."""
-    print(
-        "| gamma | masses at rest | law at low noise | its KL | lambda of that KL | p exp(lambda a) | largest error of mass |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for gamma in GAMMAS:
-        at_rest = masses(fixed_point(gamma))
+    """Prints the fixed point by gamma, the law of low noise, and the optimum ``p exp(lambda a)`` at the divergence of each."""
+    heads = "gamma | masses at rest | its KL | p exp(lambda a) of it | TV | law at low noise | its KL | p exp(lambda a) of it"
+    print(f"| {heads} |")
+    print("|---" * 8 + "|")
+    base = tilted(lambda x: 0 * x)[0]
+
+    def between_modes(m: Tensor) -> float:
+        return float(torch.special.xlogy(m, m / base).sum())
+
+    def exponential(tilt: float) -> tuple[Tensor, float]:
+        return tilted(lambda x: tilt * advantage(x))
+
+    for gamma in (0.0, *GAMMAS):
+        at_rest = masses(fixed_point(gamma)).double()
         law, divergence = tilted(lambda x, g=gamma: g * torch.log((1 + KAPPA * advantage(x)) / 2))
-        low, high = 0.0, 60.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if tilted(lambda x, m=middle: m * advantage(x))[1] < divergence else (low, middle)
-        exponential, _ = tilted(lambda x, m=low: m * advantage(x))
-        text = [" / ".join(f"{value:.2f}" for value in m) for m in (at_rest, law, exponential)]
-        error = (at_rest - exponential).abs().max()
-        print(f"| {gamma:g} | {text[0]} | {text[1]} | {divergence:.2f} | {low:.2f} | {text[2]} | {error:.2f} |")
+        best = exponential(tilt_of(lambda tilt: between_modes(exponential(tilt)[0]), between_modes(at_rest)))[0]
+        of_law = exponential(tilt_of(lambda tilt: exponential(tilt)[1], divergence))[0]
+        texts = [" / ".join(f"{value:.2f}" for value in m) for m in (at_rest, best, law, of_law)]
+        tv = (at_rest - best).abs().sum() / 2
+        first = f"| {gamma:g} | {texts[0]} | {between_modes(at_rest):.2f} | {texts[1]} | {tv:.2f} |"
+        print(f"{first} {texts[2]} | {divergence:.2f} | {texts[3]} |")
+    graded()
+
+
+def graded() -> None:
+    """Prints what gamma costs where success is relative to the student's own mean, as it is for a reward without a threshold.
+
+    Rewards of the teacher's samples are Gaussian. The unit is a quarter of the student's own spread.
+    """
+    print("\n| gamma | KL of p P(good)^gamma, with the teacher's mean and spread | with the student's own |\n|---|---|---|")
+    grid = torch.linspace(-8, 16, 24001).double()
+    p = torch.exp(-grid.square() / 2)
+    p /= p.sum()
+    for gamma in (0.5, 1.0, 2.0, 4.0):
+        q, costs = p, []
+        for _ in range(400):
+            mean = (q * grid).sum()
+            a = (4 * (grid - mean) / (q * (grid - mean).square()).sum().sqrt()).clamp(-1, 1)
+            solved = p * ((1 + KAPPA * a) / 2) ** gamma
+            solved /= solved.sum()
+            costs.append(float(torch.special.xlogy(solved, solved / p).nan_to_num().sum()))
+            q = 0.7 * q + 0.3 * solved
+        print(f"| {gamma:g} | {costs[0]:.2f} | {costs[-1]:.2f} |")
 
 
 def trainer_of(recipe: str, seed: int, *overrides: str, objective: str = "amd") -> Trainer:
