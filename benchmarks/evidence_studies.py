@@ -172,6 +172,13 @@ STUDIES = {
             f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
         ),
     ),
+    "plane_advantage_curves": Study(
+        title="In the plane, an unreliable teacher: how soon advantage guidance gets there",
+        question="`plane_advantage` with an evaluation every 25 updates: how many updates does each arm need for what the best-tuned "
+        "DMD has at its end?",
+        recipe="modes2d", settings=("train.evaluate_every=25",), seeds="4",
+        more=(*TUNED, "amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto"),
+    ),
     "plane_advantage_reliable": Study(
         title="In the plane, a reliable teacher, no guidance: advantage guidance",
         question="The arms that matter of the same, where there is little to correct.",
