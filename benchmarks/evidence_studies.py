@@ -127,6 +127,7 @@ STUDIES = {
             f"amd=amd {RUNGS}", f"amd@1=amd {W}1 {RUNGS}", f"amd_low_noise=amd {LOW} {RUNGS}",
             f"amd_with_adaptation=amd {BOTH} {RUNGS}", "amd_shared_fake=amd",
             f"amd_random_reward=amd {RANDOM} {RUNGS}",
+            f"guided_auto=amd {AG}auto {ALONE} {RUNGS}", f"amd_auto=amd {AG}auto {RUNGS}",
         ),
     ),
     "digits_reliable": Study(
@@ -143,7 +144,7 @@ STUDIES = {
         recipe="digits", seeds="4",
         settings=(*QUICK, "model.student_steps=4", "train.max_steps=1500", "model.rung_conditioning=false"),
         more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd_rungs=dmd {RUNGS}", f"amd=amd {RUNGS}",
-              f"amd_random_reward=amd {RANDOM} {RUNGS}"),
+              f"amd_random_reward=amd {RANDOM} {RUNGS}", f"guided_auto=amd {AG}auto {ALONE} {RUNGS}"),
     ),
     "video": Study(
         title="Moving digits, an unreliable teacher, two steps",
@@ -171,6 +172,13 @@ STUDIES = {
             f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
         ),
     ),
+    "plane_advantage_curves": Study(
+        title="In the plane, an unreliable teacher: how soon advantage guidance gets there",
+        question="`plane_advantage` with an evaluation every 25 updates: how many updates does each arm need for what the best-tuned "
+        "DMD has at its end?",
+        recipe="modes2d", settings=("train.evaluate_every=25",), seeds="4",
+        more=(*TUNED, "amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto"),
+    ),
     "plane_advantage_reliable": Study(
         title="In the plane, a reliable teacher, no guidance: advantage guidance",
         question="The arms that matter of the same, where there is little to correct.",
@@ -178,6 +186,18 @@ STUDIES = {
         more=("amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"amd_auto=amd {AG}auto", f"amd_random_reward=amd {RANDOM}",
               f"amd_auto_random_reward=amd {AG}auto {RANDOM}"),
     ),
+    **{
+        f"plane_advantage_{scale}": Study(
+            title=f"In the plane, a reliable teacher, guidance {scale}: advantage guidance",
+            question=f"`plane_guided_{scale}` with advantage guidance, four seeds. All arms but `dmd` have "
+            "adaptation, which is on by default from guidance 2.",
+            recipe="modes2d", settings=(*QUICK, *RELIABLE, f"{W}{scale}", "objective.sharpening=1"), seeds="4",
+            followed=float(scale),
+            more=("amd=amd", f"guided_2=amd {AG}2 {ALONE}", f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto",
+                  f"amd_auto_random_reward=amd {AG}auto {RANDOM}"),
+        )
+        for scale in (2, 4)
+    },
     "digits_advantage": Study(
         title="Handwritten digits, an unreliable teacher, one step, 900 updates: advantage guidance",
         question="`digits_converged` with advantage guidance.",
@@ -337,7 +357,10 @@ HARVESTS = tuple(
     for metric in (PLANE if study.startswith("plane") else JUDGES["video"] if study.startswith("video") else PICTURES)
 )
 # With advantage guidance; their arms without it are those of other studies.
-ADVANTAGE = {"plane_advantage": PLANE, "plane_advantage_reliable": PLANE, "digits_advantage": PICTURES}
+ADVANTAGE = {
+    "plane_advantage": PLANE, "plane_advantage_reliable": PLANE, "plane_advantage_2": (FOLLOWED, "coverage"),
+    "plane_advantage_4": ("precision", "coverage"), "digits_advantage": PICTURES,
+}  # fmt: skip
 PARITIES = tuple(
     Parity(study, arm, base, metric, may_win=arm in ("amd", "amd_auto"))
     for arms, studies in (
