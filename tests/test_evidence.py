@@ -1,10 +1,13 @@
 """The evidence page is what the committed numbers say, and the numbers are of the studies that are described."""
 
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+
+from amd_plugin.evaluate.comparison.result import Comparison
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +30,6 @@ def test_the_page_is_made_of_the_committed_numbers(evidence):
 
 def test_the_numbers_are_of_the_studies_described(evidence, plugins):
     from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
-    from amd_plugin.evaluate.comparison.result import Comparison
     from amd_plugin.evaluate.comparison.tables import markdown
     from amd_plugin.recipe.loading import load
 
@@ -44,13 +46,19 @@ def test_the_numbers_are_of_the_studies_described(evidence, plugins):
 
 
 @pytest.mark.slow
-def test_a_row_made_anew_is_the_committed_one(evidence, tmp_path):
-    """Equal to the bit on the machine that made the table; what other machines round differently, training spreads."""
+@pytest.mark.parametrize("study", ["plane_harvest_one", "plane_reliable"])
+def test_a_row_made_anew_is_the_committed_one(evidence, tmp_path, study):
+    """Equal to the bit on the machine that made the table; what others round differently, training spreads.
+
+    That is less than seeds differ. All other tables: `python benchmarks/evidence.py check`.
+    """
     script, studies = evidence
-    values = script.check("plane_harvest_one", studies.STUDIES["plane_harvest_one"], tmp_path, Console(quiet=True))
+    values = script.check(study, studies.STUDIES[study], tmp_path, Console(quiet=True))
+    table = Comparison.from_file(script.RESULTS / f"{study}.json")
     assert {"precision", "tv"} < values.keys()
     for metric, (committed, now) in values.items():
-        assert now == pytest.approx(committed, abs=0.05), metric
+        spread = statistics.stdev(table.arms[table.baseline][metric])
+        assert now == pytest.approx(committed, abs=max(3 * spread, 0.01)), metric
 
 
 def test_targets_name_arms_that_are_run(evidence):
@@ -62,7 +70,6 @@ def test_targets_name_arms_that_are_run(evidence):
 
 
 def test_what_is_better_or_worse_is_corrected_for_the_number_of_arms(evidence):
-    from amd_plugin.evaluate.comparison.result import Comparison
 
     script, _ = evidence
     seeds = [0.0, 0.01, -0.01, 0.02, -0.02, 0.0, 0.01, -0.01]
