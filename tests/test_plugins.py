@@ -335,16 +335,19 @@ def test_an_exception_that_cannot_be_printed_is_isolated_in_every_hook(plugins, 
     assert plugins.statuses["mute"].cause == f"in {hook}: Unprintable, which cannot be printed (SystemExit)"
 
 
-def test_an_exception_that_cannot_be_printed_is_told_everywhere_else(plugins, tiny, tmp_path):
+@pytest.mark.parametrize("error", [Unprintable(), ValueError(Unprintable())], ids=lambda error: type(error).__name__)
+def test_an_exception_that_cannot_be_printed_is_told_everywhere_else(error, plugins, tiny, tmp_path):
     from amd_plugin.errors import RunError
     from amd_plugin.host import run
 
-    mute = plugin(distill_sigma_sampler=lambda: lambda sigma, **given: unprintable())
-    plugins.register(mute, "mute")
-    with pytest.raises(RunError, match="Unprintable, which cannot be printed"):
+    def fail(*given, **options):
+        raise error
+
+    plugins.register(plugin(distill_sigma_sampler=lambda: fail), "mute")
+    with pytest.raises(RunError, match=f"{type(error).__name__}, which cannot be printed"):
         run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
-    plugins.register(plugin(distill_objectives=lambda: {"mute": lambda: unprintable()}), "more")
-    with pytest.raises(InputError, match="could not be built: Unprintable, which"):
+    plugins.register(plugin(distill_objectives=lambda: {"mute": lambda: fail()}), "more")
+    with pytest.raises(InputError, match=f"could not be built: {type(error).__name__}, which"):
         plugins.make_objective("mute")
 
 
