@@ -109,17 +109,18 @@ def _run(
 ) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
     log_state = LogState()
+    of_another_run = start is not None and not start.resolve().is_relative_to(output.resolve())
     with _naming_silent_ranks(probe), busy(console, "loading held-out rewards and the checkpoint", at_once=False):
         evaluate = HeldOutEvaluation(trainer)
         if start is not None:
             log_state, evaluations, evaluated = restore(trainer, start)
             evaluate.alarm.load_state_dict(evaluations)
-            if not start.resolve().is_relative_to(output.resolve()):  # what another run has written is not in this folder
+            if of_another_run:  # what it has written is not in this folder
                 log_state.lines = None
             if evaluated is not None:
                 evaluate.latest = (trainer.step, evaluated)
         # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
-        on_main(accelerator, lambda: open_folder(output, recipe, lock, trainer.step))
+        on_main(accelerator, lambda: open_folder(output, recipe, lock, trainer.step, start if of_another_run else None))
         trainer.non_finite.run = output
         trackers, resumed_at = Trackers(), None if start is None else trainer.step
         on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
