@@ -93,6 +93,15 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder, or leaves it whole where it cannot be renamed. What a process that is killed leaves is `sweep`'s."""
+    draft = _beside(path, "tmp", path.name)
+    shutil.rmtree(draft, ignore_errors=True)
+    with suppress(OSError):
+        os.replace(path, draft)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 @contextmanager
 def _written(path: Path, draft: Path) -> Iterator[None]:
     """Gives a failure to write `draft` the name of `path`; failures to read something else pass."""

@@ -26,7 +26,7 @@ from amd_plugin.threads import one_thread
 
 log = logging.getLogger(__name__)
 
-CHECKSUMS = "checksums.json"
+CHECKSUMS, MADE_OF = "checksums.json", "made_of.json"
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -65,7 +65,7 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
         log.warning(
             "cache %s: cannot be used: %s; %s is made for this process alone. Set AMD_PLUGIN_CACHE", folder, error, kind
         )
-    own = _own_root() / folder.name
+    own = own_root() / folder.name
     if not own.exists():
         _fill(own, make, description)
     return own
@@ -74,7 +74,7 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
 def _fill(folder: Path, make: Callable[[Path], None], description: str) -> None:
     with replaced_folder(folder) as draft, one_thread():
         make(draft)
-        (draft / "made_of.json").write_text(description)
+        (draft / MADE_OF).write_text(description)
         # Last, of everything else: a folder without it is not complete.
         (draft / CHECKSUMS).write_text(json.dumps(checksums(draft)))
 
@@ -82,13 +82,14 @@ def _fill(folder: Path, make: Callable[[Path], None], description: str) -> None:
 def _problem(folder: Path) -> str:
     """What is wrong with a folder of the cache; empty where it is as it was made."""
     try:
-        return changed(folder, read(folder / CHECKSUMS, dict[str, tuple[int, str]], "It is made anew"))
+        expected = read(folder / CHECKSUMS, dict[str, tuple[int, str]], "It is made anew")
+        return changed(folder, expected) if MADE_OF in expected else f"{CHECKSUMS} names no {MADE_OF}"
     except InputError as error:
         return str(error)
 
 
 @lru_cache
-def _own_root() -> Path:
+def own_root() -> Path:
     """A folder that ends with this process, in place of a cache that cannot be used."""
     folder = tempfile.TemporaryDirectory(prefix="amd-plugin-")
     _kept.append(folder)

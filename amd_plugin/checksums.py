@@ -41,4 +41,6 @@ def changed(folder: Path, expected: Mapping[str, tuple[int, str]]) -> str:
                 return f"the bytes of {name} are not those that were written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
+        except ValueError:  # a zero, or half a character
+            return f"{name!r} is no name of a file"
     return ""

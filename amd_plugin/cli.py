@@ -585,6 +585,7 @@ def _answered() -> None:
         AmdPluginError: the command's own, also where a signal came while the command was ending with it.
     """
     try:
+        _set_up()
         app()
     except AmdPluginError:
         raise
@@ -599,8 +600,8 @@ def _answered() -> None:
         sys.exit(128 + signum)
 
 
-def main() -> None:
-    """Runs the command line, and turns the package's own errors into a message and an exit code."""
+def _set_up() -> None:
+    """Logging, text and the working folder, as all commands need them."""
     # At a lower level, deepspeed and torch would report missing accelerators in every run on a CPU.
     handler = RichHandler(console=err, show_path=False, show_time=False)
     handler.setFormatter(PlainFormatter("%(message)s"))
@@ -608,15 +609,19 @@ def main() -> None:
     # It has a handler of its own, and a machine without a GPU is no reason to warn: doctor says whether there is one.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     take_any_text()
-    interrupts.answer()
     threading.excepthook = disk.thread_failed
+    check_working_folder()
+
+
+def main() -> None:
+    """Runs the command line, and turns the package's own errors into a message and an exit code."""
+    interrupts.answer()
     try:
-        check_working_folder()
         _answered()
     except Exception as error:
+        interrupts.ignore()
         if os.environ.get("AMD_PLUGIN_DEBUG") or (ending := _in_words(error)) is None:
             raise
-        interrupts.ignore()
         message, code, more = ending
         try:
             err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)

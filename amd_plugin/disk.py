@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from amd_plugin.errors import causes
+from amd_plugin import errors
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class NotWritten(OSError):
 
 def refusal(error: BaseException | None) -> OSError | None:
     """The refusal of a disk that `error` is or comes from; None where it has another reason."""
-    for cause in causes(error):
+    for cause in errors.causes(error):
         if isinstance(cause, NotWritten) or (isinstance(cause, OSError) and cause.errno in ONLY_OF_WRITING):
             return cause
         code = number(cause)
@@ -63,7 +63,8 @@ def number(error: BaseException) -> int:
     """The operating system's number of an error; 0 where it has none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = _RUST.search(str(error)) if type(error).__module__.startswith(("safetensors", "builtins")) else None
+    of_rust = type(error).__module__.startswith(("safetensors", "builtins"))
+    found = _RUST.search(errors.in_words(error)) if of_rust else None
     return int(found[1]) if found else 0
 
 

@@ -50,8 +50,16 @@ def answered() -> tuple[signal.Signals, ...]:
 def answer() -> None:
     """From now on the signals raise `Interrupted` in the main thread; elsewhere the host program keeps its own handlers."""
     if threading.current_thread() is threading.main_thread():
+        count_anew()
         for signum in answered():
             signal.signal(signum, leave)
+
+
+def count_anew() -> Received:
+    """The record of the signals that come from now on, for everything in this process that answers one."""
+    global received
+    received = Received()
+    return received
 
 
 def ignore() -> None:

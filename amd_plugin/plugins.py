@@ -188,9 +188,9 @@ class PluginManager(pluggy.PluginManager):
         try:
             objective: Objective = self.hook.distill_make_objective(name=name, factory=factory, options=dict(options or {}))
             problem = objective_problem(objective)
-        except AmdPluginError:
+        except (AmdPluginError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise InputError(f"objective '{name}' could not be built: {in_words(error)}") from error
         if problem:
             kind = type(objective).__name__

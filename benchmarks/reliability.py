@@ -3,10 +3,11 @@
     python benchmarks/reliability.py --kills 500                       # all of it, resumable: run it again after a stop
     python benchmarks/reliability.py --short                           # as the tests do
     python benchmarks/reliability.py --only soak --soak 3600
+    python benchmarks/reliability.py --checksums                       # what they take, and nothing else
 
 Every try is a small run of modes2d in a process of its own, forked after the imports. It is disturbed, goes on with
-`resume="auto"` until it is complete, and is compared with a run that nothing disturbed: every file of the newest checkpoint,
-metrics.jsonl, evaluation.json and the student's weights have to be equal, byte by byte. Kills and signals come at a random
+`resume="auto"` until it is complete, and is compared with a run that nothing disturbed: it has to have the same files, byte by
+byte, checkpoints and pictures included, but for those that tell of its starts and faults. Kills and signals come at a random
 moment of the whole run, or inside a named phase. The moment is a number of calls of functions, of which the undisturbed run
 says how many a phase makes: a clock that does not depend on the machine's speed.
 
@@ -24,7 +25,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "AMD_PLUGIN_LOAD": "amd", "TOKENIZERS_PARALLELISM": "false"}
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reliability_bench import Bench, wrong
+from reliability_bench import Bench, cost_of_checksums, wrong
 from reliability_faults import disk, flipped, kills, ranks, signals, soak
 
 KINDS = {"kills": kills, "disk": disk, "bytes": flipped, "signals": signals, "ranks": ranks, "soak": soak}
@@ -39,8 +40,13 @@ def main() -> int:
     parser.add_argument("--soak", type=float, default=3600, help="seconds")
     parser.add_argument("--only", choices=KINDS, action="append")
     parser.add_argument("--short", action="store_true", help="50 kills, 2 of each fault, a soak of 15 s")
+    parser.add_argument("--checksums", action="store_true", help="what the checksums of a file take, instead of all tries")
     parser.add_argument("--output", type=Path, default=Path("runs") / "reliability")
     given = parser.parse_args()
+    if given.checksums:
+        given.output.mkdir(parents=True, exist_ok=True)
+        print(cost_of_checksums(given.output))
+        return 0
     count, faults, two, seconds = (50, 2, 1, 15) if given.short else (given.kills, given.faults, given.ranks, given.soak)
     counts = {"kills": count, "disk": faults, "bytes": faults, "signals": faults, "ranks": two, "soak": seconds}
     bench = Bench(given.output.absolute())

@@ -4,12 +4,17 @@ import json
 import os
 import random
 import shutil
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from reliability_processes import HUNG, TRACEBACK, ended, forked
 from reliability_run import PLACES, RESTORING, TEACHER, counted, different, train
+
+from amd_plugin.atomic import write_bytes
+from amd_plugin.checksums import checksum
 
 Row = dict[str, Any]
 
@@ -84,10 +89,17 @@ class Bench:
         if not wrong(row):
             shutil.rmtree(folder.parent)
 
-    def complete(self, folder: Path, log: Path, **environment: str) -> str:
-        """Goes on with the run until its end; how it differs from the straight run, or why there is nothing to compare."""
+    def complete(self, folder: Path, log: Path, lacks: tuple[str, ...] = (), **environment: str) -> str:
+        """Goes on with the run until its end; how it differs from the straight run, or why there is nothing to compare.
+
+        Args:
+            folder: the run.
+            log: file of what it prints.
+            lacks: see `different`.
+            environment: environment variables of the process.
+        """
         code = ended(forked(lambda: train(folder), log, **environment))
-        return f"the run did not go on: exit code {code}" if code else different(self.straight, folder)
+        return f"the run did not go on: exit code {code}" if code else different(self.straight, folder, lacks)
 
     def table(self) -> str:
         """All results, by kind and place."""
@@ -106,6 +118,23 @@ class Bench:
                 grown = ", ".join(f"{name} {row[name]}" for name in ("steps", "megabytes", "files", "processes"))
                 lines.append(f"\nsoak of {row['what']}: {grown} (after a quarter of the time, at the end)")
         return "\n".join(lines)
+
+
+def cost_of_checksums(folder: Path, megabytes: int = 512, times: int = 5) -> str:
+    """What the checksums of a file take beside the writing of it, in words; medians of some times."""
+    content, file = os.urandom(megabytes * 10**6), folder / "content"
+    written, hashed = list[float](), list[float]()
+    for _ in range(times):
+        start = time.monotonic()
+        write_bytes(file, content)
+        between = time.monotonic()
+        checksum(file)
+        written.append(between - start)
+        hashed.append(time.monotonic() - between)
+    file.unlink()
+    write, look = statistics.median(written), statistics.median(hashed)
+    speeds = f"written at {megabytes / write:,.0f} MB/s and read for its checksum at {megabytes / look:,.0f} MB/s"
+    return f"a file of {megabytes} MB is {speeds}, in {look / write:.0%} of the time; median of {times}"
 
 
 def wrong(row: Row) -> bool:

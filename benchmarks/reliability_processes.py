@@ -56,7 +56,7 @@ def ended(child: int, limit: float = LIMIT) -> int:
 
 
 def watched(process: int) -> tuple[float, int, int] | None:
-    """(megabytes, open files, processes) of `process` and its children; None where it has ended."""
+    """(megabytes, open files) of `process` alone, and the number of it and its children; None where it has ended."""
     try:
         status = Path(f"/proc/{process}/statm").read_text().split()
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()

@@ -32,6 +32,8 @@ PHASES = {
     RESTORING: (run, "restore"), EXPORT: (run, "_finish"),
 }  # fmt: skip
 PLACES = (*PHASES, ANYWHERE)
+# Times and names of processes, and the checkpoints that a fault has damaged.
+OF_A_START = ("run.json", "cost.json", ".lock", ".holder.json", "checkpoints/set-aside/")
 
 
 class Rewards:
@@ -103,17 +105,29 @@ def struck(
     train(folder, *settings)
 
 
-def different(one: Path, two: Path) -> str:
-    """The files by which two complete runs differ, and where that began; empty where they are equal."""
-    newest = max((one / "checkpoints").iterdir()).name
-    files = [*sorted((one / "checkpoints" / newest).iterdir()), *sorted((one / "student").rglob("*.safetensors"))]
-    files += [one / "metrics.jsonl", one / "evaluation.json"]
-    names = [str(file.relative_to(one)) for file in files if not _equal(file, two / file.relative_to(one))]
+def different(one: Path, two: Path, lacks: tuple[str, ...] = ()) -> str:
+    """The files by which two complete runs differ, and where that began; empty where they are equal.
+
+    Args:
+        one: the run that nothing disturbed.
+        two: the other one, of the same commit, which the model card names.
+        lacks: beginnings of the names of files that may be absent in `two`; then the card, which shows one, may be another.
+    """
+    here, there = _files(one), _files(two)
+    absent = {name for name in here - there if name.startswith(lacks)}
+    absent |= {"student/README.md"} if absent else set()
+    names = sorted(name for name in (here | there) - absent if not _equal(one / name, two / name))
     return f"{', '.join(names)}; first in {_first_difference(one, two)}" if names else ""
 
 
+def _files(folder: Path) -> set[str]:
+    """The names of all files of a run that do not tell of its starts and of its faults."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return {name for name in names if not name.startswith(OF_A_START)}
+
+
 def _equal(one: Path, two: Path) -> bool:
-    return two.is_file() and one.read_bytes() == two.read_bytes()
+    return one.is_file() and two.is_file() and one.read_bytes() == two.read_bytes()
 
 
 def _first_difference(one: Path, two: Path) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from amd_plugin import atomic
-from amd_plugin.atomic import HOST, replaced_file, replaced_folder, sweep, write_bytes, write_text
+from amd_plugin.atomic import HOST, remove_folder, replaced_file, replaced_folder, sweep, write_bytes, write_text
 from amd_plugin.disk import NotWritten
 
 
@@ -30,6 +30,20 @@ def test_a_folder_is_replaced_at_the_end_of_the_block(tmp_path):
             (draft / name).write_text(name)
         assert [file.name for file in path.iterdir()] == [name]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_removed_whole_whatever_ends_the_process(tmp_path, monkeypatch):
+    folder = tmp_path / "step-000002"
+    for name in ("a", "b"):
+        write_text(folder / name, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.shutil, "rmtree", lambda path, **options: next(path.iterdir()).unlink() if path.exists() else None)
+        remove_folder(folder)  # one file of it, as where it is killed then
+    (left,) = tmp_path.iterdir()
+    assert atomic.is_draft(left)
+    monkeypatch.setattr(atomic, "_lives", lambda process: False)
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exception_leaves_the_old_content_and_no_draft(tmp_path):

@@ -12,7 +12,7 @@ from amd_plugin.cache import cached
 def made(tmp_path, monkeypatch):
     """``made()``: the folder of something cached below tmp_path/cache; ``made.times``: how often it was made."""
     monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / "cache"))
-    cache._own_root.cache_clear()
+    cache.own_root.cache_clear()
 
     def make(folder):
         get.times += 1
@@ -25,7 +25,7 @@ def made(tmp_path, monkeypatch):
 
     get.times = 0
     yield get
-    cache._own_root.cache_clear()
+    cache.own_root.cache_clear()
 
 
 def test_it_is_made_once(made):
@@ -42,6 +42,10 @@ HARM = {
     "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
     "checksums cut": lambda path: (path.parent / "checksums.json").write_text('{"weights": "12'),
     "checksums gone": lambda path: (path.parent / "checksums.json").unlink(),
+    "no checksums": lambda path: (path.parent / "checksums.json").write_text("{}"),
+    "checksums of no name": lambda path: (path.parent / "checksums.json").write_text(
+        '{"made_of.json": [1, "a"], "we\\u0000ights": [1, "a"]}'
+    ),
     "checksums of another kind": lambda path: (path.parent / "checksums.json").write_text("[1]"),
 }
 

@@ -11,6 +11,7 @@ import pytest
 from amd_plugin import interrupts
 from amd_plugin.errors import RunError
 from amd_plugin.host import run
+from amd_plugin.host.running.preemption import Preemption
 from amd_plugin.models.embedded import teacher
 from tests.helpers.recipes import TINY
 
@@ -101,6 +102,27 @@ def test_the_exit_code_survives_a_terminal_that_is_gone(signals, tmp_path, monke
     monkeypatch.setattr(run, "save", lambda *arguments: os.kill(os.getpid(), signal.SIGHUP))
     code, printed = cli("train", "modes2d", *settings, "--output", tmp_path / "run")
     assert code == 129 and "Traceback" not in printed, printed
+
+
+def test_a_signal_in_the_first_moments_ends_in_one_line(signals, monkeypatch, cli):
+    from amd_plugin import cli as module
+
+    interrupted(monkeypatch, module.__name__, "take_any_text", signal.SIGTERM)
+    code, printed = cli("--version")
+    assert code == 143 and printed.splitlines()[-1] == "terminated" and "Traceback" not in printed
+
+
+def test_a_signal_that_is_repeated_after_a_fast_checkpoint_is_no_second_one(signals):
+    interrupts.answer()
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(interrupts.Interrupted):
+            preemption.stop_point()
+    os.kill(os.getpid(), signal.SIGTERM)  # while a run closes its log
+    interrupts.received._at -= interrupts.FIRST
+    with pytest.raises(interrupts.Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
 
 
 def test_nohup_is_obeyed(signals):

@@ -1,5 +1,6 @@
 """The hook contract, with plugins that work and plugins that do not."""
 
+import asyncio
 import importlib.metadata
 import types
 from pathlib import Path
@@ -335,17 +336,63 @@ def test_an_exception_that_cannot_be_printed_is_isolated_in_every_hook(plugins, 
     assert plugins.statuses["mute"].cause == f"in {hook}: Unprintable, which cannot be printed (SystemExit)"
 
 
-def test_an_exception_that_cannot_be_printed_is_told_everywhere_else(plugins, tiny, tmp_path):
+@pytest.mark.parametrize("error", [Unprintable(), ValueError(Unprintable())], ids=lambda error: type(error).__name__)
+def test_an_exception_that_cannot_be_printed_is_told_everywhere_else(error, plugins, tiny, tmp_path):
     from amd_plugin.errors import RunError
     from amd_plugin.host import run
 
-    mute = plugin(distill_sigma_sampler=lambda: lambda sigma, **given: unprintable())
-    plugins.register(mute, "mute")
-    with pytest.raises(RunError, match="Unprintable, which cannot be printed"):
+    def fail(*given, **options):
+        raise error
+
+    plugins.register(plugin(distill_sigma_sampler=lambda: fail), "mute")
+    with pytest.raises(RunError, match=f"{type(error).__name__}, which cannot be printed"):
         run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
-    plugins.register(plugin(distill_objectives=lambda: {"mute": lambda: unprintable()}), "more")
-    with pytest.raises(InputError, match="could not be built: Unprintable, which"):
+    plugins.register(plugin(distill_objectives=lambda: {"mute": lambda: fail()}), "more")
+    with pytest.raises(InputError, match=f"could not be built: {type(error).__name__}, which"):
         plugins.make_objective("mute")
+
+
+ENDS = [SystemExit(3), KeyboardInterrupt("no signal"), asyncio.CancelledError(), GeneratorExit()]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: type(end).__name__)
+def test_what_ends_a_program_in_a_plugin_is_a_failure_of_the_step(end, plugins, tiny, tmp_path):
+    """Such a run ended without a word and without a checkpoint, with a number of the plugin's as its exit code."""
+    from amd_plugin.errors import RunError
+    from amd_plugin.host import checkpoint, run
+
+    def sampler(sigma, step, **given):
+        if step == 1:
+            raise end
+        return sigma.clone()
+
+    plugins.register(plugin(distill_sigma_sampler=lambda: sampler), "leaving")
+    recipe, folder = tiny("train.max_steps=2", "train.checkpoint_every=1"), tmp_path / "run"
+    with pytest.raises(RunError, match=rf"{type(end).__name__}: .*\nStopped in step 2; saved .*step-000001"):
+        run.train(recipe, plugins, folder)
+    assert checkpoint.available(folder / "checkpoints")
+
+
+def test_what_ends_a_program_in_an_objective_is_told(plugins, tiny, tmp_path, monkeypatch):
+    from amd_plugin.errors import RunError
+    from amd_plugin.host import checkpoint, run
+
+    def leave(*given):
+        raise SystemExit(3)
+
+    plugins.register(plugin(distill_objectives=lambda: {"leaving": lambda: leave()}), "leaving")
+    with pytest.raises(InputError, match="objective 'leaving' could not be built: SystemExit: 3"):
+        plugins.make_objective("leaving")
+    recipe, folder = tiny("train.max_steps=1"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(recipe.objective), "state_dict", leave)
+        with pytest.raises(RunError, match=r"step 1 is not saved: SystemExit: 3\n.*it could not be saved: SystemExit: 3"):
+            run.train(recipe, plugins, folder)
+    assert not checkpoint.available(folder / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "HeldOutEvaluation", leave)
+        with pytest.raises(RunError, match="SystemExit: 3\nStopped before the first step"):
+            run.train(recipe, plugins, folder, resume="auto")
 
 
 def test_an_exception_that_is_its_own_cause_ends_a_run_in_words(plugins, tiny, tmp_path):

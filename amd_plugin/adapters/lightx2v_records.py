@@ -8,21 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.host_metrics import prefixed, stacked
 from amd_plugin.adapters.lightx2v_host import DmdTrainer, distributed
-from amd_plugin.adapters.run_state import restore, state_of
+from amd_plugin.adapters.run_state import restore, restoring, state_of
 from amd_plugin.adapters.validation import Validation
 from amd_plugin.atomic import write_text
+from amd_plugin.json_files import Step
 from amd_plugin.objectives.amd import AMDObjective
 
 log = logging.getLogger(__name__)
 STATE = "amd_state.json"
 SHOWN = ("amd/reward", "amd/zone_share")  # the metrics in the log, beside those of each reward
 _Base = DmdTrainer if TYPE_CHECKING else object
+
+
+class State(BaseModel):
+    """The content of amd_state.json, beside what `state_of` gives."""
+
+    model_config = ConfigDict(extra="allow")
+
+    student_updates: Step
+    turns: Step = 0
 
 
 class Records(_Base):  # type: ignore[misc, valid-type]
@@ -71,12 +82,15 @@ class Records(_Base):  # type: ignore[misc, valid-type]
         super().log_metrics(metrics, step=step)
 
     def save_checkpoint(self, iteration: int, save_total_limit: int) -> None:
-        """LightX2V's checkpoint, with AMD's state as JSON in it."""
-        super().save_checkpoint(iteration, save_total_limit)
+        """LightX2V's checkpoint, with AMD's state as JSON in it: before the file by which LightX2V calls it complete."""
+        state = state_of(self.bridge, self.validation, self.failures)
+        text = json.dumps(state | {"student_updates": self.student_updates, "turns": self.turns})
+        path = Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE)
         if distributed.is_main_process():
-            state = state_of(self.bridge, self.validation, self.failures)
-            state |= {"student_updates": self.student_updates, "turns": self.turns}
-            write_text(Path(self.output_train_dir, f"checkpoint-{iteration:09d}", STATE), json.dumps(state))
+            write_text(path, text)
+        super().save_checkpoint(iteration, save_total_limit)
+        if distributed.is_main_process() and not path.is_file():  # the phased trainer puts a folder of its own there
+            write_text(path, text)
 
     def _load_resume_state(self, resume_ckpt_path: str) -> None:
         super()._load_resume_state(resume_ckpt_path)
@@ -85,6 +99,6 @@ class Records(_Base):  # type: ignore[misc, valid-type]
             log.warning("%s has no %s: AMD's running statistics start anew", resume_ckpt_path, STATE)
             self.student_updates = int(Path(resume_ckpt_path).name.rpartition("-")[2])
             return
-        state = json.loads(saved.read_text())
-        restore(state, self.bridge, self.validation, self.failures)
-        self.student_updates, self.turns = int(state["student_updates"]), int(state.get("turns", 0))
+        with restoring(saved, State) as state:
+            restore(state.model_extra or {}, self.bridge, self.validation, self.failures)
+        self.student_updates, self.turns = state.student_updates, state.turns

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from amd_plugin.adapters.modelopt import Adaptive, adaptive
+from amd_plugin.adapters.run_state import restoring
 from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
 
@@ -73,6 +74,7 @@ class AMDDiffusionRecipe:
     def _restore_dmd_extras(self, restore_from: str | None) -> None:
         super()._restore_dmd_extras(restore_from)  # type: ignore[misc]
         if restore_from is not None and (saved := Path(restore_from, self.STATE)).exists():
-            self._dmd_pipeline.load_state_dict(json.loads(saved.read_text()))  # type: ignore[attr-defined]
+            with restoring(saved, dict[str, Any]) as state:
+                self._dmd_pipeline.load_state_dict(state)  # type: ignore[attr-defined]
         elif restore_from is not None:
             log.warning("%s has no %s: AMD's running statistics start anew", restore_from, self.STATE)

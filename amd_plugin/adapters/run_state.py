@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.adapters.host_metrics import Tracked
 from amd_plugin.adapters.validation import Validation
+from amd_plugin.errors import unreadable_is_input_error
+from amd_plugin.json_files import read
+
+Saved = TypeVar("Saved")
+ADVICE = "Resume from an earlier checkpoint, or delete this file: AMD's running statistics start anew then"
 
 
 def state_of(
@@ -38,3 +45,19 @@ def restore(
         tracked.load_state_dict(state.get("tracked", {}))
     if bridge.plugins is not None:
         bridge.plugins.hook.distill_load_state_dict(state=state.get("plugins", {}))
+
+
+@contextmanager
+def restoring(path: Path, kind: type[Saved]) -> Iterator[Saved]:
+    """The state in the JSON file `path`, for the block that restores it.
+
+    Args:
+        path: the file.
+        kind: type of its content.
+
+    Raises:
+        InputError: naming the file, where it holds something else, or the block fails with what it holds.
+    """
+    state = read(path, kind, ADVICE)
+    with unreadable_is_input_error(f"{path}: does not fit this run", f" {ADVICE}"):
+        yield state

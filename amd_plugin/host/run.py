@@ -109,17 +109,18 @@ def _run(
 ) -> dict[str, float]:
     recipe, accelerator = trainer.recipe, trainer.accelerator
     log_state = LogState()
+    of_another_run = start is not None and not start.resolve().is_relative_to(output.resolve())
     with _naming_silent_ranks(probe), busy(console, "loading held-out rewards and the checkpoint", at_once=False):
         evaluate = HeldOutEvaluation(trainer)
         if start is not None:
             log_state, evaluations, evaluated = restore(trainer, start)
             evaluate.alarm.load_state_dict(evaluations)
-            if not start.resolve().is_relative_to(output.resolve()):  # what another run has written is not in this folder
+            if of_another_run:  # what it has written is not in this folder
                 log_state.lines = None
             if evaluated is not None:
                 evaluate.latest = (trainer.step, evaluated)
         # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
-        on_main(accelerator, lambda: open_folder(output, recipe, lock, trainer.step))
+        on_main(accelerator, lambda: open_folder(output, recipe, lock, trainer.step, start if of_another_run else None))
         trainer.non_finite.run = output
         trackers, resumed_at = Trackers(), None if start is None else trainer.step
         on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
@@ -137,13 +138,17 @@ def _run(
 
 @contextmanager
 def _naming_silent_ranks(probe: RankProbe, outcome: str = "Stopped before the first step") -> Iterator[None]:
-    """Names the process that fails the others where there is nothing to save, before the first step or after the last."""
+    """Names the process that fails the others where there is nothing to save, before the first step or after the last.
+
+    What others' code raises to end the program, such as SystemExit, ends the run in words too.
+    """
     try:
         yield
-    except AmdPluginError:
+    except (AmdPluginError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        if unresponsive := probe.unresponsive_ranks(error):
+    except BaseException as error:
+        unresponsive = probe.unresponsive_ranks(error)
+        if unresponsive or not isinstance(error, Exception):
             raise RunError(f"{unresponsive}{in_words(error)}\n{outcome}") from error
         raise
 
@@ -161,9 +166,9 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
                 factors = hook.distill_strength_schedule(step=trainer.step, max_steps=train.max_steps, metrics=run_log.last)
                 run_log.add(trainer.cycle(math.prod(factors), run_log.last))
                 step.end()
-        except Preempted:
+        except (Preempted, Interrupted):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, CancelledError, ... of somebody else's code
             message = f"{probe.unresponsive_ranks(error)}{error if isinstance(error, AmdPluginError) else in_words(error)}"
             outcome = rescue(trainer, step.progress, output, run_log.settle, probe, partial=step.unfinished)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}{_then(error, output)}") from error
@@ -173,7 +178,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
     return evaluate.latest[1]
 
 
-def _then(error: Exception, output: Path) -> str:
+def _then(error: BaseException, output: Path) -> str:
     """What to do about a disk that does not take a file; empty for another error."""
     refused = disk.refusal(error)
     return (

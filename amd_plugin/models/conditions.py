@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amd_plugin.atomic import replaced_file
-from amd_plugin.cache import root
+from amd_plugin.cache import own_root, root
 from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 from amd_plugin.json_files import read
@@ -70,12 +71,17 @@ class EmbeddingFiles:
         made_of: JSON-able; everything that embeddings depend on beside the prompt: encoders, lengths, sizes.
 
     Attributes:
-        folder: the folder of the files.
+        folder: the folder of the files: one for this process alone, with a warning, where this user may not enter that of all.
+        shared: whether other processes find the files there.
     """
 
     def __init__(self, made_of: dict[str, Any]):
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = root() / f"prompts-{digest}"
+        self.folder, self.shared = root() / f"prompts-{digest}", True
+        if self.folder.is_dir() and not os.access(self.folder, os.R_OK | os.X_OK):
+            made = "prompts are embedded for this process alone. Set AMD_PLUGIN_CACHE"
+            log.warning("cache %s: cannot be used: it is somebody else's; %s", self.folder, made)
+            self.folder, self.shared = own_root() / self.folder.name, False
 
     def path(self, prompt: str, negative: bool = False) -> Path:
         """The file of `prompt`; a prompt of the unconditional branch (`negative`) has a file of its own."""
@@ -189,6 +195,8 @@ class PromptConditions:
         """
         self._device = device
         self.uncond(torch.zeros(1))
+        if not self.files.shared:
+            rank, world = 0, 1
         if not self._keep:
             self._encoders()
             return
@@ -197,7 +205,7 @@ class PromptConditions:
         for prompt in prompts:
             if int(_digest(prompt), 16) % world != rank:
                 continue
-            if not self.files.path(prompt).is_file():
+            if not os.path.isfile(self.files.path(prompt)):  # also where it may not be looked for
                 missing[prompt] = None
             elif noted := self.files.noted_longer(prompt):
                 found[_digest(prompt)] = noted

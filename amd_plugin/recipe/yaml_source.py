@@ -24,6 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 LARGEST = 1_000_000  # bytes, which are read in seconds
 DEEPEST = 40  # levels of nesting, beyond which Python's own stack would be the limit
 _DIGITS = re.compile(r"[-+]?[0-9]{40,}")  # of which Python converts 4300 at most
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 class Source:
@@ -72,7 +73,7 @@ class Source:
             InputError: if `text` has another form, or an index in it is out of range.
         """
         path, equals, value = text.partition("=")
-        keys: list[str | int] = [int(k) if k.isdecimal() and k.isascii() else k for k in path.strip().split(".")]
+        keys: list[str | int] = [int(k) if _INDEX.fullmatch(k) else k for k in path.strip().split(".")]
         if not equals or "" in keys:
             raise InputError(f"--set {text}: must read key.key=value")
         try:

@@ -26,7 +26,7 @@ def test_inside_fastgen(inside):
 
 @pytest.mark.skipif("LIGHTX2V_SOURCE" not in os.environ, reason="LightX2V is on GitHub only; LIGHTX2V_SOURCE names a checkout")
 def test_inside_lightx2v(inside):
-    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 44
+    assert inside("lightx2v", source=os.environ["LIGHTX2V_SOURCE"] + "/lightx2v_train") == 48
 
 
 def test_a_host_that_is_missing():

@@ -153,6 +153,17 @@ def test_a_cache_that_cannot_be_written_names_the_variable(conditioned, tmp_path
         conditions.prepare(prompts, CPU)
 
 
+def test_a_cache_of_somebody_else_is_done_without(conditioned, tmp_path, monkeypatch, caplog):
+    conditions, _, prompts = conditioned("sdxl")
+    closed, access = conditions.files.folder, os.access
+    closed.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))  # root may enter any
+    conditions, _, _ = conditioned("sdxl")
+    conditions.prepare(prompts, CPU, 1, 2)
+    assert "it is somebody else's; prompts are embedded for this process alone" in caplog.text
+    assert list(closed.iterdir()) == [] and all(conditions.files.path(prompt).is_file() for prompt in prompts)
+
+
 @pytest.mark.parametrize("other_starts_after", [0, 1, 50, 99])
 def test_processes_share_prompts_whenever_each_looks(other_starts_after, tmp_path):
     """One is part of the way when the other begins and finishes: nobody's prompt is left out, or embedded twice."""

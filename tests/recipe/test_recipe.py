@@ -164,6 +164,7 @@ def test_overrides(plugins, problems):
     ]
     assert problems(overrides=["max_steps=7"]) == ["--set max_steps=7: max_steps: unknown key. Did you mean 'train.max_steps'?"]
     assert "there is no 'rewards.3'" in problems(overrides=["rewards.3.floor=1"])[0]
+    assert "there is no 'rewards.999" in problems(overrides=[f"rewards.{'9' * 5000}.floor=1"])[0]
     assert "must read key.key=value" in problems(overrides=["train.max_steps"])[0]
     assert "not YAML" in problems(overrides=["train.max_steps=[1"])[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,12 @@ from amd_plugin.evaluate.report.beside import beside
 from amd_plugin.evaluate.report.judged import judged
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_cost, run_log
-from amd_plugin.host.running.folder_kind import check_run
+from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.run_folder import about, repair, results, saved_config
 from amd_plugin.plugins import PluginManager
 from amd_plugin.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 # Keys of metrics.jsonl -> titles of the curves of advantages, weights and losses.
 ZONE = {
@@ -82,6 +85,11 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     comparison = Comparison.from_file(folder / result.FILE)
     seeds = comparison.seeds
     runs = {arm: [run_folder(folder, arm, seed) for seed in seeds] for arm in comparison.arms}
+    for run in (run for of_arm in runs.values() for run in of_arm if is_run(run)):
+        try:
+            repair(run)
+        except (InputError, OSError) as error:  # most of the page needs no description of its runs
+            log.warning("%s", error)
     config = saved_config(runs[comparison.baseline][0])
     with_curves = [arm for arm in runs if "@" not in arm][: len(COLOURS)]
     shown = with_curves[:4]

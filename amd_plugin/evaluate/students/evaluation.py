@@ -14,6 +14,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _write_pairs(folder: Path, suite: Suite) -> None:
     """Names the pictures of teacher and student that belong together, for the report."""
     rows = []
     for group in suite.groups[:PAIRS]:
-        found = {role: next(folder.glob(f"{place}/{group.files[0]}*"), None) if group.files else None
+        found = {role: next(folder.glob(f"{place}/{escape(group.files[0])}*"), None) if group.files else None
                  for role, place in (("student", "samples"), ("teacher", "teacher"))}  # fmt: skip
         if all(found.values()):
             files = {role: str(path.relative_to(folder)) for role, path in found.items() if path is not None}

@@ -85,7 +85,7 @@ class HeldOutEvaluation:
                 outcome[:2] = self._judge(run_log, output, samples, labels, preemption)
             except Interrupted as signal:
                 outcome[3] = int(signal.args[0])
-            except Exception as error:  # broadcast first: a lone exception would leave the other processes waiting
+            except BaseException as error:  # broadcast first: a lone exception would leave the other processes waiting
                 outcome[2], cause = in_words(error), error
         broadcast_object_list(outcome)
         evaluation: dict[str, float] = outcome[0]

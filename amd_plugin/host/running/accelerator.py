@@ -71,7 +71,9 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
         except AmdPluginError as error:
             kind = next((kind for kind in (InputError, MissingDependency) if isinstance(error, kind)), RunError)
             outcome[1:], cause = (kind, str(error)), error.__cause__
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if (refused := disk.refusal(error)) is None:
                 outcome[1:], fault = (RunError, f"process 0: {in_words(error)}"), error
             else:

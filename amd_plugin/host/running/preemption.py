@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from amd_plugin.errors import AmdPluginError
-from amd_plugin.interrupts import Interrupted, Received, answered, leave
+from amd_plugin.interrupts import Interrupted, Received, answered, count_anew, leave
 
 
 class Preempted(AmdPluginError):
@@ -37,6 +37,8 @@ class Preemption:
     def __enter__(self) -> Preemption:
         # Python delivers signals to the main thread only; elsewhere the host program keeps its own handlers.
         if threading.current_thread() is threading.main_thread():
+            # The same record as after the end of this context, where a signal that is repeated is no second one either.
+            self._received = count_anew()
             for signum in answered():
                 self._before[signum] = signal.signal(signum, self._on_signal)
         return self

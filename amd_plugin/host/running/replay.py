@@ -79,7 +79,7 @@ def replay(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) ->
         overrides: overrides ``a.b=value`` of the recipe, e.g. of the precision.
 
     Raises:
-        InputError: for a dump that cannot be read.
+        InputError: for a dump that cannot be read, or whose parts do not fit each other.
     """
     dump = turn_dump.read(path)
     recipe = _recipe(path, dump, plugins, overrides)
@@ -91,7 +91,8 @@ def replay(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) ->
         try:
             with unreadable_is_input_error(f"dump {path}: does not fit its recipe", ADVICE):
                 turn = _restored(trainer, dump)
-            return _again(trainer, turn, dump)
+            with unreadable_is_input_error(f"dump {path}: its update cannot be made again", ADVICE):
+                return _again(trainer, turn, dump)
         finally:
             if trainer.rewards is not None:
                 trainer.rewards.close()
@@ -158,6 +159,8 @@ def _gap(stage: str, trace: Trace, run: dict[str, Tensor]) -> float | None:
     for name in trace[0]:
         if STAGE_OF[name] == stage and name in run:
             here, there = torch.cat([part[name] for part in trace]).cpu().double(), run[name].double()
+            if here.shape != there.shape:
+                raise ValueError(f"computed: {name} should have the shape {(*here.shape,)}, got {(*there.shape,)}")
             # What is not finite in both is no difference.
             gap = (here - there).abs().where(here.isfinite() | there.isfinite(), 0.0).nan_to_num(torch.inf)
             gaps.append(float(gap.max()) if gap.numel() else 0.0)

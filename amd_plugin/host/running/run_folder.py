@@ -28,7 +28,7 @@ from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
-from amd_plugin.host.checkpoint.files import State
+from amd_plugin.host.checkpoint.files import ADVICE, State
 from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.json_files import read
@@ -78,6 +78,7 @@ class About(BaseModel):
         started: time of the last start.
         versions: package -> version.
         commit: git commit of this package's source; empty where it is installed.
+        start: the checkpoint of another run that this one began from, until it has one of its own; empty for none.
     """
 
     recipe: str
@@ -87,6 +88,7 @@ class About(BaseModel):
     started: str = ""
     versions: dict[str, str] = {}
     commit: str = ""
+    start: str = ""
 
 
 class Described(State):
@@ -97,7 +99,7 @@ class Described(State):
     overrides: tuple[str, ...] = ()
 
 
-def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0) -> None:
+def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, start: Path | None = None) -> None:
     """Creates the run's folder, or prepares it for the continuation of its run; takes its `lock` in any case.
 
     Args:
@@ -105,6 +107,7 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0) -
         recipe: the recipe of the run.
         lock: the lock of the folder.
         step: the step from which the run goes on.
+        start: the checkpoint from which it goes on, where that is another run's.
 
     Raises:
         InputError: where it cannot be written, or another process works in it.
@@ -133,6 +136,7 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0) -
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": {name: version(name) for name in PACKAGES},
                 "commit": _commit(),
+                "start": "" if start is None else str(start.resolve()),
             },
         )
         write_text(output / "config.yaml", recipe.as_yaml())
@@ -187,7 +191,20 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         raise InputError(
             f"--resume auto: none of the checkpoints in {output / 'checkpoints'} can be used; see the warnings above"
         )
-    return newest
+    return newest or _first_start(output)
+
+
+def _first_start(output: Path) -> Path | None:
+    """The checkpoint of another run that the one in `output` began from; None for a run from the beginning."""
+    if not (output / "run.json").is_file() or not (start := about(output).start):
+        return None
+    try:
+        checkpoint.verify(Path(start))
+    except InputError as error:
+        problem = str(error).removesuffix(f". {ADVICE}")
+        choice = f"Name another with --resume CHECKPOINT, or delete {output}, and start again"
+        raise InputError(f"--resume auto: the run began from another's, which cannot be used: {problem}. {choice}") from error
+    return Path(start)
 
 
 def _is_beginning(entry: Path) -> bool:
@@ -297,7 +314,11 @@ def read_results(output: Path) -> dict[str, float]:
 
 
 def changes_of_result(output: Path, recipe: Recipe) -> list[str]:
-    """Lines ``key: old -> new`` for the keys in which `recipe` would give the run in `output` another result."""
+    """Lines ``key: old -> new`` for the keys in which `recipe` would give the run in `output` another result.
+
+    The run's description is repaired first, see `repair`, since the results are there all the same.
+    """
+    repair(output)
     return recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
 
 

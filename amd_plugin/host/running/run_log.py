@@ -7,6 +7,7 @@ means that were being formed.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import resource
 import time
@@ -33,6 +34,8 @@ from amd_plugin.json_files import read_lines
 
 if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
 
 Line = dict[str, float]  # of metrics.jsonl
 
@@ -241,6 +244,9 @@ def cut(path: Path, step: int, lines: int | None) -> int:
         NotWritten: where it cannot be written.
     """
     kept = _vouched_for(path, step, lines) if path.exists() else []
+    if len(kept) < (lines or 0):
+        there = f"has {len(kept)} of the {lines} lines that were there at the checkpoint of step {step}"
+        log.warning("%s: %s; the others are lost, and charts go without them", path, there)
     write_bytes(path, b"".join(line + b"\n" for line in kept))
     return len(kept)
 

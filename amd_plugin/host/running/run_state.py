@@ -22,6 +22,7 @@ from amd_plugin.host.running.run_folder import differences
 from amd_plugin.host.running.run_log import Line, LogState
 from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.interrupts import Interrupted
 from amd_plugin.models.step_conditioning import check_tables
 
 
@@ -48,9 +49,9 @@ def save(trainer: Trainer, progress: Progress, output: Path, settle: Callable[[]
     outcome, cause = [""], None
     try:
         _write(trainer, progress, output, settle)
-    except RuntimeError:  # communication failed, so the other processes cannot be reached
+    except (RuntimeError, Interrupted):  # the other processes cannot be reached, or are told to leave as well
         raise
-    except Exception as error:
+    except BaseException as error:
         outcome, cause = [_in_words(error)], error
     broadcast_object_list(outcome)
     if outcome[0]:
@@ -94,7 +95,9 @@ def rescue(
             return f"saved {path}; --resume auto repeats the step"
         beside = path.with_name(checkpoint.name_of(trainer.step, partial=True))
         return f"saved {beside}, with a part of the step; --resume auto prefers a checkpoint between steps"
-    except Exception as error:
+    except Interrupted:
+        raise
+    except BaseException as error:
         whole = checkpoint.available(output / "checkpoints")[-1:]
         rest = f"{whole[0]} is whole, and --resume auto goes on from there" if whole else "there is no checkpoint to go on from"
         return f"it could not be saved: {_in_words(error)}; {rest}"
@@ -153,7 +156,7 @@ def _fitting(path: Path, part: str) -> Iterator[None]:
         raise
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     refused = disk.refusal(error)
     return in_words(error) if refused is None else disk.in_words(refused)
 
@@ -164,11 +167,13 @@ def _write(trainer: Trainer, progress: Progress, output: Path, settle: Callable[
     if not (main or trainer.has_shares):
         return
     state: dict[str, Any] = {}
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         settle()
         state = _state(trainer, progress) if main else {}
-    except Exception as error:  # the other processes gather weights with this one all the same
+    except Interrupted:
+        raise
+    except BaseException as error:  # the other processes gather weights with this one all the same
         failure = error
     tensors = {name: part.state_dict() for name, part in trainer.state().items()}
     folder, keep = output / "checkpoints", trainer.train.keep_checkpoints

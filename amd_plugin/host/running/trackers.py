@@ -92,7 +92,7 @@ class Trackers:
                 action(tracker)
             except Exception as error:  # whatever the tracker's own code and its server do
                 self._working.remove(tracker)
-                log.warning("tracker %s failed and is not used any more: %s: %s", tracker.name, type(error).__name__, error)
+                log.warning("tracker %s failed and is not used any more: %s", tracker.name, in_words(error))
 
 
 def check_trackers(names: Sequence[str]) -> None:

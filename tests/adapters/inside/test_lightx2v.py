@@ -78,12 +78,36 @@ def test_a_run_resumes_with_amds_state_and_from_a_stock_checkpoint(tmp_path, cap
     out = tmp_path / "ours" / "out"
     updates = [yaml.safe_load((out / f"checkpoint-{i:09d}" / "amd_state.json").read_text())["student_updates"] for i in (2, 4)]
     assert updates == [2, 4]
+    file, state = (
+        written(tmp_path / "ours", {"reward": HACKABLE}, max_train_iters=5),
+        out / "checkpoint-000000004" / "amd_state.json",
+    )
+    for damaged in ("", '{"student_updates": ', "[]", "{}", '{"student_updates": 4, "objective": 5}'):
+        state.write_text(damaged)
+        with pytest.raises(InputError, match=r"amd_state.json: .*Resume from an earlier checkpoint"):
+            launched(file)
     launched(written(tmp_path / "stock"), stock=EXAMPLES["video_dmd"][1])
     with caplog.at_level(logging.WARNING):
         launched(written(tmp_path / "stock", {"reward": HACKABLE}, max_train_iters=3))
     assert "running statistics start anew" in caplog.text
     state = yaml.safe_load((tmp_path / "stock" / "out" / "checkpoint-000000003" / "amd_state.json").read_text())
     assert state["student_updates"] == 3
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_checkpoint_is_never_complete_without_amds_state(name, tmp_path, monkeypatch):
+    """A run that was stopped in between went on with statistics that started anew, as from a stock checkpoint."""
+    trainer = run(name).trainer
+    trainer.output_train_dir = str(tmp_path)
+    trainer.save_checkpoint(1, 3)
+    assert (tmp_path / "checkpoint-000000001" / "amd_state.json").is_file()
+    if name.startswith("video_phased"):  # it gives the whole folder its name, and there is no moment before
+        return
+    seen, save = [], torch.save
+    state = tmp_path / "checkpoint-000000002" / "amd_state.json"
+    monkeypatch.setattr(torch, "save", lambda *given, **options: (seen.append(state.is_file()), save(*given, **options)))
+    trainer.save_checkpoint(2, 3)
+    assert seen and all(seen)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -417,6 +417,11 @@ def test_the_recipe_for_nemo_automodel(tmp_path):
     again._restore_dmd_extras(str(tmp_path))
     assert again._dmd_pipeline.state_dict() == recipe._dmd_pipeline.state_dict()
     assert again._dmd_pipeline.state_dict()["turns"] == {"student": 1, "fake_score": 1}
+    saved = tmp_path / "amd_state.json"
+    for damaged in ("", '{"objective": ', "[]", "{}", '{"objective": [], "turns": 5}', '{"objective": 5, "turns": {}}'):
+        saved.write_text(damaged)
+        with pytest.raises(InputError):
+            again._restore_dmd_extras(str(tmp_path))
     with pytest.raises(InputError, match="amd_decode"):
         type("NoDecode", (AMDDiffusionRecipe, Driver), {})({"reward": "random"})._resolve_pipeline_kwargs(DMDPipeline)
     with pytest.raises(InputError, match=r"dmd2\.amd\.accelerator: is set in Python"):

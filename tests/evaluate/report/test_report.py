@@ -8,12 +8,14 @@ from html import escape
 import pytest
 from safetensors.torch import load_file, save_file
 
+from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.report import beside, figures, report
 from amd_plugin.evaluate.students import evaluation
 from amd_plugin.host import run
 from amd_plugin.models import teacher_samples
 from amd_plugin.models.teacher_samples import samples_of
 from amd_plugin.recipe.loading import load
+from amd_plugin.tasks import TASKS
 
 
 @pytest.fixture
@@ -55,6 +57,21 @@ def test_a_run_that_failed_before_its_first_evaluation_is_reported_too(cli, stop
         assert code == 0, printed
         page = (stopped / "report.html").read_text()
         assert "not finished: 0 of 4 updates" in page and page.count("data:image/png;base64,") == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "model: ["])
+def test_a_recipe_that_a_compared_run_has_lost_is_written_anew(content, tiny, plugins, tmp_path, caplog):
+    arm = run_folder(tmp_path, "dmd", 0)
+    values = {name: [value] for name, value in run.train(tiny("train.max_steps=1", objective="dmd"), plugins, arm).items()}
+    Comparison(
+        task="modes2d", recipe="modes2d", seeds=[0], arms={"dmd": values}, baseline="dmd", better=TASKS["modes2d"].metrics,
+        held_out=[], teacher=values, command="",
+    ).write(tmp_path)  # fmt: skip
+    recipe = arm / "config.yaml"
+    before = recipe.read_text()
+    recipe.unlink() if content is None else recipe.write_text(content)
+    report.write_report([tmp_path], tmp_path / "report.html", plugins)
+    assert recipe.read_text() == before and "it was written anew" in caplog.text
 
 
 def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_path, monkeypatch):

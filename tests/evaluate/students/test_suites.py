@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from amd_plugin.disk import NotWritten
 from amd_plugin.errors import InputError, MissingDependency
+from amd_plugin.evaluate.students import evaluation
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.evaluate.students.media import write
@@ -129,6 +130,17 @@ def test_videos_for_vbench(piped, plugins, tmp_path, files, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingDependency, match=r"amd-plugin\[video\]"):
         evaluate(tmp_path / "run", plugins, prompts=info)
+
+
+@pytest.mark.parametrize("prompt", ["A **red** car", "[a] fox?"])
+def test_a_prompt_in_a_name_is_no_pattern(prompt, tmp_path):
+    for place in ("samples", "teacher"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / f"{prompt}-0.mp4").touch()
+    group = suites.Group(0, prompt, 1, files=[f"{prompt}-0.mp4"])
+    evaluation._write_pairs(tmp_path, suites.Suite("vbench", [group]))
+    (pair,) = json.loads((tmp_path / "pairs.json").read_text())
+    assert pair == {"prompt": prompt, "student": f"samples/{prompt}-0.mp4", "teacher": f"teacher/{prompt}-0.mp4"}
 
 
 def test_a_video_survives_its_file(tmp_path):

@@ -15,13 +15,18 @@ from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.running import run_folder
 from amd_plugin.host.running.preemption import Preempted
+from amd_plugin.interrupts import Interrupted
 from amd_plugin.tasks import TASKS
 
 EVERY = ("train.max_steps=6", "train.log_every=3", "train.evaluate_every=3", "train.checkpoint_every=2")
 
 
 class Killed(BaseException):
-    """Like SIGKILL, nothing of the program answers it."""
+    """Where a process is killed; what a run would do in answer is to raise it too."""
+
+
+def leave(step):
+    raise Interrupted(step)
 
 
 def same(one, two):
@@ -60,19 +65,41 @@ def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straigh
 
     def killed(*arguments, **options):
         calls.append(1)
-        if len(calls) == call:
+        if len(calls) >= call:
             raise Killed
         return original(*arguments, **options)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(module, name, killed)
-        with pytest.raises(Killed):
+        patch.setattr(run, "rescue", lambda *arguments, **options: killed())
+        with pytest.raises(RunError if place == "the student" else Killed):
             run.train(tiny(*EVERY), plugins, folder)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "half a li')
     run.train(tiny(*EVERY), plugins, folder, resume="auto")
     same(straight, folder)
+
+
+def test_a_start_from_another_run_is_remembered_until_there_is_a_checkpoint(
+    straight, tiny, plugins, tmp_path, monkeypatch, caplog
+):
+    """A run that was killed before its first checkpoint went on from the teacher, without a word."""
+    shutil.copytree(straight / "checkpoints" / "step-000004", start := tmp_path / "other" / "step-000004")
+    recipe, folder = tiny(*EVERY), tmp_path / "run"
+    for resume in (str(start), "auto"):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "_loop", lambda trainer, *rest: leave(trainer.step))
+            with pytest.raises(Interrupted, match="4"):
+                run.train(recipe, plugins, folder, resume=resume)
+    aside = start.rename(tmp_path / "aside")
+    with pytest.raises(InputError, match=r"the run began from another's, which cannot be used: (.|\n)*Name another"):
+        run.train(recipe, plugins, folder, resume="auto")
+    aside.rename(start)
+    run.train(recipe, plugins, folder, resume="auto")
+    newest = load_file(folder / "checkpoints" / "step-000006" / "student.safetensors")
+    expected = load_file(straight / "checkpoints" / "step-000006" / "student.safetensors")
+    assert all(torch.equal(newest[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("changed", ["train.log_every=2", "train.max_steps=4"])

@@ -193,6 +193,7 @@ def test_a_run_counts_as_finished_only_with_the_same_settings_and_to_its_end(tin
     folder = tmp_path / "run"
     evaluation = run.train(tiny(), plugins, folder)
     assert finished(folder, tiny()) == evaluation == finished(folder, tiny("train.log_every=3"))
+    (folder / "config.yaml").write_text("model: [")
     with pytest.raises(InputError, match=r"train.max_steps: 4 -> 9"):
         finished(folder, tiny("train.max_steps=9"))
 

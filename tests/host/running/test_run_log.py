@@ -63,6 +63,15 @@ def test_a_checkpoint_is_no_part_of_the_time_of_an_update(tiny, plugins, tmp_pat
     assert "saving a checkpoint" not in written.getvalue(), "it takes a moment"
 
 
+def test_lines_that_a_checkpoint_counts_and_a_log_lacks_are_told(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert run_log.cut(path, 2, 2) == 2 and run_log.cut(path, 2, None) == 2 and not caplog.text
+    assert run_log.cut(path, 4, 4) == 2 and "metrics.jsonl: has 2 of the 4 lines" in caplog.text
+    path.unlink()
+    assert run_log.cut(path, 4, 4) == 0 and "has 0 of the 4 lines" in caplog.text
+
+
 def test_a_line_of_metrics_is_json_whatever_a_metric_is(tmp_path):
     log, _ = log_to(tmp_path)
     log.record(1, {"a": float("inf"), "b": -float("inf"), "c": float("nan"), "d": 1.5})

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sqlite3
 import time
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from amd_plugin.errors import InputError
 from amd_plugin.host import run
+from amd_plugin.interrupts import Interrupted
 
 NAMED = ("train.project=my project", "train.run_name=first try", "train.evaluate_every=2")
 TOLD = {
@@ -140,20 +142,17 @@ def test_tensorboard_shows_every_step_once_after_a_kill(tiny, plugins, tmp_path,
 
     from amd_plugin.host.training.trainer import Trainer
 
-    class Killed(BaseException):
-        """Like SIGKILL, nothing of the program answers it."""
-
     original, folder = Trainer.student_turn, tmp_path / "run"
 
     def killed(trainer, *rest):
         if trainer.step == 3:
-            raise Killed
+            raise Interrupted(signal.SIGTERM)  # as a second signal does: nothing is saved
         return original(trainer, *rest)
 
     recipe = tiny("train.trackers=[tensorboard]", "train.checkpoint_every=2")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "student_turn", killed)
-        with pytest.raises(Killed):
+        with pytest.raises(Interrupted):
             run.train(recipe, plugins, folder)
     time.sleep(1)  # TensorBoard orders files by the second of their start, and then by a number that it sorts as text
     run.train(recipe, plugins, folder, resume="auto")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import amd_plugin
 from amd_plugin import get_plugin_manager
@@ -86,6 +87,17 @@ def test_a_run_ends_with_the_place_and_the_replay_has_the_same_numbers(tiny, bri
     monkeypatch.setattr("amd_plugin.cli.get_plugin_manager", lambda: brittle)
     code, printed = cli("replay", dump)
     assert code == 0 and "direction: not finite in samples 3; as in the run, to the bit" in printed
+    for part, name, changed in (
+        ("computed", "loss", lambda value: value[:-1]), ("computed", "x0", lambda value: value[:1]),
+        ("inputs", "labels", lambda value: value + 10**6), ("inputs", "sigma", lambda value: value[:-1]),
+    ):  # fmt: skip
+        file = dump / f"{part}.safetensors"
+        whole, tensors = file.read_bytes(), load_file(file)
+        save_file({**tensors, f".{name}": changed(tensors[f".{name}"]).contiguous()}, file)
+        checkpoint.write_manifest(dump)
+        code, printed = cli("replay", dump)
+        assert code == 2 and "cannot be made again" in printed and "Use another dump" in printed, printed
+        file.write_bytes(whole)
     state = json.loads((dump / "state.json").read_text())
     for part in ("computed", "inputs"):  # with a manifest that fits
         rest = {name: value for name, value in state["rest"].items() if name != part}
