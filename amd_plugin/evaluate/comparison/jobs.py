@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from ctypes import c_byte
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -28,12 +31,14 @@ from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.accelerator import make_accelerator
 from amd_plugin.host.running.run_folder import finished, write_json
 from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.interrupts import held_back
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.terminal import PlainConsole, log_to
 from amd_plugin.threads import one_thread
 
 Metrics = dict[str, float]
@@ -41,6 +46,7 @@ PROBED, PROBE_SECONDS = 3, 2.0  # of an estimate: updates at most, and seconds a
 
 # Time for a run to write its checkpoint before its worker ends, in seconds.
 GRACE = 30
+TERMINATED = 128 + signal.SIGTERM  # exit code
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,41 @@ class Job:
 Results = dict[tuple[str, int], Metrics]
 
 
-def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
-    """A pool of `workers` processes with `threads` threads each, which all start at once.
+@contextmanager
+def worker_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `workers` processes with `threads` threads each, which all start at once and end with the block.
 
     Left alone, a pool starts a process when a job finds none idle. A single teacher would then be trained before the second
     worker began its imports, and these take seconds.
+
+    Where the block ends with Ctrl-C or another signal, each worker saves the run it is at, if any, and begins no other; a
+    second signal meanwhile ends them at once. A terminal sends its signals to a whole group, and a scheduler to this process
+    alone: workers hear of a signal from this process, once.
     """
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0)))
-    for _ in range(workers):
-        pool.submit(_ready)
-    return pool
+    stopping = context.RawValue("b", False)  # without a lock, which a process that is terminated would keep
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0), stopping))
+    with held_back((signal.SIGINT, signal.SIGHUP)):
+        for _ in range(workers):
+            pool.submit(_ready)
+    processes = list((pool._processes or {}).values())
+    with pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            stopping.value = True
+            try:
+                _terminate(processes)
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:
+                _terminate(processes)
+                raise
+            raise
+
+
+def _terminate(processes: Collection[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 def cores() -> int:
@@ -104,27 +134,21 @@ def run_jobs(
         RunError: with one line per failed job; or at once, where a worker was ended from outside.
     """
     results, failed = Results(), list[str]()
-    futures = {pool.submit(function, job): job for job in jobs}
-    try:
-        for done, future in enumerate(_finished(futures, console), 1):
-            job = futures[future]
-            try:
-                metrics = results[job.name, job.seed] = future.result()
-                note = "  ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
-            except AmdPluginError as error:
-                failed.append(f"{job.name}, seed {job.seed}: {error}")
-                note = f"failed: {error}"
-            except BrokenProcessPool as error:  # killed, by the kernel for instance
-                message = "a worker process was ended from outside, perhaps for lack of memory"
-                raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
-            if console is not None:
-                line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()  # a terminal tells all of a group, and a scheduler this process alone
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
+    futures = {pool.submit(_unless_stopping, function, job): job for job in jobs}
+    for done, future in enumerate(_finished(futures, console), 1):
+        job = futures[future]
+        try:
+            metrics = results[job.name, job.seed] = future.result()
+            note = "  ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
+        except AmdPluginError as error:
+            failed.append(f"{job.name}, seed {job.seed}: {error}")
+            note = f"failed: {error}"
+        except BrokenProcessPool as error:  # killed, by the kernel for instance
+            message = "a worker process was ended from outside, perhaps for lack of memory"
+            raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
+        if console is not None:
+            line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."]))
     return results
@@ -229,7 +253,13 @@ def _plugins() -> PluginManager:
     return get_plugin_manager()
 
 
-def _start_worker(threads: int, started: Synchronized[int]) -> None:
+_stopping = c_byte(False)  # in a worker: whether the comparison ends
+
+
+def _start_worker(threads: int, started: Synchronized[int], stopping: c_byte) -> None:
+    global _stopping
+    _stopping = stopping
+    log_to(PlainConsole(stderr=True))
     with started.get_lock():
         index, started.value = started.value, started.value + 1
     if gpus := visible_gpus():  # before this process uses one
@@ -238,11 +268,25 @@ def _start_worker(threads: int, started: Synchronized[int]) -> None:
     on_parent_exit(_stop)
 
 
+def _unless_stopping(function: Callable[[Job], Metrics], job: Job) -> Metrics:
+    """In a worker: the result of a job; no other one is begun once the comparison ends.
+
+    A pool hands out jobs before their turn, and these cannot be cancelled. The process ends here: one that waits for a job
+    holds a lock, with which it may have been terminated, and another that then asks for a job waits for ever.
+    """
+    try:
+        return function(job)
+    finally:
+        if _stopping.value:
+            os._exit(TERMINATED)
+
+
 def _ready() -> None:
     """Nothing, in a worker that has started."""
 
 
 def _stop() -> None:
+    _stopping.value = True
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
-    os._exit(143)
+    os._exit(TERMINATED)

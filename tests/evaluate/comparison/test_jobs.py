@@ -1,21 +1,27 @@
 """What a comparison says while its runs are made."""
 
 import io
+import logging
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
+from amd_plugin import interrupts
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.evaluate.comparison import jobs
 from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host.running import run_cost
+from amd_plugin.host.running.preemption import Preempted, Preemption
 
 
 def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
@@ -42,11 +48,10 @@ def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
 
 def test_all_workers_start_before_the_first_job():
     before = set(multiprocessing.active_children())
-    pool = jobs.worker_pool(2, threads=1)
-    started = set(multiprocessing.active_children()) - before
-    for process in started:
-        process.kill()  # what they import takes seconds, and nothing is asked of them
-    pool.shutdown(cancel_futures=True)
+    with jobs.worker_pool(2, threads=1):
+        started = set(multiprocessing.active_children()) - before
+        for process in started:
+            process.kill()  # what they import takes seconds, and nothing is asked of them
     assert len(started) == 2
 
 
@@ -106,7 +111,7 @@ def test_workers_share_out_the_gpus(monkeypatch):
     monkeypatch.setattr(jobs, "on_parent_exit", lambda stop: None)
     started, seen = multiprocessing.get_context("spawn").Value("i", 0), []
     for _ in range(3):
-        jobs._start_worker(torch.get_num_threads(), started)
+        jobs._start_worker(torch.get_num_threads(), started, jobs.c_byte(False))
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == ["3", "5", "3"]
     monkeypatch.undo()
@@ -117,6 +122,51 @@ def killed(job):
     os._exit(9)
 
 
-def test_a_worker_that_is_killed_is_said(tmp_path):
+def warned(job):
+    logging.getLogger("somebody").warning("\x1b]0;taken\x07")
+    return {}
+
+
+def test_a_worker_that_is_killed_is_said_and_one_at_a_terminal_hears_no_signal(tmp_path, capfd):
+    before = set(multiprocessing.active_children())
     with jobs.worker_pool(1, threads=1) as pool, pytest.raises(RunError, match="a worker process was ended from outside"):
+        for worker in set(multiprocessing.active_children()) - before:
+            os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does to a whole group, here while it imports
+            os.kill(worker.pid, signal.SIGHUP)
+        assert run_jobs(pool, warned, [Job("modes2d", (), tmp_path, 0)], None) == {("teacher", 0): {}}
         run_jobs(pool, killed, [Job("modes2d", (), tmp_path, 0)], None)
+    said = capfd.readouterr().err
+    assert "\\x1b]0;taken" in said and "\x1b" not in said and "\x07" not in said and "Traceback" not in said
+
+
+def stopped_by_a_signal(job):
+    (job.output / f"begun-{job.seed}").touch()
+    if job.seed == 0:
+        with Preemption() as preemption:
+            (job.output / "waits").touch()
+            while not preemption.requested(SimpleNamespace(num_processes=1)):
+                time.sleep(0.01)
+        raise Preempted("a checkpoint was written", signal.SIGTERM)
+    return {}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_comparison_without_another_run(signum, tmp_path, monkeypatch, forked_workers):
+    """A pool hands out jobs before their turn, which cannot be cancelled: each worker began another run, and trained it to its end."""
+    monkeypatch.setattr(interrupts, "received", interrupts.Received())
+    handler = signal.signal(signum, interrupts.leave)
+
+    def signalled():
+        while not (tmp_path / "waits").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    sender = threading.Thread(target=signalled)
+    sender.start()
+    try:
+        with pytest.raises(interrupts.Interrupted), jobs.worker_pool(1, threads=1) as pool:
+            run_jobs(pool, stopped_by_a_signal, [Job("modes2d", (), tmp_path, seed) for seed in range(3)], None)
+    finally:
+        signal.signal(signum, handler)
+        sender.join()
+    assert [path.name for path in tmp_path.glob("begun-*")] == ["begun-0"]
