@@ -18,7 +18,7 @@ from typing import cast
 
 from rich.console import Console
 
-from amd_plugin.atomic import write_text
+from amd_plugin.atomic import sweep, write_text
 from amd_plugin.busy import busy, duration
 from amd_plugin.disk import dispensable, in_words, remedy
 from amd_plugin.errors import InputError
@@ -116,6 +116,7 @@ def _locked(output: Path) -> Iterator[None]:
     lock = FolderLock(output)
     lock.acquire()
     try:
+        sweep(output)
         yield
     finally:
         lock.release()

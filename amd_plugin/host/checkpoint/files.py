@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amd_plugin.atomic import replaced_folder
+from amd_plugin.atomic import remove_folder, replaced_folder
 from amd_plugin.checksums import changed, checksums
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host.checkpoint import streamed
@@ -115,7 +114,7 @@ def save(
         write_json(draft / "state.json", {"step": step, "rest": rest, **state})
         write_manifest(draft)
     for old in () if partial else (*available(folder)[:-keep], *partials(folder, before=step)):
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
     return path
 
 
