@@ -67,7 +67,7 @@ def test_an_unfinished_teacher_is_that_of_its_prompts_and_of_no_other(plugins):
     loaded = recipe.load("moving_digits", plugins, (late,))
     files = {
         state_file(loaded.config.model.model_copy(update=changed), loaded.task, 0)
-        for changed in ({}, {"text_length": 8}, {"negative_prompt": "blurred"})
+        for changed in ({}, {"text_length": 6}, {"negative_prompt": "blurred"})
     }
     assert len(files) == 3
 
