@@ -93,7 +93,8 @@ def rescue(
         if not partial:
             return f"saved {path}; --resume auto repeats the step"
         beside = path.with_name(checkpoint.name_of(trainer.step, partial=True))
-        return f"saved {beside}, with a part of the step; --resume auto prefers a checkpoint between steps"
+        goes_on = "--resume auto goes on from a checkpoint between steps, or begins again"
+        return f"saved {beside}, with a part of the step; {goes_on}"
     except Exception as error:
         whole = checkpoint.available(output / "checkpoints")[-1:]
         rest = f"{whole[0]} is whole, and --resume auto goes on from there" if whole else "there is no checkpoint to go on from"
