@@ -27,6 +27,7 @@ from amd_plugin.evaluate.comparison.jobs import (
     Job,
     Results,
     cores,
+    in_worker,
     measure_teacher,
     processor_seconds,
     run_jobs,
@@ -133,7 +134,7 @@ def _expected(pool: ProcessPoolExecutor, probe: Job, recipe: Recipe, missing: in
     if not known:
         if recipe.config.model.network is None:
             return None
-        known = [recipe.config.train.max_steps * pool.submit(seconds_per_update, probe).result()]
+        known = [recipe.config.train.max_steps * pool.submit(in_worker, seconds_per_update, probe).result()]
     return sum(known) / len(known) * missing / min(workers, missing)
 
 

@@ -13,9 +13,10 @@ from ctypes import c_byte
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -29,9 +30,10 @@ from amd_plugin.host import run
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.accelerator import make_accelerator
+from amd_plugin.host.running.preemption import Preempted
 from amd_plugin.host.running.run_folder import finished, write_json
 from amd_plugin.host.training.trainer import Trainer
-from amd_plugin.interrupts import held_back
+from amd_plugin.interrupts import Interrupted, held_back
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
@@ -41,11 +43,12 @@ from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.terminal import PlainConsole, log_to
 from amd_plugin.threads import one_thread
 
+Result = TypeVar("Result")
 Metrics = dict[str, float]
 PROBED, PROBE_SECONDS = 3, 2.0  # of an estimate: updates at most, and seconds after which none begins
 
-# Time for a run to write its checkpoint before its worker ends, in seconds.
-GRACE = 30
+# Seconds for a run to write its checkpoint before its worker ends, and for a signal to reach the process that started it.
+GRACE, SAME_SIGNAL = 30, 5
 TERMINATED = 128 + signal.SIGTERM  # exit code
 
 
@@ -90,27 +93,23 @@ def worker_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     context = get_context("spawn")
     stopping = context.RawValue("b", False)  # without a lock, which a process that is terminated would keep
     pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0), stopping))
-    with held_back((signal.SIGINT, signal.SIGHUP)):
+    with held_back():
         for _ in range(workers):
             pool.submit(_ready)
-    processes = list((pool._processes or {}).values())
     with pool:
         try:
             yield pool
         except KeyboardInterrupt:
-            stopping.value = True
+            stopping.value, processes = True, list((pool._processes or {}).values())
             try:
-                _terminate(processes)
+                for process in processes:
+                    process.terminate()
                 pool.shutdown(wait=True, cancel_futures=True)
             except KeyboardInterrupt:
-                _terminate(processes)
+                for process in processes:
+                    process.kill()
                 raise
             raise
-
-
-def _terminate(processes: Collection[BaseProcess]) -> None:
-    for process in processes:
-        process.terminate()
 
 
 def cores() -> int:
@@ -134,7 +133,7 @@ def run_jobs(
         RunError: with one line per failed job; or at once, where a worker was ended from outside.
     """
     results, failed = Results(), list[str]()
-    futures = {pool.submit(_unless_stopping, function, job): job for job in jobs}
+    futures = {pool.submit(in_worker, function, job): job for job in jobs}
     for done, future in enumerate(_finished(futures, console), 1):
         job = futures[future]
         try:
@@ -254,6 +253,7 @@ def _plugins() -> PluginManager:
 
 
 _stopping = c_byte(False)  # in a worker: whether the comparison ends
+_at_work = False  # in a worker: whether it has a job
 
 
 def _start_worker(threads: int, started: Synchronized[int], stopping: c_byte) -> None:
@@ -265,20 +265,41 @@ def _start_worker(threads: int, started: Synchronized[int], stopping: c_byte) ->
     if gpus := visible_gpus():  # before this process uses one
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, _told_to_end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # while it was imported it was held back, as others still are
     on_parent_exit(_stop)
 
 
-def _unless_stopping(function: Callable[[Job], Metrics], job: Job) -> Metrics:
-    """In a worker: the result of a job; no other one is begun once the comparison ends.
+def in_worker(function: Callable[[Job], Result], job: Job) -> Result:
+    """In a worker: the result of a job.
 
-    A pool hands out jobs before their turn, and these cannot be cancelled. The process ends here: one that waits for a job
-    holds a lock, with which it may have been terminated, and another that then asks for a job waits for ever.
+    Raises:
+        Preempted: where the comparison ends: a pool hands out jobs before their turn, and these cannot be cancelled.
     """
+    global _at_work
+    if _stopping.value:
+        raise Preempted("the comparison ends", signal.SIGTERM)
+    _at_work = True
     try:
         return function(job)
     finally:
+        _at_work = False
+
+
+def _told_to_end(signum: int, frame: FrameType | None) -> None:
+    """Ends the job, where the comparison ends; a run that is being trained answers by itself, with a checkpoint.
+
+    The process goes on until the pool lets it go: one that waits for a job has a lock, without which no other could leave, and
+    the pool terminates all others once one has died. A signal to this process alone ends it, as it ends any.
+    """
+    for _ in range(10 * SAME_SIGNAL):
         if _stopping.value:
-            os._exit(TERMINATED)
+            break
+        time.sleep(0.1)
+    else:
+        os._exit(TERMINATED)
+    if _at_work:
+        raise Interrupted(signum)
 
 
 def _ready() -> None:
@@ -287,6 +308,10 @@ def _ready() -> None:
 
 def _stop() -> None:
     _stopping.value = True
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
+    if _at_work:
+        os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(10 * GRACE):
+        if not _at_work:
+            break
+        time.sleep(0.1)
     os._exit(TERMINATED)

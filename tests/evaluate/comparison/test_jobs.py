@@ -22,6 +22,7 @@ from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.preemption import Preempted, Preemption
+from amd_plugin.interrupts import FIRST
 
 
 def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
@@ -109,6 +110,7 @@ def test_workers_share_out_the_gpus(monkeypatch):
     assert jobs.visible_gpus() == ["3", "5"]
     monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "5"])
     monkeypatch.setattr(jobs, "on_parent_exit", lambda stop: None)
+    monkeypatch.setattr(jobs.signal, "signal", lambda signum, handler: None)
     started, seen = multiprocessing.get_context("spawn").Value("i", 0), []
     for _ in range(3):
         jobs._start_worker(torch.get_num_threads(), started, jobs.c_byte(False))
@@ -140,33 +142,46 @@ def test_a_worker_that_is_killed_is_said_and_one_at_a_terminal_hears_no_signal(t
 
 
 def stopped_by_a_signal(job):
+    """Runs of seeds 0 and 1 save when the signal comes, one soon and one late; that of seed 2 is at work in its preparations."""
     (job.output / f"begun-{job.seed}").touch()
-    if job.seed == 0:
+    if job.seed == 2:
+        time.sleep(600)
+    if job.seed < 2:
         with Preemption() as preemption:
-            (job.output / "waits").touch()
             while not preemption.requested(SimpleNamespace(num_processes=1)):
                 time.sleep(0.01)
+            time.sleep(2 * FIRST * job.seed)
+            (job.output / f"saved-{job.seed}").touch()
         raise Preempted("a checkpoint was written", signal.SIGTERM)
     return {}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_comparison_without_another_run(signum, tmp_path, monkeypatch, forked_workers):
-    """A pool hands out jobs before their turn, which cannot be cancelled: each worker began another run, and trained it to its end."""
+def test_a_signal_ends_a_comparison_with_checkpoints_and_without_another_run(signum, tmp_path, monkeypatch, forked_workers):
+    """A pool hands out jobs before their turn, which cannot be cancelled: each worker trained another run, to its end.
+
+    And it terminates all others when one has died, which a run takes for a second signal, and ends without its checkpoint.
+    """
     monkeypatch.setattr(interrupts, "received", interrupts.Received())
     handler = signal.signal(signum, interrupts.leave)
 
     def signalled():
-        while not (tmp_path / "waits").exists():
+        while len([*tmp_path.glob("begun-*")]) < 3:
             time.sleep(0.01)
+        time.sleep(0.5)
         os.kill(os.getpid(), signum)
 
     sender = threading.Thread(target=signalled)
     sender.start()
     try:
-        with pytest.raises(interrupts.Interrupted), jobs.worker_pool(1, threads=1) as pool:
+        with pytest.raises(interrupts.Interrupted), jobs.worker_pool(4, threads=1) as pool:
             run_jobs(pool, stopped_by_a_signal, [Job("modes2d", (), tmp_path, seed) for seed in range(3)], None)
+        with pytest.raises(interrupts.Interrupted), jobs.worker_pool(1, threads=1) as pool:
+            (tmp_path / "begun-2").unlink()
+            sender = threading.Thread(target=signalled)
+            sender.start()
+            run_jobs(pool, stopped_by_a_signal, [Job("modes2d", (), tmp_path, seed) for seed in (2, 3, 4)], None)
     finally:
         signal.signal(signum, handler)
         sender.join()
-    assert [path.name for path in tmp_path.glob("begun-*")] == ["begun-0"]
+    assert {path.name for path in tmp_path.iterdir()} == {"begun-0", "begun-1", "begun-2", "saved-0", "saved-1"}
