@@ -137,14 +137,19 @@ def is_draft(path: Path) -> bool:
     return _DRAFT.fullmatch(path.name) is not None
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes of this machine that were killed left half written in `folder`.
+def sweep(folder: Path, *, alone: bool = False) -> None:
+    """Removes what processes that were killed left half written in `folder`.
 
     A folder that was put aside for a new one that never came gets its name back.
+
+    Args:
+        folder: the folder, which may be missing.
+        alone: whether nobody else writes to it, as a lock says. Else only processes of this machine count, of which it is known
+            that they have ended.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
         draft = _DRAFT.fullmatch(entry.name)
-        if draft is None or draft["host"] != HOST or _lives(int(draft["process"])):
+        if draft is None or not (alone or (draft["host"] == HOST and not _lives(int(draft["process"])))):
             continue
         home = entry.with_name(draft["name"])
         with suppress(OSError):  # another process sweeps too

@@ -21,7 +21,6 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import RenderableType
-from rich.logging import RichHandler
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -32,7 +31,7 @@ from amd_plugin.choices import PromptFormat, StudentFormat, Weights
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean, printable
 from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
-from amd_plugin.terminal import PlainConsole, PlainFormatter, check_working_folder, take_any_text
+from amd_plugin.terminal import PlainConsole, check_working_folder, log_to, take_any_text
 
 # Rich's table of options cuts their names on a narrow terminal, and click's plain text does not.
 MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 72 else None
@@ -200,6 +199,16 @@ def train(
         say(f"next: amd-plugin evaluate {folder}{plugin_files.options()}")
 
 
+def _agreed(question: str) -> bool:
+    """The answer to a question; a signal there is a signal, which click takes for a refusal."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort as end:
+        if signum := interrupts.received.signum:
+            raise interrupts.Interrupted(signum) from end
+        raise
+
+
 @app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin compare digits --objectives dmd,amd --seeds 4")
 def compare(
     recipe: RecipeName,
@@ -240,7 +249,7 @@ def compare(
     folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
     result = comparison.compare(
         recipe, chosen, parse_seeds(seeds), overrides or (), folder, plugins, workers=workers, console=err if as_json else out,
-        agree=None if yes or not (out.is_terminal and sys.stdin.isatty()) else typer.confirm,
+        agree=None if yes or not (out.is_terminal and sys.stdin.isatty()) else _agreed,
         select=() if select_seeds is None else parse_seeds(select_seeds, "--select-seeds"),
     )  # fmt: skip
     page = folder / "report.html"
@@ -602,10 +611,7 @@ def _answered() -> None:
 
 def _set_up() -> None:
     """Logging, text and the working folder, as all commands need them."""
-    # At a lower level, deepspeed and torch would report missing accelerators in every run on a CPU.
-    handler = RichHandler(console=err, show_path=False, show_time=False)
-    handler.setFormatter(PlainFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_to(err)
     # It has a handler of its own, and a machine without a GPU is no reason to warn: doctor says whether there is one.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     take_any_text()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
@@ -67,6 +69,19 @@ def ignore() -> None:
     if threading.current_thread() is threading.main_thread():
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
+
+
+@contextmanager
+def held_back(signals: Iterable[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """Signals that come in the block are answered after it; processes that are started in it never get them.
+
+    A terminal sends its signals to all processes of a group. In one that still imports, or waits, they would be a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave(signum: int, frame: FrameType | None = None) -> None:

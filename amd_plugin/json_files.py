@@ -23,7 +23,8 @@ Value = TypeVar("Value")
 
 LARGEST = 2**32  # bytes: more than a log of a million steps has, and less than would fill the memory of a machine that trains
 
-Step = Annotated[int, Field(ge=0, lt=2**53)]  # a number of student updates
+MOST_STEPS = 2**53  # beyond that, floats leave whole numbers out
+Step = Annotated[int, Field(ge=0, lt=MOST_STEPS)]  # a number of student updates
 
 
 def read(path: Path, kind: type[Value], advice: str, where: str = "") -> Value:

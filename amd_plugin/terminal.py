@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.text import Text
 
 from amd_plugin.errors import InputError, printable
@@ -45,6 +46,17 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The message of `record`."""
         return plain(super().format(record))
+
+
+def log_to(console: PlainConsole) -> None:
+    """Has warnings of this process shown on `console`, unless its program has said what becomes of them.
+
+    Each process calls this: Python's own last resort writes messages to the terminal as they are.
+    """
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    # At a lower level, deepspeed and torch would report missing accelerators in every run on a CPU.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def plain(text: str) -> str:

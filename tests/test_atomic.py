@@ -83,6 +83,17 @@ def test_a_folder_that_was_put_aside_gets_its_name_back_and_drafts_of_the_living
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [mine.name, "folder"]
 
 
+def test_where_nobody_else_writes_the_drafts_of_other_machines_go_too(tmp_path):
+    (tmp_path / ".folder.elsewhere_0123-1.old").mkdir()
+    (tmp_path / ".folder.elsewhere_0123-1.tmp").mkdir()
+    (tmp_path / ".file.elsewhere_0123-1.tmp.json").touch()
+    (tmp_path / ".lock").touch()
+    sweep(tmp_path)
+    assert len([*tmp_path.iterdir()]) == 4
+    sweep(tmp_path, alone=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "folder"]
+
+
 @pytest.mark.parametrize("durable", [True, False])
 def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch, durable):
     calls, fsync, replace = [], os.fsync, os.replace

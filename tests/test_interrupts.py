@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,6 +139,19 @@ def test_planning_ends_in_one_line(signum, code, signals, monkeypatch, cli):
     interrupted(monkeypatch, planning.__name__, "plan_with_changes", signum)
     ended, printed = cli("plan", "modes2d", "--gpus", "1")
     assert ended == code and "Traceback" not in printed and printed.splitlines()[-1] in ("interrupted", "terminated")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_question_that_is_answered_by_a_signal(signum, code, signals, monkeypatch, cli):
+    """click takes it for a refusal, with exit code 1."""
+    from amd_plugin import cli as module
+    from amd_plugin.evaluate.comparison import compare
+
+    monkeypatch.setattr(compare, "compare", lambda *_, agree, **__: agree("Start?"))
+    monkeypatch.setattr(module.out, "_force_terminal", True)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: os.kill(os.getpid(), signum)))
+    ended, printed = cli("compare", "modes2d")
+    assert ended == code and printed.splitlines()[-1].endswith(("interrupted", "terminated")) and "Abort" not in printed
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.host.running.library_warnings import once_per_run
 from amd_plugin.host.running.preemption import Preempted, Preemption
 from amd_plugin.host.running.rank_probe import RankProbe
-from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, write_json
+from amd_plugin.host.running.run_folder import find_checkpoint, open_folder, tidy, write_json
 from amd_plugin.host.running.run_log import LogState, RunLog, cut
 from amd_plugin.host.running.run_state import Progress, rescue, restore, save
 from amd_plugin.host.running.trackers import Trackers
@@ -80,6 +80,8 @@ def _train(
         check_installed(recipe.task)
         if is_run(output):  # other folders are not touched before everything is checked
             lock.acquire()
+            with suppress(OSError):  # what reads the folder says what is wrong with it
+                tidy(output)
         return find_checkpoint(output, recipe, resume)
 
     try:
@@ -122,8 +124,8 @@ def _run(
         # Only now, when nothing about the input can be wrong any more, does the run leave a trace on disk.
         on_main(accelerator, lambda: open_folder(output, recipe, lock, trainer.step, start if of_another_run else None))
         trainer.non_finite.run = output
-        trackers, resumed_at = Trackers(), None if start is None else trainer.step
-        on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, resumed_at))
+        trackers = Trackers()
+        on_main(accelerator, lambda: trackers.start(accelerator, recipe, output, trainer.step))
         max_steps, metrics = recipe.config.train.max_steps, output / "metrics.jsonl"
         log_state.lines = on_main(accelerator, lambda: cut(metrics, trainer.step, log_state.lines))
     run_log = RunLog(metrics, trainer.step, max_steps, accelerator, console, trackers, log_state)

@@ -100,7 +100,7 @@ class EmbeddingFiles:
             condition = load_file(path)
         except (OSError, SafetensorError):
             return None
-        if expected in (None, _checksum(condition)):  # earlier versions wrote none
+        if expected in (None, checksum_of(condition)):  # earlier versions wrote none
             return condition
         log.warning("prompt embeddings %s: the bytes are not those that were written; they are made anew", path)
         return None
@@ -115,7 +115,7 @@ class EmbeddingFiles:
             path = self.path(prompt, negative)
             with self._writing(path), replaced_file(path, durable=False) as draft:
                 condition = {name: value[index].cpu().contiguous() for name, value in embedded.items()}
-                save_file(condition, draft, {CHECKSUM: _checksum(condition)})
+                save_file(condition, draft, {CHECKSUM: checksum_of(condition)})
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -280,9 +280,10 @@ def prompts_of(task: Task, labels: Tensor) -> Callable[[], Sequence[str]]:
     return partial(task.prompts, labels)
 
 
-def _checksum(condition: Condition) -> str:
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """The checksum of named tensors on the CPU, with their types and shapes."""
     digest = xxhash.xxh3_128()
-    for name, value in sorted(condition.items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

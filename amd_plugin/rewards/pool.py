@@ -28,12 +28,13 @@ from torch import Tensor
 
 from amd_plugin.config import DataConfig, RewardConfig
 from amd_plugin.errors import InputError, in_words
-from amd_plugin.interrupts import SIGNALS
+from amd_plugin.interrupts import SIGNALS, held_back
 from amd_plugin.options import accepted
 from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugin_files import PREFIX
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.rewards.scorer import Scorer
+from amd_plugin.terminal import PlainConsole, log_to
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,8 @@ class _Worker:
         self._generation, self._began = self._generation + 1, time.monotonic()
         scratch = tempfile.TemporaryDirectory(prefix="amd-plugin-reward-", ignore_cleanup_errors=True)
         self._executor = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._spec, scratch.name))
-        self._ready = self._executor.submit(_info)
+        with held_back():  # while the worker imports, too
+            self._ready = self._executor.submit(_info)
         self._end = weakref.finalize(self, _end, self._executor, list(self._executor._processes or ()), scratch)
 
     def _restart(self) -> None:
@@ -268,6 +270,7 @@ def _begin(spec: WorkerSpec, scratch: str) -> None:
     # These signals go to the training process, which ends its step, saves, and ends this one.
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    log_to(PlainConsole(stderr=True))
     on_parent_exit(lambda: _leave(scratch))
     torch.set_num_threads(spec.threads)
     try:

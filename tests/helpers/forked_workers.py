@@ -7,6 +7,7 @@ once in a session, and each worker is a fork of that: a process of its own all t
 import importlib
 import os
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 
 import pytest
 
@@ -37,5 +38,6 @@ def forked_workers(monkeypatch):
     """Workers of comparisons and of rewards come from the server."""
     context = Forked()
     context.set_forkserver_preload(IMPORTED)
+    ensure_running()  # not where a worker is started, which would leave signals held back in all workers
     for module in ("amd_plugin.evaluate.comparison.jobs", "amd_plugin.rewards.pool"):
         monkeypatch.setattr(importlib.import_module(module), "get_context", lambda method: context)

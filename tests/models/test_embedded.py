@@ -1,10 +1,15 @@
 """Pipelines that are made here for embedded tasks."""
 
+import copy
+
+import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.conditions import CHECKSUM
+from amd_plugin.models.embedded import teacher_state
 from amd_plugin.tasks import TASKS
 
 
@@ -62,6 +67,35 @@ def test_an_unfinished_teacher_is_that_of_its_prompts_and_of_no_other(plugins):
     loaded = recipe.load("moving_digits", plugins, (late,))
     files = {
         state_file(loaded.config.model.model_copy(update=changed), loaded.task, 0)
-        for changed in ({}, {"text_length": 8}, {"negative_prompt": "blurred"})
+        for changed in ({}, {"text_length": 6}, {"negative_prompt": "blurred"})
     }
     assert len(files) == 3
+
+
+@pytest.mark.parametrize("change", ["name of step", "name of weights", "a bit of data", "no checksum", "another network"])
+def test_an_unfinished_teacher_that_has_changed_begins_again_with_all_as_it_was(change, tmp_path, caplog):
+    def made(width):
+        torch.manual_seed(width)
+        trained = torch.nn.ModuleList([torch.nn.Linear(3, width)])
+        average, optimizer = torch.optim.swa_utils.AveragedModel(trained), torch.optim.AdamW(trained.parameters())
+        for _ in range(2):
+            trained[0](torch.ones(3)).sum().backward()
+            optimizer.step()
+        return trained, average, optimizer, torch.Generator().manual_seed(width)
+
+    file = tmp_path / "unfinished.safetensors"
+    teacher_state.save(file, 5, *made(4))
+    other = made(6 if change == "another network" else 4)
+    assert change == "another network" or teacher_state.load(file, 9, *other) == 5
+    content = bytearray(file.read_bytes())
+    place = {"name of step": content.index(b'"step"') + 1, "name of weights": content.index(b"trained.") + 1, "a bit of data": -1,
+             "no checksum": content.index(CHECKSUM.encode())}.get(change)  # fmt: skip
+    if place is not None:
+        content[place] ^= 1
+    file.write_bytes(content)
+    trained, average, optimizer, draws = other = made(6 if change == "another network" else 4)
+    parts = copy.deepcopy([trained.state_dict(), average.state_dict(), optimizer.state_dict()]), draws.get_state()
+    assert teacher_state.load(file, 9, *other) == 0
+    assert "the teacher's training begins again" in caplog.text
+    after = [trained.state_dict(), average.state_dict(), optimizer.state_dict()], draws.get_state()
+    torch.testing.assert_close(after, parts, rtol=0, atol=0)

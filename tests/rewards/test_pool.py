@@ -1,13 +1,18 @@
 """Workers that do what rewards must not: nothing hangs for longer than is said, and nothing of them is left."""
 
+import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
+from amd_plugin.config import RewardConfig
 from amd_plugin.rewards import pool
 from tests.rewards.test_reward_set import MEDIA, PROMPTS, rewards  # noqa: F401 (a fixture)
 
@@ -77,3 +82,26 @@ def test_what_is_no_exception_is_a_failure_here_too(rewards, how):  # noqa: F811
 def test_what_is_no_exception_does_not_get_out_of_a_thread(rewards):  # noqa: F811
     entry = {"name": "leaving", "how": "KeyboardInterrupt", "timeout": 20.0, "on_error": "neutral"}
     assert rewards(entry)(MEDIA, PROMPTS).causes == {"leaving": "KeyboardInterrupt: 3"}
+
+
+def loud():
+    def reward(media, prompts):
+        logging.getLogger("somebody").warning("\x1b]0;taken\x07")
+        return media[:, 0]
+
+    return reward
+
+
+def test_a_worker_hears_no_signal_while_it_imports_and_moves_no_terminal(capfd):
+    """Ctrl-C goes to a whole group: the worker's imports were a traceback on the terminal."""
+    worker = pool._Worker(pool.WorkerSpec(RewardConfig(name="loud"), loud, None, "cpu", 1))
+    try:
+        for process in worker.process_ids:
+            os.kill(process, signal.SIGINT)
+        assert worker.info().problem == ""
+        batch = (save({"": torch.tensor([[1.0]])}), ["a cat"], {})
+        assert worker.result(worker.submit(batch, 0), None) == ([1.0], "")
+    finally:
+        worker.kill()
+    said = capfd.readouterr().err
+    assert "\\x1b]0;taken" in said and "\x1b" not in said and "\x07" not in said and "Traceback" not in said

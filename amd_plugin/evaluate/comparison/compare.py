@@ -18,7 +18,7 @@ from typing import cast
 
 from rich.console import Console
 
-from amd_plugin.atomic import write_text
+from amd_plugin.atomic import sweep, write_text
 from amd_plugin.busy import busy, duration
 from amd_plugin.disk import dispensable, in_words, remedy
 from amd_plugin.errors import InputError
@@ -27,6 +27,7 @@ from amd_plugin.evaluate.comparison.jobs import (
     Job,
     Results,
     cores,
+    in_worker,
     measure_teacher,
     processor_seconds,
     run_jobs,
@@ -116,6 +117,7 @@ def _locked(output: Path) -> Iterator[None]:
     lock = FolderLock(output)
     lock.acquire()
     try:
+        sweep(output)
         yield
     finally:
         lock.release()
@@ -132,7 +134,7 @@ def _expected(pool: ProcessPoolExecutor, probe: Job, recipe: Recipe, missing: in
     if not known:
         if recipe.config.model.network is None:
             return None
-        known = [recipe.config.train.max_steps * pool.submit(seconds_per_update, probe).result()]
+        known = [recipe.config.train.max_steps * pool.submit(in_worker, seconds_per_update, probe).result()]
     return sum(known) / len(known) * missing / min(workers, missing)
 
 

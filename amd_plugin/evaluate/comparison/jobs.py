@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from ctypes import c_byte
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -26,21 +30,26 @@ from amd_plugin.host import run
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.accelerator import make_accelerator
+from amd_plugin.host.running.preemption import Preempted
 from amd_plugin.host.running.run_folder import finished, write_json
 from amd_plugin.host.training.trainer import Trainer
+from amd_plugin.interrupts import Interrupted, held_back
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
 from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.terminal import PlainConsole, log_to
 from amd_plugin.threads import one_thread
 
+Result = TypeVar("Result")
 Metrics = dict[str, float]
 PROBED, PROBE_SECONDS = 3, 2.0  # of an estimate: updates at most, and seconds after which none begins
 
-# Time for a run to write its checkpoint before its worker ends, in seconds.
-GRACE = 30
+# Seconds for a run to write its checkpoint before its worker ends, and for a signal to reach the process that started it.
+GRACE, SAME_SIGNAL = 30, 5
+TERMINATED = 128 + signal.SIGTERM  # exit code
 
 
 @dataclass(frozen=True)
@@ -70,17 +79,37 @@ class Job:
 Results = dict[tuple[str, int], Metrics]
 
 
-def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
-    """A pool of `workers` processes with `threads` threads each, which all start at once.
+@contextmanager
+def worker_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `workers` processes with `threads` threads each, which all start at once and end with the block.
 
     Left alone, a pool starts a process when a job finds none idle. A single teacher would then be trained before the second
     worker began its imports, and these take seconds.
+
+    Where the block ends with Ctrl-C or another signal, each worker saves the run it is at, if any, and begins no other; a
+    second signal meanwhile ends them at once. A terminal sends its signals to a whole group, and a scheduler to this process
+    alone: workers hear of a signal from this process, once.
     """
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0)))
-    for _ in range(workers):
-        pool.submit(_ready)
-    return pool
+    stopping = context.RawValue("b", False)  # without a lock, which a process that is terminated would keep
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0), stopping))
+    with held_back():
+        for _ in range(workers):
+            pool.submit(_ready)
+    with pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            stopping.value, processes = True, list((pool._processes or {}).values())
+            try:
+                for process in processes:
+                    process.terminate()
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:
+                for process in processes:
+                    process.kill()
+                raise
+            raise
 
 
 def cores() -> int:
@@ -104,27 +133,21 @@ def run_jobs(
         RunError: with one line per failed job; or at once, where a worker was ended from outside.
     """
     results, failed = Results(), list[str]()
-    futures = {pool.submit(function, job): job for job in jobs}
-    try:
-        for done, future in enumerate(_finished(futures, console), 1):
-            job = futures[future]
-            try:
-                metrics = results[job.name, job.seed] = future.result()
-                note = "  ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
-            except AmdPluginError as error:
-                failed.append(f"{job.name}, seed {job.seed}: {error}")
-                note = f"failed: {error}"
-            except BrokenProcessPool as error:  # killed, by the kernel for instance
-                message = "a worker process was ended from outside, perhaps for lack of memory"
-                raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
-            if console is not None:
-                line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()  # a terminal tells all of a group, and a scheduler this process alone
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
+    futures = {pool.submit(in_worker, function, job): job for job in jobs}
+    for done, future in enumerate(_finished(futures, console), 1):
+        job = futures[future]
+        try:
+            metrics = results[job.name, job.seed] = future.result()
+            note = "  ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
+        except AmdPluginError as error:
+            failed.append(f"{job.name}, seed {job.seed}: {error}")
+            note = f"failed: {error}"
+        except BrokenProcessPool as error:  # killed, by the kernel for instance
+            message = "a worker process was ended from outside, perhaps for lack of memory"
+            raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
+        if console is not None:
+            line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."]))
     return results
@@ -229,13 +252,54 @@ def _plugins() -> PluginManager:
     return get_plugin_manager()
 
 
-def _start_worker(threads: int, started: Synchronized[int]) -> None:
+_stopping = c_byte(False)  # in a worker: whether the comparison ends
+_at_work = False  # in a worker: whether it has a job
+
+
+def _start_worker(threads: int, started: Synchronized[int], stopping: c_byte) -> None:
+    global _stopping
+    _stopping = stopping
+    log_to(PlainConsole(stderr=True))
     with started.get_lock():
         index, started.value = started.value, started.value + 1
     if gpus := visible_gpus():  # before this process uses one
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, _told_to_end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # while it was imported it was held back, as others still are
     on_parent_exit(_stop)
+
+
+def in_worker(function: Callable[[Job], Result], job: Job) -> Result:
+    """In a worker: the result of a job.
+
+    Raises:
+        Preempted: where the comparison ends: a pool hands out jobs before their turn, and these cannot be cancelled.
+    """
+    global _at_work
+    if _stopping.value:
+        raise Preempted("the comparison ends", signal.SIGTERM)
+    _at_work = True
+    try:
+        return function(job)
+    finally:
+        _at_work = False
+
+
+def _told_to_end(signum: int, frame: FrameType | None) -> None:
+    """Ends the job, where the comparison ends; a run that is being trained answers by itself, with a checkpoint.
+
+    The process goes on until the pool lets it go: one that waits for a job has a lock, without which no other could leave, and
+    the pool terminates all others once one has died. A signal to this process alone ends it, as it ends any.
+    """
+    for _ in range(10 * SAME_SIGNAL):
+        if _stopping.value:
+            break
+        time.sleep(0.1)
+    else:
+        os._exit(TERMINATED)
+    if _at_work:
+        raise Interrupted(signum)
 
 
 def _ready() -> None:
@@ -243,6 +307,11 @@ def _ready() -> None:
 
 
 def _stop() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(143)
+    _stopping.value = True
+    if _at_work:
+        os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(10 * GRACE):
+        if not _at_work:
+            break
+        time.sleep(0.1)
+    os._exit(TERMINATED)

@@ -90,12 +90,20 @@ class Comparison:
 
     def _problem(self) -> str:
         """How parts of the comparison contradict each other; empty where they do not."""
+        if not self.seeds:
+            return "seeds: must name one at least"
         if self.baseline not in self.arms:
             return f"baseline: is none of the arms, got {self.baseline!r}"
         metrics = self.arms[self.baseline].keys()
-        for arm, values in self.arms.items():
+        for name, values in {**{f"arms.{arm}": values for arm, values in self.arms.items()}, "teacher": self.teacher}.items():
             if values.keys() != metrics or any(len(each) != len(self.seeds) for each in values.values()):
-                return f"arms.{arm}: must have one value per seed for each metric of the others"
+                return f"{name}: must have one value per seed for each metric of the others"
+        for metric, updates in self.updates.items():
+            if updates.keys() != self.arms.keys() or any(len(each) != len(self.seeds) for each in updates.values()):
+                return f"updates.{metric}: must have one value per seed for each of the arms"
+        for family, arm in self.selected.items():
+            if arm not in self.arms:
+                return f"selected.{family}: is none of the arms, got {arm!r}"
         return "" if metrics <= self.better.keys() else "better: does not name every metric"
 
     def write(self, folder: Path) -> None:
@@ -113,7 +121,7 @@ class Comparison:
 
     def mean(self, arm: str, metric: str) -> float:
         """Mean over seeds of `metric`."""
-        return statistics.fmean(self.arms[arm][metric])
+        return mean(self.arms[arm][metric])
 
     def badness_per_seed(self, arm: str, metric: str) -> list[float]:
         """Values [seeds] of `metric`, turned so that lower is better."""
@@ -124,7 +132,7 @@ class Comparison:
         pairs = zip(self.arms[arm][metric], self.arms[against][metric], strict=True)
         differences = [a - b for a, b in pairs]
         turned = zip(self.badness_per_seed(arm, metric), self.badness_per_seed(against, metric), strict=True)
-        return PairedDifference(statistics.fmean(differences), deviation(differences), sum(a < b for a, b in turned))
+        return PairedDifference(mean(differences), deviation(differences), sum(a < b for a, b in turned))
 
     def tunings_of_baseline(self) -> list[str]:
         """The baseline, and its tunings among the arms."""
@@ -148,7 +156,7 @@ def best_overall(
     """The arm with the best mean rank over `metrics`, each by its mean over seeds; the earlier one of two that tie."""
     ranks = dict.fromkeys(arms, 0)
     for metric in metrics:
-        worst_last = {arm: badness(statistics.fmean(values[metric]), better[metric]) for arm, values in arms.items()}
+        worst_last = {arm: badness(mean(values[metric]), better[metric]) for arm, values in arms.items()}
         for rank, arm in enumerate(sorted(arms, key=lambda arm: _finite_first(worst_last[arm]))):
             ranks[arm] += rank
     return min(arms, key=ranks.__getitem__)
@@ -159,6 +167,13 @@ def _finite_first(badness: float) -> float:
     return math.inf if math.isnan(badness) else badness
 
 
+def mean(values: Sequence[float]) -> float:
+    """Mean over seeds; NaN where a value is not finite."""
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+
+
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation over seeds; 0 for a single one."""
+    """Standard deviation over seeds; 0 for a single one, NaN where a value is not finite."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
     return statistics.stdev(values) if len(values) > 1 else 0.0

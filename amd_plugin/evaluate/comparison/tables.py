@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
-from amd_plugin.evaluate.comparison.result import Comparison, deviation
+from amd_plugin.evaluate.comparison.result import Comparison, deviation, mean
 from amd_plugin.evaluate.comparison.time_to_quality import median_updates
 from amd_plugin.evaluate.directions import WORDS
 
@@ -83,7 +82,7 @@ def counted(seeds: Sequence[int]) -> str:
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """``0.123 ± 0.045``: mean and standard deviation over seeds; one seed has no deviation."""
     around = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{around}"
+    return f"{mean(values):.{digits}f}{around}"
 
 
 def difference(comparison: Comparison, arm: str, against: str, metric: str) -> str:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amd_plugin.evaluate.colours import COLOURS
+from amd_plugin.host.evaluation.pictures import as_written
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.diagnostics import EDGES
 
@@ -138,9 +139,8 @@ def weights_over_time(curves: Curves) -> Chart | None:
     Returns:
         The chart, one row per arm; None where no arm has adaptation.
     """
-    logged = {
-        arm: [[line for line in lines if _share_keys("alpha")[0] in line] for lines in seeds] for arm, seeds in curves.items()
-    }
+    keys = {key for weight in WEIGHTS for key in _share_keys(weight)}
+    logged = {arm: [[line for line in lines if keys <= line.keys()] for lines in seeds] for arm, seeds in curves.items()}
     adapting = {arm: seeds for arm, seeds in logged.items() if min(map(len, seeds)) > 1}
     if not adapting:
         return None
@@ -325,7 +325,7 @@ def _chart(figure: Figure, rows: str, numbers: Mapping[str, Mapping[float, float
     """The figure as vectors, whose light ground the page turns dark where the reader's screen is; and `numbers` by column."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "amd-plugin"}):  # equal figures are equal files
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        as_written(figure).savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     names = sorted({name for column in numbers.values() for name in column})
     places = np.linspace(0, len(names) - 1, min(len(names), ROWS)).round().astype(int)
     columns = numbers.values()

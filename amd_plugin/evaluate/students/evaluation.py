@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -23,7 +24,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from amd_plugin.atomic import write_text
+from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
@@ -36,6 +37,7 @@ from amd_plugin.evaluate.students.media import check_mp4, write
 from amd_plugin.evaluate.students.results import Evaluation, write_results
 from amd_plugin.evaluate.students.samples import draw_samples, load_samples, prepare, student_sampler, teacher_sampler
 from amd_plugin.evaluate.students.suite import Group, Suite
+from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.host.running.run_folder import write_json
 from amd_plugin.host.student.load import Student, load_student
 from amd_plugin.json_files import read
@@ -85,34 +87,33 @@ def evaluate(
     if prompts is None and suite.size != (asked := samples or config.evaluate.samples):
         say(f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
     prepare(student, suite, device)
-    folder = _open_folder(output or run / "evaluation", student, weights, replace=output is None)
-
-    batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
-    writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
-    if suite.form not in suites.REPEATS:  # a benchmark's folder holds what its scorer reads, and nothing else
-        writers["teacher"] = _sample_writer(folder / "teacher", suite, config.evaluate.fps)
-    measurements: dict[str, Measurements] = {}
-    for role in ("student", "teacher") if teacher else ("student",):
-        make_sampler = student_sampler if role == "student" else teacher_sampler
-        latents = folder / "latents" / role
-        with student.with_weights(weights):
-            groups = draw_samples(latents, student, suite, make_sampler(student, accelerator), device, batch)
-            measurements[role] = measure(
-                _with_progress(groups, suite, role, say), partial(load_samples, latents), task, student.backbone, device,
-                metric_models, batch, writers.get(role),
-            )  # fmt: skip
-    reference, described = _reference(student, suite, metric_models, measurements, device)
-    rows = summary.rows(
-        measurements["student"], measurements.get("teacher"), reference, config.train.seed,
-        by_prompt=not suite.has_all_classes(task),
-    )  # fmt: skip
-    result = Evaluation(
-        run=run, student=student, weights=weights, suite=suite, rows=rows, reference=described, metric_models=metric_models,
-        measurements=measurements, latents=folder / "latents", trained_on=_trained_on(student),
-    )  # fmt: skip
-    write_results(result, folder)
-    _write_pairs(folder, suite)
-    return result
+    with _opened(output or run / "evaluation", student, weights, replace=output is None) as (folder, drawn):
+        batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
+        writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
+        if suite.form not in suites.REPEATS:  # a benchmark's folder holds what its scorer reads, and nothing else
+            writers["teacher"] = _sample_writer(folder / "teacher", suite, config.evaluate.fps)
+        measurements: dict[str, Measurements] = {}
+        for role in ("student", "teacher") if teacher else ("student",):
+            make_sampler = student_sampler if role == "student" else teacher_sampler
+            latents = folder / "latents" / role
+            with student.with_weights(weights):
+                groups = draw_samples(latents, student, drawn, suite, make_sampler(student, accelerator), device, batch)
+                measurements[role] = measure(
+                    _with_progress(groups, suite, role, say), partial(load_samples, latents), task, student.backbone, device,
+                    metric_models, batch, writers.get(role),
+                )  # fmt: skip
+        reference, described = _reference(student, suite, metric_models, measurements, device)
+        rows = summary.rows(
+            measurements["student"], measurements.get("teacher"), reference, config.train.seed,
+            by_prompt=not suite.has_all_classes(task),
+        )  # fmt: skip
+        result = Evaluation(
+            run=run, student=student, weights=weights, suite=suite, rows=rows, reference=described, metric_models=metric_models,
+            measurements=measurements, latents=folder / "latents", trained_on=_trained_on(student),
+        )  # fmt: skip
+        write_results(result, folder)
+        _write_pairs(folder, suite)
+        return result
 
 
 def _write_pairs(folder: Path, suite: Suite) -> None:
@@ -186,34 +187,62 @@ def _trained_on(student: Student) -> list[str]:
     return [reward.name for reward in recipe.config.rewards] if recipe.objective.needs.reward else []
 
 
-def _open_folder(folder: Path, student: Student, weights: Weights, *, replace: bool) -> Path:
-    """Opens the evaluation's folder, where `replace` allows it to drop the samples of other weights.
+@contextmanager
+def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) -> Iterator[tuple[Path, str]]:
+    """(folder, checksum of the weights) of an evaluation; inside, no other one works in the folder.
+
+    Where `replace` allows it, samples of other weights that are there are dropped.
 
     Raises:
-        InputError: if the folder holds something else, samples of other weights without `replace`, or cannot be written.
+        InputError: if the folder holds something else, samples of other weights without `replace`, another process works in
+            it, or it cannot be written.
     """
     digest = hashlib.sha256()
     with (student.checkpoint / f"{'ema' if weights == 'ema' else 'student'}.safetensors").open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
     drawn = {"step": student.step, "weights": weights, "sha256": digest.hexdigest()}
-    advice = "Choose another folder with --output"
-    old = read(folder / "drawn.json", dict[str, Any], advice) if (folder / "drawn.json").is_file() else None
-    if folder.exists() and (not folder.is_dir() or (old is None and any(folder.iterdir()))):
-        raise InputError(f"--output {folder}: is not empty and holds no evaluation. Choose another folder")
-    if old not in (None, drawn):
-        if not replace:
-            message = f"holds an evaluation of step {old.get('step')} ({old.get('weights')}), other weights than asked for"
-            raise InputError(f"--output {folder}: {message}. Choose another folder")
-        shutil.rmtree(folder / "latents", ignore_errors=True)
+    _drawn(folder, drawn, replace=replace)
+    lock = FolderLock(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # If this evaluation is interrupted, results of an earlier one must not pass for its results.
-        (folder / "evaluation.json").unlink(missing_ok=True)
-        write_json(folder / "drawn.json", drawn)
+        lock.acquire()
     except OSError as error:
         raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
-    return folder
+    try:
+        sweep(folder, alone=True)
+        if _drawn(folder, drawn, replace=replace) not in (None, drawn):  # another evaluation may have ended there meanwhile
+            shutil.rmtree(folder / "latents", ignore_errors=True)
+        try:
+            # If this evaluation is interrupted, results of an earlier one must not pass for its results.
+            (folder / "evaluation.json").unlink(missing_ok=True)
+            write_json(folder / "drawn.json", drawn)
+        except OSError as error:
+            raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        yield folder, digest.hexdigest()
+    finally:
+        lock.release()
+
+
+def _drawn(folder: Path, wanted: dict[str, Any], *, replace: bool) -> dict[str, Any] | None:
+    """Of which weights the samples in an evaluation's folder are; None where there is none yet.
+
+    Raises:
+        InputError: if the folder holds something else, or samples of other weights than `wanted` without `replace`.
+    """
+    file = folder / "drawn.json"
+    old = read(file, dict[str, Any], "Choose another folder with --output") if file.is_file() else None
+    if folder.exists() and (not folder.is_dir() or (old is None and not all(map(_is_beginning, folder.iterdir())))):
+        raise InputError(f"--output {folder}: is not empty and holds no evaluation. Choose another folder")
+    if old not in (None, wanted) and not replace:
+        message = f"holds an evaluation of step {old.get('step')} ({old.get('weights')}), other weights than asked for"
+        raise InputError(f"--output {folder}: {message}. Choose another folder")
+    return old
+
+
+def _is_beginning(entry: Path) -> bool:
+    """Whether an evaluation that was killed before it had a drawn.json may have left this."""
+    return is_lock(entry) or is_draft(entry)
 
 
 def _sample_writer(folder: Path, suite: Suite, fps: int) -> Callable[[Group, int, Tensor], None]:

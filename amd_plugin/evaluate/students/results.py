@@ -19,7 +19,7 @@ from amd_plugin.evaluate.students.measure import Measurements, MetricModels
 from amd_plugin.evaluate.students.samples import load_samples
 from amd_plugin.evaluate.students.suite import REPEATS, Group, Suite
 from amd_plugin.evaluate.students.summary import Row
-from amd_plugin.host.evaluation.pictures import picture
+from amd_plugin.host.evaluation.pictures import as_written, picture
 from amd_plugin.host.running.run_folder import write_json
 from amd_plugin.host.student.load import Student
 
@@ -170,7 +170,7 @@ def _plots(result: Evaluation, folder: Path) -> list[str]:
     varied = [n for n, v in result.measurements["student"].each.items() if len(torch.unique(v[v.isfinite()])) > 2]
     if varied:
         with replaced_file(folder / "metrics.png") as draft:
-            _histograms(result.measurements, varied).savefig(draft, dpi=120)
+            as_written(_histograms(result.measurements, varied)).savefig(draft, dpi=120)
         names.append("metrics.png")
     return names
 

@@ -6,7 +6,7 @@ student and teacher start from the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amd_plugin.atomic import replaced_file
+from amd_plugin.atomic import replaced_file, sweep
 from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.suite import Group, Suite
@@ -67,18 +67,30 @@ def prepare(student: Student, suite: Suite, device: torch.device) -> None:
 
 @torch.no_grad()
 def draw_samples(
-    folder: Path, student: Student, suite: Suite, sampler: Sampler, device: torch.device, batch: int | None
+    folder: Path, student: Student, weights: str, suite: Suite, sampler: Sampler, device: torch.device, batch: int | None
 ) -> Iterator[Group]:
-    """Draws the groups that `folder` does not have yet, and yields each group when its samples are there."""
+    """Draws the groups that `folder` does not have yet, and yields each group when its samples are there.
+
+    Args:
+        folder: folder of the samples, to which nobody else writes.
+        student: student to be evaluated.
+        weights: checksum of its weights; samples of others do not count.
+        suite: prompts or classes.
+        sampler: of the student, or of its teacher.
+        device: device of the networks.
+        batch: number of samples at a time; None for all of a group.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, alone=True)
     for group in suite.groups:
         path = folder / f"{group.index:05d}.safetensors"
-        if not _has_samples(path, group):
+        about = {"prompt": group.prompt, "label": str(group.label), "weights": weights}
+        if not _has_samples(path, [group.repeats, *student.backbone.sample_shape], about):
             numbers = range(group.repeats)
             size = batch or group.repeats
             parts = [_draw_part(student, group, numbers[i : i + size], sampler, device) for i in range(0, group.repeats, size)]
             with replaced_file(path, durable=False) as draft:
-                save_file({"samples": torch.cat(parts).contiguous()}, draft, _metadata(group))
+                save_file({"samples": torch.cat(parts).contiguous()}, draft, about)
         yield group
 
 
@@ -101,12 +113,10 @@ def _draw_part(student: Student, group: Group, numbers: range, sampler: Sampler,
     return sampler(noise, generators("rungs"), condition, backbone.conditions.uncond(labels)).float().cpu()
 
 
-def _has_samples(path: Path, group: Group) -> bool:
+def _has_samples(path: Path, shape: Sequence[int], about: dict[str, str]) -> bool:
+    """Whether a file has samples of at least `shape` [repeats, ...], drawn as `about` says."""
     with suppress(OSError, SafetensorError), safe_open(regular(path), "pt") as file:
-        enough: bool = file.get_slice("samples").get_shape()[0] >= group.repeats
-        return enough and file.metadata() == _metadata(group)
+        count, *of_one = file.get_slice("samples").get_shape()
+        enough: bool = count >= shape[0] and of_one == [*shape[1:]]
+        return enough and file.metadata() == about
     return False
-
-
-def _metadata(group: Group) -> dict[str, str]:
-    return {"prompt": group.prompt, "label": str(group.label)}

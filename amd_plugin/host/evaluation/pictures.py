@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -30,6 +31,13 @@ def frames_of(media: Tensor) -> int:
     return media.shape[2] if media.dim() == 5 else 1
 
 
+def as_written(figure: Figure) -> Figure:
+    """`figure`, whose texts stand there as they are: dollars in somebody's names are no formula, nor an error in one."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    return figure
+
+
 def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 110) -> tuple[bytes, str]:
     """Panels title -> (media [B, ...], labels [B]) side by side, as (bytes of a file, its kind ``png`` or ``gif``)."""
     figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained", dpi=dpi)
@@ -44,6 +52,7 @@ def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 
             axes.set_title(title, fontsize=11)
             for spine in axes.spines.values():
                 spine.set_color("0.85")
+        as_written(figure)
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
     frames = _trimmed(frames)

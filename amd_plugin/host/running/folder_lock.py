@@ -48,13 +48,18 @@ class FolderLock:
     def __init__(self, folder: Path):
         self._folder, self._lock = folder, FileLock(folder / LOCK, timeout=0)
 
+    @property
+    def held(self) -> bool:
+        """Whether this process has it."""
+        return bool(self._lock.is_locked)
+
     def acquire(self) -> None:
         """Takes the lock, if this process has not got it yet. The folder must exist.
 
         Raises:
             InputError: where another process has it, or the folder cannot be written.
         """
-        if self._lock.is_locked:
+        if self.held:
             return
         try:
             self._lock.acquire()
@@ -69,7 +74,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Gives the lock back."""
-        if self._lock.is_locked:
+        if self.held:
             (self._folder / HOLDER).unlink(missing_ok=True)
             self._lock.release()
 

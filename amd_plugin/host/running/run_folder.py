@@ -28,7 +28,7 @@ from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
-from amd_plugin.host.checkpoint.files import ADVICE, State
+from amd_plugin.host.checkpoint.files import ADVICE, PARTIAL, State
 from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.json_files import read
@@ -105,21 +105,20 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, s
     Args:
         output: the folder.
         recipe: the recipe of the run.
-        lock: the lock of the folder.
+        lock: the lock of the folder, which is held already if there was a run when this one was begun.
         step: the step from which the run goes on.
         start: the checkpoint from which it goes on, where that is another run's.
 
     Raises:
-        InputError: where it cannot be written, or another process works in it.
+        InputError: where it cannot be written, or another process works in it, or has begun a run there meanwhile.
     """
     try:
-        new = not is_run(output)
+        new = not lock.held
         output.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        if new and is_run(output):
+        if new and is_run(output):  # it may have ended since, and this one was prepared for an empty folder
             raise InputError(f"--output {output}: another process has begun a run there meanwhile. Choose another folder")
-        for folder in (output, output / "samples", output / "checkpoints"):
-            sweep(folder)
+        tidy(output)
         if moved := checkpoint.set_aside(output / "checkpoints", step):
             names = ", ".join(path.name for path in moved)
             log.warning("%s: of steps beyond %d, from which the run goes on; moved to %s", names, step, moved[0].parent)
@@ -143,6 +142,16 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, s
         (output / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+
+
+def tidy(output: Path) -> None:
+    """Removes what processes that were killed left half written in a run's folder, whose lock must be held.
+
+    Checkpoints and samples are written under the lock alone. An export or a report may be at work beside it.
+    """
+    for folder in (output / "samples", output / "checkpoints"):
+        sweep(folder, alone=True)
+    sweep(output)
 
 
 def command_line() -> str:
@@ -179,18 +188,23 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     if resume != "auto":
         checkpoint.verify(Path(resume))
         return Path(resume)
-    newest, rescued = checkpoint.newest(output / "checkpoints"), checkpoint.partials(output / "checkpoints")
+    folder = output / "checkpoints"
+    newest, rescued = checkpoint.newest(folder), checkpoint.partials(folder)
+    if newest is None and {*folder.glob("step-*")} - {*rescued}:
+        raise InputError(f"--resume auto: none of the checkpoints in {folder} can be used; see the warnings above")
     for path in rescued[-1:]:
-        costs = "what follows is not to the bit what an undisturbed run would give"
-        if newest is not None:
-            choice = f"going on from {newest.name}, which is exact. With --resume {path} less is repeated, and {costs}"
-        else:
-            newest, choice = path, f"going on from it, for lack of any other: {costs}"
-        log.warning("%s holds a part of a step that failed; %s", path, choice)
-    if newest is None and any((output / "checkpoints").glob("step-*")):
-        raise InputError(
-            f"--resume auto: none of the checkpoints in {output / 'checkpoints'} can be used; see the warnings above"
-        )
+        try:
+            checkpoint.verify(path)
+        except InputError as error:
+            log.warning("%s; it is left out", str(error).removesuffix(f". {ADVICE}"))
+            continue
+        exact = "beginning again" if newest is None else f"going on from {newest.name}"
+        step = checkpoint.step_of(path.with_name(path.name.removesuffix(PARTIAL)))
+        log.warning(
+            "%s holds a part of a step that failed; %s, which is exact and repeats %d steps. With --resume %s less is "
+            "repeated, and what follows is not to the bit what an undisturbed run would give",
+            path, exact, step - (0 if newest is None else checkpoint.step_of(newest)), path,
+        )  # fmt: skip
     return newest or _first_start(output)
 
 

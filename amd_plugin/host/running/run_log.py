@@ -30,7 +30,7 @@ from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.line_file import LineFile
 from amd_plugin.host.running.run_cost import Cost
 from amd_plugin.host.running.trackers import Trackers
-from amd_plugin.json_files import read_lines
+from amd_plugin.json_files import MOST_STEPS, read_lines
 
 if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
     from accelerate import Accelerator
@@ -269,8 +269,9 @@ def _gigabytes() -> float:
 
 
 def _has_step(path: Path, line: Line, strict: bool = False) -> bool:
-    """Whether a line of metrics.jsonl has what every line has."""
-    found = line.get("step", -1.0) >= 0
+    """Whether a line of metrics.jsonl has what every line has: a whole number of student updates."""
+    step = line.get("step", -1.0)
+    found = 0 <= step < MOST_STEPS and step == int(step)
     if strict and not found:
         raise InputError(f"{path}: a line has no step, got {str(line)[:60]}")
     return found

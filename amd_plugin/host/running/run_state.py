@@ -94,7 +94,8 @@ def rescue(
         if not partial:
             return f"saved {path}; --resume auto repeats the step"
         beside = path.with_name(checkpoint.name_of(trainer.step, partial=True))
-        return f"saved {beside}, with a part of the step; --resume auto prefers a checkpoint between steps"
+        goes_on = "--resume auto goes on from a checkpoint between steps, or begins again"
+        return f"saved {beside}, with a part of the step; {goes_on}"
     except Interrupted:
         raise
     except BaseException as error:

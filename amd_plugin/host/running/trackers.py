@@ -36,14 +36,15 @@ class Trackers:
     def __init__(self) -> None:
         self._working: list[GeneralTracker] = []
 
-    def start(self, accelerator: Accelerator, recipe: Recipe, output: Path, resumed_at: int | None = None) -> None:
+    def start(self, accelerator: Accelerator, recipe: Recipe, output: Path, step: int = 0) -> None:
         """Starts the trackers that the recipe names, and gives them the resolved recipe. Call on the main process only.
 
         Args:
             accelerator: the run's processes.
             recipe: the run's recipe.
             output: the run's folder.
-            resumed_at: the step that a run goes on from; TensorBoard cuts what came after it, as metrics.jsonl does.
+            step: the step that the run goes on from, 0 where it begins, perhaps again; TensorBoard cuts what came after it, as
+                metrics.jsonl does.
 
         Raises:
             InputError: where one does not start, e.g. without a login.
@@ -56,7 +57,7 @@ class Trackers:
         own = {  # arguments of the trackers for the name of a run, and for going on with it
             "wandb": {"name": name, "dir": str(output), "id": earlier.get("wandb"), "resume": "allow"},
             "trackio": {"name": earlier.get("trackio", name), "resume": "allow", "embed": False},
-            "tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1},
+            "tensorboard": {"purge_step": step + 1} if (output / "tensorboard").is_dir() else {},
             "mlflow": {"run_name": name, "run_id": earlier.get("mlflow")},
         }
         try:

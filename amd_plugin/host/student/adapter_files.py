@@ -6,6 +6,7 @@ The metadata of both says what the adapter belongs to and how to sample with it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from amd_plugin.models.roles import Role
 from amd_plugin.recipe.loading import Recipe
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+LONGEST = 200  # bytes of a recipe's name in a file's, which may have 255
 
 
 def adapter_saver(backbone: Backbone) -> Any:
@@ -32,8 +34,13 @@ def adapter_saver(backbone: Backbone) -> Any:
 
 
 def comfyui_file(recipe: Recipe) -> str:
-    """Name of the file for other programs, which show it in their lists of adapters."""
-    return f"{recipe.name}_comfyui.safetensors"
+    """Name of the file for other programs, which show it in their lists of adapters.
+
+    The recipe's name stands in the run's folder, which may be somebody else's: what is no name of a file is made one.
+    """
+    plain = re.sub(r"[/\\\x00-\x1f\x7f]", "_", recipe.name)
+    short = plain.encode(errors="ignore")[:LONGEST].decode(errors="ignore")
+    return f"{short}_comfyui.safetensors"
 
 
 def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recipe, step: int) -> str | None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from amd_plugin.atomic import replaced_file, write_bytes, write_text
 from amd_plugin.config import LoraFile
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.pictures import read_picture
+from amd_plugin.host.evaluation.pictures import as_written, read_picture
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import about as run_about
 from amd_plugin.host.student.adapter_files import LORA_FILE
@@ -169,7 +169,7 @@ def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
         axes.tick_params(labelsize=8)
         axes.locator_params(nbins=4)  # laying out more takes half a second of every run's end
     with replaced_file(path) as draft:
-        figure.savefig(draft, dpi=110)
+        as_written(figure).savefig(draft, dpi=110)
     return True
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -68,6 +69,31 @@ def test_an_arm_that_diverged_is_no_best_one(comparison):
     broken = {**comparison.arms, "dmd": {**comparison.arms["dmd"], "up": [math.nan, 0.9]}}
     broken = dataclasses.replace(comparison, arms=broken)
     assert broken.best_tuned("up") == "dmd@w=2" and best_overall(broken.arms, broken.better, ["up"]) != "dmd"
+
+
+@pytest.mark.parametrize("values", [[math.nan, 0.9], [math.inf, 0.9], [math.inf, -math.inf]])
+def test_a_value_that_is_not_finite_ends_no_table(comparison, values, tmp_path):
+    """All runs are trained by then, and the standard library's mean and deviation raise."""
+    broken = {**comparison.arms, "amd": {**comparison.arms["amd"], "up": values}}
+    dataclasses.replace(comparison, arms=broken, teacher={**comparison.teacher, "up": values}).write(tmp_path)
+    again = Comparison.from_file(tmp_path / FILE)
+    assert "| amd | nan ± nan |" in tables.markdown(again) and "| *teacher, many steps* | nan ± nan |" in tables.markdown(again)
+    assert [*tables.terminal_table(again).columns[1].cells][1].startswith("nan (")
+    assert best_overall(again.arms, again.better, ["up"]) == "dmd@w=2"
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"seeds": [], "arms": {"dmd": {"up": [], "one": []}}}, "seeds: must name one"),
+    ({"teacher": {"up": [1.0, 1.0], "one": [1.0, 1.0], "more": [1.0, 1.0]}}, "teacher: must have one value per seed"),
+    ({"teacher": {"up": [], "one": [1.0, 1.0]}}, "teacher: must have one value per seed"),
+    ({"selected": {"dmd": "purr"}}, "selected.dmd: is none of the arms, got 'purr'"),
+    ({"updates": {"up": {"dmd": [1, 2]}}}, "updates.up: must have one value per seed for each of the arms"),
+    ({"updates": {"up": {"dmd": [1, 2], "amd": [], "dmd@w=2": [1, None]}}}, "updates.up: must have one value"),
+])  # fmt: skip
+def test_a_file_whose_parts_contradict_each_other_is_said(comparison, change, said, tmp_path):
+    dataclasses.replace(comparison, **change).write(tmp_path)
+    with pytest.raises(InputError, match=re.escape(said)):
+        Comparison.from_file(tmp_path / FILE)
 
 
 def test_ranks_decide_and_the_earlier_of_two_equals_wins(comparison):

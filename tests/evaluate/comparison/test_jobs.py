@@ -1,21 +1,28 @@
 """What a comparison says while its runs are made."""
 
 import io
+import logging
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
+from amd_plugin import interrupts
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.evaluate.comparison import jobs
 from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host.running import run_cost
+from amd_plugin.host.running.preemption import Preempted, Preemption
+from amd_plugin.interrupts import FIRST
 
 
 def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
@@ -42,11 +49,10 @@ def test_a_comparison_is_never_silent_for_long(monkeypatch, tmp_path):
 
 def test_all_workers_start_before_the_first_job():
     before = set(multiprocessing.active_children())
-    pool = jobs.worker_pool(2, threads=1)
-    started = set(multiprocessing.active_children()) - before
-    for process in started:
-        process.kill()  # what they import takes seconds, and nothing is asked of them
-    pool.shutdown(cancel_futures=True)
+    with jobs.worker_pool(2, threads=1):
+        started = set(multiprocessing.active_children()) - before
+        for process in started:
+            process.kill()  # what they import takes seconds, and nothing is asked of them
     assert len(started) == 2
 
 
@@ -104,9 +110,10 @@ def test_workers_share_out_the_gpus(monkeypatch):
     assert jobs.visible_gpus() == ["3", "5"]
     monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "5"])
     monkeypatch.setattr(jobs, "on_parent_exit", lambda stop: None)
+    monkeypatch.setattr(jobs.signal, "signal", lambda signum, handler: None)
     started, seen = multiprocessing.get_context("spawn").Value("i", 0), []
     for _ in range(3):
-        jobs._start_worker(torch.get_num_threads(), started)
+        jobs._start_worker(torch.get_num_threads(), started, jobs.c_byte(False))
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == ["3", "5", "3"]
     monkeypatch.undo()
@@ -117,6 +124,64 @@ def killed(job):
     os._exit(9)
 
 
-def test_a_worker_that_is_killed_is_said(tmp_path):
+def warned(job):
+    logging.getLogger("somebody").warning("\x1b]0;taken\x07")
+    return {}
+
+
+def test_a_worker_that_is_killed_is_said_and_one_at_a_terminal_hears_no_signal(tmp_path, capfd):
+    before = set(multiprocessing.active_children())
     with jobs.worker_pool(1, threads=1) as pool, pytest.raises(RunError, match="a worker process was ended from outside"):
+        for worker in set(multiprocessing.active_children()) - before:
+            os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does to a whole group, here while it imports
+            os.kill(worker.pid, signal.SIGHUP)
+        assert run_jobs(pool, warned, [Job("modes2d", (), tmp_path, 0)], None) == {("teacher", 0): {}}
         run_jobs(pool, killed, [Job("modes2d", (), tmp_path, 0)], None)
+    said = capfd.readouterr().err
+    assert "\\x1b]0;taken" in said and "\x1b" not in said and "\x07" not in said and "Traceback" not in said
+
+
+def stopped_by_a_signal(job):
+    """Runs of seeds 0 and 1 save when the signal comes, one soon and one late; that of seed 2 is at work in its preparations."""
+    (job.output / f"begun-{job.seed}").touch()
+    if job.seed == 2:
+        time.sleep(600)
+    if job.seed < 2:
+        with Preemption() as preemption:
+            while not preemption.requested(SimpleNamespace(num_processes=1)):
+                time.sleep(0.01)
+            time.sleep(2 * FIRST * job.seed)
+            (job.output / f"saved-{job.seed}").touch()
+        raise Preempted("a checkpoint was written", signal.SIGTERM)
+    return {}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_comparison_with_checkpoints_and_without_another_run(signum, tmp_path, monkeypatch, forked_workers):
+    """A pool hands out jobs before their turn, which cannot be cancelled: each worker trained another run, to its end.
+
+    And it terminates all others when one has died, which a run takes for a second signal, and ends without its checkpoint.
+    """
+    monkeypatch.setattr(interrupts, "received", interrupts.Received())
+    handler = signal.signal(signum, interrupts.leave)
+
+    def signalled():
+        while len([*tmp_path.glob("begun-*")]) < 3:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signum)
+
+    sender = threading.Thread(target=signalled)
+    sender.start()
+    try:
+        with pytest.raises(interrupts.Interrupted), jobs.worker_pool(4, threads=1) as pool:
+            run_jobs(pool, stopped_by_a_signal, [Job("modes2d", (), tmp_path, seed) for seed in range(3)], None)
+        with pytest.raises(interrupts.Interrupted), jobs.worker_pool(1, threads=1) as pool:
+            (tmp_path / "begun-2").unlink()
+            sender = threading.Thread(target=signalled)
+            sender.start()
+            run_jobs(pool, stopped_by_a_signal, [Job("modes2d", (), tmp_path, seed) for seed in (2, 3, 4)], None)
+    finally:
+        signal.signal(signum, handler)
+        sender.join()
+    assert {path.name for path in tmp_path.iterdir()} == {"begun-0", "begun-1", "begun-2", "saved-0", "saved-1"}

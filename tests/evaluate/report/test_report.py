@@ -4,14 +4,19 @@ import json
 import re
 import shutil
 from html import escape
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.report import beside, figures, report
 from amd_plugin.evaluate.students import evaluation
+from amd_plugin.evaluate.students.results import _histograms
 from amd_plugin.host import run
+from amd_plugin.host.evaluation.pictures import as_written, picture
+from amd_plugin.host.student import model_card
 from amd_plugin.models import teacher_samples
 from amd_plugin.models.teacher_samples import samples_of
 from amd_plugin.recipe.loading import load
@@ -104,6 +109,31 @@ def test_equal_runs_have_equal_charts():
     curves = {"amd": [[{"step": step, "held_out/tv": 1 / step} for step in (1, 2, 3)]]}
     one, other = (figures.learning_curves(curves, {"held_out/tv": "tv"}, figures.colours(["amd"])) for _ in range(2))
     assert one == other
+
+
+def test_a_name_of_others_is_no_formula(tmp_path):
+    """matplotlib reads a text with two dollars as one, and raises ValueError where it is none."""
+    name = r"$\foo$"
+    lines = [{"step": step, f"reward/{name}": 1 / step, f"held_out/{name}": 1.0} for step in (1, 2, 3)]
+    shares = {key: 0.5 for weight in figures.WEIGHTS for key in figures._share_keys(weight)}
+    lines = [{**line, **shares, "objective/zone_share/low": 0.1} for line in lines]
+    curves, palette = {name: [lines]}, figures.colours([name])
+    assert figures.learning_curves(curves, {f"reward/{name}": name}, palette)
+    assert figures.quality_by_reward(curves, {f"reward/{name}": name}, {f"held_out/{name}": name}, palette)
+    assert figures.weights_over_time(curves) and figures.zone_over_time(curves)
+    assert figures.paired_seeds({arm: {"tv": [1.0]} for arm in ("dmd", name)}, {"tv": name}, figures.colours(["dmd", name]))
+    assert model_card._draw_curves(lines, tmp_path / "curves.png")
+    measured = {"student": SimpleNamespace(each={name: torch.arange(5.0)})}
+    as_written(_histograms(measured, [name])).savefig(tmp_path / "metrics.png")
+    task = SimpleNamespace(drawing=lambda media, labels: lambda axes, frame: axes.set_xlabel(name))
+    assert picture(task, {name: (torch.zeros(1, 2), torch.zeros(1))})[1] == "png"
+
+
+def test_weights_are_drawn_where_all_of_them_are_logged():
+    (first, *_), lines = figures._share_keys("alpha"), []
+    for step in (1, 2):
+        lines.append({"step": step, first: 0.5})
+    assert figures.weights_over_time({"amd": [lines]}) is None
 
 
 def test_whose_the_teacher_is_follows_from_its_seed(plugins):

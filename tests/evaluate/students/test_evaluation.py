@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.errors import InputError
@@ -105,6 +106,21 @@ def test_raw_weights_and_earlier_steps_differ_and_folders_are_not_mixed(digits, 
         found.append(load_file(tmp_path / name / "latents/student/00003.safetensors")["samples"])
         assert not torch.equal(found[0], found[-1])
     assert read(tmp_path / "early")["step"] == 2 and read(tmp_path / "raw")["weights"] == "raw"
+
+
+def test_samples_of_other_weights_or_another_shape_do_not_count(digits, plugins, tmp_path):
+    folder = tmp_path / "evaluation"
+    evaluate(digits, plugins, folder, samples=40, teacher=False)
+    files = sorted(folder.glob("latents/student/*"))
+    first, second = (load_file(file)["samples"].clone() for file in files[:2])
+    abouts = []
+    for path in files[:2]:
+        with safe_open(path, "pt") as file:
+            abouts.append(file.metadata())
+    save_file({"samples": first + 1}, files[0], {**abouts[0], "weights": "of others"})
+    save_file({"samples": second[..., :-1].contiguous()}, files[1], abouts[1])
+    evaluate(digits, plugins, folder, samples=40, teacher=False)
+    assert torch.equal(load_file(files[0])["samples"], first) and torch.equal(load_file(files[1])["samples"], second)
 
 
 def test_points_have_no_pictures_but_all_else(tiny, plugins, tmp_path):

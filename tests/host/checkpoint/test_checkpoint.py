@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from amd_plugin import atomic
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.checkpoint import files
@@ -65,6 +66,17 @@ def test_only_the_newest_are_kept_and_broken_ones_do_not_count(saved, tmp_path):
     for step in (8, 9, 10):
         checkpoint.save(tmp_path, step, tensors, {}, keep=2)
     assert [p.name for p in checkpoint.available(tmp_path)] == ["step-000009", "step-000010"]
+
+
+def test_an_old_one_that_is_half_removed_has_no_name(saved, tmp_path, monkeypatch):
+    """Each save and each start said of it that it was not written to its end."""
+    _, tensors = saved
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.shutil, "rmtree", lambda *arguments, **options: None)  # as if the process were killed there
+        checkpoint.save(tmp_path, 8, tensors, {}, keep=1)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000008"] and [*tmp_path.glob(".step-000007.*")]
+    atomic.sweep(tmp_path, alone=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000008"]
 
 
 def test_a_crash_while_writing_leaves_the_old_one(saved, tmp_path, monkeypatch):

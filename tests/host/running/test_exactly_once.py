@@ -285,3 +285,49 @@ def test_what_a_process_that_died_leaves_is_equal_to_the_bit(place, straight, ti
             run.train(tiny(*EVERY), plugins, folder)
     run.train(tiny(*EVERY), plugins, folder, resume="auto")
     same(straight, folder)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_without_a_checkpoint_a_part_of_a_step_is_named_and_the_run_begins_again(
+    step, tiny, plugins, tmp_path, caplog, monkeypatch
+):
+    """To go on from it is not to the bit what an undisturbed run would give. A damaged one was chosen too, again and again."""
+    from amd_plugin.host.training.trainer import Trainer
+
+    original, folder, recipe = Trainer.student_turn, tmp_path / "run", tiny(*EVERY, "train.checkpoint_every=0")
+
+    def breaks(trainer, *rest):
+        if trainer.step == step:
+            raise ZeroDivisionError
+        return original(trainer, *rest)
+
+    started = []
+    monkeypatch.setattr(run, "restore", lambda trainer, path: started.append(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "student_turn", breaks)
+        with pytest.raises(RunError, match=f"step-00000{step}-partial, with a part of the step"):
+            run.train(recipe, plugins, folder)
+    (part,) = checkpoint.partials(folder / "checkpoints")
+    whole = run_folder.find_checkpoint(folder, recipe, "auto")
+    assert whole is None and f"beginning again, which is exact and repeats {step} steps" in caplog.text
+    (part / "student.safetensors").write_bytes(b"")
+    result = run.train(recipe, plugins, folder, resume="auto")
+    assert "student.safetensors should have" in caplog.text and not started
+    assert result == run.train(recipe, plugins, tmp_path / "straight")
+    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "straight" / "metrics.jsonl").read_text()
+
+
+def test_a_checkpoint_that_another_machine_put_aside_is_found_and_its_drafts_are_gone(straight, plugins, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    checkpoints = folder / "checkpoints"
+    (checkpoints / "step-000006").rename(checkpoints / ".step-000006.elsewhere_0123-1.old")
+    (checkpoints / ".step-000008.elsewhere_0123-1.tmp").mkdir()
+    from amd_plugin.recipe.loading import load
+
+    started, restore = [], run.restore
+    recipe = load(str(folder / "config.yaml"), plugins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "restore", lambda trainer, path: (started.append(path.name), restore(trainer, path))[1])
+        run.train(recipe, plugins, folder, resume="auto")
+    assert started == ["step-000006"] and [*checkpoints.glob(".*")] == []

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from amd_plugin.errors import InputError
 from amd_plugin.host import run
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_log import RunLog
@@ -77,3 +78,13 @@ def test_a_line_of_metrics_is_json_whatever_a_metric_is(tmp_path):
     log.record(1, {"a": float("inf"), "b": -float("inf"), "c": float("nan"), "d": 1.5})
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "d": 1.5}\n'
+
+
+@pytest.mark.parametrize("step", ["Infinity", "1e400", "NaN", "-1", "1.5", "1e300"])
+def test_a_line_is_of_a_whole_number_of_steps(step, tmp_path):
+    """Everything that reads a log takes `int` of it."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"step": {step}, "a": 1.0}}\n{{"step": 2.0, "a": 1.0}}\n')
+    assert run_log.read(file) == [{"step": 2.0, "a": 1.0}]
+    with pytest.raises(InputError, match="a line has no step"):
+        run_log.read(file, strict=True)

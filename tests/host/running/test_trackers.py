@@ -137,7 +137,8 @@ def test_names_in_trackers_do_not_change_a_result(tiny, plugins, tmp_path):
         tiny("train.project='../elsewhere'")
 
 
-def test_tensorboard_shows_every_step_once_after_a_kill(tiny, plugins, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [1, 3])  # before the first checkpoint, and after it
+def test_tensorboard_shows_every_step_once_after_a_kill(step, tiny, plugins, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from amd_plugin.host.training.trainer import Trainer
@@ -145,7 +146,7 @@ def test_tensorboard_shows_every_step_once_after_a_kill(tiny, plugins, tmp_path,
     original, folder = Trainer.student_turn, tmp_path / "run"
 
     def killed(trainer, *rest):
-        if trainer.step == 3:
+        if trainer.step == step:
             raise Interrupted(signal.SIGTERM)  # as a second signal does: nothing is saved
         return original(trainer, *rest)
 

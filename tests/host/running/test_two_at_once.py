@@ -10,6 +10,8 @@ from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.arms import arms
 from amd_plugin.evaluate.comparison.compare import compare
 from amd_plugin.host import checkpoint, run
+from amd_plugin.host.running.folder_lock import FolderLock
+from amd_plugin.host.running.run_folder import about
 from amd_plugin.host.student.export import export_run
 
 HOLD = (
@@ -73,3 +75,31 @@ def test_exports_while_a_run_goes_on_are_whole_and_the_run_is_the_same(tiny, plu
     assert (tmp_path / "run" / "student" / "README.md").is_file()
     assert len(checkpoint.available(tmp_path / "run" / "checkpoints")) == 2
     assert [path.name for path in (tmp_path / "run").glob(".*.tmp")] == []
+
+
+def test_a_run_that_began_and_ended_while_another_prepared_stays_as_it_is(tiny, plugins, tmp_path, monkeypatch):
+    """Teachers and prompts of the slower one may take minutes; it moved the other's checkpoints aside, and its config.yaml away."""
+    folder, original = tmp_path / "run", run.Trainer
+
+    def slow(*arguments):
+        monkeypatch.setattr(run, "Trainer", original)
+        run.train(tiny(objective="dmd"), plugins, folder)
+        return original(*arguments)
+
+    monkeypatch.setattr(run, "Trainer", slow)
+    with pytest.raises(InputError, match="another process has begun a run there meanwhile"):
+        run.train(tiny("train.max_steps=2"), plugins, folder)
+    assert [path.name for path in checkpoint.available(folder / "checkpoints")] == ["step-000004"]
+    assert about(folder).objective == "dmd" and (folder / "evaluation.json").is_file()
+
+
+def test_a_second_evaluation_is_told_who_is_there(cli, tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    run.train(tiny(), plugins, folder)
+    (folder / "evaluation").mkdir()
+    lock = FolderLock(folder / "evaluation")
+    lock.acquire()
+    code, printed = cli("evaluate", folder, "--samples", 40)
+    assert code == 2 and "is at work in it" in printed and not (folder / "evaluation" / "drawn.json").exists()
+    lock.release()
+    assert cli("evaluate", folder, "--samples", 40, "--no-teacher")[0] == 0

@@ -5,6 +5,7 @@ applied to networks by name, as those programs do.
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from amd_plugin.config import LoraConfig
 from amd_plugin.host import run
-from amd_plugin.host.student.adapter_files import LORA_FILE
+from amd_plugin.host.student.adapter_files import LORA_FILE, comfyui_file
 from amd_plugin.host.student.export import export_run
 from amd_plugin.host.student.sampler_settings import SamplerSettings
 from amd_plugin.models.backbone import load_backbone
@@ -221,3 +222,12 @@ def test_settings_show_the_timesteps_that_comfyui_visits(family, more, trained, 
     settings = SamplerSettings(backbone, recipe.config.model)
     assert (settings.timesteps, settings.elsewhere, settings.sampler) == (trained, visited, sampler)
     assert settings.exact == (family != "sdxl_v")
+
+
+@pytest.mark.parametrize("name", ["/home/me/x", "../../x", "..", "\0x", "a\nb", "é" * 200, "\ud800"])
+def test_a_strangers_name_of_a_recipe_is_a_name_in_the_folder(name, tmp_path):
+    """Of run.json, or of state.json where that one is lost."""
+    file = tmp_path / comfyui_file(SimpleNamespace(name=name))
+    file.touch()
+    assert [*tmp_path.iterdir()] == [file]
+    assert comfyui_file(SimpleNamespace(name="sdxl 4.1")) == "sdxl 4.1_comfyui.safetensors"
