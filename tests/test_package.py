@@ -107,6 +107,15 @@ def test_every_folder_says_what_lives_there():
         assert doc, f"{folder.name} does not say what lives there"
 
 
+def test_what_is_shown_of_the_image_are_arguments_of_its_entry_point():
+    (entry,) = re.findall(r'^ENTRYPOINT \["([\w-]+)"\]$', (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    runs = [
+        file for file in (ROOT / "Dockerfile", ROOT / ".github" / "workflows" / "ci.yml") if "docker run" in file.read_text()
+    ]
+    commands = [words for file in runs for words in re.findall(r"docker run --rm .*?\bamd-plugin (.+)", file.read_text())]
+    assert len(commands) == 2 and not any(words.startswith(entry) for words in commands), commands
+
+
 def test_the_maths_needs_torch_and_nothing_else():
     for path in (PACKAGE / "maths").glob("*.py"):
         tree = ast.parse(path.read_text())

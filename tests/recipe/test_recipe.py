@@ -295,6 +295,9 @@ def test_a_name_and_a_file_cannot_be_mistaken_for_each_other(cli, tmp_path, monk
     assert code == 2 and "the file modes2d.yaml here differs from it" in printed
     assert "max_steps: 7" in cli("recipes", "show", "modes2d.yaml")[1]
     assert "max_steps: 7" not in cli("recipes", "show", str(recipe.shipped()["modes2d"]))[1]
+    copy = copy.rename("modes2d.yml")
+    code, printed = cli("train", "modes2d", "--dry-run")
+    assert code == 2 and "the file modes2d.yml here differs from it" in printed
     copy.rename("digits")
     assert cli("recipes", "show", "./digits")[0] == 0
     copy = tmp_path / "mine"
