@@ -146,7 +146,9 @@ def train(
             help="run to go on with, from its newest checkpoint; or auto, for the run in --output; or a checkpoint's folder",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check of everything that the run needs, without the run")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check of recipe, folder, trackers and model; reads no weights")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: machine-readable output")] = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -168,7 +170,7 @@ def train(
     if dry_run:
         from amd_plugin.host.running.dry_run import dry_run as describe_run
 
-        described = describe_run(loaded, plugins, folder, resume)
+        described = describe_run(loaded, plugins, folder, resume, named=output is not None)
         if as_json:
             typer.echo(json.dumps(described, indent=1))
         else:

@@ -214,6 +214,12 @@ def test_no_pickle_and_no_prints():
             assert word not in text, f"{path.name}: {word.strip()}"
 
 
+def test_nothing_is_to_be_installed_from_a_release_that_does_not_exist():
+    files = [path for folder in ("amd_plugin", "recipes", "docs") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path.name: path.read_text() for path in files if path.suffix in (".py", ".yaml", ".md", ".j2", ".sh")}
+    assert [name for name, text in texts.items() if re.search(r"install '?amd-plugin\b", text)] == []
+
+
 def test_ci_covers_every_declared_python_and_releases_without_a_token():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     declared = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())

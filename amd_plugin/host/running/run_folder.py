@@ -159,12 +159,7 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
     if is_run(output):
-        repair(output)
-        changed = recipe.differs(_saved(output / "config.yaml"), differences)
-        if changed:
-            raise InputError(
-                f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
-            )
+        check_recipe(output, recipe)
         if resume is None:
             command = f"amd-plugin train --resume {output}{plugin_files.options()}"
             raise InputError(f"--output {output}: holds a run already. Go on with {command}, or choose another folder")
@@ -188,6 +183,18 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
             f"--resume auto: none of the checkpoints in {output / 'checkpoints'} can be used; see the warnings above"
         )
     return newest
+
+
+def check_recipe(output: Path, recipe: Recipe) -> None:
+    """Refuses a `recipe` with which the run in `output` cannot go on; writes its config.yaml anew where that is damaged.
+
+    Raises:
+        InputError: with the keys that differ and may not.
+    """
+    repair(output)
+    changed = recipe.differs(_saved(output / "config.yaml"), differences)
+    if changed:
+        raise InputError(f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed))
 
 
 def _is_beginning(entry: Path) -> bool:

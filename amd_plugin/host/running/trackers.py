@@ -106,9 +106,10 @@ def check_trackers(names: Sequence[str]) -> None:
     from accelerate.utils import LoggerType
 
     available = {str(tracker) for tracker in get_available_trackers()}
+    known = [name for name in LoggerType.list() if name != "all"]  # accelerate's word for whatever is installed
     for index, name in enumerate(names):
-        if name not in LoggerType.list():
-            hint = did_you_mean(name, LoggerType.list())
+        if name not in known:
+            hint = did_you_mean(name, known)
             raise InputError(f"train.trackers.{index}: unknown tracker, got '{name}'.{hint}")
         if name not in available:
             raise MissingDependency(f"train.trackers.{index}: the package of '{name}' is not installed")
