@@ -161,7 +161,7 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     if is_run(output):
         check_recipe(output, recipe)
         if resume is None:
-            command = f"amd-plugin train --resume {output}{plugin_files.options()}"
+            command = plugin_files.command("train", "--resume", output)
             raise InputError(f"--output {output}: holds a run already. Go on with {command}, or choose another folder")
     elif output.is_dir() and any(not _is_beginning(entry) for entry in output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
@@ -173,8 +173,9 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     newest, rescued = checkpoint.newest(output / "checkpoints"), checkpoint.partials(output / "checkpoints")
     for path in rescued[-1:]:
         costs = "what follows is not to the bit what an undisturbed run would give"
+        typed = shlex.quote(str(path))
         if newest is not None:
-            choice = f"going on from {newest.name}, which is exact. With --resume {path} less is repeated, and {costs}"
+            choice = f"going on from {newest.name}, which is exact. With --resume {typed} less is repeated, and {costs}"
         else:
             newest, choice = path, f"going on from it, for lack of any other: {costs}"
         log.warning("%s holds a part of a step that failed; %s", path, choice)
@@ -299,7 +300,7 @@ def results(output: Path) -> dict[str, float] | None:
 
 def read_results(output: Path) -> dict[str, float]:
     """The held-out metrics in the file evaluation.json of a run; raises InputError where it cannot be read."""
-    advice = f"amd-plugin train --resume {output}{plugin_files.options()} makes it anew"
+    advice = f"{plugin_files.command('train', '--resume', output)} makes it anew"
     return read(output / "evaluation.json", dict[str, float], advice)
 
 
