@@ -183,9 +183,15 @@ def test_recipes_are_checked_with_torch_alone(tmp_path):
     """Where they train on a text file of prompts or on what comes with the package: anything else is read by `datasets`."""
     names = [path.stem for path in sorted((ROOT / "recipes").glob("*.yaml"))]
     commands = [*(["recipes", "validate", name] for name in names), ["recipes", "show", "sdxl_4step"]]
+    commands += [["recipes", "validate", "sdxl_4step", "--set=rewards=[{name: image_reward}]"]]
     typos = [["train", "modes2d", "--set=train.max_stps=4"], ["train", "sdxl_4step", "--set=model.pth=x"]]
     for words, (code, heavy) in zip([*commands, *typos], exits_of(*commands, *typos, cwd=tmp_path), strict=True):
         assert code == (2 if words in typos else 0) and {*heavy} <= {"torch", "numpy"}, (words, heavy)
+
+
+def test_the_schema_of_recipes_waits_for_no_model(tmp_path):
+    ((code, heavy),) = exits_of(["recipes", "schema"], cwd=tmp_path)
+    assert code == 0 and {*heavy} <= {"torch", "numpy", "accelerate"}
 
 
 def test_a_report_of_pictures_that_lie_there_waits_for_torch_and_matplotlib_alone():
