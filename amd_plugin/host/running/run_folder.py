@@ -173,16 +173,14 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     newest, rescued = checkpoint.newest(output / "checkpoints"), checkpoint.partials(output / "checkpoints")
     for path in rescued[-1:]:
         costs = "what follows is not to the bit what an undisturbed run would give"
-        typed = shlex.quote(str(path))
+        other = plugin_files.command("train", "--resume", path)
         if newest is not None:
-            choice = f"going on from {newest.name}, which is exact. With --resume {typed} less is repeated, and {costs}"
+            choice = f"going on from {newest.name}, which is exact. {other} repeats less, and {costs}"
         else:
             newest, choice = path, f"going on from it, for lack of any other: {costs}"
         log.warning("%s holds a part of a step that failed; %s", path, choice)
     if newest is None and any((output / "checkpoints").glob("step-*")):
-        raise InputError(
-            f"--resume auto: none of the checkpoints in {output / 'checkpoints'} can be used; see the warnings above"
-        )
+        raise InputError(f"{output / 'checkpoints'}: none of the checkpoints can be used; see the warnings above")
     return newest
 
 

@@ -30,7 +30,7 @@ def digits(tmp_path_factory):
 
 
 def read(folder):
-    return json.loads((folder / "evaluation.json").read_text())
+    return json.loads((folder / "evaluation.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_held_out_rewards_are_curves_of_the_training_run(digits):

@@ -190,7 +190,7 @@ def test_checkpoints_know_their_recipe(tiny, plugins, tmp_path):
         run.train(tiny("train.seed=5"), plugins, tmp_path / "two", resume=str(path))
     with pytest.raises(InputError, match=r"beyond train.max_steps 2"):
         run.train(tiny("train.max_steps=2"), plugins, tmp_path / "two", resume=str(path))
-    with pytest.raises(InputError, match="is a run's folder"):
+    with pytest.raises(InputError, match=r"is a run's folder. Name one of the folders in [^,]*checkpoints$"):
         run.train(tiny(), plugins, tmp_path / "two", resume=str(tmp_path / "one"))
     assert not (tmp_path / "two").exists()
     for step in path.parent.iterdir():

@@ -137,6 +137,7 @@ def test_a_hub_that_cannot_be_reached_costs_nothing(finished, cli, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, said = cli("export", finished, "--push-to-hub", "acme/student")
     assert code == 1 and "--push-to-hub acme/student" in said and "is complete; try again" in said
+    assert "writing the student" in said and "uploading the student to acme/student" in said
     assert network(finished / "student")
 
 
