@@ -1,4 +1,4 @@
-"""Choices that the command line and the library share. This file imports nothing else, so that `--help` stays fast."""
+"""Choices that the command line and the library share. The file itself imports nothing else, so that `--help` stays fast."""
 
 from typing import Literal
 
@@ -10,3 +10,10 @@ StudentFormat = Literal["auto", "full", "lora"]
 
 # Format of a prompt file: one prompt per row, or the layout of a public benchmark.
 PromptFormat = Literal["auto", "plain", "geneval", "hpdv2", "vbench"]
+
+
+def trackers() -> list[str]:
+    """Names of the trackers that accelerate knows, without its word for whatever is installed."""
+    from accelerate.utils import LoggerType
+
+    return [name for name in LoggerType.list() if name != "all"]

@@ -145,7 +145,9 @@ def train(
             help="run to go on with, from its newest checkpoint; or auto, for the run in --output; or a checkpoint's folder",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check of everything that the run needs, without the run")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check of recipe, folder, trackers and model; reads no weights")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: machine-readable output")] = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -167,7 +169,8 @@ def train(
     if dry_run:
         from amd_plugin.host.running.dry_run import dry_run as describe_run
 
-        described = describe_run(loaded, plugins, folder, resume)
+        with busy(err, "checking the run", at_once=False):
+            described = describe_run(loaded, plugins, folder, resume, named=output is not None)
         if as_json:
             typer.echo(json.dumps(described, indent=1))
         else:
@@ -192,11 +195,11 @@ def train(
         page = folder / "report.html"
         with (
             busy(out, "writing the report"),
-            disk.dispensable(page, f"the run is complete; later: amd-plugin report {folder}{plugin_files.options()}"),
+            disk.dispensable(page, f"the run is complete; later: {plugin_files.command('report', folder)}"),
         ):
             say(f"report: {write_report([folder], page, plugins)}")
         say(f"student: {folder / 'student'}, a diffusers folder; its README.md shows how to call it")
-        say(f"next: amd-plugin evaluate {folder}{plugin_files.options()}")
+        say(f"next: {plugin_files.command('evaluate', folder)}")
 
 
 def _agreed(question: str) -> bool:
@@ -256,7 +259,7 @@ def compare(
     if not no_report:
         from amd_plugin.evaluate.report.report import write_report
 
-        with disk.dispensable(page, f"the comparison is complete; later: amd-plugin report {folder}{plugin_files.options()}"):
+        with disk.dispensable(page, f"the comparison is complete; later: {plugin_files.command('report', folder)}"):
             write_report([folder], page, plugins)
     if as_json:
         typer.echo(result.as_json())
@@ -379,12 +382,15 @@ def export(
 ) -> None:
     """Write the student of a checkpoint as a diffusers folder. Can be repeated for other checkpoints."""
     folder_kind.check_run(run)
-    from amd_plugin.host.student.export import export_run, push
+    with busy(err, "reading the checkpoint and writing the student"):
+        from amd_plugin.host.student.export import export_run, push
 
-    folder = export_run(run, get_plugin_manager(), output, at=checkpoint, weights=weights, how=format)
+        folder = export_run(run, get_plugin_manager(), output, at=checkpoint, weights=weights, how=format)
     say(f"student: {folder}")
     if push_to_hub is not None:
-        say(f"hub: {push(folder, push_to_hub, private=not public)}")
+        with busy(err, f"uploading the student to {push_to_hub}"):
+            address = push(folder, push_to_hub, private=not public)
+        say(f"hub: {address}")
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin replay runs/digits-amd/nonfinite/step-000120")
@@ -401,7 +407,7 @@ def replay(
 
         found = repeat(dump, get_plugin_manager(), overrides or ())
     if as_json:
-        typer.echo(json.dumps({**found._asdict(), "stages": [stage._asdict() for stage in found.stages]}, indent=1))
+        typer.echo(found.as_json())
         return
     for line in found.lines():
         say(line)
@@ -450,9 +456,10 @@ def doctor(
 
             findings = examine(get_plugin_manager())
         else:
-            from amd_plugin.host.running.run_check import examine_run
+            with busy(err, f"reading the files of {run}", at_once=False):
+                from amd_plugin.host.running.run_check import examine_run
 
-            findings = examine_run(run, get_plugin_manager())
+                findings = examine_run(run, get_plugin_manager())
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     for finding in [] if as_json else findings:
@@ -551,9 +558,11 @@ def validate(
 @recipes_app.command(epilog="Example: amd-plugin recipes schema > recipe.schema.json")
 def schema(plugin: PluginFiles = None) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from amd_plugin.recipe.schema import recipe_schema
+    with busy(err, "reading the options of all plugins", at_once=False):
+        from amd_plugin.recipe.schema import recipe_schema
 
-    typer.echo(json.dumps(recipe_schema(get_plugin_manager()), indent=1))
+        described = recipe_schema(get_plugin_manager())
+    typer.echo(json.dumps(described, indent=1))
 
 
 def _failure_under(end: BaseException | None) -> AmdPluginError | None:

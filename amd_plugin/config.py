@@ -45,6 +45,8 @@ class ObjectiveConfig(Choice):
 
 # Parameters of a reward's factory that the host fills in.
 REWARD_CONTEXT = ("task", "plugins")
+# An option of a reward that is itself the entry of a reward: its name, beside its options.
+WrappedReward = Annotated[dict[str, Any], Field(json_schema_extra={"wraps": "reward"})]
 
 
 class RewardConfig(Choice):

@@ -22,23 +22,27 @@ def add(files: Iterable[Path]) -> None:
     """Adds `files` to `AMD_PLUGIN_LOAD` of this process and of those that it starts: workers need them too.
 
     Raises:
-        InputError: where one of them is no Python file.
+        InputError: where one of them is no Python file, or has a comma in its path.
     """
     for file in files:
         if not file.is_file() or file.suffix != ".py":
             problem = "is no Python file (name.py)" if file.exists() else "there is no such file"
             raise InputError(f"--plugin {file}: {problem}")
+        if "," in str(file.absolute()):
+            message = f"a comma separates the files of {VARIABLE}, and is in {file.absolute()}"
+            raise InputError(f"--plugin {file}: {message}. Rename it, or put the file into another folder")
         before = os.environ.get(VARIABLE)
         if str(file.absolute()) not in (before or "").split(","):
             os.environ[VARIABLE] = f"{before},{file.absolute()}" if before else str(file.absolute())
             _typed.append(file)
 
 
-def options() -> str:
-    """The options ``--plugin FILE`` of this command, with a leading space, for commands that a person is to type next."""
+def command(*words: str | Path) -> str:
+    """A command that a person is to type next: `words` after ``amd-plugin``, with the options ``--plugin FILE`` of this one."""
     loaded = os.environ.get(VARIABLE, "").split(",")
-    typed = dict.fromkeys(shlex.quote(str(file)) for file in _typed if str(file.absolute()) in loaded)
-    return "".join(f" --plugin {file}" for file in typed)
+    typed = dict.fromkeys(str(file) for file in _typed if str(file.absolute()) in loaded)
+    options = [word for file in typed for word in ("--plugin", file)]
+    return shlex.join(["amd-plugin", *map(str, words), *options])
 
 
 def is_file(entry: str) -> bool:

@@ -286,7 +286,8 @@ class PluginManager(pluggy.PluginManager):
     def _find(self, kind: str, name: str, factories: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
         if name in factories:
             return factories[name]
-        known = f"There are: {', '.join(sorted(factories))}; your own: --plugin FILE.py."
+        own = f"your own: --plugin FILE.py, or in another toolkit {plugin_files.VARIABLE}=FILE.py."
+        known = f"There are: {', '.join(sorted(factories))}; {own}"
         lines = [f"unknown {kind} '{name}'.{did_you_mean(name, factories)} {known}"]
         lines += [
             f"Plugin {s.name} {s.status}, which may have provided it: {s.cause}"

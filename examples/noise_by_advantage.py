@@ -61,7 +61,7 @@ def evaluation(seed, overrides, plugin, folder):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=4, help="number of seeds, from 0 on; by default 4")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="as for amd-plugin train")
     options = parser.parse_args()
     torch.set_num_threads(1)

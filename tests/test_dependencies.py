@@ -6,11 +6,10 @@ import subprocess
 import sys
 from importlib.metadata import packages_distributions
 
-import tomllib
+import pytest
 
 from tests.helpers.documentation import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "amd_plugin"
 # Needed without an import of ours.
 NO_IMPORT = {
@@ -29,6 +28,14 @@ HOSTS = {
 }  # an adapter is imported where its host is
 ONLY_IN = {"pytest": "testing"}  # whoever runs the conformance tests has it
 HEAVY = {"diffusers", "transformers", "accelerate", "deepspeed", "datasets", "trl", "sklearn", "matplotlib", "peft"}
+
+
+NEWER = {"tomllib", "annotationlib", "compression"}  # modules that the oldest Python of pyproject.toml lacks
+
+
+def pyproject():
+    """The content of pyproject.toml; skips the test where Python cannot read it."""
+    return pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())
 
 
 def canonical(name):
@@ -52,8 +59,9 @@ def imported():
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_used():
-    extras = [name for names in PROJECT["optional-dependencies"].values() for name in names]
-    declared = {canonical(name) for name in PROJECT["dependencies"]}
+    project = pyproject()["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    declared = {canonical(name) for name in project["dependencies"]}
     distributions = packages_distributions()
     used = set()
     for name, folders in imported().items():
@@ -89,6 +97,18 @@ def test_the_maths_the_objectives_and_the_adapters_import_nothing_heavy():
 
 
 def test_the_source_distribution_holds_what_the_repository_documents():
-    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    include = pyproject()["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert {"amd_plugin", "recipes", "tests", "examples", "docs", "benchmarks"} <= set(include)
     assert all((ROOT / name).exists() for name in include)
+
+
+def test_no_file_needs_a_module_that_the_oldest_python_lacks():
+    for path in (
+        path for folder in ("amd_plugin", "benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not NEWER & {name.split(".")[0] for name in names}, (
+                f"{path} imports {names}: pytest.importorskip where it is used"
+            )

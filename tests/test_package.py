@@ -107,6 +107,15 @@ def test_every_folder_says_what_lives_there():
         assert doc, f"{folder.name} does not say what lives there"
 
 
+def test_what_is_shown_of_the_image_are_arguments_of_its_entry_point():
+    (entry,) = re.findall(r'^ENTRYPOINT \["([\w-]+)"\]$', (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    runs = [
+        file for file in (ROOT / "Dockerfile", ROOT / ".github" / "workflows" / "ci.yml") if "docker run" in file.read_text()
+    ]
+    commands = [words for file in runs for words in re.findall(r"docker run --rm .*?\bamd-plugin (.+)", file.read_text())]
+    assert len(commands) == 2 and not any(words.startswith(entry) for words in commands), commands
+
+
 def test_the_maths_needs_torch_and_nothing_else():
     for path in (PACKAGE / "maths").glob("*.py"):
         tree = ast.parse(path.read_text())
@@ -174,9 +183,15 @@ def test_recipes_are_checked_with_torch_alone(tmp_path):
     """Where they train on a text file of prompts or on what comes with the package: anything else is read by `datasets`."""
     names = [path.stem for path in sorted((ROOT / "recipes").glob("*.yaml"))]
     commands = [*(["recipes", "validate", name] for name in names), ["recipes", "show", "sdxl_4step"]]
+    commands += [["recipes", "validate", "sdxl_4step", "--set=rewards=[{name: image_reward}]"]]
     typos = [["train", "modes2d", "--set=train.max_stps=4"], ["train", "sdxl_4step", "--set=model.pth=x"]]
     for words, (code, heavy) in zip([*commands, *typos], exits_of(*commands, *typos, cwd=tmp_path), strict=True):
         assert code == (2 if words in typos else 0) and {*heavy} <= {"torch", "numpy"}, (words, heavy)
+
+
+def test_the_schema_of_recipes_waits_for_no_model(tmp_path):
+    ((code, heavy),) = exits_of(["recipes", "schema"], cwd=tmp_path)
+    assert code == 0 and {*heavy} <= {"torch", "numpy", "accelerate"}
 
 
 def test_a_report_of_pictures_that_lie_there_waits_for_torch_and_matplotlib_alone():
@@ -203,6 +218,12 @@ def test_no_pickle_and_no_prints():
         assert text.count("torch.load(") == text.count("weights_only=True)"), path.name
         for word in ("import pickle", "yaml.load(", "trust_remote_code", "\n    print("):
             assert word not in text, f"{path.name}: {word.strip()}"
+
+
+def test_nothing_is_to_be_installed_from_a_release_that_does_not_exist():
+    files = [path for folder in ("amd_plugin", "recipes", "docs") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path.name: path.read_text() for path in files if path.suffix in (".py", ".yaml", ".md", ".j2", ".sh")}
+    assert [name for name, text in texts.items() if re.search(r"install '?amd-plugin\b", text)] == []
 
 
 def test_ci_covers_every_declared_python_and_releases_without_a_token():

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.documentation import blocks
+from amd_plugin import plugin_files
+from tests.helpers.documentation import ROOT, blocks
 from tests.helpers.recipes import ON_THE_COMMAND_LINE as TINY
 
 OWN = """
@@ -104,6 +107,7 @@ def test_the_environment_names_files_beside_entry_points(cli, tmp_path, monkeypa
 def test_a_file_named_by_a_recipe_is_never_read(cli, tmp_path):
     code, printed = cli("train", "modes2d", "--set=rewards=[{name: ./mine.py}]", "--dry-run")
     assert code == 2 and "unknown reward './mine.py'" in printed and "--plugin FILE.py" in printed
+    assert "in another toolkit AMD_PLUGIN_LOAD=FILE.py" in printed, "amd-plugin host has no option --plugin"
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,20 @@ def test_the_docs_first_reward(cli, tmp_path):
     more = ["--set=model.heads=1", "--set=model.teacher.steps=2", "--set=train.max_steps=1", "--set=train.group_size=4"]
     code, printed = cli(*shlex.split(command)[1:], *tiny, *more, "--output", "run")
     assert code == 0, printed
+
+
+def test_a_command_to_be_typed_next_is_one_where_folders_have_spaces(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugin_files, "_typed", [])
+    (tmp_path / "my own.py").write_text(OWN)
+    plugin_files.add([Path("my own.py")])
+    typed = plugin_files.command("train", "--resume", tmp_path / "a run")
+    assert shlex.split(typed) == ["amd-plugin", "train", "--resume", str(tmp_path / "a run"), "--plugin", "my own.py"]
+    by_hand = re.compile(r"amd-plugin [a-z]+ (--[a-z]+ )?\{(?!shlex)")
+    sources = [*(ROOT / "amd_plugin").rglob("*.py"), *(ROOT / "amd_plugin").rglob("*.j2")]
+    assert [path.name for path in sources if by_hand.search(path.read_text())] == []
+
+
+def test_a_comma_in_the_path_of_a_file_is_refused(cli, tmp_path):
+    (tmp_path / "a,b.py").write_text(OWN)
+    code, printed = cli("plugins", "--plugin", "a,b.py")
+    assert code == 2 and "a comma separates the files of AMD_PLUGIN_LOAD" in printed

@@ -82,6 +82,30 @@ def test_commands_are_understood(page, workplace):
                     recipes.load(given["recipe"], plugins, (*overrides, *arm.overrides), arm.objective)
 
 
+def test_commands_of_the_pages_do_not_take_each_others_folders(workplace):
+    """Those of other settings, of `train` and of `compare`; the end of the main help and those of the commands count as pages."""
+    from amd_plugin import get_plugin_manager
+    from amd_plugin import recipe as recipes
+    from amd_plugin.cli import app
+
+    group, made = typer.main.get_command(app), {}
+    ends = re.findall(
+        r"amd-plugin \w[^,\n]*", "\n".join([app.info.epilog, *(each.epilog or "" for each in group.commands.values())])
+    )
+    shown = [words for page in PAGES if page != "docs/how-it-works.md" for words, _ in commands(page)]
+    for name, *rest in (*shown, *(shlex.split(line)[1:] for line in ends)):
+        if name not in ("train", "compare") or not rest or rest[0] in ("RECIPE", "--resume") or rest[0].isupper():
+            continue
+        given = group.commands[name].make_context(name, list(rest)).params
+        loaded = recipes.load(given["recipe"], get_plugin_manager(), given["overrides"] or (), given.get("objective"))
+        default = f"compare-{loaded.name}" if name == "compare" else f"{loaded.name}-{loaded.config.objective.name}"
+        rest = [word for word in rest if word not in ("--dry-run", "--resume", "auto")]
+        same = sorted(given["overrides"] or ()) if name == "compare" else sorted(rest)
+        made.setdefault(str(given["output"] or f"runs/{default}"), []).append((name, given["recipe"], same))
+    assert {folder: asked for folder, asked in made.items() if any(one != asked[0] for one in asked)} == {}
+    assert len(made) > 15
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "python") and "/hosts/" not in page])
 def test_scripts_have_what_is_typed(page):
     """Each lies in the repository, and its code has the subcommands and options; a benchmark's own scorer does not."""

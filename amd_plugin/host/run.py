@@ -85,7 +85,7 @@ def _train(
         return find_checkpoint(output, recipe, resume)
 
     try:
-        with _naming_silent_ranks(probe):
+        with _naming_silent_ranks(probe), busy(console, "checking the run's folder", at_once=False):
             start = on_main(accelerator, begin)
         return _prepared(accelerator, recipe, plugins, output, start, lock, console, probe)
     finally:
@@ -174,7 +174,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
             message = f"{probe.unresponsive_ranks(error)}{error if isinstance(error, AmdPluginError) else in_words(error)}"
             outcome = rescue(trainer, step.progress, output, run_log.settle, probe, partial=step.unfinished)
             raise RunError(f"{message}\nStopped in step {trainer.step + 1}; {outcome}{_then(error, output)}") from error
-    saved = f"The last checkpoint is whole; go on with: amd-plugin train --resume {output}{plugin_files.options()}"
+    saved = f"The last checkpoint is whole; go on with: {plugin_files.command('train', '--resume', output)}"
     with _naming_silent_ranks(probe, f"Stopped while the student was written. {saved}"), run_log.pausing("writing the student"):
         on_main(trainer.accelerator, lambda: _finish(trainer, evaluate.latest[1], output))
     return evaluate.latest[1]
@@ -183,9 +183,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
 def _then(error: BaseException, output: Path) -> str:
     """What to do about a disk that does not take a file; empty for another error."""
     refused = disk.refusal(error)
-    return (
-        "" if refused is None else f"\n{disk.remedy(refused)}, then: amd-plugin train --resume {output}{plugin_files.options()}"
-    )
+    return "" if refused is None else f"\n{disk.remedy(refused)}, then: {plugin_files.command('train', '--resume', output)}"
 
 
 class _Step:
@@ -206,7 +204,7 @@ class _Step:
         with self._log.pausing(f"training the fake score, {trainer.train.fake_warmup} updates before the student's first"):
             for done in trainer.warm_up():
                 if signum := self._preemption.requested(trainer.accelerator):
-                    begins = f"begin again with: amd-plugin train --resume {self._output}{plugin_files.options()}"
+                    begins = f"begin again with: {plugin_files.command('train', '--resume', self._output)}"
                     raise Preempted(f"stopped after {done} updates of the fake score, which are not saved; {begins}", signum)
 
     def end(self) -> None:
@@ -229,7 +227,7 @@ class _Step:
             checkpoint = self._save()
             raise Preempted(
                 f"stopped after step {step}; saved {checkpoint}; go on with: "
-                f"amd-plugin train --resume {self._output}{plugin_files.options()}",
+                f"{plugin_files.command('train', '--resume', self._output)}",
                 signum,
             )
 

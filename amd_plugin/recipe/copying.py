@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 from amd_plugin.atomic import write_text
@@ -41,8 +43,19 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
     for file, path in copies.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Launch files name the recipe beside them.
-            write_text(path, file.read_text().replace(source.name, target.name))
+            write_text(path, _renamed(file.read_text(), source, target))
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error}") from error
     return list(copies.values())
+
+
+def _renamed(text: str, source: Path, target: Path) -> str:
+    """`text` whose commands, and whose launch scripts, name the copy instead of its source."""
+    if target.absolute() == Path(source.name).absolute():  # an edited file beside that name is refused
+        return text
+    command, name = r"(?:amd-plugin|amd_plugin\.cli) (?:train|compare|plan) ", re.escape(source.stem)
+    return re.sub(
+        rf"({command}){name}(?:\.yaml)?(?![\w.-])|{re.escape(source.name)}",
+        lambda found: f"{found[1]}{shlex.quote(target.name)}" if found[1] else target.name,
+        text,
+    )

@@ -35,13 +35,14 @@ def find(name_or_path: str) -> Path:
         own = shipped().get(path.stem)
         hint = f" The shipped recipe is called '{path.stem}'" if own else ""
         raise InputError(f"recipe {name_or_path}: no such file.{hint}")
-    recipes = shipped()
+    recipes, files = shipped(), (f"{name_or_path}.yaml", f"{name_or_path}.yml")
     if name_or_path in recipes:
-        here, there = Path(f"{name_or_path}.yaml"), recipes[name_or_path]
-        if os.path.isfile(here) and here.read_bytes() != there.read_bytes():
-            message = f"is the name of a shipped recipe, and the file {here} here differs from it"
-            raise InputError(f"recipe '{name_or_path}': {message}. Write {here} for yours, or {there} for the shipped one")
+        there = recipes[name_or_path]
+        for here in files:
+            if os.path.isfile(here) and Path(here).read_bytes() != there.read_bytes():
+                message = f"is the name of a shipped recipe, and the file {here} here differs from it"
+                raise InputError(f"recipe '{name_or_path}': {message}. Write {here} for yours, or {there} for the shipped one")
         return there
-    mine = [file for file in (f"./{name_or_path}", f"{name_or_path}.yaml", f"{name_or_path}.yml") if os.path.isfile(file)]
+    mine = [file for file in (f"./{name_or_path}", *files) if os.path.isfile(file)]
     hint = f" For the file, write {mine[0]}" if mine else did_you_mean(name_or_path, recipes)
     raise InputError(f"recipe '{name_or_path}': not one of {', '.join(recipes)}, nor a file (name.yaml).{hint}")

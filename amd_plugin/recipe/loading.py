@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from amd_plugin.config import REWARD_CONTEXT, DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.hookspecs import Objective
-from amd_plugin.options import Place, Removed, accepted, declared, options_model, without_removed
+from amd_plugin.options import Place, Removed, accepted, declared, metadata, options_model, without_removed
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.checks import check_relations
 from amd_plugin.recipe.files import SHIPPED, find
@@ -180,13 +180,36 @@ def _rewards(sections: Sequence[RewardConfig], place: Place, plugins: PluginMana
 
 
 def _reward_options(section: RewardConfig, place: Place, plugins: PluginManager, source: Source) -> BaseModel | None:
+    model = _reward_model(section.name, place, plugins, source)
+    if model is None:
+        return None
+    options = section.factory_options(model.model_fields)
+    _check_wrapped(model, options, place, plugins, source)
+    return source.validate(model, options, place, also_known=RewardConfig.model_fields)
+
+
+def _reward_model(name: str, place: Place, plugins: PluginManager, source: Source) -> type[BaseModel] | None:
     try:
-        model = options_model(plugins.reward_factory(section.name), ignore=REWARD_CONTEXT)
+        return options_model(plugins.reward_factory(name), ignore=REWARD_CONTEXT)
     except InputError as error:
         source.problem((*place, "name"), str(error))
         return None
-    options = section.factory_options(model.model_fields)
-    return source.validate(model, options, place, also_known=RewardConfig.model_fields)
+
+
+def _check_wrapped(
+    model: type[BaseModel], options: Mapping[str, Any], place: Place, plugins: PluginManager, source: Source
+) -> None:
+    """Checks the rewards inside the `options` of another one, see `WrappedReward`."""
+    for key, declaration in model.model_fields.items():
+        entry, inside = options.get(key), (*place, key)
+        if metadata(declaration).get("wraps") != "reward" or not isinstance(entry, Mapping):
+            continue
+        if not isinstance(name := entry.get("name"), str):
+            source.problem((*inside, "name"), "required, but not given" if name is None else f"must be text, got {name!r}")
+        elif (wrapped := _reward_model(name, inside, plugins, source)) is not None:
+            own = {option: value for option, value in entry.items() if option != "name"}
+            _check_wrapped(wrapped, own, inside, plugins, source)
+            source.validate(wrapped, own, inside)
 
 
 def _objective_options(section: ObjectiveConfig, plugins: PluginManager, source: Source) -> tuple[BaseModel | None, list[str]]:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from amd_plugin.config import REWARD_CONTEXT, DataConfig, ObjectiveConfig, RecipeConfig, RewardConfig
+from amd_plugin.choices import trackers
+from amd_plugin.config import (
+    REWARD_CONTEXT,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RecipeConfig,
+    RewardConfig,
+    TrainConfig,
+)
 from amd_plugin.errors import InputError
 from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager
@@ -17,11 +27,16 @@ Factories = Mapping[str, Callable[..., Any]]
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
     """The schema of `RecipeConfig`, with the options of every installed task, objective and reward."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **RecipeConfig.model_json_schema()}
-    sections = schema["$defs"]
+    sections: dict[str, Any] = schema["$defs"]
     _name_options(schema, sections[DataConfig.__name__], "task", TASKS)
     _name_options(schema, sections[RewardConfig.__name__], "name", plugins.rewards(), ignore=REWARD_CONTEXT)
     # An objective's section may hold options of other objectives, for `--objective NAME`.
     _name_options(schema, sections[ObjectiveConfig.__name__], "name", plugins.objectives(), shared=True)
+    # What installed plugins and libraries know, which no type of a key can say.
+    metrics = sorted({metric for task in TASKS.values() for metric in task.metrics})
+    sections[EvaluateConfig.__name__]["properties"]["held_out"]["items"]["enum"] = metrics
+    sections[TrainConfig.__name__]["properties"]["trackers"]["items"]["enum"] = trackers()
+    sections[ModelConfig.__name__]["properties"]["pipeline"]["anyOf"][0]["enum"] = sorted(plugins.families())
     return schema
 
 
@@ -48,8 +63,9 @@ def _name_options(
             continue
         factory_schema = model.model_json_schema()
         schema["$defs"] |= factory_schema.get("$defs", {})
-        options[name] = factory_schema.get("properties", {}), model.model_config.get("extra") == "allow"
-    every: dict[str, Any] = {option: {} for properties, _ in options.values() for option in properties} if shared else {}
+        properties = {option: _or_reward(taken) for option, taken in factory_schema.get("properties", {}).items()}
+        options[name] = properties, model.model_config.get("extra") == "allow"
+    every = _of_any([properties for properties, _ in options.values()]) if shared else {}
     section["properties"][key] = own[key] | {"enum": sorted(factories)}
     section["allOf"] = [
         {
@@ -58,3 +74,18 @@ def _name_options(
         }
         for name, (properties, is_open) in options.items()
     ]
+
+
+def _or_reward(option: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option; of one that is the entry of a reward, see `WrappedReward`, that of a reward."""
+    return {"$ref": f"#/$defs/{RewardConfig.__name__}"} if option.get("wraps") == "reward" else option
+
+
+def _of_any(factories: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Option -> schema of the values that at least one of several factories takes."""
+    found: dict[str, list[Any]] = {}
+    for properties in factories:
+        for option, taken in properties.items():
+            if taken not in found.setdefault(option, []):
+                found[option].append(taken)
+    return {option: {"anyOf": schemas} if len(schemas) > 1 else schemas[0] for option, schemas in found.items()}

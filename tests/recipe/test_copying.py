@@ -1,6 +1,10 @@
 """Copies of recipes, to files and to folders, as they are typed."""
 
+import re
+
 import pytest
+
+from amd_plugin.recipe import shipped
 
 
 @pytest.mark.parametrize(("to", "file"), [("new/folder", "new/folder/digits.yaml"), ("deep/mine.yml", "deep/mine.yml")])
@@ -16,3 +20,14 @@ def test_a_file_where_the_folder_would_be_is_left_alone(cli, tmp_path):
     (tmp_path / "taken").write_text("mine")
     code, printed = cli("recipes", "copy", "digits", tmp_path / "taken")
     assert code == 2 and "Traceback" not in printed and (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_the_commands_of_a_copy_name_the_copy(cli, tmp_path, name):
+    assert cli("recipes", "copy", name, tmp_path / "my own.yaml")[0] == 0
+    texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"]
+    named = [
+        words for text in texts for words in re.findall(r"(?:amd-plugin|amd_plugin\.cli) (?:train|compare|plan) (.*)", text)
+    ]
+    assert named and all(words.startswith(("'my own.yaml'", '"${RECIPE', '"$RECIPE')) for words in named), named
+    assert f"{name}.yaml" not in "".join(texts)

@@ -114,6 +114,13 @@ def test_a_copied_recipe_brings_its_launch_files(cli, tmp_path):
     assert sorted(file.name for file in other.iterdir()) == ["modes2d.yaml", "recipe.schema.json"]
 
 
+def test_all_ways_to_launch_write_to_one_folder():
+    folders = [
+        re.findall(r"runs/[\w-]+", (LAUNCH / name).read_text()) for name in ("slurm.sh", "torchrun.sh", "accelerate.yaml")
+    ]
+    assert folders == [["runs/wan21_14b_zero3"]] * 3
+
+
 def test_commands_in_scripts_are_those_of_this_package():
     done = subprocess.run([sys.executable, "-m", "amd_plugin.cli", "train", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--resume" in done.stdout

@@ -286,6 +286,23 @@ def test_a_saved_recipe_with_removed_options_is_the_same_recipe(plugins):
     assert loaded.differs(saved, differences) == ["objective.limit: 0.5 -> None"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{nam: clip, path: x}", "rewards.0.reward.name: required, but not given"),
+        ("{name: 3}", "rewards.0.reward.name: must be text, got 3"),
+        ("{name: clipp, path: x}", "rewards.0.reward.name: unknown reward 'clipp'. Did you mean 'clip'?"),
+        ("{name: clip, pth: x}", "rewards.0.reward.pth: unknown key. Did you mean 'path'?"),
+        ("{name: video, reward: {name: clipp}}", "rewards.0.reward.reward.name: unknown reward 'clipp'"),
+    ],
+)
+def test_the_entry_of_a_reward_inside_another_is_checked(plugins, entry, said):
+    recipe.load("moving_digits", plugins, ["rewards=[{name: video, reward: {name: clip, path: x}}]"])
+    with pytest.raises(InputError) as error:
+        recipe.load("moving_digits", plugins, [f"rewards=[{{name: video, reward: {entry}}}]"])
+    assert said in str(error.value)
+
+
 def test_a_name_and_a_file_cannot_be_mistaken_for_each_other(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli("recipes", "copy", "modes2d")[0] == 0
@@ -296,6 +313,9 @@ def test_a_name_and_a_file_cannot_be_mistaken_for_each_other(cli, tmp_path, monk
     assert code == 2 and "the file modes2d.yaml here differs from it" in printed
     assert "max_steps: 7" in cli("recipes", "show", "modes2d.yaml")[1]
     assert "max_steps: 7" not in cli("recipes", "show", str(recipe.shipped()["modes2d"]))[1]
+    copy = copy.rename("modes2d.yml")
+    code, printed = cli("train", "modes2d", "--dry-run")
+    assert code == 2 and "the file modes2d.yml here differs from it" in printed
     copy.rename("digits")
     assert cli("recipes", "show", "./digits")[0] == 0
     copy = tmp_path / "mine"

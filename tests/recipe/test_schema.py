@@ -37,7 +37,8 @@ def test_shipped_recipes_fit_the_schema(plugins, name):
     [
         ("sharpening: 2.5", "sharpning: 2.5", "sharpning"), ("sharpening: 2.5", "sharpening: -1", "-1"),
         ("label_noise: 0.2", "lable_noise: 0.2", "lable_noise"), ("name: classifier", "name: clasifier", "clasifier"),
-        ("floor:", "flor:", "flor"),
+        ("floor:", "flor:", "flor"), ("- tensorboard", "- tensorbord", "tensorbord"), ("- precision", "- precison", "precison"),
+        ("pipeline: null", "pipeline: StableDiffusionXLPipline", "StableDiffusionXLPipline"),
     ],
 )  # fmt: skip
 def test_typos_in_options_are_found_by_an_editor(plugins, old, new, word):
@@ -47,6 +48,20 @@ def test_typos_in_options_are_found_by_an_editor(plugins, old, new, word):
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
     assert any(word in message for message in problems(schema, text.replace(old, new, 1)))
+
+
+def test_typos_in_lists_of_names_and_beside_other_names_are_found_by_an_editor(plugins):
+    schema, text = recipe_schema(plugins), recipe.load("scenes", plugins).as_yaml()
+    names = ("objects", recipe.load("scenes", plugins).config.data.options["objects"][0]), ("colours", "red"), ("counts", 2)
+    for key, name in names:
+        content = yaml.safe_load(text)
+        assert name in content["data"][key]
+        content["data"][key] = ["kee" if entry == name else entry for entry in content["data"][key]]
+        assert any("kee" in message for message in problems(schema, yaml.safe_dump(content))), key
+    content["objective"] = {"name": "dmd", "tolerance": "none"}
+    assert any("none" in message for message in problems(schema, yaml.safe_dump(content))), "of amd, for --objective amd"
+    content["rewards"] = [{"name": "video", "reward": {"name": "clipp"}}]
+    assert any("clipp" in message for message in problems(schema, yaml.safe_dump(content)))
 
 
 def test_every_reward_has_its_options_in_the_schema(plugins):

@@ -166,7 +166,7 @@ def test_killed_while_all_save_it_ends_and_goes_on_from_the_checkpoint_before(wa
     assert code != 0
     said = " ".join(printed.split())
     assert "no answer from process 1 of 0 to 1" in said
-    assert "--resume auto goes on from the newest checkpoint" in said
+    assert "a resumed run goes on from the newest checkpoint" in said
     saved = checkpoint.available(tmp_path / "run" / "checkpoints")
     assert [path.name for path in saved] == ["step-000001"]
     train_here(wan, tmp_path / "run", "auto")

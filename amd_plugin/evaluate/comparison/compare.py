@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -43,7 +44,7 @@ from amd_plugin.evaluate.directions import Direction
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_kind import is_run
 from amd_plugin.host.running.folder_lock import FolderLock
-from amd_plugin.host.running.run_folder import about, command_line
+from amd_plugin.host.running.run_folder import about, check_recipe, command_line, finished
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
@@ -74,7 +75,8 @@ def compare(
             None starts it.
 
     Raises:
-        InputError: before anything runs, if any arm's recipe is wrong, a seed both selects and reports, or `agree` says no.
+        InputError: before anything runs, if any arm's recipe is wrong or differs from that of its run which is there, a seed
+            both selects and reports, or `agree` says no.
         RunError: if any run failed; finished ones are kept.
     """
     if both := sorted({*seeds} & {*select}):
@@ -89,7 +91,8 @@ def compare(
     workers = min(workers or at_once or cores(), len(arms) * len(seeds))
     job = partial(Job, recipe, tuple(overrides), output)
     with _locked(output), worker_pool(workers, threads=max(1, cores() // workers)) as pool:
-        missing = [(seed, arm) for seed, arm in runs if not (run_folder(output, arm.name, seed) / "evaluation.json").is_file()]
+        checked = {arm.name: loaded for arm, loaded in zip(arms, recipes, strict=True)}
+        missing = [(seed, arm) for seed, arm in runs if not _is_there(output, arm, seed, checked[arm.name])]
         with busy(console, "estimating how long it takes"):
             seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
         told = _told(len(missing), len(runs), workers, seconds)
@@ -121,6 +124,18 @@ def _locked(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_there(output: Path, arm: Arm, seed: int, recipe: Recipe) -> bool:
+    """Whether the run of `arm` on `seed` is finished; raises InputError for a folder that its worker would refuse."""
+    own = recipe.config.train.model_copy(update={"seed": seed, "trackers": []})
+    of_seed = replace(recipe, config=recipe.config.model_copy(update={"train": own}))
+    folder = run_folder(output, arm.name, seed)
+    if finished(folder, of_seed) is not None:
+        return True
+    if is_run(folder):
+        check_recipe(folder, of_seed)
+    return False
 
 
 def _expected(pool: ProcessPoolExecutor, probe: Job, recipe: Recipe, missing: int, workers: int, output: Path) -> float | None:

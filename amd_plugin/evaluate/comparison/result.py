@@ -8,7 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import BeforeValidator
 
 from amd_plugin.atomic import write_text
 from amd_plugin.errors import InputError
@@ -16,6 +18,8 @@ from amd_plugin.evaluate.directions import Direction, badness
 from amd_plugin.json_files import read
 
 FILE = "compare.json"
+# A metric, which JSON has null for where it is not finite.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 def run_folder(output: Path, arm: str, seed: int) -> Path:
@@ -65,7 +69,7 @@ class Comparison:
     task: str
     recipe: str
     seeds: Sequence[int]
-    arms: Mapping[str, Mapping[str, Sequence[float]]]
+    arms: Mapping[str, Mapping[str, Sequence[Number]]]
     baseline: str
     better: Mapping[str, Direction]
     held_out: Sequence[str]
@@ -75,7 +79,7 @@ class Comparison:
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seconds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     updates: Mapping[str, Mapping[str, Sequence[int | None]]] = field(default_factory=dict)
-    teacher: Mapping[str, Sequence[float]]
+    teacher: Mapping[str, Sequence[Number]]
     own_teachers: bool = True
     command: str
     commits: Sequence[str] = ()
@@ -111,8 +115,12 @@ class Comparison:
         write_text(folder / FILE, self.as_json())
 
     def as_json(self) -> str:
-        """The text of `compare.json`."""
-        return json.dumps(asdict(self), indent=1)
+        """The text of `compare.json`; a metric that is not finite is null."""
+        content = asdict(self)
+        for metrics in (*content["arms"].values(), content["teacher"]):
+            for metric, values in metrics.items():
+                metrics[metric] = [value if math.isfinite(value) else None for value in values]
+        return json.dumps(content, indent=1, allow_nan=False)
 
     @property
     def metrics(self) -> list[str]:

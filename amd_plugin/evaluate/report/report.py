@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from amd_plugin import plugin_files
 from amd_plugin.atomic import write_text
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
@@ -24,6 +25,7 @@ from amd_plugin.host.running import run_cost, run_log
 from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.run_folder import about, repair, results, saved_config
 from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe import shipped
 from amd_plugin.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -138,8 +140,8 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
     rewards, zone = _rewards(curves), {key: title for key, title in ZONE.items() if any(key in line for line in lines)}
     return {
         "title": f"{known.recipe}, objective {known.objective}",
-        "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds with "
-        f"amd-plugin compare {known.recipe}.",
+        "lead": f"One run, seed {config.train.seed}. A single run says little: compare objectives over several seeds"
+        + (f" with {plugin_files.command('compare', known.recipe)}." if known.recipe in shipped() else "."),
         "unfinished": unfinished,
         "caveat": _caveat(config),
         **_samples(config, {known.objective: folder}, config.train.seed, plugins),
@@ -149,7 +151,7 @@ def _run_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "zone": figures.learning_curves(curves, zone, palette),
         "signals": figures.learning_curves(curves, {**_signals(curves), **losses}, palette) if lines else None,
         "beside": gallery.pairs(folder),
-        "evaluate": f"amd-plugin evaluate {folder}" if config.model.path is not None else "",
+        "evaluate": plugin_files.command("evaluate", folder) if config.model.path is not None else "",
         "levels": figures.zone_over_time(curves),
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, [config.train.seed]),
@@ -181,7 +183,7 @@ def _unfinished(folder: Path, config: RecipeConfig, lines: Sequence[Mapping[str,
     return (
         f"This run is not finished: {step} of {config.train.max_steps} updates are logged, and all of this is of what "
         "there is so far. "
-        f"If nothing trains it any more, go on with: amd-plugin train --resume {folder}"
+        f"If nothing trains it any more, go on with: {plugin_files.command('train', '--resume', folder)}"
     )
 
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from amd_plugin.atomic import is_draft, sweep, write_text
+from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
 from amd_plugin.disk import in_words, remedy
@@ -44,6 +45,7 @@ from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.threads import one_thread
 
 PAIRS = 6  # prompts of which the report shows teacher beside student
 
@@ -73,20 +75,32 @@ def evaluate(
     """
     if prompts is not None:  # what is wrong with the file is said before networks are loaded, which may take minutes
         suites.read(prompts, form)  # without `samples`: how many a prompt needs is in the run's recipe
-    student = load_student(run, plugins, at)
+    with busy(console, "loading the student and its teacher"):
+        student = load_student(run, plugins, at)
+    suite, asked = _suite(student, samples, prompts, form), samples or student.recipe.config.evaluate.samples
+    if prompts is None and suite.size != asked:
+        _say(console, f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
+    # As in training: networks made here are too small to share out, and a result must not depend on the cores that are free.
+    with one_thread(student.recipe.config.model.network is not None):
+        return _evaluated(run, student, suite, plugins, output, weights, teacher, console)
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False, markup=False)
+
+
+def _evaluated(
+    run: Path, student: Student, suite: Suite, plugins: PluginManager, output: Path | None, weights: Weights, teacher: bool,
+    console: Console | None,
+) -> Evaluation:  # fmt: skip
     config, task = student.recipe.config, student.task
     accelerator = _accelerator(config)
     device = accelerator.device
-    suite = _suite(student, samples, prompts, form)
-    metric_models = _metric_models(student, plugins, device)
+    with busy(console, "preparing prompts, rewards and metrics"):
+        metric_models = _metric_models(student, plugins, device)
+        prepare(student, suite, device)
 
-    def say(text: str) -> None:
-        if console is not None:
-            console.print(text, highlight=False, markup=False)
-
-    if prompts is None and suite.size != (asked := samples or config.evaluate.samples):
-        say(f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
-    prepare(student, suite, device)
     with _opened(output or run / "evaluation", student, weights, replace=output is None) as (folder, drawn):
         batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
         writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
@@ -99,20 +113,22 @@ def evaluate(
             with student.with_weights(weights):
                 groups = draw_samples(latents, student, drawn, suite, make_sampler(student, accelerator), device, batch)
                 measurements[role] = measure(
-                    _with_progress(groups, suite, role, say), partial(load_samples, latents), task, student.backbone, device,
-                    metric_models, batch, writers.get(role),
+                    _with_progress(groups, suite, role, partial(_say, console)), partial(load_samples, latents), task,
+                    student.backbone, device, metric_models, batch, writers.get(role),
                 )  # fmt: skip
-        reference, described = _reference(student, suite, metric_models, measurements, device)
-        rows = summary.rows(
-            measurements["student"], measurements.get("teacher"), reference, config.train.seed,
-            by_prompt=not suite.has_all_classes(task),
-        )  # fmt: skip
-        result = Evaluation(
-            run=run, student=student, weights=weights, suite=suite, rows=rows, reference=described, metric_models=metric_models,
-            measurements=measurements, latents=folder / "latents", trained_on=_trained_on(student),
-        )  # fmt: skip
-        write_results(result, folder)
-        _write_pairs(folder, suite)
+        with busy(console, "computing distances and intervals"):
+            reference, described = _reference(student, suite, metric_models, measurements, device)
+            rows = summary.rows(
+                measurements["student"], measurements.get("teacher"), reference, config.train.seed,
+                by_prompt=not suite.has_all_classes(task),
+            )  # fmt: skip
+            result = Evaluation(
+                run=run, student=student, weights=weights, suite=suite, rows=rows, reference=described,
+                metric_models=metric_models, measurements=measurements, latents=folder / "latents",
+                trained_on=_trained_on(student),
+            )  # fmt: skip
+            write_results(result, folder)
+            _write_pairs(folder, suite)
         return result
 
 

@@ -25,7 +25,7 @@ def check_mp4() -> None:
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
-        message = "writing MP4 needs imageio-ffmpeg. Install it: pip install 'amd-plugin[video]'"
+        message = "writing MP4 needs imageio-ffmpeg. Install it: pip install 'imageio-ffmpeg>=0.5'"
         raise MissingDependency(message) from error
 
 

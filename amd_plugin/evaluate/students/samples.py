@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from amd_plugin.atomic import replaced_file, sweep
 from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students.suite import Group, Suite
+from amd_plugin.host.checkpoint import streamed
 from amd_plugin.host.student.load import Student
 from amd_plugin.models.conditions import LabelConditions, PromptConditions
 from amd_plugin.models.family import Caller, Condition, guided
@@ -90,7 +90,7 @@ def draw_samples(
             size = batch or group.repeats
             parts = [_draw_part(student, group, numbers[i : i + size], sampler, device) for i in range(0, group.repeats, size)]
             with replaced_file(path, durable=False) as draft:
-                save_file({"samples": torch.cat(parts).contiguous()}, draft, about)
+                streamed.write(draft, {"samples": torch.cat(parts)}, about=about, finite=False)
         yield group
 
 

@@ -187,7 +187,7 @@ def check(path: Path) -> Manifest:
     if not path.is_dir():
         raise InputError(f"checkpoint {path}: there is no such folder")
     if (path / "checkpoints").is_dir():
-        raise InputError(f"checkpoint {path}: is a run's folder. Name one of {path / 'checkpoints'}, or leave out --output")
+        raise InputError(f"checkpoint {path}: is a run's folder. Name one of the folders in {path / 'checkpoints'}")
     if not (path / "manifest.json").is_file():
         raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. {ADVICE}")
     manifest: Manifest = _read(path, "manifest.json", Manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tempfile
@@ -57,6 +58,11 @@ class Replay(NamedTuple):
     sentence: str
     stages: list[Stage]
     parameters: list[str]
+
+    def as_json(self) -> str:
+        """The replay for programs; the gap of a stage is null where other values were not finite than in the run."""
+        stages = [{**stage._asdict(), "gap": stage.gap if math.isfinite(stage.gap) else None} for stage in self.stages]
+        return json.dumps({**self._asdict(), "stages": stages}, indent=1, allow_nan=False)
 
     def lines(self) -> Iterator[str]:
         """The replay in words."""

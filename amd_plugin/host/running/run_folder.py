@@ -172,14 +172,9 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
     if is_run(output):
-        repair(output)
-        changed = recipe.differs(_saved(output / "config.yaml"), differences)
-        if changed:
-            raise InputError(
-                f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed)
-            )
+        check_recipe(output, recipe)
         if resume is None:
-            command = f"amd-plugin train --resume {output}{plugin_files.options()}"
+            command = plugin_files.command("train", "--resume", output)
             raise InputError(f"--output {output}: holds a run already. Go on with {command}, or choose another folder")
     elif output.is_dir() and any(not _is_beginning(entry) for entry in output.iterdir()):
         raise InputError(f"--output {output}: is not empty and holds no run. Choose another folder")
@@ -191,7 +186,7 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
     folder = output / "checkpoints"
     newest, rescued = checkpoint.newest(folder), checkpoint.partials(folder)
     if newest is None and {*folder.glob("step-*")} - {*rescued}:
-        raise InputError(f"--resume auto: none of the checkpoints in {folder} can be used; see the warnings above")
+        raise InputError(f"{folder}: none of the checkpoints can be used; see the warnings above")
     for path in rescued[-1:]:
         try:
             checkpoint.verify(path)
@@ -201,9 +196,10 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         exact = "beginning again" if newest is None else f"going on from {newest.name}"
         step = checkpoint.step_of(path.with_name(path.name.removesuffix(PARTIAL)))
         log.warning(
-            "%s holds a part of a step that failed; %s, which is exact and repeats %d steps. With --resume %s less is "
-            "repeated, and what follows is not to the bit what an undisturbed run would give",
-            path, exact, step - (0 if newest is None else checkpoint.step_of(newest)), path,
+            "%s holds a part of a step that failed; %s, which is exact and repeats %d steps. %s repeats less, and what "
+            "follows is not to the bit what an undisturbed run would give",
+            path, exact, step - (0 if newest is None else checkpoint.step_of(newest)),
+            plugin_files.command("train", "--resume", path),
         )  # fmt: skip
     return newest or _first_start(output)
 
@@ -219,6 +215,18 @@ def _first_start(output: Path) -> Path | None:
         choice = f"Name another with --resume CHECKPOINT, or delete {output}, and start again"
         raise InputError(f"--resume auto: the run began from another's, which cannot be used: {problem}. {choice}") from error
     return Path(start)
+
+
+def check_recipe(output: Path, recipe: Recipe) -> None:
+    """Refuses a `recipe` with which the run in `output` cannot go on; writes its config.yaml anew where that is damaged.
+
+    Raises:
+        InputError: with the keys that differ and may not.
+    """
+    repair(output)
+    changed = recipe.differs(_saved(output / "config.yaml"), differences)
+    if changed:
+        raise InputError(f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed))
 
 
 def _is_beginning(entry: Path) -> bool:
@@ -323,7 +331,7 @@ def results(output: Path) -> dict[str, float] | None:
 
 def read_results(output: Path) -> dict[str, float]:
     """The held-out metrics in the file evaluation.json of a run; raises InputError where it cannot be read."""
-    advice = f"amd-plugin train --resume {output}{plugin_files.options()} makes it anew"
+    advice = f"{plugin_files.command('train', '--resume', output)} makes it anew"
     return read(output / "evaluation.json", dict[str, float], advice)
 
 

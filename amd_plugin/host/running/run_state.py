@@ -81,7 +81,7 @@ def rescue(
     """
     path, exists = _checkpoint(trainer, output), [False]
     if trainer.has_shares and not probe.complete():
-        return "without all processes there is nothing to be saved; --resume auto goes on from the newest checkpoint"
+        return "without all processes there is nothing to be saved; a resumed run goes on from the newest checkpoint"
     if not (trainer.accelerator.is_main_process or trainer.has_shares):
         return f"process 0 saves {path}, if it can"
     try:
@@ -89,18 +89,18 @@ def rescue(
         if trainer.has_shares:
             broadcast_object_list(exists)
         if exists[0]:
-            return f"saved {path} before; --resume auto repeats the step"
+            return f"saved {path} before; a resumed run repeats the step"
         _write(trainer, progress(), output, settle, partial=partial)
         if not partial:
-            return f"saved {path}; --resume auto repeats the step"
+            return f"saved {path}; a resumed run repeats the step"
         beside = path.with_name(checkpoint.name_of(trainer.step, partial=True))
-        goes_on = "--resume auto goes on from a checkpoint between steps, or begins again"
+        goes_on = "a resumed run goes on from a checkpoint between steps, or begins again"
         return f"saved {beside}, with a part of the step; {goes_on}"
     except Interrupted:
         raise
     except BaseException as error:
         whole = checkpoint.available(output / "checkpoints")[-1:]
-        rest = f"{whole[0]} is whole, and --resume auto goes on from there" if whole else "there is no checkpoint to go on from"
+        rest = f"{whole[0]} is whole, and a resumed run goes on from there" if whole else "there is no checkpoint to go on from"
         return f"it could not be saved: {_in_words(error)}; {rest}"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from amd_plugin.atomic import write_text
+from amd_plugin.choices import trackers
 from amd_plugin.disk import dispensable
 from amd_plugin.errors import InputError, MissingDependency, did_you_mean, in_words
 from amd_plugin.json_files import read
@@ -104,12 +105,12 @@ def check_trackers(names: Sequence[str]) -> None:
         MissingDependency: where the package of one is not installed.
     """
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import LoggerType
 
     available = {str(tracker) for tracker in get_available_trackers()}
+    known = trackers()
     for index, name in enumerate(names):
-        if name not in LoggerType.list():
-            hint = did_you_mean(name, LoggerType.list())
+        if name not in known:
+            hint = did_you_mean(name, known)
             raise InputError(f"train.trackers.{index}: unknown tracker, got '{name}'.{hint}")
         if name not in available:
             raise MissingDependency(f"train.trackers.{index}: the package of '{name}' is not installed")

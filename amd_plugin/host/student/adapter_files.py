@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffusers
-from safetensors.torch import save_file
 from torch import Tensor
 
 import amd_plugin
 from amd_plugin.errors import InputError
+from amd_plugin.host.checkpoint import streamed
 from amd_plugin.host.student.sampler_settings import SamplerSettings
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Elsewhere, Family
@@ -65,7 +65,7 @@ def write_adapter(folder: Path, student: Role, backbone: Backbone, recipe: Recip
     about = _metadata(elsewhere, backbone, recipe, step)
 
     def write(weights: dict[str, Tensor], path: str) -> None:
-        save_file(weights, path, metadata={"format": "pt", **about})
+        streamed.write(Path(path), weights, about={"format": "pt", **about}, finite=False)
 
     save(folder, **{f"{family.component}_lora_layers": layers}, weight_name=LORA_FILE, save_function=write)
     if elsewhere.layers is None:

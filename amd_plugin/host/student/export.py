@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 
+from amd_plugin import plugin_files
 from amd_plugin.atomic import replaced_folder
 from amd_plugin.checksums import changed, checksums
 from amd_plugin.choices import StudentFormat, Weights
@@ -30,6 +31,7 @@ from amd_plugin.models.quiet import quiet
 from amd_plugin.models.roles import Role
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
+from amd_plugin.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def _forget_places(folder: Path) -> None:
 
 def _write_card(folder: Path, shown: Path, run: Path, **about: Any) -> None:
     """Writes the card; where the disk has no room for it, the student is complete all the same."""
-    later = f"the student has no model card; later: amd-plugin export {run}"
+    later = f"the student has no model card; later: {plugin_files.command('export', run)}"
     with dispensable(folder / "README.md", later, shown / "README.md"):
         write_card(folder, run=run, **about)
 
@@ -133,7 +135,8 @@ def export_run(
     if output is not None and not _may_be_replaced(output):
         raise InputError(f"--output {output}: is not empty and holds no exported student alone. Choose another folder")
     student = load_student(run, plugins, at)
-    with student.with_weights(weights) as role:
+    # Merging an adapter computes, and a student must not depend on the cores that are free.
+    with one_thread(student.recipe.config.model.network is not None), student.with_weights(weights) as role:
         export(target, role, student.backbone, student.recipe, run=run, step=student.step, how=how, weights=weights)
     return target
 

@@ -30,6 +30,8 @@ _TEMPLATES = Environment(loader=PackageLoader("amd_plugin", "templates"), autoes
 
 log = logging.getLogger(__name__)
 
+# Of the base: a key of ours -> the field of its card on the hub, where a licence that the hub does not know is "other".
+LICENCE = {"licence": "license", "licence_name": "license_name", "licence_link": "license_link"}
 PLACE = re.compile(r"(file:/)?(/|~|[A-Za-z]:\\).*")  # of a file on some machine
 
 
@@ -135,9 +137,10 @@ def _metadata(
         for name, value in held_out.items()
     ]  # fmt: skip
     relation: dict[str, Any] = {"base_model_relation": "adapter" if adapter_alone else "finetune"} if hub else {}
+    licence: dict[str, Any] = {field: (base or {}).get(key) or None for key, field in LICENCE.items()}
     tags = ["amd-plugin", "distillation", "distribution-matching", "few-step", recipe.config.objective.name]
     return ModelCardData(
-        library_name="diffusers", base_model=hub or None, license=(base or {}).get("licence") or None, pipeline_tag=task,
+        library_name="diffusers", base_model=hub or None, pipeline_tag=task, **licence,
         tags=tags + (["lora"] if adapter_alone else []), model_name=f"{recipe.name} student" if results else None,
         eval_results=results or None, **relation,
     )  # fmt: skip
@@ -193,15 +196,15 @@ def _teacher_lora(file: LoraFile | None) -> dict[str, Any] | None:
 
 
 def _base(path: str | None, revision: str | None) -> dict[str, str] | None:
-    """Name, hub id and licence of the pipeline distilled from; None for networks made here."""
+    """Name, hub id, revision and licence of the pipeline distilled from; None for networks made here."""
     if path is None:
         return None
     folder = Path(path).expanduser()
     on_hub = not folder.is_dir()
     try:
         card = ModelCard.load(path if on_hub else folder / "README.md", ignore_metadata_errors=True).data
-        licence = str(card.get("license") or "")
+        licence = {key: str(card.get(field) or "") for key, field in LICENCE.items()}
     except Exception:  # no card, no network, or a broken card: the licence is unknown, and the student's card says so
-        licence = ""
+        licence = dict.fromkeys(LICENCE, "")
     hub = path if on_hub else ""
-    return {"name": hub or folder.name, "hub": hub, "licence": licence, "revision": revision or ""}
+    return {"name": hub or folder.name, "hub": hub, "revision": revision or "", **licence}

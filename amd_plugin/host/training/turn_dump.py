@@ -96,7 +96,7 @@ def write(
             folder, turn.batch.step, {**weights, "inputs": inputs, "computed": computed}, state, keep=10**6,
             writes=trainer.accelerator.is_main_process, about={"amd_plugin": amd_plugin.__version__}, finite=False,
         )  # fmt: skip
-        outcome[0] = f"Look at it with: amd-plugin replay {path}{plugin_files.options()}"
+        outcome[0] = f"Look at it with: {plugin_files.command('replay', path)}"
     except OSError as error:  # the run's end, or its going on, matters more
         outcome[0] = f"It could not be dumped: {error}"
     broadcast_object_list(outcome)

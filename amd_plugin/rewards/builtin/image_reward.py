@@ -10,10 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertTokenizer
-from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
-from transformers.models.blip.modeling_blip import BlipVisionModel
-from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from amd_plugin.errors import InputError
 from amd_plugin.models.dtypes import DTYPES
@@ -110,6 +106,9 @@ class BlipScore(nn.Module):
 
     def __init__(self, state: Mapping[str, Tensor], sizes: Path, source: str):
         super().__init__()
+        from transformers.models.blip.modeling_blip import BlipVisionModel  # see `read_clip`
+        from transformers.models.blip.modeling_blip_text import BlipTextModel
+
         state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
         own = {prefix: _under(state, prefix) for prefix in ("blip.visual_encoder.", "blip.text_encoder.", "mlp.layers.")}
         unknown = [name for name in state if not name.startswith(tuple(own))]
@@ -119,7 +118,7 @@ class BlipScore(nn.Module):
             message += f"nothing is called {empty[0]}*" if empty else f"{len(unknown)} unexpected, the first is {unknown[0]}"
             raise InputError(f"reward image_reward: {message}. Fetch it again")
         vision, text, head = own.values()
-        vision_config: Any = _vision_config(vision, source)
+        vision_config = _vision_config(vision, source)
         text_config = _text_config(sizes, vision_config.hidden_size)
         self.edge: int = vision_config.image_size
         self.vocabulary: int = text_config.vocab_size
@@ -156,7 +155,9 @@ def _renamed(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _vision_config(vision: Mapping[str, Tensor], source: str) -> BlipVisionConfig:
+def _vision_config(vision: Mapping[str, Tensor], source: str) -> Any:
+    from transformers.models.blip.configuration_blip import BlipVisionConfig
+
     try:
         width, patch = vision["cls_token"].shape[-1], vision["patch_embed.proj.weight"].shape[-1]
         side = math.isqrt(vision["pos_embed"].shape[1] - 1)
@@ -171,7 +172,9 @@ def _vision_config(vision: Mapping[str, Tensor], source: str) -> BlipVisionConfi
     )  # fmt: skip
 
 
-def _text_config(file: Path, vision_width: int) -> BlipTextConfig:
+def _text_config(file: Path, vision_width: int) -> Any:
+    from transformers.models.blip.configuration_blip import BlipTextConfig
+
     with reading("image_reward", str(file), "the text encoder's sizes", "Name the released med_config.json as `med_config`"):
         given: Any = json.loads(file.read_text())
         same = (
@@ -186,6 +189,8 @@ def _tokenizer(path: str, vocabulary: int) -> Any:
     """BERT's tokenizer, with the two tokens BLIP adds."""
     hint = "Name a folder with a complete BERT tokenizer as `tokenizer`"
     with reading("image_reward", path, "a BERT tokenizer", hint):
+        from transformers import BertTokenizer
+
         tokenizer = BertTokenizer.from_pretrained(path)
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         tokenizer.add_tokens(["[ENC]"], special_tokens=True)

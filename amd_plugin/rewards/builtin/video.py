@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from amd_plugin.config import REWARD_CONTEXT
+from amd_plugin.config import REWARD_CONTEXT, WrappedReward
 from amd_plugin.errors import AmdPluginError, InputError, in_words
 from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
@@ -48,7 +48,7 @@ class VideoReward:
 
     def __init__(
         self,
-        reward: dict[str, Any],
+        reward: WrappedReward,
         reduce: Literal["mean", "min"] = "mean",
         frames: Annotated[int, Field(ge=1)] = 8,
         weight: Annotated[float, Field(ge=0)] = 1.0,

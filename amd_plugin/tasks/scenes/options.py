@@ -10,18 +10,23 @@ from amd_plugin.errors import did_you_mean
 from amd_plugin.options import Strict, option
 from amd_plugin.tasks.scenes.grammar import COLOURS, NUMBERS, OBJECTS
 
-# Lists count as tuples: options that come back from a file are lists.
-Names = Annotated[tuple[str, ...], Field(min_length=3, strict=False)]
+# Lists count as tuples: options that come back from a file are lists. Editors find a typo by what the schema lists; the
+# validators below have better words for it.
+Object = Annotated[str, Field(json_schema_extra={"enum": [*OBJECTS]})]
+Colour = Annotated[str, Field(json_schema_extra={"enum": [*COLOURS]})]
+Count = Annotated[int, Field(json_schema_extra={"enum": [*NUMBERS]})]
 
 
 class SceneOptions(Strict):
     """Which prompts there are, and whose judges read their pictures."""
 
-    objects: Names = option(
+    objects: Annotated[tuple[Object, ...], Field(min_length=3, strict=False)] = option(
         tuple(OBJECTS)[:12], "names of the objects, at least three; the others are what judges must not accept"
     )
-    colours: Names = option(tuple(COLOURS)[:6], "names of the colours, at least three")
-    counts: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = option(
+    colours: Annotated[tuple[Colour, ...], Field(min_length=3, strict=False)] = option(
+        tuple(COLOURS)[:6], "names of the colours, at least three"
+    )
+    counts: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = option(
         (2, 3, 4), "numbers that prompts count to, from 2, 3 and 4"
     )
     per_prompt: int = option(4, "number of evaluation samples per prompt; GenEval has 4", ge=2)

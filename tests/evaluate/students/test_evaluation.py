@@ -9,10 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from amd_plugin.errors import InputError
+from amd_plugin.evaluate.students import evaluation
 from amd_plugin.evaluate.students.bootstrap import Interval
 from amd_plugin.evaluate.students.evaluation import evaluate
 from amd_plugin.evaluate.students.summary import _fields
 from amd_plugin.host import checkpoint, run
+from amd_plugin.host.student import export
 from tests.helpers.recipes import TINY
 
 
@@ -29,7 +31,7 @@ def digits(tmp_path_factory):
 
 
 def read(folder):
-    return json.loads((folder / "evaluation.json").read_text())
+    return json.loads((folder / "evaluation.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_held_out_rewards_are_curves_of_the_training_run(digits):
@@ -38,10 +40,32 @@ def test_held_out_rewards_are_curves_of_the_training_run(digits):
     assert "random" in json.loads((digits / "evaluation.json").read_text())
 
 
+def test_networks_made_here_are_evaluated_and_exported_on_one_thread(digits, plugins, tmp_path, monkeypatch):
+    """The last digits of a sum depend on how many share it, and so would those of a result on the cores that are free."""
+    seen = []
+
+    def watched(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (seen.append((name, torch.get_num_threads())), function(*a, **k))[1])
+
+    for name in ("prepare", "measure", "_reference", "write_results"):
+        watched(evaluation, name)
+    watched(export, "export")
+    torch.set_num_threads(2)
+    try:
+        evaluate(digits, plugins, tmp_path / "evaluation", samples=40, teacher=False)
+        export.export_run(digits, plugins, tmp_path / "student")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [(name, 1) for name in ("prepare", "measure", "_reference", "write_results", "export")]
+
+
 def test_digits_from_the_command_line(cli, digits):
     before = (digits / "evaluation.json").read_bytes()
     code, printed = cli("evaluate", digits, "--samples", 40)
     assert code == 0, printed
+    assert all(f"\n{words}" in f"\n{printed}" for words in ("loading the student", "preparing", "computing distances"))
     folder = digits / "evaluation"
     assert (digits / "evaluation.json").read_bytes() == before, "the mark of a complete run was touched"
     content = read(folder)

@@ -155,6 +155,16 @@ def test_dry_run_writes_nothing(tiny, plugins, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_whose_default_folder_is_taken_says_what_the_run_needs(tiny, plugins, tmp_path):
+    loaded = tiny()
+    (tmp_path / "config.yaml").write_text(loaded.as_yaml())
+    (tmp_path / "run.json").write_text('{"recipe": "modes2d", "objective": "amd"}')
+    assert "--output FOLDER" in dry_run(loaded, plugins, tmp_path, named=False)["needs"]
+    for resume, named in ((None, True), (str(tmp_path / "checkpoints" / "step-000003"), False)):
+        with pytest.raises(InputError):
+            dry_run(loaded, plugins, tmp_path, resume, named=named)
+
+
 def test_nothing_is_left_behind_by_input_that_cannot_be_used(tiny, plugins, tmp_path):
     class Needy:
         @hookimpl
@@ -166,6 +176,8 @@ def test_nothing_is_left_behind_by_input_that_cannot_be_used(tiny, plugins, tmp_
         run.train(tiny("rewards=[{name: needy}]"), plugins, tmp_path / "run")
     with pytest.raises(InputError, match=r"train.trackers.0: unknown tracker.*Did you mean 'tensorboard'"):
         run.train(tiny("train.trackers=[tensorbord]"), plugins, tmp_path / "run")
+    with pytest.raises(InputError, match=r"train.trackers.0: unknown tracker, got 'all'"):
+        dry_run(tiny("train.trackers=[all]"), plugins, tmp_path / "run")
     with pytest.raises(MissingDependency, match="'comet_ml' is not installed"):
         run.train(tiny("train.trackers=[comet_ml]"), plugins, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -178,7 +190,7 @@ def test_checkpoints_know_their_recipe(tiny, plugins, tmp_path):
         run.train(tiny("train.seed=5"), plugins, tmp_path / "two", resume=str(path))
     with pytest.raises(InputError, match=r"beyond train.max_steps 2"):
         run.train(tiny("train.max_steps=2"), plugins, tmp_path / "two", resume=str(path))
-    with pytest.raises(InputError, match="is a run's folder"):
+    with pytest.raises(InputError, match=r"is a run's folder. Name one of the folders in [^,]*checkpoints$"):
         run.train(tiny(), plugins, tmp_path / "two", resume=str(tmp_path / "one"))
     assert not (tmp_path / "two").exists()
     for step in path.parent.iterdir():

@@ -1,5 +1,10 @@
 """The words of a replay, where most samples are not finite."""
 
+import json
+import math
+
+import pytest
+
 from amd_plugin.host.running.replay import Replay, Stage
 
 
@@ -8,3 +13,9 @@ def test_of_many_samples_the_first_are_named():
     lines = list(Replay(4, "student", "a sentence", stages, [f"layer {i}" for i in range(7)]).lines())
     assert lines[1].startswith("  x0: not finite in samples 0, 1, 2, 3, 4, 5, 6, 7 and 184 more;")
     assert lines[2].startswith("  direction: finite;") and lines[3].endswith("layer 4 and 2 more")
+
+
+def test_its_json_is_what_any_program_reads():
+    stages = [Stage("x0", [], math.inf), Stage("direction", [3], 0.25)]
+    found = json.loads(Replay(4, "student", "a sentence", stages, []).as_json(), parse_constant=pytest.fail)
+    assert [stage["gap"] for stage in found["stages"]] == [None, 0.25] and found["step"] == 4

@@ -175,6 +175,13 @@ def test_every_file_loads_in_diffusers_and_makes_the_same_picture(family, export
         torch.testing.assert_close(torch.tensor(picture), torch.tensor(pictures[0]), rtol=1e-4, atol=1e-4)
 
 
+def test_the_same_student_is_the_same_file_to_the_bit(exported, plugins, tmp_path):
+    folder, adapter = exported("sdxl")
+    again = export_run(folder, plugins, tmp_path / "again", how="lora")
+    files = sorted(path.name for path in adapter.glob("*.safetensors"))
+    assert len(files) == 2 and all((again / name).read_bytes() == (adapter / name).read_bytes() for name in files)
+
+
 def test_the_adapter_of_a_pipeline_cannot_be_applied_twice(exported):
     folder, _ = exported("sdxl")
     pipeline = DiffusionPipeline.from_pretrained(folder / "student")

@@ -16,8 +16,9 @@ from amd_plugin.errors import RunError
 from amd_plugin.host import run
 from amd_plugin.host.student import export
 from amd_plugin.host.student.export import LORA_FILE, export_run, push
-from amd_plugin.host.student.model_card import _metadata
+from amd_plugin.host.student.model_card import _base, _metadata, write_card
 from amd_plugin.models.backbone import load_backbone
+from tests.helpers.documentation import blocks
 
 
 def network(folder, component="unet"):
@@ -55,6 +56,9 @@ def test_the_card_and_the_checkpoints_say_what_they_are_where_tools_look(finishe
     backbone = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
     data = _metadata(recipe, backbone, {"hub": "owner/base", "licence": "mit"}, {}, adapter_alone=True).to_dict()
     assert data["base_model"] == "owner/base" and data["base_model_relation"] == "adapter" and "lora" in data["tags"]
+    named = {"hub": "owner/base", "licence": "other", "licence_name": "a licence", "licence_link": "LICENSE.md"}
+    data = _metadata(recipe, backbone, named, {}, adapter_alone=True).to_dict()
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "a licence", "LICENSE.md")
     with safe_open(finished / "checkpoints" / "step-000002" / "student.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "step": "2", "recipe": recipe.name, "amd_plugin": amd_plugin.__version__}
 
@@ -66,6 +70,25 @@ def test_the_hub_lists_a_student_among_its_kind(family, tag, piped, plugins):
     recipe = piped(family)
     backbone = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
     assert _metadata(recipe, backbone, None, {}, adapter_alone=False).to_dict().get("pipeline_tag") == tag
+
+
+def test_the_code_of_a_card_runs_where_there_are_few_classes(tiny, plugins, tmp_path, monkeypatch):
+    recipe = tiny("data.classes=3")
+    backbone = load_backbone(recipe.config.model, recipe.task, 0, plugins.families())
+    backbone.network.save_pretrained(tmp_path / "transformer")
+    backbone.scheduler.save_pretrained(tmp_path / "scheduler")
+    write_card(tmp_path, backbone, recipe, run=tmp_path, step=1, weights="ema")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(tmp_path / "README.md", "python")
+    exec(code, names := {})
+    assert names["x"].shape == (8, 2) and set(names["labels"].tolist()) == {0, 1, 2}
+
+
+def test_a_licence_with_a_name_of_its_own_is_passed_on_whole(tmp_path):
+    card = "---\nlicense: other\nlicense_name: a licence\nlicense_link: LICENSE.md\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    found = _base(str(tmp_path), None)
+    assert (found["licence"], found["licence_name"], found["licence_link"]) == ("other", "a licence", "LICENSE.md")
 
 
 def test_repeating_it_replaces_the_folder_whole(finished, plugins):
@@ -114,6 +137,7 @@ def test_a_hub_that_cannot_be_reached_costs_nothing(finished, cli, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, said = cli("export", finished, "--push-to-hub", "acme/student")
     assert code == 1 and "--push-to-hub acme/student" in said and "is complete; try again" in said
+    assert "writing the student" in said and "uploading the student to acme/student" in said
     assert network(finished / "student")
 
 
