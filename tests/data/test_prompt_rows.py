@@ -240,7 +240,7 @@ def test_a_million_lines_are_read_with_flat_memory(streaming, tmp_path):
         task = Prompts(source="million.txt", streaming={streaming})
         asked = iter(task.asked_for(1_000_000, 16))
         class Everywhere:
-            def is_file(self): return True
+            def __fspath__(self): return "million.txt"
             def with_suffix(self, suffix): return pathlib.Path("nowhere")
         path = conditions.files.path
         conditions.files.path = lambda prompt, negative=False: path(prompt, True) if negative else Everywhere()

@@ -11,6 +11,7 @@ from amd_plugin.host.checkpoint.files import (
     name_of,
     newest,
     partials,
+    prune,
     read_state,
     save,
     set_aside,
@@ -21,6 +22,6 @@ from amd_plugin.host.checkpoint.files import (
 )
 
 __all__ = [
-    "available", "check", "find", "load", "name_of", "newest", "partials", "read_state", "save", "set_aside", "step_of",
-    "tensors_on", "verify", "write_manifest",
+    "available", "check", "find", "load", "name_of", "newest", "partials", "prune", "read_state", "save", "set_aside",
+    "step_of", "tensors_on", "verify", "write_manifest",
 ]  # fmt: skip

@@ -113,9 +113,15 @@ def save(
             return path
         write_json(draft / "state.json", {"step": step, "rest": rest, **state})
         write_manifest(draft)
-    for old in () if partial else (*available(folder)[:-keep], *partials(folder, before=step)):
-        remove_folder(old)
+    if not partial:
+        prune(folder, step, keep)
     return path
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Removes all but the last `keep` checkpoints, and parts of steps before `step`."""
+    for old in (*available(folder)[:-keep], *partials(folder, before=step)):
+        remove_folder(old)
 
 
 def name_of(step: int, *, partial: bool = False) -> str:

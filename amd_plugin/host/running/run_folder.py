@@ -122,6 +122,8 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, s
         if moved := checkpoint.set_aside(output / "checkpoints", step):
             names = ", ".join(path.name for path in moved)
             log.warning("%s: of steps beyond %d, from which the run goes on; moved to %s", names, step, moved[0].parent)
+        if not new:  # a run that was killed before it had removed old ones may have no other to save
+            checkpoint.prune(output / "checkpoints", step, recipe.config.train.keep_checkpoints)
         # Results of an earlier end are not the results of this run.
         (output / "evaluation.json").unlink(missing_ok=True)
         # config.yaml makes the folder a run's, so that it comes last.

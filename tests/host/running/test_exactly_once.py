@@ -50,7 +50,9 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("place", ["a checkpoint", "an evaluation", "the student", "a line", "the last evaluation"])
+@pytest.mark.parametrize(
+    "place", ["a checkpoint", "an evaluation", "the student", "a line", "the last evaluation", "an old checkpoint's removal"]
+)
 def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straight, tiny, plugins, tmp_path, monkeypatch):
     from amd_plugin.host.running import run_log
 
@@ -60,6 +62,7 @@ def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straigh
         "the last evaluation": (TASKS["modes2d"], "evaluate", 2),
         "the student": (run, "export", 1),
         "a line": (run_log.RunLog, "write", 2),
+        "an old checkpoint's removal": (checkpoint.files, "remove_folder", 1),
     }[place]
     original, calls = getattr(module, name), []
 
@@ -79,6 +82,7 @@ def test_killed_anywhere_metrics_and_weights_are_equal_to_the_bit(place, straigh
         file.write('{"step": 3, "half a li')
     run.train(tiny(*EVERY), plugins, folder, resume="auto")
     same(straight, folder)
+    assert {*os.listdir(folder / "checkpoints")} == {*os.listdir(straight / "checkpoints")}
 
 
 def test_a_start_from_another_run_is_remembered_until_there_is_a_checkpoint(
