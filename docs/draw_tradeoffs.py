@@ -28,7 +28,10 @@ CURVES = {
         "#0072B2",
         {"0.5": "guided_0.5", "1": "guided_1", "2": "guided_2", "4": "guided_4", "8": "guided_8", "auto": "guided_auto"},
     ),
-    "AMD's sharpening": ("#D55E00", {"amd": "amd", "amd, auto": "amd_auto"}),
+    "AMD's sharpening": (
+        "#D55E00",
+        {"1": "amd_sharpening_1", "amd": "amd", "4": "amd_sharpening_4", "amd, auto": "amd_auto"},
+    ),
     "the paper's form": ("#009E73", {"": "amd_paper"}),
     "reward gradient": ("#CC79A7", {"": "dmd_reward_gradient"}),
 }
@@ -60,13 +63,18 @@ def panel(axes: Axes, found: Comparison, across: str, upwards: str) -> None:
             continue
         x, y = ([fmean(arm[metric]) for arm in there.values()] for metric in (across, upwards))
         spread_x, spread_y = ([stdev(arm[metric]) for arm in there.values()] for metric in (across, upwards))
-        fixed = [index for index, strength in enumerate(there) if strength != "auto"]
+        fixed = [index for index, strength in enumerate(there) if not strength.endswith("auto")]
         if len(fixed) > 2:
             axes.plot([x[i] for i in fixed], [y[i] for i in fixed], color=colour, linewidth=1)
         axes.errorbar(x, y, spread_y, spread_x, color=colour, fmt="o", markersize=4, elinewidth=0.6, label=name)
         for strength, *place in zip(there, x, y, strict=True):
             axes.annotate(
-                strength, place, xytext=(4, 4 if len(fixed) > 2 else -9), textcoords="offset points", color=colour, fontsize=7
+                strength,
+                place,
+                xytext=(4, 4 if len(fixed) > 2 and "," not in strength else -9),
+                textcoords="offset points",
+                color=colour,
+                fontsize=7,
             )
 
 
