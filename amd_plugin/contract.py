@@ -56,11 +56,14 @@ def objective_problem(objective: Any) -> str:
             return f"with {name}, instead of which a host reads needs.{need}"
     if objective.needs.fake_score_outcome and not hasattr(objective, "outcomes"):
         return "with needs.fake_score_outcome and without outcomes"
-    for method, arguments in (("advantage", ("reward", "groups", "rung")), ("sharpening_weights", ("advantage", "sigma"))):
+    rungs = ("rungs",) if objective.needs.fake_score_rung else ()
+    for method, arguments, by_name in (
+        ("advantage", ("reward", "groups", "rung"), ()), ("sharpening_weights", ("advantage", "sigma"), rungs),
+    ):  # fmt: skip
         try:
-            inspect.signature(getattr(objective, method)).bind(*arguments)
+            inspect.signature(getattr(objective, method)).bind(*arguments, **dict.fromkeys(by_name))
         except (TypeError, ValueError):
-            return f"whose {method} does not take ({', '.join(arguments)})"
+            return f"whose {method} does not take ({', '.join((*arguments, *by_name))})"
     return ""
 
 

@@ -47,6 +47,8 @@ class Needs:
         match_range: (low, high) noise levels of the matching term, in place of the host's.
         fake_score_weight: whether the fake score's loss takes a weight per sample.
         fake_score_noise_level: whether `sharpening_weights` needs the noise levels [B] of the fake score's turn.
+        fake_score_rung: whether `sharpening_weights` needs the exit rungs [B] of the samples, where these may differ; may be
+            `IF_OFFERED`.
         fake_score_outcome: whether the fake score is conditioned on the outcome of each sample; may be `IF_OFFERED`. It is
             trained with `Objective.outcomes`. It predicts `Signals.fake` without one, and `fake_bad` and `fake_good` with each.
         reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`.
@@ -69,6 +71,7 @@ class Needs:
     match_range: Window | None = None
     fake_score_weight: bool = False
     fake_score_noise_level: bool = False
+    fake_score_rung: bool | Literal["if offered"] = False
     fake_score_outcome: bool | Literal["if offered"] = False
     reward_gradient: bool = False
     discriminator: Adversarial | None = None
@@ -101,6 +104,7 @@ IN_WORDS = {
     "match_range": "noise levels of its own for matching",
     "fake_score_weight": "a weight per sample in the fake score's loss",
     "fake_score_noise_level": "the noise levels of the fake score's turn",
+    "fake_score_rung": "the exit rungs of the fake score's samples",
     "fake_score_outcome": "a fake score that is conditioned on the outcome of each sample",
     "reward_gradient": "a differentiable reward",
     "discriminator": "a discriminator on the fake score's features",
@@ -157,6 +161,8 @@ class Objective(Protocol):
 
     def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Weights [B] of mean 1 for the fake score's loss.
+
+        An objective with `Needs.fake_score_rung` takes the exit rungs [B] int64 of the samples too, as ``rungs``.
 
         Args:
             advantage: advantages [B] of the batch of all ranks.

@@ -36,11 +36,13 @@ class Scored(NamedTuple):
     Attributes:
         own: rows of this rank's samples among those of all ranks.
         advantage: advantages of the samples of all ranks; None where no reward is used.
+        rungs: exit rungs of the samples of all ranks.
         signal_fields, metrics: attributes of `HostBridge` after the samples were scored.
     """
 
     own: slice
     advantage: Tensor | None
+    rungs: Tensor
     signal_fields: dict[str, Tensor]
     metrics: dict[str, Tensor]
 
@@ -96,7 +98,7 @@ class HostBridge:
         if plugins is not None and plugins.hook.distill_advantage_schedule.get_hookimpls():
             log.warning("distill_advantage_schedule of a plugin has no effect here: only the reference host calls it")
         self._advantage: Tensor | None = None  # of the samples scored last, on all ranks; this rank's rows of it
-        self._own = slice(0, 0)
+        self._own, self._rungs = slice(0, 0), torch.zeros(0, dtype=torch.long)
         self.moves_noise_levels = bool(samplers)
 
     @property
@@ -137,7 +139,7 @@ class HostBridge:
         if self._scores is None or not self.uses_reward:
             self._advantage = None
             return torch.zeros(len(x0), device=x0.device)
-        scores, batch_groups, rungs = self._on_host(self._scores(x0.detach(), prompts), groups, rung)
+        scores, batch_groups, self._rungs = self._on_host(self._scores(x0.detach(), prompts), groups, rung)
         batch_reward, compared = scores[:, 0], self.objective.needs.group_size > 1
         if compared and len(batch_groups.unique()) == len(batch_groups) and not self._said_unrepeated:
             log.warning(
@@ -147,7 +149,7 @@ class HostBridge:
             )
             self._said_unrepeated = True
         if isinstance(rung, Tensor):
-            advantage = self._by_rung(batch_reward, batch_groups, rungs)
+            advantage = self._by_rung(batch_reward, batch_groups)
         else:
             advantage = self.objective.advantage(batch_reward, batch_groups, rung)
         self._advantage = advantage.to(x0.device, non_blocking=True)
@@ -160,7 +162,7 @@ class HostBridge:
 
         All statistics are computed there: a GPU would have to be waited for at each of their branches.
         """
-        device, rungs = scores.device, rung if isinstance(rung, Tensor) else torch.zeros((), dtype=torch.long)
+        device, rungs = scores.device, torch.as_tensor(rung)
         whole = [values.to(device, torch.long, non_blocking=True).expand(len(scores))[:, None] for values in (groups, rungs)]
         # Integers hold the bits of a score, and a prompt's id exactly.
         bits = scores.view(torch.int32).to(torch.long)
@@ -169,20 +171,20 @@ class HostBridge:
 
     def scored(self) -> Scored:
         """What `advantages` computed last, for `recall`."""
-        return Scored(self._own, self._advantage, self.signal_fields, self.metrics)
+        return Scored(self._own, self._advantage, self._rungs, self.signal_fields, self.metrics)
 
     def recall(self, scored: Scored, device: torch.device) -> Tensor:
         """The advantages [B] of samples on `device` that an earlier turn scored, in place of `advantages` in this one."""
-        self._own, self._advantage, self.signal_fields, self.metrics = scored
+        self._own, self._advantage, self._rungs, self.signal_fields, self.metrics = scored
         if self._advantage is None:
             return torch.zeros(self._own.stop - self._own.start, device=device)
         return self._advantage[self._own]
 
-    def _by_rung(self, reward: Tensor, groups: Tensor, rungs: Tensor) -> Tensor:
-        """Advantages [N] of samples at exit rungs [N], with the statistics of each rung."""
+    def _by_rung(self, reward: Tensor, groups: Tensor) -> Tensor:
+        """Advantages [N] of samples with the statistics of each one's exit rung."""
         advantage = torch.zeros_like(reward)
-        for rung in rungs.unique().tolist():
-            of_rung = rungs == rung
+        for rung in self._rungs.unique().tolist():
+            of_rung = self._rungs == rung
             advantage[of_rung] = self.objective.advantage(reward[of_rung], groups[of_rung], rung)
         return advantage
 
@@ -209,7 +211,8 @@ class HostBridge:
         if self._advantage is None:
             return torch.ones(count) if sigma is None else torch.ones(count, device=sigma.device)
         levels = None if sigma is None else self.ranks.joined(sigma.detach().float().expand(count).to(self._advantage.device))
-        return self.objective.sharpening_weights(self._advantage, levels)[self._own]
+        own_tilts = {"rungs": self._rungs} if self.objective.needs.fake_score_rung else {}
+        return self.objective.sharpening_weights(self._advantage, levels, **own_tilts)[self._own]
 
     def student_fields(self, x0: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
         """`signal_fields` for the student's turn, and its reward with a gradient where the objective asks for it.

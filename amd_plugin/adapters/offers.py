@@ -10,7 +10,7 @@ from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import metadata
 
 # What every adapter offers. How often prompts repeat is up to the user's data.
-OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight"})
+OFFERS = frozenset({"reward", "group_size", "recommended_group_size", "uncond", "fake_score_weight", "fake_score_rung"})
 LEVELS = frozenset({"noise_level", "fake_score_noise_level"})
 # What no option asks for by name: it is there or not.
 BESIDE_NEEDS = {
@@ -69,7 +69,7 @@ def table() -> str:
     """The Markdown table of what each host offers."""
     lines = [f"| | options of `amd` | {' | '.join(HOSTS)} |", f"|---|---|{'---|' * len(HOSTS)}"]
     for name, words in (IN_WORDS | BESIDE_NEEDS).items():
-        if name == "recommended_group_size":  # the same thing as `group_size` to a host
+        if name in ("recommended_group_size", "fake_score_rung"):  # to a host the same as `group_size`, and as `rungs`
             continue
         cells = [CONDITIONS.get((host, name), "yes") if name in offers else "no" for host, offers in HOSTS.items()]
         options = ", ".join(f"`{option}`" for option in OWN.get(name, options_of(name)))

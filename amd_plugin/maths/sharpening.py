@@ -17,12 +17,12 @@ Kind = Literal["linear", "exponential"]
 LARGEST = 40  # exp(40) still leaves room for a mean over any batch in fp32
 
 
-def sharpening_weights(advantage: Tensor, sharpening: float, kind: Kind = "linear") -> Tensor:
+def sharpening_weights(advantage: Tensor, sharpening: float | Tensor, kind: Kind = "linear") -> Tensor:
     """Weights of the fake score's loss, larger for worse samples, mean 1.
 
     Args:
         advantage: advantages [B] of the whole batch over all ranks, so that the mean is taken over all of it.
-        sharpening: lambda in [0, 40]; 0 gives exactly 1 everywhere.
+        sharpening: lambda in [0, 40], of all samples or [B] of each; 0 gives exactly 1 everywhere.
         kind: ``linear`` is 1 - lambda a (the paper's, as we read it), ``exponential`` is exp(-lambda a). A linear weight
             below 0, possible where lambda a > 1, would train the fake score to be wrong there and counts as 0.
 
@@ -38,12 +38,15 @@ def sharpening_weights(advantage: Tensor, sharpening: float, kind: Kind = "linea
         >>> sharpening_weights(torch.tensor([-1.0, 0.0, 1.0]), sharpening=0.5)
         tensor([1.5000, 1.0000, 0.5000])
     """
-    if not 0 <= sharpening <= LARGEST:
+    of_all = torch.as_tensor(sharpening)
+    if not bool(((of_all >= 0) & (of_all <= LARGEST)).all()):
         raise ValueError(f"sharpening: must be in [0, {LARGEST}], got {sharpening}")
     if kind not in ("linear", "exponential"):
         raise ValueError(f"kind: must be 'linear' or 'exponential', got {kind!r}")
     a = widen(advantage.detach())
-    weights = (1 - sharpening * a).clamp(min=0) if kind == "linear" else torch.exp(-sharpening * a)
+    # A number is no copy to a GPU, and a copy need not be waited for.
+    tilted = a * (sharpening.to(a, non_blocking=True) if isinstance(sharpening, Tensor) else sharpening)
+    weights = (1 - tilted).clamp(min=0) if kind == "linear" else torch.exp(-tilted)
     mean = weights.mean()
     return torch.where(mean > 0, weights / mean, torch.ones_like(weights))
 

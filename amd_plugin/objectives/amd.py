@@ -105,6 +105,7 @@ class AMDObjective(DMDObjective):
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
             fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
+            fake_score_rung=IF_OFFERED if self._kl is not None else False,
             fake_score_outcome=IF_OFFERED if gamma == "auto" else gamma != 0,
         )  # fmt: skip
 
@@ -176,12 +177,14 @@ class AMDObjective(DMDObjective):
         self.sharpening = self._kl.tilt(rung)
         return nats
 
-    def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def sharpening_weights(self, advantage: Tensor, sigma: Tensor | None = None, rungs: Tensor | None = None) -> Tensor:
         """Weights [B] for the fake score's loss.
 
         Args:
             advantage: advantages [B] of the batch of all ranks.
             sigma: noise levels [B] at which the fake score is trained, as fractions of the schedule; None if unknown.
+            rungs: exit rungs [B] of the samples, each of which has a lambda of its own with option `kl`; None for that of the
+                last batch.
 
         Returns:
             Weights [B] of mean 1; with `sharpening_sigma` exactly 1 outside of it, and of mean 1 in expectation.
@@ -189,7 +192,8 @@ class AMDObjective(DMDObjective):
         Raises:
             ValueError: without `sigma`, if option `sharpening_sigma` was given.
         """
-        weights = sharpening_weights(advantage, self._trust * self.sharpening, self.sharpening_kind)
+        tilt = self.sharpening if self._kl is None or rungs is None else self._kl.tilts(rungs)
+        weights = sharpening_weights(advantage, self._trust * tilt, self.sharpening_kind)
         if sigma is None and self.needs.fake_score_noise_level:
             raise ValueError("sigma: needed by objective.sharpening_sigma, and this host gives none")
         if (window := self.sharpening_sigma) is None or sigma is None:

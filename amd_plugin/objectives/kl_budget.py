@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from amd_plugin.maths.kl_budget import tilt_for
@@ -34,6 +35,10 @@ class KLBudget:
     def tilt(self, rung: int = 0) -> float:
         """The running lambda of an exit rung; 0 before its first rewards that differ."""
         return self._tilt.get(rung, 0.0)
+
+    def tilts(self, rungs: Tensor) -> Tensor:
+        """The running lambdas [B] of exit rungs [B]; float64, on the CPU."""
+        return torch.tensor([self.tilt(rung) for rung in rungs.tolist()], dtype=torch.float64)
 
     def update(self, advantage: Tensor, groups: Tensor, rung: int = 0, nats: float | None = None) -> None:
         """Adds a batch; one without differences says nothing and changes nothing.

@@ -110,6 +110,23 @@ def test_ranks_whose_rewards_fail_do_not_hang_the_others(tmp_path):
     assert advantage.tolist() == [0, 0, 0, 0] and weight.tolist() == [1, 1, 1, 1] and failed.tolist() == [0.5, 0.5]
 
 
+def test_samples_of_several_rungs_have_the_tilt_of_their_own():
+    bridge = HostBridge(AMDObjective(2.0, kl=0.5), lambda media, prompts: media.mean(1))
+    x0, rungs = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), torch.arange(2).repeat(8)
+    x0[rungs == 1] = x0[rungs == 1] ** 3
+    a, budget = bridge.advantages(x0, torch.arange(16) // 8, rung=rungs), bridge.objective._kl
+    expected = torch.exp(-budget.tilts(rungs).to(a) * a)
+    scored, weights = bridge.scored(), bridge.weights()
+    torch.testing.assert_close(weights, expected / expected.mean())
+    assert budget.tilt(0) != budget.tilt(1)
+    bridge.advantages(x0, torch.arange(16) // 8, rung=1)
+    only = torch.exp(-budget.tilt(1) * bridge._advantage)
+    torch.testing.assert_close(bridge.weights(), only / only.mean())
+    bridge.recall(scored, x0.device)
+    expected = torch.exp(-budget.tilts(rungs).to(a) * a)
+    torch.testing.assert_close(bridge.weights(), expected / expected.mean())
+
+
 @pytest.mark.parametrize("options", [{}, {"kl": 0.5}, {"advantage_guidance": "auto"}, {"memory_share": 0.5}], ids=str)
 @pytest.mark.parametrize("rung", [1, torch.tensor([0, 1, 0, 1])], ids=str)
 def test_a_scored_turn_waits_for_the_device_once(options, rung):

@@ -92,6 +92,20 @@ def test_state_goes_round_and_rungs_have_tilts_of_their_own():
     assert tilts[0] != tilts[1]
 
 
+def test_each_sample_has_the_tilt_of_its_own_rung():
+    """Harvested samples of all rungs are in one batch; they had the tilt of the last rung."""
+    objective, rungs = AMDObjective(kl=0.5), torch.arange(2).repeat_interleave(64)
+    narrow, wide = (objective.advantage(scale * rewards(0), GROUPS, rung) for rung, scale in enumerate((1.0, 9.0)))
+    objective.advantage(torch.where(rewards(1) > 1.5, -4.0, 0.0), GROUPS, 1)
+    tilts = [objective._kl.tilt(rung) for rung in (0, 1)]
+    assert tilts[0] != tilts[1]
+    expected = torch.cat([torch.exp(-tilt * a) for tilt, a in zip(tilts, (narrow, wide), strict=True)])
+    joined = torch.cat((narrow, wide))
+    torch.testing.assert_close(objective.sharpening_weights(joined, rungs=rungs), expected / expected.mean())
+    assert torch.equal(objective.sharpening_weights(wide, rungs=torch.ones(64).long()), objective.sharpening_weights(wide))
+    assert objective.needs.fake_score_rung and not AMDObjective().needs.fake_score_rung
+
+
 def test_guidance_that_sets_itself_shares_the_budget():
     alone, both = AMDObjective(kl=0.5), AMDObjective(kl=0.5, advantage_guidance="auto")
     both._contrast.running += 1.0

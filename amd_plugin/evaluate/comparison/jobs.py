@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -180,6 +181,8 @@ def _cost(run: Path) -> dict[str, float]:
 def seconds_per_update(job: Job) -> float:
     """In a worker: how long an update of one arm takes, with a teacher that has hardly been trained.
 
+    Warnings are left out: those about rewards and samples of such a teacher would mislead, and the runs repeat all others.
+
     Raises:
         ValueError: for a job without an arm.
     """
@@ -187,7 +190,7 @@ def seconds_per_update(job: Job) -> float:
         raise ValueError("a job without an arm updates nothing")
     own = (f"train.seed={job.seed}", "train.trackers=[]", "model.teacher.steps=1")
     recipe = load(job.recipe, _plugins(), (*job.overrides, *job.arm.overrides, *own), job.arm.objective)
-    with one_thread():
+    with one_thread(), _without_warnings():
         trainer = Trainer(recipe, _plugins(), make_accelerator(recipe, job.output))
         try:
             trainer.cycle()  # the first one allocates
@@ -199,6 +202,16 @@ def seconds_per_update(job: Job) -> float:
         finally:
             if trainer.rewards is not None:
                 trainer.rewards.close()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Inside, this process logs nothing below an error."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def train_arm(job: Job) -> Metrics:

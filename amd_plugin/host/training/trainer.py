@@ -154,7 +154,8 @@ class Trainer:
         sigma = self.forward.noise_levels(batch, "fake_score", None, advantage)
         # Outcomes come first: by them an objective learns that this host offers them.
         outcome, parts = self._outcomes(batch, advantage), self.rollouts.micro_batches
-        weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma)
+        own_tilts = {"rungs": batch.rungs} if self.objective.needs.fake_score_rung else {}
+        weight = None if advantage is None else self.objective.sharpening_weights(advantage, sigma, **own_tilts)
         turn = Turn("fake_score", batch, parts, exits, advantage, sigma, weight, outcome)
         metrics, trace = self.fake_score_gradients(turn)
         metrics = self._updated(turn, metrics, trace)

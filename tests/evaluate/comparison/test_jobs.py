@@ -68,8 +68,8 @@ def test_other_seeds_are_refused(text):
 
 
 @pytest.mark.parametrize(("each", "measured"), [(0.1, 3), (1.5, 2), (30.0, 1)])
-def test_an_estimate_takes_no_more_updates_than_it_needs(each, measured, monkeypatch, tmp_path):
-    """Three, or as many as begin within two seconds, after one that allocates."""
+def test_an_estimate_takes_no_more_updates_than_it_needs(each, measured, monkeypatch, tmp_path, caplog):
+    """Three, or as many as begin within two seconds, after one that allocates; its teacher is nothing to warn of."""
     clock, trainers = [0.0], []
 
     class SlowTrainer:
@@ -82,11 +82,15 @@ def test_an_estimate_takes_no_more_updates_than_it_needs(each, measured, monkeyp
         def cycle(self):
             self.cycles += 1
             clock[0] += each
+            logging.getLogger("amd_plugin.rewards").warning("rewards of an untrained teacher are all equal")
 
     monkeypatch.setattr(jobs, "Trainer", SlowTrainer)
     monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
     seconds = jobs.seconds_per_update(Job("modes2d", (), tmp_path, 0, Arm("dmd", "dmd")))
     assert seconds == pytest.approx(each) and trainers[0].cycles == 1 + measured
+    assert not caplog.records
+    logging.getLogger("amd_plugin").warning("logged again")
+    assert caplog.messages == ["logged again"]
 
 
 def test_a_run_of_a_comparison_keeps_what_it_says_of_its_own_cost(monkeypatch, tmp_path):

@@ -19,6 +19,23 @@ def harvest_of(trainer, sets=1, step=0):
     return batches, Harvest(trainer.forward, batches, trainer.rollouts.micro_batches, 0, step)
 
 
+def test_harvested_samples_have_the_tilt_of_their_own_rung(tiny, plugins, monkeypatch):
+    trainer = trained(tiny, plugins, *HARVEST, "objective.kl=0.5", cycles=2)
+    budget, tilts = trainer.objective._kl, []
+    weigh = type(trainer.objective).sharpening_weights
+
+    def weights_of(self, advantage, sigma=None, rungs=None):
+        whole = weigh(self, advantage, sigma, rungs)
+        expected = torch.exp(-budget.tilts(rungs).to(advantage) * advantage)
+        torch.testing.assert_close(whole, expected / expected.mean())
+        tilts.append({budget.tilt(rung) for rung in rungs.tolist()})
+        return whole
+
+    monkeypatch.setattr(type(trainer.objective), "sharpening_weights", weights_of)
+    trainer.cycle()
+    assert len(tilts) == 5 and all(len(of_turn) == 4 for of_turn in tilts), "all rungs are in each batch"
+
+
 @pytest.mark.parametrize("transition", ["sde", "ode"])
 def test_a_descent_gives_what_a_rollout_to_each_rung_gives(tiny, plugins, transition):
     trainer = trained(tiny, plugins, *HARVEST, f"model.transition={transition}", cycles=1)
