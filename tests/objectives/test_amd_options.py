@@ -216,6 +216,26 @@ def test_a_reward_gradient_does_not_pull_harder_the_less_rewards_differ():
     assert again.state_dict() == objective.state_dict()
 
 
+def reward_slopes(objective, rung):
+    """The slope [8] of the reward's part in the loss of a student turn with exit rungs `rung`."""
+    s = signals(torch.zeros(8), rung=rung)
+    grad = torch.autograd.grad(objective.student_loss(s._replace(reward=s.x0[:, 0])).loss, s.x0)[0]
+    return (grad - torch.autograd.grad(DMDObjective().student_loss(s).loss, s.x0)[0])[:, 0] * 8
+
+
+def test_a_reward_gradient_is_divided_by_the_spread_of_each_samples_own_rung():
+    """Samples that were harvested have several rungs, and each is scored by a call of its own."""
+    objective, groups, spread = DMDObjective(reward_gradient=1.0), torch.arange(4) // 4, torch.arange(4.0).std()
+    rungs = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
+    objective.advantage(torch.arange(4.0) * 10, groups, 0)
+    objective.advantage(torch.arange(4.0), groups, 1)
+    expected = -1 / torch.where(rungs == 0, 10.0, 1.0) / spread
+    torch.testing.assert_close(reward_slopes(objective, rungs), expected, rtol=1e-4, atol=1e-5)
+    unscored = reward_slopes(objective, torch.full((8,), 2))
+    assert torch.equal(unscored, reward_slopes(objective, None)), "a host that scores all rungs as one has one spread"
+    assert torch.equal(unscored, reward_slopes(objective, torch.ones(8, dtype=torch.long)))
+
+
 def test_the_papers_side_is_warned_about_where_it_loses_modes(caplog):
     with caplog.at_level(logging.WARNING):
         AMDObjective(1.0, side="both"), AMDObjective(2.0), AMDObjective(2.0, side="both", strength=0.0)
