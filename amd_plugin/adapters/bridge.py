@@ -65,8 +65,8 @@ class HostBridge:
         plugins: manager as given.
         metrics: mean reward and share of failed rewards of the last batch, and the mean of each named reward as
             ``reward/NAME``, 0-dim tensors.
-        signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
-            ranks; empty before the first batch.
+        signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, the advantages of all
+            ranks, and the rungs of both where samples have rungs of their own; empty before the first batch.
         ranks: the ranks that share one batch.
         step: number of student updates so far.
         moves_noise_levels: whether a plugin moves noise levels.
@@ -154,6 +154,8 @@ class HostBridge:
             advantage = self.objective.advantage(batch_reward, batch_groups, rung)
         self._advantage = advantage.to(x0.device, non_blocking=True)
         self.signal_fields = {"groups": groups.to(x0.device, non_blocking=True), "batch_advantage": self._advantage}
+        if isinstance(rung, Tensor):
+            self.signal_fields |= {"rung": self._rungs[self._own], "batch_rung": self._rungs}
         self.metrics = reward_metrics(scores, self._scores.names)
         return self._advantage[self._own]
 

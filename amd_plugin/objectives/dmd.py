@@ -184,14 +184,23 @@ class DMDObjective:
         return [] if self.guidance_window is None else [operators.window(guide=self.guidance_window)]
 
     def _reward_loss(self, signals: Signals) -> tuple[Tensor, Tensor]:
-        """``- reward_gradient r / spread`` [B], with 0 for failed rewards, and the share of failed rewards."""
+        """``- reward_gradient r / spread of its rung`` [B], with 0 for failed rewards, and the share of failed rewards."""
         if signals.reward is None:
             raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
         finite = torch.isfinite(signals.reward)
         reward = torch.where(finite, signals.reward, 0.0)
-        spread = self._widest.to(reward)
+        spread = self._widest_spread(signals.rung, reward)
         reward_loss = -self.schedule_factor * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
         return reward_loss, 1 - finite.float().mean()
+
+    def _widest_spread(self, rungs: Tensor | None, like: Tensor) -> Tensor:
+        """The widest spread [B] at each sample's rung; where that is unknown, of the rung scored last."""
+        last = self._widest.to(like)
+        if rungs is None:
+            return last
+        of_rung = {rung: self.statistics.widest(rung).to(like) for rung in set(rungs.tolist())}
+        own = torch.stack([of_rung[rung] for rung in rungs.tolist()])
+        return torch.where(own > 0, own, last)
 
 
 @takes(PlainDMDOptions)

@@ -127,6 +127,15 @@ def test_samples_of_several_rungs_have_the_tilt_of_their_own():
     torch.testing.assert_close(bridge.weights(), expected / expected.mean())
 
 
+def test_the_signals_of_samples_of_several_rungs_have_these():
+    bridge = HostBridge(AMDObjective(2.0), lambda media, prompts: media.mean(1))
+    x0, rungs = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), torch.arange(2).repeat(8)
+    bridge.advantages(x0, torch.arange(16) // 8, rung=rungs)
+    assert torch.equal(bridge.signal_fields["rung"], rungs) and torch.equal(bridge.signal_fields["batch_rung"], rungs)
+    bridge.advantages(x0, torch.arange(16) // 8, rung=1)
+    assert "rung" not in bridge.signal_fields, "all samples were scored last"
+
+
 @pytest.mark.parametrize("options", [{}, {"kl": 0.5}, {"advantage_guidance": "auto"}, {"memory_share": 0.5}], ids=str)
 @pytest.mark.parametrize("rung", [1, torch.tensor([0, 1, 0, 1])], ids=str)
 def test_a_scored_turn_waits_for_the_device_once(options, rung):
