@@ -142,11 +142,6 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._max_steps, self._accumulation = max_steps, accumulation
         self._turn: Turn | None = None
 
-    @property
-    def outcome(self) -> FakeScoreConditions | None:
-        """`conditions`; None without advantage guidance."""
-        return self.conditions if self.conditions.takes_outcomes else None
-
     def validate(self, samples: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """Metrics of samples of the user's validation, with the alarm for hacked rewards; every rank has to call it.
 
