@@ -53,7 +53,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         student, teacher, fake_score, config, discriminator: arguments of the host's pipeline; the teacher may be a DeepSpeed
             engine.
         strength, sharpening: options of `amd_plugin.AMDObjective`.
-        reward: function of (media, prompts), or a mapping with ``name`` and options; None leaves every advantage at 0.
+        reward: function of (media, prompts), or a mapping with ``name`` and options, which is computed where the student is by
+            now unless it names a ``device``; None leaves every advantage at 0.
         decode: function of latents to media [B, C, (T,) H, W] in [0, 1]; None scores the latents.
         amd: further options of `AMDObjective`, e.g. ``{"side": "both"}``.
         objective: objective to use in place of AMD, made by `get_plugin_manager().make_objective(...)` with the guidance scale
@@ -128,8 +129,9 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             teacher = place(role="teacher", module=teacher, accelerator=accelerator, options=recipe, read=None)
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
-        self.bridge = HostBridge(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
-        self.validation = None if held_out is None else Validation(self.bridge, held_out, plugins)
+        device = _device_of(student)
+        self.bridge = HostBridge(objective, make_reward(reward, plugins, device), decode, plugins=plugins, options=options)
+        self.validation = None if held_out is None else Validation(self.bridge, held_out, plugins, device)
         check_switch(rung_conditioning, "rung_conditioning")
         if rung_conditioning and not config.backward_simulation:
             raise InputError("rung_conditioning: needs backward_simulation, without which a sample has no exit rung")
@@ -372,6 +374,12 @@ class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc]
     """`DMDPipeline` with AMD; see `Adaptive` for its arguments."""
 
     host = DMDPipeline
+
+
+def _device_of(network: nn.Module) -> torch.device | None:
+    """The device of a network's weights; None for one that has none yet."""
+    device = next((parameter.device for parameter in network.parameters()), None)
+    return None if device is None or device.type == "meta" else device
 
 
 def _module(teacher: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from amd_plugin.errors import InputError, MissingDependency
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import get_plugin_manager
+from tests.helpers.simulated_device import SIMULATED, SimulatedDevice, put
 
 LATENTS = (4, 4, 2, 4, 4)
 
@@ -337,6 +338,16 @@ def test_advantage_guidance_through_tables_on_the_hosts_own_network():
     assert again.state_dict() == ours.state_dict()
     without = pipeline(AMDPipeline, sharpening=0, amd={"advantage_guidance": "auto"})
     assert not without.conditions.parameters(), "without a reward the networks stay as they are"
+
+
+def test_named_rewards_are_computed_where_the_student_is():
+    with SimulatedDevice():
+        student = wan(1)
+        for parameter in student.parameters():
+            put(parameter)
+        ours = AMDPipeline(student, wan(2), wan(3), config(), reward="random", held_out=[{"name": "hackable", "device": "cpu"}])
+    named = ours.bridge.reward, ours.validation._judges._reward
+    assert [rewards._rewards.scorers.popitem()[1].device for rewards in named] == [SIMULATED, torch.device("cpu")]
 
 
 def test_failures_are_replayed_and_a_resumed_run_has_them():
