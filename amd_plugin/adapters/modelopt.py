@@ -67,6 +67,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             turns use. A cycle is some calls of `compute_fake_score_loss`, then the student's; the arguments of its first call
             replace those of the others.
         accumulation: number of calls per update, of a loop that accumulates gradients.
+        seed: seed of the run, the same on every rank, for AMD's own draws; torch's generators stay the host's.
         rung_conditioning: whether the fake score is conditioned on the student's exit rung, with `backward_simulation`.
         held_out: rewards that judge samples in `validate` and are not trained on, named as in `reward`.
         host: further arguments of the host's pipeline.
@@ -103,6 +104,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         max_steps: int = 0,
         rollouts: Rollouts = "fresh",
         accumulation: int = 1,
+        seed: int = 0,
         rung_conditioning: bool = False,
         held_out: Any = None,
         **host: Any,
@@ -113,6 +115,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
         check_count(accumulation, "accumulation", 1)
         check_count(max_steps, "max_steps", 0)
+        check_count(seed, "seed", 0)
         self._cycle = HarvestedCycle(accumulation) if checked_rollouts(rollouts, "rollouts", cannot_harvest(config)) else None
         self._in_place = objective is not None  # and then its loss counts with a reward or without
         if objective is None:
@@ -130,7 +133,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
         device = _device_of(student)
-        self.bridge = HostBridge(objective, make_reward(reward, plugins, device), decode, plugins=plugins, options=options)
+        reward = make_reward(reward, plugins, device)
+        self.bridge = HostBridge(objective, reward, decode, plugins=plugins, options=options, seed=seed)
         self.validation = None if held_out is None else Validation(self.bridge, held_out, plugins, device)
         check_switch(rung_conditioning, "rung_conditioning")
         if rung_conditioning and not config.backward_simulation:
