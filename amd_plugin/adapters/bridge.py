@@ -57,12 +57,13 @@ class HostBridge:
         process_group: ranks that share one batch, with equally many samples each; None stands for all ranks.
         plugins: manager whose noise-level samplers and strength schedules are applied; None applies none.
         options: options of the objective, passed to `distill_sigma_sampler` as the recipe's section ``objective``.
-        seed: seed of the samplers' random generators.
+        seed: seed of the run, for AMD's own draws: of outcomes, of remembered failures, and of the plugins' samplers.
 
     Attributes:
         objective: objective that computes advantages and weights.
         reward: reward as given.
         plugins: manager as given.
+        seed: seed as given; a host that knows its own later sets it before the first turn.
         metrics: mean reward and share of failed rewards of the last batch, and the mean of each named reward as
             ``reward/NAME``, 0-dim tensors.
         signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, the advantages of all
@@ -91,7 +92,7 @@ class HostBridge:
             if objective.needs.reward_gradient:
                 self._scores.check_gradients()
         self.ranks, self._said_unrepeated = Ranks(process_group), False
-        self.plugins, self._seed, self.step = plugins, seed, 0
+        self.plugins, self.seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = samplers[::-1]
@@ -238,14 +239,14 @@ class HostBridge:
             key: keys of the random generator, the same on every rank.
         """
         advantage = self.signal_fields["batch_advantage"]
-        random = generator(self._seed, "outcome", *key, device=advantage.device)
+        random = generator(self.seed, "outcome", *key, device=advantage.device)
         drawn = self.objective.outcomes(advantage, torch.rand(len(advantage), generator=random, device=advantage.device))
         return drawn[self._own]
 
     def uniform(self, count: int, *key: object) -> Tensor:
         """Uniform random numbers [count, B] in [0, 1) for this rank's samples, drawn on the CPU for those of all ranks."""
         size = (count, len(self.signal_fields["batch_advantage"]))
-        return torch.rand(size, generator=generator(self._seed, *key, device=torch.device("cpu")))[:, self._own]
+        return torch.rand(size, generator=generator(self.seed, *key, device=torch.device("cpu")))[:, self._own]
 
     def student_loss(self, signals: Signals) -> LossOutput:
         """The objective's loss of the student's turn; averages its shared sums over ranks. Call it on every rank equally often.
@@ -303,7 +304,7 @@ class HostBridge:
         advantage = self.signal_fields.get("batch_advantage")
         advantage = None if advantage is None else advantage.unflatten(0, (len(levels), -1)).mean(1)
         for index, sampler in enumerate(self._samplers):
-            draws = generator(self._seed, "sigma", role, *key, index, device=levels.device)
+            draws = generator(self.seed, "sigma", role, *key, index, device=levels.device)
             moved = sampler(levels, role=role, advantage=advantage, step=self.step, generator=draws)
             if moved.shape != levels.shape or not ((moved >= 0) & (moved <= 1)).all():
                 raise RunError(f"sigma sampler {sampler!r}: must return {len(levels)} levels in [0, 1], got {moved}")

@@ -263,9 +263,9 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
     """
 
     def on_model_init_start(self, model: Any) -> None:
-        """Keeps the model for checkpoints, and sets the length of the run."""
+        """Keeps the model for checkpoints, and sets the length and the seed of the run."""
         self._model = model
-        model.max_iter = int(self.config.trainer.max_iter)
+        model.max_iter, model.bridge.seed = int(self.config.trainer.max_iter), int(self.config.trainer.seed)
 
     def on_dataloader_init_end(self, model: Any, dataloader_train: Any, dataloader_val: Any, iteration: int = 0) -> None:
         """Tells the model whether there are validations."""

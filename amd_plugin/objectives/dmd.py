@@ -122,11 +122,13 @@ class DMDObjective:
         """The surrogate loss on `signals.x0`, in fp32 or wider.
 
         Raises:
-            ValueError: for shapes that do not match, or no unconditional prediction at a guidance scale other than 1.
+            ValueError: for shapes that do not match, or without the predictions that guidance needs at a scale other than 1.
         """
         signals.check()
         if self.guidance_scale != 1 and signals.real_uncond is None and signals.guide_uncond is None:
             raise ValueError(f"Signals.real_uncond: needed at guidance scale {self.guidance_scale}, got None")
+        if self.guidance_scale != 1 and self.guidance_sigma is not None and signals.guide_cond is None:
+            raise ValueError(f"Signals.guide_cond: needed with guidance_sigma {self.guidance_sigma}, got None")
         direction = operators.chain(self.operator(), self._normalize)(signals)
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}

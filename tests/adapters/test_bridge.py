@@ -221,6 +221,27 @@ def test_plugins_follow_one_another_and_their_factors_multiply(plugins):
     assert bridge.objective.schedule_factor == 1
 
 
+def test_all_of_amds_own_draws_follow_from_the_seed_that_a_host_may_set_late(plugins):
+    class Jittered:
+        @hookimpl
+        def distill_sigma_sampler(self, options):
+            return lambda sigma, generator, **rest: torch.rand(len(sigma), generator=generator)
+
+    plugins.register(Jittered(), "jittered")
+
+    def drawn(seed, late=None):
+        bridge = HostBridge(
+            AMDObjective(2.0, advantage_guidance=1.0), lambda media, prompts: media[:, 0], plugins=plugins, seed=seed
+        )
+        bridge.seed = bridge.seed if late is None else late
+        bridge.advantages(torch.arange(64.0)[:, None], torch.zeros(64, dtype=torch.long))
+        draws = bridge.outcomes("turn"), bridge.uniform(1, "turn"), bridge.move_noise_levels(torch.rand(64), "student")
+        return [values.tolist() for values in draws]
+
+    assert drawn(5) == drawn(0, late=5)
+    assert all(one != other for one, other in zip(drawn(5), drawn(0), strict=True))
+
+
 def test_without_plugins_nothing_moves(plugins):
     for bridge in (HostBridge(AMDObjective()), HostBridge(AMDObjective(), plugins=plugins)):
         sigma = torch.rand(3)

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,6 +190,13 @@ def test_plugins_move_levels_and_set_the_strength():
     levels = torch.cat(levels)
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(set(plugin.random)) == 4
     assert amd_model.objective.schedule_factor == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
+
+
+def test_amds_own_draws_have_the_seed_of_fastgens_trainer():
+    ours, state = model(AMDModel, amd={"reward": Brightness()}), adapter.AMDStateCallback()
+    state.config = SimpleNamespace(trainer=SimpleNamespace(max_iter=3, seed=5))
+    state.on_model_init_start(ours)
+    assert (ours.bridge.seed, ours.max_iter) == (5, 3)
 
 
 def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():
