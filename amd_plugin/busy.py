@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from rich.console import Console
 from rich.text import Text
 
-from amd_plugin.terminal import plain, tell
+from amd_plugin.terminal import draws, plain, tell
 
 EVERY = 10.0  # seconds between two lines
 
@@ -27,7 +27,7 @@ def busy(console: Console | None, what: str, *, at_once: bool = True) -> Iterato
     if console is None:
         yield
         return
-    if console.is_terminal:
+    if draws(console):
         with console.status(Text(plain(what)), spinner="line"):
             yield
         return

@@ -49,6 +49,11 @@ def tell(console: Console | None, text: str) -> None:
         console.print(plain(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def draws(console: Console) -> bool:
+    """Whether bars and spinners can be seen on `console`: on a terminal, unless it is one that only takes lines."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class PlainFormatter(logging.Formatter):
     """Log messages with control characters as escapes."""
 

@@ -31,7 +31,7 @@ from amd_plugin.host.running.line_file import LineFile
 from amd_plugin.host.running.run_cost import Cost
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.json_files import MOST_STEPS, read_lines
-from amd_plugin.terminal import plain, tell
+from amd_plugin.terminal import draws, plain, tell
 
 if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
     from accelerate import Accelerator
@@ -93,7 +93,7 @@ class RunLog:
         self._bar: Progress | None = None
         if accelerator.is_main_process:
             self._file = LineFile(path, state.lines or 0)
-            if console is not None and console.is_terminal:
+            if console is not None and draws(console):
                 # What they show has names that plugins give, whose brackets would be markup.
                 what, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
                 self._bar = Progress(what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note, console=console)
