@@ -106,7 +106,7 @@ def common(
 
 def say(text: RenderableType) -> None:
     """Prints one result as it is, without wrapping it: it may be a path, or piped to another program."""
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+    out.print(text, soft_wrap=True)
 
 
 def show_whole(table: Table) -> None:
@@ -331,7 +331,7 @@ def plan(
 
     def loaded(more: Sequence[str]) -> recipes.Recipe:
         if more:
-            err.print(f"trying {' '.join(f'--set {change}' for change in more)}", highlight=False, markup=False)
+            err.print(f"trying {' '.join(f'--set {change}' for change in more)}")
         return recipes.load(recipe, plugins, [*given, *more], objective)
 
     with busy(err, f"tracing the networks of {recipe} at true size, without weights; a minute for large ones that are new"):
@@ -517,7 +517,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found, indent=1))
         return
     for row in found:
-        out.print(f"{row['name']}: {row['purpose']}", highlight=False, markup=False)  # a terminal wraps it between words
+        out.print(f"{row['name']}: {row['purpose']}")  # a terminal wraps it between words
 
 
 @recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")
@@ -639,9 +639,9 @@ def main() -> None:
             raise
         message, code, more = ending
         try:
-            err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+            err.print(f"error: {message}", style="red", soft_wrap=True)
             if more:
-                err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)", highlight=False)
+                err.print("(set AMD_PLUGIN_DEBUG=1 for the traceback)")
         except OSError:  # the terminal is gone; what Python writes there at its end would change the exit code
             out.silence()
             err.silence()

@@ -45,6 +45,7 @@ from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.terminal import tell
 from amd_plugin.threads import one_thread
 
 PAIRS = 6  # prompts of which the report shows teacher beside student
@@ -79,15 +80,10 @@ def evaluate(
         student = load_student(run, plugins, at)
     suite, asked = _suite(student, samples, prompts, form), samples or student.recipe.config.evaluate.samples
     if prompts is None and suite.size != asked:
-        _say(console, f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
+        tell(console, f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
     # As in training: networks made here are too small to share out, and a result must not depend on the cores that are free.
     with one_thread(student.recipe.config.model.network is not None):
         return _evaluated(run, student, suite, plugins, output, weights, teacher, console)
-
-
-def _say(console: Console | None, text: str) -> None:
-    if console is not None:
-        console.print(text, highlight=False, markup=False)
 
 
 def _evaluated(
@@ -113,7 +109,7 @@ def _evaluated(
             with student.with_weights(weights):
                 groups = draw_samples(latents, student, drawn, suite, make_sampler(student, accelerator), device, batch)
                 measurements[role] = measure(
-                    _with_progress(groups, suite, role, partial(_say, console)), partial(load_samples, latents), task,
+                    _with_progress(groups, suite, role, partial(tell, console)), partial(load_samples, latents), task,
                     student.backbone, device, metric_models, batch, writers.get(role),
                 )  # fmt: skip
         with busy(console, "computing distances and intervals"):

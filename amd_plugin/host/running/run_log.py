@@ -31,6 +31,7 @@ from amd_plugin.host.running.line_file import LineFile
 from amd_plugin.host.running.run_cost import Cost
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.json_files import MOST_STEPS, read_lines
+from amd_plugin.terminal import draws, plain, tell
 
 if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
     from accelerate import Accelerator
@@ -92,9 +93,10 @@ class RunLog:
         self._bar: Progress | None = None
         if accelerator.is_main_process:
             self._file = LineFile(path, state.lines or 0)
-            if console is not None and console.is_terminal:
-                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+            if console is not None and draws(console):
+                # What they show has names that plugins give, whose brackets would be markup.
+                what, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
+                self._bar = Progress(what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note, console=console)
                 self._row = self._bar.add_task("distilling", total=max_steps, completed=step, note="")
                 self._bar.start()
 
@@ -123,7 +125,7 @@ class RunLog:
     def _print(self, line: str) -> None:
         if self._console is not None and self._accelerator.is_main_process:
             with suppress(OSError):  # where it is printed to a file on a disk that is full
-                self._console.print(line, highlight=False)
+                tell(self._console, line)
         self._shown_at = time.monotonic()
 
     def state(self) -> LogState:
@@ -142,10 +144,10 @@ class RunLog:
         """Around what is no update, e.g. ``evaluating``: says so as `busy` does, and leaves its time out."""
         self._pause()
         if self._bar is not None:
-            self._bar.update(self._row, description=what)
-        plain = None if self._bar is not None or not self._accelerator.is_main_process else self._console
+            self._bar.update(self._row, description=plain(what))
+        console = None if self._bar is not None or not self._accelerator.is_main_process else self._console
         try:
-            with busy(plain, what, at_once=at_once):
+            with busy(console, what, at_once=at_once):
                 yield
         finally:
             self._resumed_at = self._shown_at = time.monotonic()
@@ -181,7 +183,7 @@ class RunLog:
             self._trackers.log({"time/seconds_per_update": each, "memory/gigabytes": memory, **settings}, step)
         note = self._note(each * (self._max_steps - step), each, memory)
         if self._bar is not None:
-            self._bar.update(self._row, completed=step, note=note)
+            self._bar.update(self._row, completed=step, note=plain(note))
         else:
             self._print(f"step {step}/{self._max_steps}  {note}")
         return self.last
