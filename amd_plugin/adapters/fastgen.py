@@ -47,10 +47,10 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
 
     Args:
         config: configuration of `DMD2Model`.
-        amd: options of `AMDObjective`, and four more. ``reward`` is a name with options, a list of these, or a callable. With
+        amd: options of `AMDObjective`, and five more. ``reward`` is a name with options, a list of these, or a callable. With
             ``share_rungs``, samples of one prompt leave a student of several steps at one rung, and rewards have statistics for
-            each. ``rung_conditioning`` gives the fake score a table of exit rungs. ``held_out`` names rewards that judge the
-            samples of FastGen's validation.
+            each. ``rung_conditioning`` gives the fake score a table of exit rungs; ``outcome_lr`` is the learning rate of its
+            table of outcomes. ``held_out`` names rewards that judge the samples of FastGen's validation.
         decode: function of samples to media; None decodes with the network's autoencoder, or not at all if it has none.
 
     Attributes:
@@ -91,7 +91,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         if (rungs or outcomes) and config.fsdp_meta_init:
             message = "needs a fake score with weights, and model.fsdp_meta_init builds it without. Set that to False"
             raise InputError(f"model_class.amd.{'rung_conditioning' if rungs else 'advantage_guidance'}: {message}")
-        self._conditions = FakeScoreConditions(rungs, outcomes, plugins, "model_class.amd")
+        self._conditions = FakeScoreConditions(rungs, outcomes, plugins, "model_class.amd", own.outcome_lr)
         super().__init__(config)
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
@@ -110,7 +110,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
     def build_model(self) -> None:
         """FastGen's networks; the fake score's tables come before its optimizer and before DDP or FSDP."""
         super().build_model()
-        self._conditions.add_to(self.fake_score)
+        self._conditions.add_to(self.fake_score, getattr(self.config.fake_score_optimizer, "lr", None))
 
     def _decode(self, x0: Tensor) -> Tensor:
         """Media in [0, 1] of samples, which are latents or, as the media that a decoder makes, pixels in [-1, 1]."""

@@ -234,6 +234,8 @@ def test_rungs_outcomes_and_the_rewards_gradient_reach_objective_and_fake_score(
     rungs, outcomes = ours._conditions.parameters()
     assert rungs.shape[0] == 4 and (rungs != 0).any(1).all()
     assert not outcomes[0].any() and outcomes[1].any() and outcomes[2].any()
+    assert ours.config.fake_score_optimizer.lr == 1e-4, "so that 64 times it is nearest to 5e-3"
+    assert torch.equal(ours.fake_score.state_dict()["outcomes.fake_score.0.table"], 64 * outcomes)
     assert {"contrast_ratio", "failed_gradients"} <= set(ours._metrics) and ours._metrics["failed_gradients"] == 0
     with pytest.raises(InputError, match="share_rungs: must be true or false"):
         model(AMDModel, amd={"share_rungs": 3})
