@@ -10,11 +10,7 @@ import pytest
 @pytest.mark.parametrize(
     ("host", "about", "count"),
     [
-<<<<<<< HEAD
-        ("modelopt", "", 46), ("modelopt", "_plugins", 14), ("modelopt", "_ranks", 1), ("fastvideo", "", 28),
-=======
-        ("modelopt", "", 45), ("modelopt", "_plugins", 13), ("modelopt", "_ranks", 1), ("fastvideo", "", 29),
->>>>>>> fetch-h18
+        ("modelopt", "", 46), ("modelopt", "_plugins", 14), ("modelopt", "_ranks", 1), ("fastvideo", "", 29),
         ("fastvideo", "_fast", 5), ("fastvideo", "_plugins", 8), ("fastvideo", "_ranks", 23), ("fastvideo", "_wan", 5),
         ("modelopt", "_harvest", 14), ("fastvideo", "_harvest", 10),
     ],
