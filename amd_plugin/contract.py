@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
-from amd_plugin.errors import InputError
+from amd_plugin.errors import InputError, in_words
 from amd_plugin.hookspecs import Needs, Objective
 
 _OBJECTIVE = (
@@ -156,3 +157,14 @@ def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> Non
     for name, meaning in objective.needs.missing(offers).items():
         got = getattr(objective.needs, name)
         raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose other options")
+
+
+def refuse_what_cannot_be_copied(objective: Objective) -> None:
+    """Raises InputError if `objective` cannot be copied and put back, as a host does around an update that may be left out."""
+    kind = type(objective).__name__
+    try:
+        vars(copy.deepcopy(objective))
+    except Exception as error:
+        message = f"must be one that copy.deepcopy copies, before each student turn, got a {kind}: {in_words(error)}"
+        advice = "Keep locks, files and the like outside of it, or give it a __deepcopy__, and a __dict__ for its state"
+        raise InputError(f"objective: {message}. {advice}") from error
