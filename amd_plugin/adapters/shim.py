@@ -86,7 +86,7 @@ def make_objective(
     Args:
         args: result of the parser that `add_arguments` extended.
         plugins: manager in which the objective is looked up; None stands for all installed plugins.
-        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give; those of every adapter by default.
+        offers: names of fields of `amd_plugin.hookspecs.Needs` that the trainer can give; by default those of every adapter.
         host: default values set by the trainer, e.g. ``guidance_scale``; the user's arguments override them.
 
     Raises:
