@@ -17,7 +17,7 @@ from torch import Tensor
 from amd_plugin.adapters.host_metrics import stacked
 from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.sample_scores import SampleScores, reward_metrics
-from amd_plugin.errors import RunError
+from amd_plugin.contract import moved_levels
 from amd_plugin.hookspecs import Objective
 from amd_plugin.maths.losses import LossOutput
 from amd_plugin.maths.signals import Signals
@@ -296,19 +296,15 @@ class HostBridge:
             key: further keys of the samplers' random generators, the same on every rank.
 
         Raises:
-            RunError: if a sampler returns another number of levels, or one outside of [0, 1].
+            RunError: for a sampler that fails, or returns something else than levels.
         """
         if not self.moves_noise_levels:
             return sigma
         levels = self.ranks.joined(sigma.float())
         advantage = self.signal_fields.get("batch_advantage")
         advantage = None if advantage is None else advantage.unflatten(0, (len(levels), -1)).mean(1)
-        for index, sampler in enumerate(self._samplers):
-            draws = generator(self.seed, "sigma", role, *key, index, device=levels.device)
-            moved = sampler(levels, role=role, advantage=advantage, step=self.step, generator=draws)
-            if moved.shape != levels.shape or not ((moved >= 0) & (moved <= 1)).all():
-                raise RunError(f"sigma sampler {sampler!r}: must return {len(levels)} levels in [0, 1], got {moved}")
-            levels = moved
+        draws = lambda index: generator(self.seed, "sigma", role, *key, index, device=levels.device)  # noqa: E731
+        levels = moved_levels(levels, self._samplers, draws, role=role, advantage=advantage, step=self.step)
         return levels[self.ranks.own_rows(len(sigma))].to(sigma.dtype)
 
     def media(self, x0: Tensor) -> Tensor:

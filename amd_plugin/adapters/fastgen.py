@@ -21,8 +21,9 @@ from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.fastgen_batch import plain, predictions_of, texts_of
-from amd_plugin.adapters.fastgen_host import Callback, DMD2Model, load
+from amd_plugin.adapters.fastgen_host import Callback, DMD2Model, EDMNoiseSchedule, load
 from amd_plugin.adapters.fastgen_host import losses as host_losses
+from amd_plugin.adapters.fastgen_levels import level, position
 from amd_plugin.adapters.harvest import checked_rollouts
 from amd_plugin.adapters.host_metrics import Tracked
 from amd_plugin.adapters.host_objective import adaptive_objective
@@ -171,11 +172,17 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         texts = condition.get("text_embeds") if isinstance(condition, Mapping) else condition
         return group_ids(self._prompts or (texts[0] if isinstance(texts, list | tuple) else texts), batch_size)
 
+    def _fractions(self, t: Tensor) -> Tensor:
+        """Noise levels [B] as fractions of the schedule, from FastGen's times: with EDM the places among its steps."""
+        schedule = self.net.noise_scheduler
+        fractions: Tensor = position(t, schedule.sigmas) if isinstance(schedule, EDMNoiseSchedule) else t / schedule.max_t
+        return fractions
+
     def _move_noise_levels(self, t: Tensor, role: str) -> Tensor:
-        """Noise levels [B] after the plugins' samplers, from the host's draw in [0, max_t]."""
-        end = self.net.noise_scheduler.max_t
-        moved: Tensor = self.bridge.move_noise_levels(t / end, role, *self._turn) * end
-        return moved
+        """FastGen's times [B] after the plugins' samplers, from its draw."""
+        schedule, moved = self.net.noise_scheduler, self.bridge.move_noise_levels(self._fractions(t), role, *self._turn)
+        times: Tensor = level(moved, schedule.sigmas) if isinstance(schedule, EDMNoiseSchedule) else moved * schedule.max_t
+        return times
 
     def _student_update_step(
         self,
@@ -202,7 +209,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         if len(fake) != 1 or len(real) != 1 + guided:
             message = f"a student step makes {len(fake)} fake-score and {len(real)} teacher calls, not 1 and {1 + guided}"
             raise RunError(f"fastgen: {message}. Use a newer amd-plugin")
-        sigma, uncond = t / self.net.noise_scheduler.max_t, real[1].x0 if guided else None
+        sigma, uncond = self._fractions(t), real[1].x0 if guided else None
         fields = bridge.student_fields(x0, self._prompts) | self._conditions.contrast(self._rungs, fake[0].again)
         output = self.bridge.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
@@ -240,7 +247,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
             )
             return loss
 
-        weight = shown.weight(bridge.weights(t / self.net.noise_scheduler.max_t), self._conditions.takes_outcomes)
+        weight = shown.weight(bridge.weights(self._fractions(t)), self._conditions.takes_outcomes)
         loss = weighted_loss(loss_of, weight, fake[0].x0, shown.x0, eps, t)
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs

@@ -182,8 +182,8 @@ def test_plugins_move_levels_and_set_the_strength():
         plugins = plugin.plugins
 
     amd_model = model(Own, amd={"side": "both", "reward": lambda media, prompts: media.mean((1, 2, 3))})
-    levels, end = [], amd_model.net.noise_scheduler.max_t
-    amd_model.teacher.register_forward_pre_hook(lambda module, args: levels.append(args[1] / end))
+    levels = []
+    amd_model.teacher.register_forward_pre_hook(lambda module, args: levels.append(amd_model._fractions(args[1])))
     train(amd_model, 4)
     turns = [("student", 0), ("fake_score", 0), ("student", 0), ("fake_score", 1)]
     assert plugin.moved == [(role, step, 4, 4) for role, step in turns]
@@ -197,6 +197,18 @@ def test_amds_own_draws_have_the_seed_of_fastgens_trainer():
     state.config = SimpleNamespace(trainer=SimpleNamespace(max_iter=3, seed=5))
     state.on_model_init_start(ours)
     assert (ours.bridge.seed, ours.max_iter) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "times", "fractions"),
+    [("edm", [0.002, 2.515, 80.0], [0, 0.5, 1]), ("rf", [0.0, 0.5, 0.999], [0, 0.5 / 0.999, 1])],
+)
+def test_a_fraction_of_the_schedule_is_a_share_of_edms_steps_and_of_other_schedules_times(schedule, times, fractions):
+    ours, times = model(AMDModel, amd={"reward": Brightness()}), torch.tensor(times, dtype=torch.float64)
+    ours.net.set_noise_schedule(schedule)
+    torch.testing.assert_close(ours._fractions(times), torch.tensor(fractions, dtype=torch.float64), rtol=1e-3, atol=0)
+    ours.bridge.move_noise_levels = lambda levels, *key: levels
+    torch.testing.assert_close(ours._move_noise_levels(times, "student"), times)
 
 
 def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():

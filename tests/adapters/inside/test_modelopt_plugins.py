@@ -93,7 +93,7 @@ def test_resumed_samplers_draw_on():
 def test_wrong_levels_end_the_run(wrong):
     plugin = Levels()
     plugin.move = lambda sigma, **rest: wrong(sigma)
-    with pytest.raises(RunError, match="must return 4 levels"):
+    with pytest.raises(RunError, match="must return a new tensor of 4 levels"):
         train(pipeline(AMDPipeline, plugins=plugin.plugins), 1)
 
 
