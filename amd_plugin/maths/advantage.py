@@ -86,6 +86,9 @@ def settled(a: Tensor, squash: Squash, limit: float, tolerance: float = 0.0) -> 
         limit: largest absolute advantage, > 0.
         tolerance: threshold >= 0 of a soft shrinkage: smaller values become 0, the others move towards 0 by it.
 
+    Raises:
+        RuntimeError: of torch, for a tolerance below 0.
+
     Example:
         >>> settled(torch.tensor([-3.0, 0.2, 0.7]), squash="clip", limit=1.0, tolerance=0.5)
         tensor([-1.0000,  0.0000,  0.2000])

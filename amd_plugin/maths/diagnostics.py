@@ -1,6 +1,8 @@
 """What to log about a direction and the advantages that shaped it: sizes, angles, applied weights, zones.
 
-All values are means or shares over samples, so that they can be averaged over micro-batches, processes and steps.
+Most values are means or shares over samples, so that their averages over micro-batches, processes and steps are those of all
+samples. Three kinds are not: root mean squares, means at one noise level or rung, which few samples of a micro-batch may have,
+and ratios of these.
 """
 
 import torch

@@ -39,8 +39,8 @@ def divergence_of(advantage: Tensor, groups: Tensor, tilt: float | Tensor, of: O
 def tilt_for(advantage: Tensor, groups: Tensor, nats: float, of: Of = "student") -> Tensor:
     """The lambda, a scalar, whose tilt is `nats` from the teacher; by Newton's method on `divergence_of`.
 
-    All groups have one lambda, so a prompt whose samples differ little is tilted little. It is 0 where no rewards differ, and
-    `LARGEST` spreads where no tilt of these samples costs as much: a teacher's n samples allow log n at most.
+    All groups have one lambda, so a prompt whose samples differ little is tilted little. It is 0 where no rewards differ or
+    `nats` is 0, and `LARGEST` spreads where no tilt of these samples costs as much: a teacher's n samples allow log n at most.
 
     Args:
         advantage: advantages or rewards a [B], finite, in any unit.

@@ -81,6 +81,14 @@ def fake_score_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = 
 def fake_score_loss_per_sample(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """`fake_score_loss` of each sample [B], weight included; their mean is the loss.
 
+    Args:
+        prediction: network output [B, ...], in the network's own prediction type, with grad.
+        target: wanted output [B, ...], of the same shape.
+        weight: weight of each sample [B], at least 0, mean 1; None is 1 everywhere.
+
+    Returns:
+        [B], fp32 or wider, with grad.
+
     Example:
         A failing sample counts more, so the fake score fits it better and the student is pushed away from it:
 

@@ -101,6 +101,14 @@ def amd(guidance_scale: float = 1.0, strength: float = 0.5, side: Side = "both")
 
     `adapt` defines alpha and beta. Without advantages, or with equal rewards, this is `dmd` to the bit.
 
+    Args:
+        guidance_scale: guidance scale w, as in `dmd`.
+        strength: adaptation strength s in [0, 1).
+        side: samples that are weighed, see `adapt`.
+
+    Raises:
+        ValueError: for a strength outside [0, 1), or another side.
+
     Example:
         The first sample fails (advantage -1). It gets more matching and less guidance than `dmd` would give it:
 
@@ -189,6 +197,10 @@ def adaptation_weights(advantage: Tensor, strength: float, side: Side = "both") 
 
 def weigh(match: float = 1.0, guide: float = 1.0) -> Transform:
     """Constant weights on the two terms: the static control to AMD's per-sample ones.
+
+    Args:
+        match: weight of the matching term, any number.
+        guide: weight of the guidance term, any number.
 
     Example:
         >>> x0 = torch.zeros(1, 1)

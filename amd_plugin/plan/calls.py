@@ -77,9 +77,22 @@ def traces(spec: ModelSpec, config: RecipeConfig, batch: int, uncond: bool) -> d
     def measure() -> dict[str, list[int]]:
         networks = partial(network_traces, spec, config, batch, uncond)
         found = along(networks, spec.depth) if spec.depth else networks(None)
-        return {name: list(costs) for name, costs in {**found, **_decode(spec, batch)}.items()}
+        return {name: list(costs) for name, costs in {**found, "decode": _decode(spec, batch, grad=False)}.items()}
 
     return {name: Trace(*costs) for name, costs in measured("traces", made_of, measure, keep=_is_ours(spec)).items()}
+
+
+def decode_with_gradient(spec: ModelSpec, batch: int) -> Trace:
+    """The decoder's forward pass and its backward pass to `batch` samples, as a differentiable reward needs them."""
+    made_of = {
+        "family": type(spec.family).__name__, "autoencoder": _described(spec.autoencoder), "sample": spec.sample_shape,
+        "batch": batch,
+    }  # fmt: skip
+
+    def measure() -> dict[str, list[int]]:
+        return {"decode": list(_decode(spec, batch, grad=True))}
+
+    return Trace(*measured("decode with gradient", made_of, measure, keep=_is_ours(spec))["decode"])
 
 
 def _made_of(spec: ModelSpec, config: RecipeConfig, *, outcomes: bool | Literal["if offered"] = False) -> dict[str, Any]:
@@ -143,11 +156,11 @@ def _traced_call(caller: Caller, role: Role, spec: ModelSpec, batch: int, *, gra
     return costs
 
 
-def _decode(spec: ModelSpec, batch: int) -> dict[str, Trace]:
-    """The decoder's forward pass, with the media it returns; for videos every frame of the latents costs the same."""
+def _decode(spec: ModelSpec, batch: int, *, grad: bool) -> Trace:
+    """The decoder's pass, with the media it returns; for videos every frame of the latents costs the same."""
     family = spec.family
     if spec.autoencoder is None or isinstance(family, ClassConditional):
-        return {"decode": Trace(0, 0, 0, 0, 0)}
+        return Trace(0, 0, 0, 0, 0)
     vae = build_autoencoder(spec)
     channels, *rest = spec.sample_shape
     with fake_mode():
@@ -155,10 +168,11 @@ def _decode(spec: ModelSpec, batch: int) -> dict[str, Trace]:
         existing = [*vae.parameters(), *vae.buffers()]
 
         def measure(frames: int) -> dict[str, Trace]:
-            latents = torch.zeros((batch, channels, frames, *rest[1:]) if family.video else (batch, channels, *rest))
-            return {"decode": trace(lambda: family.decode(vae, latents), [latents, *existing], grad=False)}
+            shape = (batch, channels, frames, *rest[1:]) if family.video else (batch, channels, *rest)
+            latents = torch.zeros(shape, requires_grad=grad)
+            return {"decode": trace(lambda: family.decode(vae, latents), [latents, *existing], grad=grad)}
 
-        return along(measure, rest[0]) if family.video else measure(1)
+        return (along(measure, rest[0]) if family.video else measure(1))["decode"]
 
 
 def _roles(

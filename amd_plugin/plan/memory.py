@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 from amd_plugin.config import RecipeConfig
+from amd_plugin.hookspecs import Needs
+from amd_plugin.objectives.failure_memory import BYTES, SIZE
 from amd_plugin.plan.calls import Tensors
 from amd_plugin.plan.trace import Trace
 
@@ -89,26 +91,50 @@ def teacher_row(role: Tensors, stage: str, gpus: int) -> Row:
     return Row(0 if stage == "zero3_offload" else share(size, gpus), buffers=gathered)
 
 
-def turns(calls: dict[str, Trace], config: RecipeConfig, rewarded: bool, media: int, rows: int) -> dict[str, int]:
+def turns(calls: dict[str, Trace], config: RecipeConfig, needs: Needs, media: int, rows: int) -> dict[str, int]:
     """Most bytes of activations in the fake score's and in the student's turn, by role.
 
     Args:
         calls: traces of the network calls.
         config: the recipe.
-        rewarded: whether samples are decoded and scored.
+        needs: needs of the objective.
         media: bytes of one decoded sample.
         rows: number of samples of this process.
     """
     student, fake_score = calls["student"], calls["fake_score"]
     parts = config.train.accumulation
     whole = rows * media
-    decoding = max(calls["decode"].peak + whole - whole // parts, 2 * whole if parts > 1 else whole) if rewarded else 0
+    decoding = max(calls["decode"].peak + whole - whole // parts, 2 * whole if parts > 1 else whole) if needs.reward else 0
     judged = max(calls["teacher"].peak, calls["score"].peak, decoding if parts == 1 else 0)
+    if needs.reward_gradient:
+        judged = max(judged, calls["decode with gradient"].peak)
     first = max(calls["rollout"].peak, decoding)
     return {
         "fake_score": max(first, fake_score.peak),
-        "student": max(first if parts > 1 else calls["rollout"].peak, student.peak, student.held + judged),
+        "student": max(
+            first if parts > 1 else calls["rollout"].peak, student.held + judged, _one_on_the_other(graphs(calls, needs))
+        ),
     }
+
+
+def graphs(calls: dict[str, Trace], needs: Needs) -> list[Trace]:
+    """The networks' graphs of one student loss, in the order in which they are made.
+
+    That of a discriminator ends in the middle of the fake score and leads to the samples alone; it is counted as a whole one.
+    """
+    again = needs.student_prediction or needs.transition_density
+    student, fake_score = calls["student"], calls["fake_score"]
+    return [student, *([student] if again else []), *([fake_score] if needs.discriminator is not None else [])]
+
+
+def _one_on_the_other(made: list[Trace]) -> int:
+    """Most bytes while graphs are made one after the other, and freed in reverse order."""
+    return max(trace.peak + sum(before.held for before in made[:index]) for index, trace in enumerate(made))
+
+
+def failures(config: RecipeConfig, sample: int) -> int:
+    """Most bytes of the memory of failures, which keeps samples of `sample` bytes of each exit rung."""
+    return config.model.student_steps * min(SIZE, max(1, BYTES // sample)) * sample
 
 
 def whole_batch(config: RecipeConfig, sample: int, guided_apart: bool) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 from amd_plugin.config import RecipeConfig, RewardConfig
 from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import Needs
 from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.models.step_conditioning import conditions
 from amd_plugin.plan import memory, traffic
-from amd_plugin.plan.calls import Tensors, sample_bytes, sizes, traces
+from amd_plugin.plan.calls import Tensors, decode_with_gradient, sample_bytes, sizes, traces
 from amd_plugin.plan.memory import RESERVED, Row
 from amd_plugin.plan.model_spec import ModelSpec, build_autoencoder, clip_parameters, model_spec
 from amd_plugin.plan.traffic import Machine
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak fits the GPU."""
+        """Whether the peak fits the GPU, without what `notes` leave out."""
         return self.peak <= self.gpu_memory
 
     @property
@@ -101,17 +102,22 @@ def plan(recipe: Recipe, plugins: PluginManager, gpus: int, gpu_memory: int, mac
     roles = sizes(spec, config, outcomes=needs.fake_score_outcome)
     tables = conditions(config.model, spec.family, outcomes=needs.fake_score_outcome)
     calls = traces(spec, config, train.batch_size // shares, needs.uncond)
-    workload = _Workload(config, spec, gpus, needs.reward)
+    if needs.reward_gradient:
+        calls["decode with gradient"] = decode_with_gradient(spec, train.batch_size // shares)
+    workload = _Workload(config, spec, gpus, needs)
     rows, notes = _rows(workload, roles)
     media = memory.media_bytes(spec.size)
-    activations = memory.turns(calls, config, needs.reward, media, train.batch_size // gpus)
+    activations = memory.turns(calls, config, needs, media, train.batch_size // gpus)
     for role, most in activations.items():
         rows[role].activations = most
     kept = memory.kept_samples(config, sample_bytes(spec), train.batch_size // gpus)
+    kept += memory.failures(config, sample_bytes(spec)) if needs.replay else 0
     rows["batch"] = Row(buffers=memory.whole_batch(config, sample_bytes(spec), guided_apart) + kept)
     if needs.discriminator is not None:
         notes.append("the discriminator, a small head on the fake score's features")
-    counts = traffic.calls_of(config, needs.reward, guided_apart, outcomes=tables is not None and tables.outcomes)
+    if (needs.discriminator is not None and train.real == "data") or train.rollout == "data":
+        notes.append("the real samples and their encoding")
+    counts = traffic.calls_of(config, needs, outcomes=tables is not None and tables.outcomes)
     operations, received = traffic.flops(counts, calls), traffic.received(counts, roles, config, gpus)
     moved = traffic.from_memory(counts, calls, roles)
     seconds = traffic.seconds(sum(operations.values()), sum(received.values()), moved, machine or Machine())
@@ -165,13 +171,13 @@ class _Workload:
         config: the recipe.
         spec: model of the recipe.
         gpus: number of GPUs.
-        rewarded: whether samples are decoded and scored.
+        needs: needs of the objective.
     """
 
     config: RecipeConfig
     spec: ModelSpec
     gpus: int
-    rewarded: bool
+    needs: Needs
 
     @property
     def encoder_bytes(self) -> int:
@@ -196,12 +202,13 @@ def _rows(workload: _Workload, roles: dict[str, Tensors]) -> tuple[dict[str, Row
             notes.append(f"the decoder {config.model.decoder}; decoding is counted as the pipeline's own autoencoder's")
     rows["rewards"] = Row()
     held_out = [reward.here for reward in config.evaluate.rewards]  # the main process has them from the start
-    for reward in [*(config.rewards if workload.rewarded else ()), *held_out]:
+    for reward in [*(config.rewards if workload.needs.reward else ()), *held_out]:
         size = 0 if reward.device == "cpu" else _reward_bytes(reward)
         rows["rewards"].weights += (size or 0) * max(1, reward.pool)  # each worker loads its own
         notes += [] if size is not None else [f"the weights of reward {reward.name}"]
-    if workload.rewarded:
-        notes.append("the computation of the rewards")
+    if workload.needs.reward:
+        of_gradients = ", with the graphs that their gradients need" if workload.needs.reward_gradient else ""
+        notes.append(f"the computation of the rewards{of_gradients}")
     return rows, notes
 
 

@@ -58,7 +58,7 @@ def _words(plan: Plan) -> list[str]:
     lines += [f"not in these numbers: {'; '.join(plan.notes)}"] if plan.notes else []
     needs = f"needs {plan.peak / 1e9:.1f} GB of {plan.gpu_memory / 1e9:g} GB"
     if plan.fits:
-        return [*lines, f"fits: {needs}"]
+        return [*lines, f"{'what is counted fits' if plan.notes else 'fits'}: {needs}"]
     lines.append(f"does not fit: {needs}")
     if not plan.changes:
         return [*lines, "no change that the planner can propose makes it smaller"]

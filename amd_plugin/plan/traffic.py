@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amd_plugin.config import RecipeConfig
+from amd_plugin.hookspecs import Needs
 from amd_plugin.plan.calls import Tensors
 from amd_plugin.plan.trace import Trace
 
@@ -40,23 +41,24 @@ class Calls:
         score: calls of the fake score without gradient.
         teacher: calls of the teacher.
         decode: calls of the decoder.
+        decode_with_gradient: calls of the decoder with gradient.
     """
 
     rollout: float
-    student: int
+    student: float
     fake_score: int
     score: int
-    teacher: int
+    teacher: float
     decode: int
+    decode_with_gradient: int = 0
 
 
-def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool, *, outcomes: bool = False) -> Calls:
+def calls_of(config: RecipeConfig, needs: Needs, *, outcomes: bool = False) -> Calls:
     """Number of calls per cycle.
 
     Args:
         config: the recipe.
-        rewarded: whether samples are decoded and scored.
-        guided_apart: whether the guidance term has a teacher call of its own.
+        needs: needs of the objective.
         outcomes: whether the student's turn calls the fake score for both outcomes too.
     """
     train, parts = config.train, config.train.accumulation
@@ -66,13 +68,18 @@ def calls_of(config: RecipeConfig, rewarded: bool, guided_apart: bool, *, outcom
     rollout, turns = train.fake_updates * (before + 1) + before + scored_first, train.fake_updates + 1
     if train.harvests(steps):
         rollout, turns = train.rollout_sets * steps, min(turns, train.rollout_sets * steps)
+    guided_apart = needs.uncond and needs.guidance_range is not None
+    # A discriminator sees student and real samples, with R1 those once more; of the student's turn the forward pass counts.
+    seen = 0 if needs.discriminator is None else 1 + train.fake_updates * (3 if needs.discriminator.r1 else 2)
+    taken = 0 if needs.teacher_path is None else needs.teacher_path[0] / steps  # at the first rung
     return Calls(
-        rollout=parts * rollout,
-        student=parts,
+        rollout=parts * (rollout + (before if needs.transition_density else 0)),
+        student=parts * (1 + needs.student_prediction + (1 - 1 / steps if needs.transition_density else 0)),
         fake_score=parts * train.fake_updates,
-        score=parts * (3 if outcomes else 1),
-        teacher=parts * (2 if guided_apart else 1),
-        decode=parts * turns if rewarded else 0,
+        score=parts * ((3 if outcomes else 1) + seen),
+        teacher=parts * ((2 if guided_apart else 1) + taken),
+        decode=parts * turns if needs.reward else 0,
+        decode_with_gradient=parts if needs.reward_gradient else 0,
     )
 
 
@@ -83,7 +90,7 @@ def flops(calls: Calls, traces: dict[str, Trace]) -> dict[str, float]:
         "student": calls.student * total["student"] + calls.rollout * total["rollout"],
         "fake_score": calls.fake_score * total["fake_score"] + calls.score * total["score"],
         "teacher": calls.teacher * total["teacher"],
-        "autoencoder": calls.decode * total["decode"],
+        "autoencoder": calls.decode * total["decode"] + calls.decode_with_gradient * total.get("decode with gradient", 0),
     }
 
 

@@ -9,10 +9,13 @@ import torch
 from amd_plugin import get_plugin_manager, recipe
 from amd_plugin.config import ModelConfig
 from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import Needs
+from amd_plugin.maths.adversarial import Adversarial
 from amd_plugin.models import shipped_configs
 from amd_plugin.models.pretrained import Pretrained
 from amd_plugin.plan import calls, measured, memory, model_spec, plan, plan_with_changes, traffic
 from amd_plugin.plan.memory import RESERVED
+from amd_plugin.plan.show import show
 from amd_plugin.plan.trace import Trace, along
 from amd_plugin.tasks import TASKS
 from tests.helpers.documentation import ROOT, script
@@ -294,7 +297,7 @@ def test_changes_are_planned_like_the_recipe(manager):
 def test_calls_of_a_cycle(manager):
     config = recipe.load("wan21_14b_zero3", manager, ["train.accumulation=2", "train.rollouts=fresh"]).config
     # Two parts: the student's turn scores first, and repeats its last call with gradient.
-    assert traffic.calls_of(config, True, False) == traffic.Calls(
+    assert traffic.calls_of(config, Needs(reward=True)) == traffic.Calls(
         rollout=2 * (5 * 2.5 + 1.5 + 1), student=2, fake_score=10, score=2, teacher=2, decode=12
     )
 
@@ -303,10 +306,73 @@ def test_calls_of_a_cycle(manager):
 def test_calls_and_samples_of_a_cycle_that_harvests(manager, sets):
     settings = ["train.accumulation=2", "train.rollouts=harvest", f"train.rollout_sets={sets}"]
     config = recipe.load("wan21_14b_zero3", manager, settings).config
-    assert traffic.calls_of(config, True, False) == traffic.Calls(
+    assert traffic.calls_of(config, Needs(reward=True)) == traffic.Calls(
         rollout=2 * 4 * sets, student=2, fake_score=10, score=2, teacher=2, decode=2 * min(4 * sets, 6)
     )
     assert memory.kept_samples(config, sample=10, rows=8) == 8 * 10 * (4 * sets + 2)
+
+
+GAN = Adversarial(1.0, 0.0, 0.01)
+R1 = Adversarial(1.0, 1.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("needs", "most"),
+    [
+        (Needs(), 180),  # the student's own backward pass
+        (Needs(reward=True, reward_gradient=True), 100 + 300),  # the decoder's, on the student's graph
+        (Needs(discriminator=GAN), 100 + 90),
+        (Needs(student_prediction=True), 100 + 180),
+        (Needs(student_prediction=True, discriminator=GAN), 100 + 100 + 90),
+    ],
+    ids=str,
+)
+def test_graphs_that_a_loss_keeps_at_a_time_are_all_counted(manager, needs, most):
+    names = {"student": (100, 150, 180), "fake_score": (60, 80, 90), "decode with gradient": (200, 250, 300)}
+    names |= {name: (0, 20, 0) for name in ("rollout", "score", "teacher", "decode")}
+    made = {name: Trace(*memory_of, 0, 0) for name, memory_of in names.items()}
+    config = recipe.load("modes2d", manager).config
+    assert memory.turns(made, config, needs, media=1, rows=4)["student"] == most
+
+
+def test_calls_that_few_objectives_need(manager):
+    config = recipe.load("wan21_14b_zero3", manager, [FRESH]).config
+    plain = traffic.calls_of(config, Needs())
+    updates, steps = config.train.fake_updates, config.model.student_steps
+    for needs, more in (
+        (Needs(reward=True, reward_gradient=True), {"decode": updates + 1, "decode_with_gradient": 1}),
+        (Needs(discriminator=GAN), {"score": 2 * updates + 1}),
+        (Needs(discriminator=R1), {"score": 3 * updates + 1}),
+        (Needs(student_prediction=True), {"student": 1}),
+        (Needs(transition_density=True), {"student": (steps - 1) / steps, "rollout": (steps - 1) / 2}),
+        (Needs(teacher_path=(3, 25)), {"teacher": 3 / steps}),
+    ):
+        found = traffic.calls_of(config, needs)
+        differ = {name: getattr(found, name) - getattr(plain, name) for name in vars(found)}
+        assert {name: by for name, by in differ.items() if by} == more
+
+
+def test_a_decoder_that_a_reward_is_followed_through_is_traced_with_its_backward_pass(manager):
+    followed, plain = (small(manager, "digits_sdxl", f"objective.reward_gradient={weight}") for weight in (0.1, 0.0))
+    config = recipe.load("digits_sdxl", manager, SMALL).config
+    decoder = calls.decode_with_gradient(spec_of(manager, config.model, "digits"), 16)
+    assert decoder.flops_backward == decoder.flops_forward > 0 and decoder.peak > 0
+    assert followed.flops["autoencoder"] - plain.flops["autoencoder"] == decoder.flops_forward + decoder.flops_backward
+    assert any("graphs that their gradients need" in note for note in followed.notes)
+
+
+def test_a_full_memory_of_failures_is_counted(manager):
+    config = recipe.load("modes2d", manager, ["model.student_steps=4"]).config
+    assert memory.failures(config, sample=8) == 4 * 384 * 8
+    assert memory.failures(config, sample=2**20) == 4 * 2**28
+    assert memory.failures(config, sample=2**30) == 4 * 2**30, "one sample at least"
+
+
+def test_a_plan_that_leaves_something_out_does_not_say_that_the_run_fits(manager):
+    whole, part = (plan(recipe.load("modes2d", manager, SMALL, name), manager, 1, GPU) for name in ("dmd", "dmd2"))
+    assert not whole.notes and "\nfits: needs" in show(whole)[-1]
+    assert part.notes and "\nwhat is counted fits: needs" in show(part)[-1]
+    assert "the real samples and their encoding" in part.notes
 
 
 @pytest.mark.parametrize("gpus", [0, -1, 3, 128])
