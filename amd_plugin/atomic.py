@@ -171,8 +171,10 @@ def _take_place(draft: Path, path: Path) -> None:
     aside = _beside(path, "old", path.name)
     while True:
         shutil.rmtree(aside, ignore_errors=True)
-        if path.is_dir() and not path.is_symlink():
-            with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
+            if path.is_symlink():  # it goes, as a link in a file's place does, and what it leads to stays
+                path.unlink()
+            elif path.is_dir():
                 os.replace(path, aside)
         try:
             os.replace(draft, path)

@@ -31,6 +31,7 @@ from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE, PARTIAL, State
 from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
+from amd_plugin.host.running.student_files import check_replaceable
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
@@ -175,6 +176,7 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
     if is_run(output):
         check_recipe(output, recipe)
+        check_replaceable(output / "student")  # now, and not after hours, since the run's end replaces it
         if resume is None:
             command = plugin_files.command("train", "--resume", output)
             raise InputError(f"--output {output}: holds a run already. Go on with {command}, or choose another folder")
