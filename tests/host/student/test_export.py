@@ -48,6 +48,17 @@ def test_any_checkpoint_and_either_weights(finished, plugins, tmp_path):
     assert "1 student updates, raw weights" in card
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(tiny, plugins, tmp_path):
+    for name, overrides in (("first", ()), ("same", ("train.max_steps=3",)), ("other", ("data.modes=5",))):
+        run.train(tiny("model.teacher.steps=5", *overrides), plugins, tmp_path / name)
+    theirs = {name: str(next((tmp_path / name / "checkpoints").glob("step-*"))) for name in ("same", "other")}
+    export_run(tmp_path / "first", plugins, tmp_path / "student", at=theirs["same"])
+    with pytest.raises(
+        InputError, match=r"(?s)other/checkpoints/step-000004: is of another recipe than .*first.*data.modes: 5"
+    ):
+        export_run(tmp_path / "first", plugins, tmp_path / "student", at=theirs["other"])
+
+
 def test_the_card_and_the_checkpoints_say_what_they_are_where_tools_look(finished, plugins, piped):
     data = ModelCard.load(finished / "student" / "README.md").data
     assert data.library_name == "diffusers" and data.pipeline_tag == "text-to-image" and "few-step" in data.tags
