@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from amd_plugin.disk import NotWritten, number
+from amd_plugin.errors import InputError
 
 
 def host_name() -> str:
@@ -130,6 +131,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all; raises NotWritten where it cannot be written."""
     with replaced_file(path) as draft:
         draft.write_bytes(content)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Nothing, where what is written to `path` lands in `folder`, which may be a link itself.
+
+    Raises:
+        InputError: where a link in a stranger's folder, or a name, leads out of it.
+    """
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        inside = False
+    if not inside:
+        advice = "Put what the link leads to in its place, or remove it"
+        raise InputError(f"{path}: leads out of {folder} by a link, and commands write inside of that alone. {advice}")
+
+
+def check_no_way_out(folder: Path) -> None:
+    """Nothing, where no link below `folder` leads out of it; raises InputError for one that does, as `check_inside`."""
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                check_inside(path, folder)
 
 
 def is_draft(path: Path) -> bool:

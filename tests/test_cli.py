@@ -255,6 +255,14 @@ def test_what_cannot_be_tuned_is_said(plugins, tune, said):
         arms(["dmd", "amd"], plugins, tune=tune)
 
 
+def test_an_arm_stays_in_its_folder(plugins):
+    for own, said in (
+        ("..=amd", "becomes a folder's"), (".=amd", "becomes a folder's"), ("a/b=amd", "becomes a folder's"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            arms(["dmd", "amd"], plugins, more=[own])
+
+
 def test_an_arm_with_an_option_that_it_does_not_have_is_refused(cli, tmp_path):
     arguments = ("compare", "modes2d", *TINY, "--objectives", "dmd", "--output", tmp_path)
     code, printed = cli(*arguments, "--arm", "sharp=dmd objective.sharpening=2")

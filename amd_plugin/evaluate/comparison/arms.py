@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, did_you_mean
+from amd_plugin.evaluate.comparison.result import names_a_folder
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
@@ -86,6 +87,8 @@ def arms(
         raise InputError(f"--tune: name each key once, with all its values; got {', '.join(tune)}")
     chosen += _tuned(chosen, grid, plugins)
     every = [arm.name for arm in chosen]
+    if wrong := next((name for name in every if not names_a_folder(name)), None):
+        raise InputError(f"arm '{wrong}': the name becomes a folder's; use letters, digits and . _ @ + -")
     twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"two arms would be called '{twice}'; give each name, each value and each last part of a key once")
@@ -121,8 +124,6 @@ def _own_arm(text: str) -> Arm:
     objective, *overrides = rest.split() or [""]
     if not name.strip() or not equals or not objective or any("=" not in part for part in overrides):
         raise InputError(f"--arm {text!r}: must read name=objective key.key=value key.key=value")
-    if not re.fullmatch(r"[\w.@+-]+", name):
-        raise InputError(f"--arm {text!r}: the name becomes a folder's; use letters, digits and . _ @ + -, got '{name}'")
     return Arm(name, objective, tuple(overrides))
 
 

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from amd_plugin.atomic import is_draft, sweep, write_text
+from amd_plugin.atomic import check_inside, is_draft, sweep, write_text
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
@@ -101,6 +101,8 @@ def _evaluated(
         metric_models = _metric_models(student, plugins, device)
         prepare(student, suite, device)
 
+    if output is None:
+        check_inside(run / "evaluation", run)
     with _opened(output or run / "evaluation", student, weights, replace=output is None) as (folder, drawn):
         batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
         writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
