@@ -34,6 +34,7 @@ from amd_plugin.host.running.folder_lock import FolderLock, is_lock
 from amd_plugin.host.running.student_files import check_replaceable
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe.inputs import CODE, EVALUATE, changed_inputs
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.recipe.yaml_source import Source
 
@@ -80,6 +81,7 @@ class About(BaseModel):
         versions: package -> version.
         commit: git commit of this package's source; empty where it is installed.
         start: the checkpoint of another run that this one began from, until it has one of its own; empty for none.
+        inputs: what it depends on beside its recipe, see `amd_plugin.recipe.inputs`; None in runs of earlier versions.
     """
 
     recipe: str
@@ -90,6 +92,7 @@ class About(BaseModel):
     versions: dict[str, str] = {}
     commit: str = ""
     start: str = ""
+    inputs: dict[str, str] | None = None
 
 
 class Described(State):
@@ -98,6 +101,7 @@ class Described(State):
     recipe: dict[str, Any]
     name: str = ""
     overrides: tuple[str, ...] = ()
+    inputs: dict[str, str] | None = None
 
 
 def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, start: Path | None = None) -> None:
@@ -139,6 +143,7 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, s
                 "versions": {name: version(name) for name in PACKAGES},
                 "commit": _commit(),
                 "start": "" if start is None else str(start.resolve()),
+                "inputs": recipe.inputs,
             },
         )
         write_text(output / "config.yaml", recipe.as_yaml())
@@ -229,6 +234,7 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
     """
     repair(output)
     changed = recipe.differs(_saved(output / "config.yaml"), differences)
+    changed += changes_before_going_on(about(output).inputs, recipe)
     if changed:
         raise InputError(f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed))
 
@@ -262,7 +268,7 @@ def repair(output: Path) -> None:
         config: yaml.safe_dump(recipe, sort_keys=False),
         about: json.dumps(
             {"recipe": saved.get("name") or output.name, "objective": str(recipe["objective"].get("name")),
-             "overrides": list(saved.get("overrides", ()))}, indent=1,
+             "overrides": list(saved.get("overrides", ())), "inputs": saved.get("inputs")}, indent=1,
         ),
     }  # fmt: skip
     for path, problem in broken.items():
@@ -345,7 +351,17 @@ def changes_of_result(output: Path, recipe: Recipe) -> list[str]:
     The run's description is repaired first, see `repair`, since the results are there all the same.
     """
     repair(output)
-    return recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
+    changed = recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
+    return changed + [f"{key}: {change}" for key, change in changed_inputs(about(output).inputs, recipe.inputs).items()]
+
+
+def changes_before_going_on(saved: Mapping[str, str] | None, recipe: Recipe) -> list[str]:
+    """Lines ``key: old -> new`` for what a run depends on beside its recipe, and may not change before it goes on.
+
+    Code of a plugin may: a run that a mistake in it has stopped goes on once that is mended.
+    """
+    changed = changed_inputs(saved, recipe.inputs)
+    return [f"{key}: {change}" for key, change in changed.items() if not (key.endswith(CODE) or key.startswith(EVALUATE))]
 
 
 def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:
