@@ -71,7 +71,8 @@ def arms(
         tune: ``key=v1,v2`` each. Every arm runs again with every value, as arms ``dmd@key=v1``, and with several keys at every
             combination: an objective that was tuned must not be compared with one that was not. A value may be a list. An arm
             is not tuned over what it sets itself, nor over options that its objective does not have.
-        more: further arms, ``name=objective key=value key=value`` each.
+        more: further arms, ``name=objective key=value key=value`` each. A name ``dmd@...`` says that the arm is a tuning of
+            the arm ``dmd``: tables count it as one where they look for the best DMD.
 
     Raises:
         InputError: for a malformed `tune` or `more`, a key that no arm can be tuned over, or two arms of one name.
@@ -82,6 +83,8 @@ def arms(
     variants = VARIANTS | {"amd_inverted_reward": inverted(rewards)}
     chosen = [_named_arm(name, variants) for name in dict.fromkeys(wanted)] + [_own_arm(text) for text in more]
     chosen += [_named_arm(name, variants) for name in ABLATION if ablate and name not in wanted]
+    for arm in chosen:
+        _check_tuning(arm, chosen)
     grid = dict(map(_key_and_values, tune))
     if len(grid) < len(tune):
         raise InputError(f"--tune: name each key once, with all its values; got {', '.join(tune)}")
@@ -125,6 +128,14 @@ def _own_arm(text: str) -> Arm:
     if not name.strip() or not equals or not objective or any("=" not in part for part in overrides):
         raise InputError(f"--arm {text!r}: must read name=objective key.key=value key.key=value")
     return Arm(name, objective, tuple(overrides))
+
+
+def _check_tuning(arm: Arm, arms: Sequence[Arm]) -> None:
+    """Refuses an arm of a user's whose name says that it is a tuning of what is no arm, or of another objective's."""
+    tuned, at, _ = arm.name.partition("@")
+    if at and not any(other.name == tuned and other.objective == arm.objective for other in arms):
+        message = f"a name with @ is that of a tuning, and there is no arm '{tuned}' of objective {arm.objective}"
+        raise InputError(f"--arm '{arm.name}={arm.objective} ...': {message}. Give it a name without @")
 
 
 def _key_and_values(text: str) -> tuple[str, list[str]]:
