@@ -47,8 +47,10 @@ recipes_app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
 
-out = PlainConsole()
+READING = "reading the recipe and its data"  # which may be a large file, or on the hub
+
 err = PlainConsole(stderr=True)
+out = PlainConsole()
 
 
 def _existing(recipe: str | None) -> str | None:
@@ -158,12 +160,12 @@ def train(
         folder_kind.continued(resume, output)
     elif resume not in (None, "auto") and not Path(resume).is_dir():
         raise InputError(f"--resume {resume}: there is no such folder. Name a run, a checkpoint's folder, or auto")
-    from amd_plugin.host.running.run_folder import changes_of_result, results
-    from amd_plugin.host.running.start import start_of
+    is_main, plugins = int(os.environ.get("RANK", 0)) == 0, get_plugin_manager()
+    with busy(err if is_main else None, READING, at_once=False):
+        from amd_plugin.host.running.run_folder import changes_of_result, results
+        from amd_plugin.host.running.start import start_of
 
-    plugins = get_plugin_manager()
-    loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
-    is_main = int(os.environ.get("RANK", 0)) == 0
+        loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
     if loaded.unused_options and is_main and not as_json:
         say(f"objective {loaded.config.objective.name} does not take {', '.join(loaded.unused_options)}; not used")
     if dry_run:
@@ -240,14 +242,15 @@ def compare(
     plugin: PluginFiles = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
-    from amd_plugin.evaluate.comparison import compare as comparison
-    from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
-    from amd_plugin.evaluate.comparison.tables import terminal_table
-
     if select_seeds is not None and not tune:
         raise InputError("--select-seeds: there is nothing to choose; name what to tune with --tune")
     plugins = get_plugin_manager()
-    rewards = recipes.load(recipe, plugins, overrides or ()).config.rewards
+    with busy(err, READING, at_once=False):
+        from amd_plugin.evaluate.comparison import compare as comparison
+        from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
+        from amd_plugin.evaluate.comparison.tables import terminal_table
+
+        rewards = recipes.load(recipe, plugins, overrides or ()).config.rewards
     chosen = arms(objectives.split(","), plugins, rewards, ablate=ablate, tune=tune or (), more=arm or ())
     folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
     result = comparison.compare(
@@ -257,9 +260,10 @@ def compare(
     )  # fmt: skip
     page = folder / "report.html"
     if not no_report:
-        from amd_plugin.evaluate.report.report import write_report
+        later = f"the comparison is complete; later: {plugin_files.command('report', folder)}"
+        with busy(err if as_json else out, "writing the report"), disk.dispensable(page, later):
+            from amd_plugin.evaluate.report.report import write_report
 
-        with disk.dispensable(page, f"the comparison is complete; later: {plugin_files.command('report', folder)}"):
             write_report([folder], page, plugins)
     if as_json:
         typer.echo(result.as_json())
@@ -523,7 +527,9 @@ def list_recipes(as_json: AsJson = False) -> None:
 @recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")
 def show(recipe: RecipeName, overrides: Overrides = None, plugin: PluginFiles = None) -> None:
     """Print a recipe with all its defaults, as a run would use it."""
-    typer.echo(recipes.load(recipe, get_plugin_manager(), overrides or ()).as_yaml(), nl=False)
+    with busy(err, READING, at_once=False):
+        loaded = recipes.load(recipe, get_plugin_manager(), overrides or ())
+    typer.echo(loaded.as_yaml(), nl=False)
 
 
 @recipes_app.command(epilog="Example: amd-plugin recipes copy digits mine.yaml")
@@ -547,7 +553,8 @@ def validate(
     problems = []
     for path in paths:
         try:
-            recipes.load(path, manager, overrides or ())
+            with busy(err, READING, at_once=False):
+                recipes.load(path, manager, overrides or ())
             say(f"{path}: ok")
         except InputError as error:
             problems.append(str(error))

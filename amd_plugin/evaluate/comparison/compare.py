@@ -85,7 +85,8 @@ def compare(
         raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
     if is_run(output):
         raise InputError(f"--output {output}: holds a run. Choose a new folder, or that of a comparison")
-    recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
+    with busy(console, "checking the recipe of every arm", at_once=False):
+        recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
     tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
     runs = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]
     config = recipes[0].config  # a pipeline has a GPU for itself, and small networks share one

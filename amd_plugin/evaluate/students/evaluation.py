@@ -106,7 +106,7 @@ def _evaluated(
         for role in ("student", "teacher") if teacher else ("student",):
             make_sampler = student_sampler if role == "student" else teacher_sampler
             latents = folder / "latents" / role
-            with student.with_weights(weights):
+            with busy(console, f"drawing and measuring samples of the {role}"), student.with_weights(weights):
                 groups = draw_samples(latents, student, drawn, suite, make_sampler(student, accelerator), device, batch)
                 measurements[role] = measure(
                     _with_progress(groups, suite, role, partial(tell, console)), partial(load_samples, latents), task,
