@@ -234,6 +234,6 @@ def recommended_steps(about: Mapping[str, str]) -> int | None:
     """Number of steps that the metadata of a few-step LoRA of ours names; None for another LoRA."""
     try:
         steps = json.loads(about.get("recommended_steps", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return steps if isinstance(steps, int) else None

@@ -135,7 +135,7 @@ class VLMReward:
             return _Failure(type(error).__name__)
         try:
             reply = json.loads(text)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             return ""
         return reply if isinstance(reply, str) else ""
 
