@@ -28,6 +28,7 @@ from amd_plugin import __version__, disk, interrupts, plugin_files
 from amd_plugin import recipe as recipes
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
+from amd_plugin.config import MOST_SAMPLES
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean, printable
 from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
@@ -236,7 +237,7 @@ def compare(
         int | None,
         typer.Option(min=1, help="number of worker processes", show_default="one per core, one per GPU for pipelines"),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="start without a question, however long it takes")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="start without confirmation, whatever the estimated duration")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="no report; amd-plugin report makes one of several")] = False,
     as_json: AsJson = False,
     plugin: PluginFiles = None,
@@ -280,7 +281,8 @@ def evaluate(
     checkpoint: Checkpoint = None,
     weights: StudentWeights = "ema",
     samples: Annotated[
-        int | None, typer.Option(min=1, help="number of samples", show_default="the recipe's, or all of the prompt file")
+        int | None,
+        typer.Option(min=1, max=MOST_SAMPLES, help="number of samples", show_default="the recipe's, or all of the prompt file"),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="prompt file to use instead of the run's own prompts: a plain file or a benchmark's")
