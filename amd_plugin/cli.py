@@ -50,8 +50,8 @@ app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
 
 READING = "reading the recipe and its data"  # which may be a large file, or on the hub
 
-err = PlainConsole(stderr=True)
 out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def _existing(recipe: str | None) -> str | None:

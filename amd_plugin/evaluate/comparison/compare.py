@@ -21,7 +21,7 @@ from rich.console import Console
 
 from amd_plugin.atomic import sweep, write_text
 from amd_plugin.busy import busy, duration
-from amd_plugin.disk import dispensable, in_words, remedy
+from amd_plugin.disk import dispensable, output_refused
 from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
@@ -117,7 +117,7 @@ def _locked(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
     lock = FolderLock(output)
     lock.acquire()
     try:

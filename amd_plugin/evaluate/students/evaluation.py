@@ -28,7 +28,7 @@ from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
-from amd_plugin.disk import in_words, remedy
+from amd_plugin.disk import output_refused
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.evaluate.students import summary
@@ -220,7 +220,7 @@ def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) 
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
     try:
         sweep(folder, alone=True)
         if _drawn(folder, drawn, replace=replace) not in (None, drawn):  # another evaluation may have ended there meanwhile
@@ -230,7 +230,7 @@ def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) 
             (folder / "evaluation.json").unlink(missing_ok=True)
             write_json(folder / "drawn.json", drawn)
         except OSError as error:
-            raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+            raise output_refused(error) from error
         yield folder, digest.hexdigest()
     finally:
         lock.release()
