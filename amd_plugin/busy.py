@@ -1,4 +1,4 @@
-"""Words for the time in which nothing else is printed, so that a command that works is not taken for one that hangs."""
+"""Progress messages while a command prints nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
+from rich.text import Text
+
+from amd_plugin.terminal import draws, plain, tell
 
 EVERY = 10.0  # seconds between two lines
 
@@ -24,28 +27,28 @@ def busy(console: Console | None, what: str, *, at_once: bool = True) -> Iterato
     if console is None:
         yield
         return
-    if console.is_terminal:
-        with console.status(what, spinner="line"):
+    if draws(console):
+        with console.status(Text(plain(what)), spinner="line"):
             yield
         return
     done, start = threading.Event(), time.monotonic()
 
     def say() -> None:
         with suppress(OSError):  # where it is printed to a file on a disk that is full
-            console.print(what, highlight=False, markup=False, soft_wrap=True)
+            tell(console, what)
 
-    def tell() -> None:
+    def say_again() -> None:
         said = at_once
         while not done.wait(EVERY):
             if not said:
                 say()
             said = True
             with suppress(OSError):
-                console.print(f"  ... {time.monotonic() - start:.0f} s", highlight=False, markup=False)
+                tell(console, f"  ... {time.monotonic() - start:.0f} s")
 
     if at_once:
         say()
-    teller = threading.Thread(target=tell, daemon=True)
+    teller = threading.Thread(target=say_again, daemon=True)
     teller.start()
     try:
         yield

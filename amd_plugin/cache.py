@@ -31,10 +31,23 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def root() -> Path:
-    """The folder of everything that is kept."""
+    """The folder of everything that is kept: one that ends with this process, with a warning, for a user without any."""
+    return users_root() or _nowhere()
+
+
+def users_root() -> Path | None:
+    """The folder of everything that is kept; None for a user without a home folder, as containers may have."""
     if "AMD_PLUGIN_CACHE" in os.environ:
         return Path(os.environ["AMD_PLUGIN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amd-plugin"
+    home = os.path.expanduser("~")  # Path.home raises where there is none
+    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if os.path.isabs(home) else "")
+    return Path(caches) / "amd-plugin" if caches else None
+
+
+@lru_cache
+def _nowhere() -> Path:
+    log.warning("cache: this user has no home folder; all is made for this process alone. Set AMD_PLUGIN_CACHE")
+    return own_root()
 
 
 def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
@@ -54,6 +67,8 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
     ]
     folder = root() / f"{kind}-{digest}"
     try:
+        if not _problem(folder):  # before its lock, which cannot be taken where one may only read
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if problem := _problem(folder):

@@ -107,7 +107,10 @@ def _plugins(plugins: PluginManager) -> Iterator[Finding]:
 
 
 def _cache() -> Finding:
-    folder = cache.root()
+    if (folder := cache.users_root()) is None:
+        return Finding(
+            "cache", "there is no home folder for it; set AMD_PLUGIN_CACHE to a folder that can be written", ok=False
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -17,7 +17,10 @@ from amd_plugin.errors import InputError, printable
 
 
 class PlainConsole(Console):
-    """A console on which no text can move the cursor, change colours or set the window's title."""
+    """A console that prints text as it is: none can move the cursor, change colours, set the window's title or be a picture."""
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Text as rich renders it, with control characters as escapes."""
@@ -38,6 +41,17 @@ class PlainConsole(Console):
         """From now on nothing is printed here, by nobody: there is nobody to read it any more."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def tell(console: Console | None, text: str) -> None:
+    """Prints `text` as it is, unwrapped, also on a console that would take its brackets for markup; quiet where None."""
+    if console is not None:
+        console.print(plain(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def draws(console: Console) -> bool:
+    """Whether bars and spinners can be seen on `console`: on a terminal, unless it is one that only takes lines."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class PlainFormatter(logging.Formatter):

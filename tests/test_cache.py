@@ -1,11 +1,15 @@
 """A cache is never needed: what it should hold is made anew, and that is said."""
 
 import os
+import pwd
 
 import pytest
 
-from amd_plugin import cache
+from amd_plugin import cache, doctor
 from amd_plugin.cache import cached
+from amd_plugin.disk import at_home
+from amd_plugin.errors import InputError
+from amd_plugin.models.pretrained import Pretrained
 
 
 @pytest.fixture
@@ -82,6 +86,35 @@ def test_what_cannot_be_used_is_done_without(how, made, tmp_path, monkeypatch, c
     assert "is made for this process alone. Set AMD_PLUGIN_CACHE" in caplog.text
 
 
+def test_a_user_without_a_home_folder_has_none(made, monkeypatch, caplog):
+    """Containers are started with any number for a user: that was a traceback of pathlib."""
+
+    def nobody(uid):
+        raise KeyError(uid)
+
+    for name in ("AMD_PLUGIN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    cache._nowhere.cache_clear()
+    assert made() == made() and made.times == 1 and cache.own_root() in made().parents
+    assert caplog.text.count("this user has no home folder; all is made for this process alone. Set AMD_PLUGIN_CACHE") == 1
+    assert not doctor._cache().ok and "no home folder" in doctor._cache().found
+    cache._nowhere.cache_clear()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_cache_that_one_may_only_read_is_used(made, tmp_path, caplog):
+    """Of another user, or on a disk that is mounted for reading: its lock cannot be taken."""
+    folder = made()
+    for path in (tmp_path, *tmp_path.parents[:2], *tmp_path.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    os.seteuid(65534)
+    try:
+        assert made() == folder and made.times == 1 and not caplog.text
+    finally:
+        os.seteuid(0)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_cache_of_another_user_is_done_without(made, tmp_path, caplog):
     made()
@@ -94,3 +127,10 @@ def test_a_cache_of_another_user_is_done_without(made, tmp_path, caplog):
     finally:
         os.seteuid(0)
     assert made.times == 2 and tmp_path not in folder.parents and "for this process alone" in caplog.text
+
+
+def test_a_home_folder_that_nobody_has_is_no_folder():
+    """pathlib raises RuntimeError for it: a traceback of the check of any path of a model."""
+    assert at_home("~/model").is_absolute() and not at_home("~nobody-of-that-name/model").exists()
+    with pytest.raises(InputError, match=r"model\.path: ~nobody-of-that-name/model"):
+        Pretrained("~nobody-of-that-name/model").index()

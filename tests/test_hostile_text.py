@@ -1,19 +1,26 @@
 """Secrets, places and control characters stay where they are; text of strangers is text."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
 
 import amd_plugin
+from amd_plugin.busy import busy
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.report.report import write_report
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.host import run
+from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.student.model_card import without_places
-from amd_plugin.terminal import PlainConsole
+from amd_plugin.terminal import PlainConsole, tell
 from tests.helpers.recipes import ON_THE_COMMAND_LINE
 
 SECRETS = {name: f"planted-{name.lower()}-5f2c" for name in (
@@ -104,6 +111,40 @@ def test_no_message_moves_the_terminal(cli, tmp_path, plugins, monkeypatch):
     ):  # fmt: skip
         code, printed = cli(*command)
         assert code in (1, 2) and "\x1b" not in printed and "\x07" not in printed and "\\x1b" in printed, printed
+
+
+@pytest.mark.parametrize("text", ["long.yaml:100:3: unknown key", "runs/:key:/a", "clip[/b32]", "[bold]x[link=http://a]"])
+@pytest.mark.parametrize("console", [PlainConsole, Console])
+def test_brackets_and_colons_are_shown_as_they_are(text, console):
+    """A line number between colons is the name of an emoji, a name in brackets is markup, and what closes none ends a run."""
+    written = io.StringIO()
+    on = console(file=written, width=200)
+    tell(on, text)
+    if console is PlainConsole:
+        on.print(text)
+        table = Table(title=text)
+        table.add_column(text)
+        table.add_row(text)
+        on.print(table)
+    assert written.getvalue().count(text) == (5 if console is PlainConsole else 1)
+
+
+@pytest.mark.parametrize("terminal", ["xterm", "dumb", ""])
+def test_a_run_shows_names_and_work_with_brackets_and_colons(terminal, tmp_path):
+    """Also on a terminal that takes lines alone, as in Emacs, where rich draws neither bars nor spinners: it was silent."""
+    name, written = "clip[/b32]:100:", io.StringIO()
+    console = Console(file=written, width=300, force_terminal=bool(terminal), _environ={"TERM": terminal})
+    with busy(console, name):
+        pass
+    log = RunLog(tmp_path / "metrics.jsonl", 0, 1, Accelerator(cpu=True), console)
+    log.show_held_out({name: 0.5})
+    log.add({f"reward/{name}": torch.tensor(0.25)})
+    with log.pausing(f"judging with {name}"):
+        pass
+    log.write(1)
+    log.close()
+    said = written.getvalue()
+    assert f"{name} 0.25" in said and f"{name} 0.5" in said and said.count(name) >= 3
 
 
 def test_nobody_reads_any_more(tmp_path):

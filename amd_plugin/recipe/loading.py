@@ -19,7 +19,7 @@ from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.hookspecs import Objective
 from amd_plugin.options import Place, Removed, accepted, declared, metadata, options_model, without_removed
 from amd_plugin.plugins import PluginManager
-from amd_plugin.recipe.checks import check_relations
+from amd_plugin.recipe.checks import check_model, check_relations
 from amd_plugin.recipe.files import SHIPPED, find
 from amd_plugin.recipe.inputs import Inputs, inputs_of
 from amd_plugin.recipe.yaml_source import Source
@@ -117,6 +117,22 @@ def load(
         config = config.model_copy(update={"train": config.train.model_copy(update={"rollouts": "fresh"})})
     removed = _removed(plugins.objective_factory(config.objective.name))
     return Recipe(path.stem, config, options, *built, unused, removed, applied, inputs_of(config, plugins))
+
+
+def read_config(path: Path) -> RecipeConfig:
+    """The recipe that a run has saved at `path`, without what its plugins would say of it: they may not be installed here.
+
+    Raises:
+        InputError: with one line per problem, as of `load`.
+    """
+    source = Source(path)
+    config = source.validate(RecipeConfig, source.read(RecipeConfig.model_fields), ())
+    if config is None:
+        raise source.error()
+    _data_options(config.data, source)
+    check_model(config, source)
+    source.stop_on_problems()
+    return config
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ VARIANTS: dict[str, Overrides] = {
     "amd_inverted_reward": (),  # the recipe's own rewards, see `inverted`
 }  # fmt: skip
 ABLATION = tuple(VARIANTS)
+MOST = 10_000  # arms, and seeds
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = [-1]
+    if "," not in text and numbers[0] > MOST:
+        raise InputError(f"{option}: must be {MOST:,} seeds at most, each of which is a run of every arm, got '{text[:30]}'")
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
         raise InputError(
@@ -154,6 +158,8 @@ def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]], plugins: Plug
         options = accepted(factories[arm.objective]) if arm.objective in factories else None
         free = {key: values for key, values in grid.items() if not arm.sets(key) and _has(options, key)}
         used |= set(free)
+        if (points := math.prod(map(len, free.values()))) > MOST:
+            raise InputError(f"--tune: makes {points:,} arms of {arm.name}, one for each combination, of {MOST:,} at most")
         for point in itertools.product(*free.values()) if free else ():
             settings = dict(zip(free, point, strict=True))
             name = arm.name + "".join(f"@{key.rpartition('.')[2]}={_in_a_name(value)}" for key, value in settings.items())

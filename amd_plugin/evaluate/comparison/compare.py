@@ -21,8 +21,8 @@ from rich.console import Console
 
 from amd_plugin.atomic import sweep, write_text
 from amd_plugin.busy import busy, duration
-from amd_plugin.disk import dispensable, in_words, remedy
-from amd_plugin.errors import InputError
+from amd_plugin.disk import dispensable, output_refused
+from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
     Job,
@@ -44,10 +44,12 @@ from amd_plugin.evaluate.directions import Direction
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_kind import is_run
 from amd_plugin.host.running.folder_lock import FolderLock
+from amd_plugin.host.running.preemption import Preempted
 from amd_plugin.host.running.run_folder import about, check_recipe, command_line, finished
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS
+from amd_plugin.terminal import tell
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,8 @@ def compare(
         raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
     if is_run(output):
         raise InputError(f"--output {output}: holds a run. Choose a new folder, or that of a comparison")
-    recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
+    with busy(console, "checking the recipe of every arm", at_once=False):
+        recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
     tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
     runs = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]
     config = recipes[0].config  # a pipeline has a GPU for itself, and small networks share one
@@ -95,9 +98,7 @@ def compare(
         missing = [(seed, arm) for seed, arm in runs if not _is_there(output, arm, seed, checked[arm.name])]
         with busy(console, "estimating how long it takes"):
             seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
-        told = _told(len(missing), len(runs), workers, seconds)
-        if console is not None:
-            console.print(told, highlight=False, markup=False, soft_wrap=True)
+        tell(console, _told(len(missing), len(runs), workers, seconds))
         if agree is not None and missing and (seconds is None or seconds > LONG) and not agree("Start?"):
             raise InputError("nothing was started; fewer seeds or arms, or --set train.max_steps=N, take less time")
         # Teachers first: arms of one seed would only wait for each other.
@@ -116,7 +117,7 @@ def _locked(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
     lock = FolderLock(output)
     lock.acquire()
     try:
@@ -149,7 +150,13 @@ def _expected(pool: ProcessPoolExecutor, probe: Job, recipe: Recipe, missing: in
     if not known:
         if recipe.config.model.network is None:
             return None
-        known = [recipe.config.train.max_steps * pool.submit(in_worker, seconds_per_update, probe).result()]
+        try:
+            known = [recipe.config.train.max_steps * pool.submit(in_worker, seconds_per_update, probe).result()]
+        except Preempted:
+            raise
+        except AmdPluginError as error:  # only the estimate is lost; the runs say what is wrong with them
+            log.warning("how long the runs take is not known: %s", error)
+            return None
     return sum(known) / len(known) * missing / min(workers, missing)
 
 

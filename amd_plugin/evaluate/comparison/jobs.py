@@ -23,8 +23,9 @@ import torch
 from rich.console import Console
 
 from amd_plugin.busy import EVERY, duration
-from amd_plugin.disk import dispensable
-from amd_plugin.errors import AmdPluginError, InputError, RunError
+from amd_plugin.disk import dispensable, refusal, remedy
+from amd_plugin.disk import in_words as disk_in_words
+from amd_plugin.errors import AmdPluginError, InputError, RunError, in_words
 from amd_plugin.evaluate.comparison.arms import Arm, Overrides
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host import run
@@ -41,7 +42,7 @@ from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.terminal import PlainConsole, log_to
+from amd_plugin.terminal import PlainConsole, log_to, tell
 from amd_plugin.threads import one_thread
 
 Result = TypeVar("Result")
@@ -80,6 +81,10 @@ class Job:
 Results = dict[tuple[str, int], Metrics]
 
 
+class Crashed(RunError):
+    """A job that ended with an error which nobody raised on purpose; its traceback comes from the worker as the cause."""
+
+
 @contextmanager
 def worker_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of `workers` processes with `threads` threads each, which all start at once and end with the block.
@@ -90,7 +95,20 @@ def worker_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     Where the block ends with Ctrl-C or another signal, each worker saves the run it is at, if any, and begins no other; a
     second signal meanwhile ends them at once. A terminal sends its signals to a whole group, and a scheduler to this process
     alone: workers hear of a signal from this process, once.
+
+    Raises:
+        RunError: where a worker was ended from outside, whatever the block was waiting for.
     """
+    try:
+        with _workers(workers, threads) as pool:
+            yield pool
+    except BrokenProcessPool as error:  # killed, by the kernel for instance
+        message = "a worker process was ended from outside, perhaps for lack of memory"
+        raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
+
+
+@contextmanager
+def _workers(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     context = get_context("spawn")
     stopping = context.RawValue("b", False)  # without a lock, which a process that is terminated would keep
     pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, context.Value("i", 0), stopping))
@@ -131,9 +149,10 @@ def run_jobs(
     """(arm, seed) -> metrics; every job finishes before those that failed are reported.
 
     Raises:
-        RunError: with one line per failed job; or at once, where a worker was ended from outside.
+        RunError: with one line per failed job.
+        BrokenProcessPool: at once, where a worker was ended from outside.
     """
-    results, failed = Results(), list[str]()
+    results, failed, crash = Results(), list[str](), None
     futures = {pool.submit(in_worker, function, job): job for job in jobs}
     for done, future in enumerate(_finished(futures, console), 1):
         job = futures[future]
@@ -143,14 +162,10 @@ def run_jobs(
         except AmdPluginError as error:
             failed.append(f"{job.name}, seed {job.seed}: {error}")
             note = f"failed: {error}"
-        except BrokenProcessPool as error:  # killed, by the kernel for instance
-            message = "a worker process was ended from outside, perhaps for lack of memory"
-            raise RunError(f"{message}. Finished runs are kept; go on with the same command and fewer --workers") from error
-        if console is not None:
-            line = f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            crash = crash or (error.__cause__ if isinstance(error, Crashed) else None)
+        tell(console, f"[{done}/{len(jobs)}] {job.name}, seed {job.seed}: {note}")
     if failed:
-        raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."]))
+        raise RunError("\n".join([*failed, "The other runs are kept; the same command runs only what is missing."])) from crash
     return results
 
 
@@ -160,9 +175,9 @@ def _finished(futures: Collection[Future[Metrics]], console: Console | None) -> 
     while pending:
         ended, pending = wait(pending, EVERY, FIRST_COMPLETED)
         yield from (future for future in futures if future in ended)
-        if not ended and console is not None:
+        if not ended:
             spent = duration(time.monotonic() - start)
-            console.print(f"  ... {spent}, {len(futures) - len(pending)} of {len(futures)} finished", highlight=False)
+            tell(console, f"  ... {spent}, {len(futures) - len(pending)} of {len(futures)} finished")
 
 
 def processor_seconds(run: Path) -> float | None:
@@ -288,6 +303,7 @@ def in_worker(function: Callable[[Job], Result], job: Job) -> Result:
 
     Raises:
         Preempted: where the comparison ends: a pool hands out jobs before their turn, and these cannot be cancelled.
+        Crashed: in place of what is no error of this package: its own class may not survive the way back, and would end all.
     """
     global _at_work
     if _stopping.value:
@@ -295,6 +311,11 @@ def in_worker(function: Callable[[Job], Result], job: Job) -> Result:
     _at_work = True
     try:
         return function(job)
+    except (AmdPluginError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # of libraries, plugins and devices
+        refused = refusal(error)
+        raise Crashed(in_words(error) if refused is None else f"{disk_in_words(refused)}. {remedy(refused)}") from error
     finally:
         _at_work = False
 

@@ -28,7 +28,7 @@ from amd_plugin.atomic import check_inside, is_draft, sweep, write_text
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
-from amd_plugin.disk import in_words, remedy
+from amd_plugin.disk import output_refused
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.evaluate.students import summary
@@ -45,6 +45,7 @@ from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.rewards.builtin.clip import ClipReward
 from amd_plugin.rewards.reward_set import RewardSet
+from amd_plugin.terminal import tell
 from amd_plugin.threads import one_thread
 
 PAIRS = 6  # prompts of which the report shows teacher beside student
@@ -79,15 +80,10 @@ def evaluate(
         student = load_student(run, plugins, at)
     suite, asked = _suite(student, samples, prompts, form), samples or student.recipe.config.evaluate.samples
     if prompts is None and suite.size != asked:
-        _say(console, f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
+        tell(console, f"{suite.size} samples instead of {asked}, equally many of each class or prompt")
     # As in training: networks made here are too small to share out, and a result must not depend on the cores that are free.
     with one_thread(student.recipe.config.model.network is not None):
         return _evaluated(run, student, suite, plugins, output, weights, teacher, console)
-
-
-def _say(console: Console | None, text: str) -> None:
-    if console is not None:
-        console.print(text, highlight=False, markup=False)
 
 
 def _evaluated(
@@ -112,10 +108,10 @@ def _evaluated(
         for role in ("student", "teacher") if teacher else ("student",):
             make_sampler = student_sampler if role == "student" else teacher_sampler
             latents = folder / "latents" / role
-            with student.with_weights(weights):
+            with busy(console, f"drawing and measuring samples of the {role}"), student.with_weights(weights):
                 groups = draw_samples(latents, student, drawn, suite, make_sampler(student, accelerator), device, batch)
                 measurements[role] = measure(
-                    _with_progress(groups, suite, role, partial(_say, console)), partial(load_samples, latents), task,
+                    _with_progress(groups, suite, role, partial(tell, console)), partial(load_samples, latents), task,
                     student.backbone, device, metric_models, batch, writers.get(role),
                 )  # fmt: skip
         with busy(console, "computing distances and intervals"):
@@ -226,7 +222,7 @@ def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) 
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
     try:
         sweep(folder, alone=True)
         if _drawn(folder, drawn, replace=replace) not in (None, drawn):  # another evaluation may have ended there meanwhile
@@ -236,7 +232,7 @@ def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) 
             (folder / "evaluation.json").unlink(missing_ok=True)
             write_json(folder / "drawn.json", drawn)
         except OSError as error:
-            raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+            raise output_refused(error) from error
         yield folder, digest.hexdigest()
     finally:
         lock.release()

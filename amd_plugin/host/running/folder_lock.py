@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from amd_plugin.atomic import check_no_way_out, write_text
-from amd_plugin.disk import in_words, remedy
+from amd_plugin.disk import output_refused
 from amd_plugin.errors import InputError
 from amd_plugin.json_files import read
 
@@ -71,7 +71,7 @@ class FolderLock:
             advice = "Wait for it, end it, or choose another folder"
             raise InputError(f"--output {self._folder}: {self._holder()} is at work in it. {advice}") from error
         except OSError as error:
-            raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+            raise output_refused(error) from error
 
     def release(self) -> None:
         """Gives the lock back."""

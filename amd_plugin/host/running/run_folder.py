@@ -25,8 +25,8 @@ import amd_plugin
 from amd_plugin import plugin_files
 from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.config import RecipeConfig
-from amd_plugin.disk import in_words, remedy
-from amd_plugin.errors import InputError, unreadable_is_input_error
+from amd_plugin.disk import output_refused
+from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE, PARTIAL, State
 from amd_plugin.host.running.folder_kind import check_run, is_run
@@ -35,7 +35,7 @@ from amd_plugin.host.running.student_files import check_replaceable
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.inputs import CODE, EVALUATE, changed_inputs
-from amd_plugin.recipe.loading import Recipe, load
+from amd_plugin.recipe.loading import Recipe, load, read_config
 from amd_plugin.recipe.yaml_source import Source
 
 # Keys that a user may change on purpose between a run and its continuation.
@@ -149,7 +149,7 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, s
         write_text(output / "config.yaml", recipe.as_yaml())
         (output / "samples").mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
 
 
 def tidy(output: Path) -> None:
@@ -282,11 +282,9 @@ def about(output: Path) -> About:
 
 
 def saved_config(output: Path) -> RecipeConfig:
-    """The recipe in config.yaml of the run in `output`; raises InputError without one that can be read."""
+    """The recipe in config.yaml of the run in `output`; raises InputError without one that can be used."""
     check_run(output)
-    path = output / "config.yaml"
-    with unreadable_is_input_error(f"{path}: cannot be read"):
-        return RecipeConfig.model_validate_json(json.dumps(_saved(path)), strict=True)
+    return read_config(output / "config.yaml")
 
 
 def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = (), objective: str | None = None) -> Recipe:

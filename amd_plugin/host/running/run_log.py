@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import resource
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from amd_plugin.atomic import write_bytes
@@ -31,6 +32,7 @@ from amd_plugin.host.running.line_file import LineFile
 from amd_plugin.host.running.run_cost import Cost
 from amd_plugin.host.running.trackers import Trackers
 from amd_plugin.json_files import MOST_STEPS, read_lines
+from amd_plugin.terminal import draws, plain, tell
 
 if TYPE_CHECKING:  # the report reads a log, and must not wait for accelerate
     from accelerate import Accelerator
@@ -86,17 +88,22 @@ class RunLog:
         self._held_out = ""
         self.step = step
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
-        self._shown_at = self._resumed_at
+        self._shown_at = self._began_at = self._resumed_at
+        self._pausing, self._closed = False, threading.Event()
         self.last: Line = dict(state.last)
         self._file: LineFile | None = None
         self._bar: Progress | None = None
         if accelerator.is_main_process:
             self._file = LineFile(path, state.lines or 0)
-            if console is not None and console.is_terminal:
-                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+            if console is not None and draws(console):
+                # What they show has names that plugins give, whose brackets would be markup.
+                what, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
+                columns = (what, SpinnerColumn("line"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+                self._bar = Progress(*columns, console=console)
                 self._row = self._bar.add_task("distilling", total=max_steps, completed=step, note="")
                 self._bar.start()
+            elif console is not None:
+                threading.Thread(target=self._show_long_updates, daemon=True).start()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, over processes, without waiting for the device. Call on every process.
@@ -111,6 +118,7 @@ class RunLog:
                 self._window[name] = self._window[name] + pair if name in self._window else pair
         self.step += 1
         self._updates += 1
+        self._began_at = time.monotonic()
         self._show_step()
 
     def _show_step(self) -> None:
@@ -120,10 +128,19 @@ class RunLog:
         elif time.monotonic() - self._shown_at >= EVERY:
             self._print(f"step {self.step}/{self._max_steps}")
 
+    def _show_long_updates(self) -> None:
+        """Says every ten seconds how long an update has lasted: those of large models take minutes."""
+        while not self._closed.wait(EVERY / 10):
+            now = time.monotonic()
+            if not self._pausing and now - self._shown_at >= EVERY:
+                self._print(
+                    f"step {min(self.step + 1, self._max_steps)}/{self._max_steps}  ... {duration(now - self._began_at)}"
+                )
+
     def _print(self, line: str) -> None:
         if self._console is not None and self._accelerator.is_main_process:
             with suppress(OSError):  # where it is printed to a file on a disk that is full
-                self._console.print(line, highlight=False)
+                tell(self._console, line)
         self._shown_at = time.monotonic()
 
     def state(self) -> LogState:
@@ -141,14 +158,16 @@ class RunLog:
     def pausing(self, what: str, *, at_once: bool = True) -> Iterator[None]:
         """Around what is no update, e.g. ``evaluating``: says so as `busy` does, and leaves its time out."""
         self._pause()
+        self._pausing = True
         if self._bar is not None:
-            self._bar.update(self._row, description=what)
-        plain = None if self._bar is not None or not self._accelerator.is_main_process else self._console
+            self._bar.update(self._row, description=plain(what))
+        console = None if self._bar is not None or not self._accelerator.is_main_process else self._console
         try:
-            with busy(plain, what, at_once=at_once):
+            with busy(console, what, at_once=at_once):
                 yield
         finally:
-            self._resumed_at = self._shown_at = time.monotonic()
+            self._resumed_at = self._shown_at = self._began_at = time.monotonic()
+            self._pausing = False
             if self._bar is not None:
                 self._bar.update(self._row, description="distilling")
 
@@ -181,7 +200,7 @@ class RunLog:
             self._trackers.log({"time/seconds_per_update": each, "memory/gigabytes": memory, **settings}, step)
         note = self._note(each * (self._max_steps - step), each, memory)
         if self._bar is not None:
-            self._bar.update(self._row, completed=step, note=note)
+            self._bar.update(self._row, completed=step, note=plain(note))
         else:
             self._print(f"step {step}/{self._max_steps}  {note}")
         return self.last
@@ -219,6 +238,7 @@ class RunLog:
 
     def close(self) -> None:
         """Stops the bar, closes the file, writes what the run cost, and ends the runs of the trackers."""
+        self._closed.set()
         self._trackers.close()
         if self._bar is not None:
             with suppress(OSError):  # the terminal may be gone

@@ -19,7 +19,7 @@ from amd_plugin.atomic import remove_folder, replaced_folder
 from amd_plugin.checksums import changed
 from amd_plugin.choices import StudentFormat, Weights
 from amd_plugin.config import ModelConfig
-from amd_plugin.disk import dispensable
+from amd_plugin.disk import at_home, dispensable
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host.running.student_files import FILE, check_replaceable, list_files
 from amd_plugin.host.student.adapter_files import LORA_FILE, adapter_saver, write_adapter
@@ -86,7 +86,7 @@ def _forget_places(folder: Path) -> None:
     """Removes the place that each part was read from, which libraries note in its config, where it is on this machine."""
     for file in folder.rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and Path(str(content.get("_name_or_path", ""))).expanduser().is_absolute():
+        if isinstance(content, dict) and at_home(str(content.get("_name_or_path", ""))).is_absolute():
             del content["_name_or_path"]
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """What a comparison says while its runs are made."""
 
+import errno
 import io
 import logging
 import multiprocessing
@@ -8,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +17,11 @@ import torch
 from rich.console import Console
 
 from amd_plugin import interrupts
+from amd_plugin.disk import NotWritten
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.evaluate.comparison import compare as comparison
 from amd_plugin.evaluate.comparison import jobs
-from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
+from amd_plugin.evaluate.comparison.arms import Arm, arms, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host.running import run_cost
@@ -65,6 +69,15 @@ def test_seeds_are_a_number_or_named(text, seeds):
 def test_other_seeds_are_refused(text):
     with pytest.raises(InputError, match="--seeds: must be a number of seeds"):
         parse_seeds(text)
+
+
+def test_seeds_and_arms_are_counted_before_they_are_made(plugins):
+    """Each was a MemoryError, or no end."""
+    with pytest.raises(InputError, match="--select-seeds: must be 10,000 seeds at most"):
+        parse_seeds("100000000000000", "--select-seeds")
+    grid = [f"train.{key}=1,2,3,4,5,6,7,8,9" for key in "abcdefghijklmnopqrst"]
+    with pytest.raises(InputError, match=r"--tune: makes 12,157,665,459,056,928,801 arms of amd, one for each combination"):
+        arms(["amd"], plugins, tune=grid)
 
 
 @pytest.mark.parametrize(("each", "measured"), [(0.1, 3), (1.5, 2), (30.0, 1)])
@@ -135,14 +148,60 @@ def warned(job):
 
 def test_a_worker_that_is_killed_is_said_and_one_at_a_terminal_hears_no_signal(tmp_path, capfd):
     before = set(multiprocessing.active_children())
-    with jobs.worker_pool(1, threads=1) as pool, pytest.raises(RunError, match="a worker process was ended from outside"):
+    with pytest.raises(RunError, match="a worker process was ended from outside"), jobs.worker_pool(1, threads=1) as pool:
         for worker in set(multiprocessing.active_children()) - before:
             os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does to a whole group, here while it imports
             os.kill(worker.pid, signal.SIGHUP)
         assert run_jobs(pool, warned, [Job("modes2d", (), tmp_path, 0)], None) == {("teacher", 0): {}}
-        run_jobs(pool, killed, [Job("modes2d", (), tmp_path, 0)], None)
+        with pytest.raises(BrokenProcessPool):
+            run_jobs(pool, killed, [Job("modes2d", (), tmp_path, 0)], None)
+        run_jobs(pool, warned, [Job("modes2d", (), tmp_path, 0)], None)  # the pool refuses it: that was a traceback
     said = capfd.readouterr().err
     assert "\\x1b]0;taken" in said and "\x1b" not in said and "\x07" not in said and "Traceback" not in said
+
+
+class Odd(Exception):
+    """An error of a library that does not survive its way back from another process."""
+
+    def __init__(self, code, reason):
+        super().__init__(f"{reason} ({code})")
+
+
+FAULTS = {1: Odd(3, "no [memory]"), 2: SystemExit(0), 3: NotWritten(errno.ENOSPC, "No space left on device", "a.bin")}
+
+
+def out_of_order(job):
+    if job.seed == 4:
+        raise InputError("model.path: is no pipeline")
+    if job.seed in FAULTS:
+        raise FAULTS[job.seed]
+    return {"tv": 0.5}
+
+
+def test_whatever_a_job_raises_fails_that_job_alone(tmp_path, forked_workers):
+    """OutOfMemoryError ended the comparison in a traceback, and SystemExit of a plugin in nothing at all."""
+    said = io.StringIO()
+    with jobs.worker_pool(1, threads=1) as pool, pytest.raises(RunError) as failure:
+        run_jobs(pool, out_of_order, [Job("modes2d", (), tmp_path, seed) for seed in range(6)], Console(file=said))
+    assert str(failure.value).splitlines()[:-1] == [
+        "teacher, seed 1: Odd: no [memory] (3)", "teacher, seed 2: SystemExit: 0",
+        "teacher, seed 3: a.bin: cannot be written: No space left on device. Make room",
+        "teacher, seed 4: model.path: is no pipeline",
+    ]  # fmt: skip
+    assert "out_of_order" in str(failure.value.__cause__), "the traceback of the first, under AMD_PLUGIN_DEBUG"
+    assert "[6/6] teacher, seed 5: tv 0.500" in said.getvalue()
+
+
+def broken_probe(job):
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def test_a_probe_that_fails_costs_the_estimate_alone(tiny, tmp_path, monkeypatch, caplog, forked_workers):
+    monkeypatch.setattr(comparison, "seconds_per_update", broken_probe)
+    with jobs.worker_pool(1, threads=1) as pool:
+        probe = Job("modes2d", (), tmp_path, 0, Arm("dmd", "dmd"))
+        assert comparison._expected(pool, probe, tiny(), 2, 1, tmp_path) is None
+    assert "how long the runs take is not known: RuntimeError: CUDA error: out of memory" in caplog.text
 
 
 def stopped_by_a_signal(job):
