@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from amd_plugin.errors import InputError
-from amd_plugin.hookspecs import Needs, Objective
+from amd_plugin.errors import AmdPluginError, InputError, RunError, in_words
+from amd_plugin.hookspecs import Needs, Objective, SigmaSampler
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 _OBJECTIVE = (
     "guidance_scale", "schedule_factor", "reward_unit", "needs", "reward_levers", "shared_sums",
@@ -146,6 +150,54 @@ def _own(value: Any) -> Any:
     return value.detach().clone() if is_tensor else value
 
 
+def moved_levels(
+    sigma: Tensor,
+    samplers: Iterable[SigmaSampler],
+    draws: Callable[[int], Generator],
+    *,
+    advantage: Tensor | None,
+    **given: Any,
+) -> Tensor:
+    """The noise levels [B] that the plugins' samplers make of `sigma` [B], one after the other.
+
+    Args:
+        sigma: the host's draw, fractions of the schedule.
+        samplers: the samplers in the order in which they run.
+        draws: function of a sampler's number to its random generator.
+        advantage: advantages [B]; None where there are none.
+        given: further arguments of a sampler.
+
+    Raises:
+        RunError: for a sampler that fails, or returns another shape, type or device, or levels outside [0, 1].
+    """
+    for index, sampler in enumerate(samplers):
+        name = f"{sampler.__module__}.{getattr(sampler, '__qualname__', type(sampler).__qualname__)}"
+        try:
+            # Copies: what a sampler does to its own changes nothing but what it returns.
+            moved = sampler(_own(sigma), advantage=_own(advantage), generator=draws(index), **given)
+        except AmdPluginError:
+            raise
+        except Exception as error:
+            raise RunError(f"sigma sampler {name}: {in_words(error)}") from error
+        if wrong := _levels_problem(moved, sigma):
+            wanted = f"a new tensor of {len(sigma)} levels in [0, 1], {sigma.dtype} on {sigma.device}"
+            raise RunError(f"sigma sampler {name}: must return {wanted}, got {wrong}")
+        sigma = moved.detach()
+    return sigma
+
+
+def _levels_problem(moved: Any, sigma: Tensor) -> str:
+    """What a sampler made of the levels `sigma` [B], in words; empty if it is levels in their place."""
+    import torch
+
+    if not isinstance(moved, torch.Tensor):
+        return type(moved).__name__
+    if moved.shape != sigma.shape or moved.dtype != sigma.dtype or moved.device != sigma.device:
+        return f"a tensor of shape {tuple(moved.shape)}, {moved.dtype}, on {moved.device}"
+    inside = bool(((moved >= 0) & (moved <= 1)).all())
+    return "" if inside else f"levels from {moved.min().item():g} to {moved.max().item():g}"
+
+
 def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> None:
     """Raises InputError if `objective` needs what a host does not offer.
 
@@ -156,3 +208,14 @@ def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> Non
     for name, meaning in objective.needs.missing(offers).items():
         got = getattr(objective.needs, name)
         raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose other options")
+
+
+def refuse_what_cannot_be_copied(objective: Objective) -> None:
+    """Raises InputError if `objective` cannot be copied and put back, as a host does around an update that may be left out."""
+    kind = type(objective).__name__
+    try:
+        vars(copy.deepcopy(objective))
+    except Exception as error:
+        message = f"must be one that copy.deepcopy copies, before each student turn, got a {kind}: {in_words(error)}"
+        advice = "Keep locks, files and the like outside of it, or give it a __deepcopy__, and a __dict__ for its state"
+        raise InputError(f"objective: {message}. {advice}") from error

@@ -116,8 +116,6 @@ IN_WORDS = {
     "teacher_path": "the teacher's path from the student's noise",
 }
 EVERYTHING: frozenset[str] = frozenset(IN_WORDS)
-# What a trainer that says nothing about its offers is not taken to give: rivals alone need it, and few trainers have it.
-OF_RIVALS = frozenset({"groups", "student_steps", "transition_density", "student_prediction", "teacher_path"})
 
 
 class Objective(Protocol):

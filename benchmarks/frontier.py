@@ -4,11 +4,16 @@
     python benchmarks/frontier.py run --arms dmd,kl --seeds 2    # a part of it
     python benchmarks/frontier.py figure                         # frontier.svg, of the numbers in frontier.json
 
-In the plane the density p of the teacher's data is known, wrong labels and outliers included. So is, on a grid, every
-p exp(lambda r) with its divergence from p, its mean reward and its precision. No distribution has a higher mean reward at that
-divergence. A student is one point: its mean reward and its divergence, from its samples in cells of the grid. Two steps per
-student, so that every objective can take part; guidance 1, at which p is DMD's own target. All arms get equally many
-samples and reward calls.
+In the plane the density p of the teacher's data is known, wrong labels and outliers included. A student is one point: its
+divergence from p and its mean reward, both from its samples in bins of a grid. To move samples within a bin costs no divergence
+between bins, so it must gain no reward either: a sample has the reward that p has on average in its bin. Of these two numbers
+the best pairs are known exactly. They are those of p exp(lambda r), r the reward of a bin, and no distribution has a higher
+reward at the same divergence. The samples' own reward stands beside it, and has no such bound.
+
+Two steps per student, so that every objective can take part; guidance 1, at which p is DMD's own target. Each seed has its own
+teacher and its own reward, so its own frontier. All arms make equally many updates of equally many samples; how many of them a
+reward scores differs, and is a column of the table. So do forwards: `policy_gradient` and `diffusion_nft` have further ones of
+the student, `advantage_guidance` of the fake score, `dp_dmd` of the teacher.
 """
 
 import argparse
@@ -26,22 +31,26 @@ from safetensors.torch import load_file
 from scipy.optimize import brentq
 from torch import Tensor
 
+from amd_plugin.errors import RunError
 from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs, train_arm, worker_pool
 from amd_plugin.evaluate.comparison.result import run_folder
+from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import write_json
 from amd_plugin.models.backbone import load_backbone
 from amd_plugin.models.teacher_samples import teacher_samples
-from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.recipe.loading import Recipe, load
-from amd_plugin.rewards.builtin.classifier import ClassifierReward
+from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.tasks.modes2d import Modes2D
 from amd_plugin.threads import one_thread
 
 SETTINGS = ("model.student_steps=2", "objective.guidance_scale=1", "train.evaluate_every=0", "evaluate.samples=32000")
 CELL, PARTS = 0.15, 5  # edge of a cell, and points of the grid along it
 BLOCK, RARE = 4, 5e-4  # cells with less mass than this are counted in blocks of 4 x 4
-LAMBDAS = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0)
+LAMBDAS = (0.0, *(2.0**power for power in range(-4, 4)))  # rows of the table
+DRAWN = (0.0, *(2.0 ** (power / 4) for power in range(-20, 41)))  # points of the figure's line, LAMBDAS among them
+ENOUGH = 2.0**30  # lambda from which on the bins with the highest reward have all mass
 
 # Objective, option, its values, further options: one curve each.
 SHARPENING = ("objective.strength=0", "objective.tolerance=0")
@@ -64,57 +73,78 @@ class Point(NamedTuple):
 
     Attributes:
         nats: divergence from p, between bins of the grid, mean over classes.
-        reward: mean reward.
+        reward: mean reward, that of a sample being p's mean reward in its bin.
+        below: difference between the frontier's reward at this divergence and `reward`.
+        own_reward: mean reward of the samples themselves, which has no bound at this divergence between bins.
         precision: share of samples that the task's judge accepts.
         tv: total variation from the frontier's distribution of the same divergence, between bins, mean over classes.
     """
 
     nats: float
     reward: float
+    below: float
+    own_reward: float
     precision: float
     tv: float
 
 
 class Plane:
-    """The densities of a task on a grid, and its reward.
+    """The densities of a recipe's task on a grid, and its rewards.
 
     Args:
-        task: the task; its teacher's data have the density p.
+        recipe: recipe of one seed. Its teacher's data have the density p, and its rewards, summed as in training, are r.
+        plugins: plugins that provide the rewards.
+
+    Raises:
+        RunError: for a reward that fails on the grid.
     """
 
-    def __init__(self, task: Modes2D):
-        self.task, self._reward, self._fits = task, ClassifierReward(task), task.judge().fits
-        self._cells = 2 * BLOCK * int(task.reach / CELL / BLOCK + 2)
+    def __init__(self, recipe: Recipe, plugins: PluginManager):
+        self.task: Modes2D = recipe.task
+        self._rewards = RewardSet([reward.here for reward in recipe.config.rewards], plugins, self.task)
+        self._fits = self.task.judge().fits
+        self._cells = 2 * BLOCK * int(self.task.reach / CELL / BLOCK + 2)
         axis = (torch.arange(self._cells * PARTS) + 0.5) * CELL / PARTS - self._cells * CELL / 2
         self._points = torch.cartesian_prod(axis, axis)
         self._place = self._cell_of(self._points)
-        density = torch.stack([self._log_density(label).exp().double() for label in range(task.num_classes)])
+        classes = self.task.num_classes
+        density = torch.stack([self._log_density(label).exp().double() for label in range(classes)])
         self._density = density / density.sum(1, keepdim=True)
-        labels = torch.arange(task.num_classes).repeat_interleave(len(self._points))
-        scores, fits = self._judged(self._points.repeat(task.num_classes, 1), labels)
-        self._scores, self._accepted = (values.reshape(density.shape).double() for values in (scores, fits))
         self._bins = self._binned()
         self._masses = self._in_bins(self._density)
+        labels = torch.arange(classes).repeat_interleave(len(self._points))
+        found = self._judged(self._points.repeat(classes, 1), labels)
+        # p's means in each bin, [classes, bins].
+        self._scores, self._accepted = (
+            self._in_bins(self._density * values.reshape(density.shape)) / self._masses.clamp(min=1e-300) for values in found
+        )
 
     def frontier(self, tilt: float) -> Point:
         """``p exp(tilt r) / Z``, exactly."""
-        q = self.tilted(tilt)
-        return Point(self._nats(tilt), float((q * self._scores).sum(1).mean()), float((q * self._accepted).sum(1).mean()), 0.0)
+        q = self._tilted_bins(tilt)
+        reward, precision = (float((q * values).sum(1).mean()) for values in (self._scores, self._accepted))
+        return Point(self._nats(q), reward, 0.0, reward, precision, 0.0)
 
-    def _nats(self, tilt: float) -> float:
-        masses = self._in_bins(self.tilted(tilt))
+    def _nats(self, masses: Tensor) -> float:
+        """Divergence from p of masses [classes, bins], mean over classes."""
         return float(torch.special.xlogy(masses, masses / self._masses.clamp(min=1e-300)).sum(1).mean())
 
     def tilt_of(self, nats: float) -> float:
-        """The lambda in [0, 8] whose distribution has this divergence, or the nearest one."""
-        low, high = LAMBDAS[0], LAMBDAS[-1]
-        if nats <= 0 or nats >= self._nats(high):
-            return low if nats <= 0 else high
-        return float(brentq(lambda tilt: self._nats(tilt) - nats, low, high, xtol=1e-4))
+        """The lambda whose distribution has this divergence: 0 below it, `ENOUGH` beyond what a reward can tell apart."""
+        high = 1.0
+        while high < ENOUGH and self._nats(self._tilted_bins(high)) < nats:
+            high *= 2
+        if nats <= 0 or high >= ENOUGH:
+            return 0.0 if nats <= 0 else ENOUGH
+        return float(brentq(lambda tilt: self._nats(self._tilted_bins(tilt)) - nats, 0.0, high, xtol=1e-7))
+
+    def _tilted_bins(self, tilt: float) -> Tensor:
+        """Masses [classes, bins] of ``p exp(tilt r) / Z``."""
+        return (self._masses.log() + tilt * self._scores).softmax(1)
 
     def tilted(self, tilt: float) -> Tensor:
         """``p exp(tilt r) / Z`` on the grid, [classes, points]."""
-        return (self._density.log() + tilt * self._scores).softmax(1)
+        return (self._density.log() + tilt * self._scores.gather(1, self._bins[:, self._place])).softmax(1)
 
     def draw(self, density: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """(`count` samples of each class [N, 2], their labels [N]) of a density on the grid [classes, points]."""
@@ -126,23 +156,29 @@ class Plane:
 
         The bias of an entropy of counts is taken out to first order. Of `tv` it stays: the frontier's own samples have some.
         """
-        scores, fits = self._judged(samples, labels)
-        divergences, shares = [], []
+        own, fits = self._judged(samples, labels)
+        shares, divergences, rewards = [], [], []
         for label in range(self.task.num_classes):
             bins = self._bins[label, self._cell_of(samples[labels == label])]
             counts = torch.bincount(bins, minlength=self._masses.shape[1]).double()
             shares.append(share := counts / counts.sum())
+            rewards.append(float(share @ self._scores[label]))
             # A cell of the grid's edge may have no mass in double precision.
             plain = torch.special.xlogy(share, share / self._masses[label].clamp(min=1e-12)).sum()
             divergences.append(float(plain - ((counts > 0).sum() - 1) / (2 * counts.sum())))
-        nats = statistics.fmean(divergences)
-        best = self._in_bins(self.tilted(self.tilt_of(nats)))
-        tv = (torch.stack(shares) - best).abs().sum(1).mean() / 2
-        return Point(nats, float(scores.double().mean()), float(fits.double().mean()), float(tv))
+        nats, reward = statistics.fmean(divergences), statistics.fmean(rewards)
+        tilt = self.tilt_of(nats)
+        tv = (torch.stack(shares) - self._tilted_bins(tilt)).abs().sum(1).mean() / 2
+        below = self.frontier(tilt).reward - reward
+        return Point(nats, reward, below, float(own.mean()), float(fits.double().mean()), float(tv))
 
     @torch.no_grad()
     def _judged(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self._reward(points, [], labels), self._fits(points, labels)
+        """(rewards [N] in double precision, whether each point fits [N])."""
+        scores = self._rewards(points, self.task.prompts(labels), **self.task.columns(labels))
+        if scores.causes:
+            raise RunError("\n".join(f"rewards: '{name}' failed in the plane: {why}" for name, why in scores.causes.items()))
+        return scores.total.double(), self._fits(points, labels)
 
     def _log_density(self, label: int) -> Tensor:
         """Log density of the teacher's data of a class on the grid; wrong labels are of all classes, outliers of any place."""
@@ -193,7 +229,8 @@ def run(
     """
     settings, plugins = (*SETTINGS, *overrides), get_plugin_manager()
     chosen = [arm for curve in curves for arm in arms()[curve]]
-    recipes = [load("modes2d", plugins, (*settings, *arm.overrides), arm.objective) for arm in chosen]
+    for arm in chosen:  # all of them, before the first is trained
+        load("modes2d", plugins, (*settings, *arm.overrides), arm.objective)
     jobs = [Job("modes2d", settings, output, seed, arm) for seed in seeds for arm in chosen]
     if workers == 1:
         for job in jobs:
@@ -203,67 +240,66 @@ def run(
     else:
         with worker_pool(workers, threads=1) as pool:
             run_jobs(pool, train_arm, jobs, console)
-    return measured(recipes[0], curves, seeds, settings, output)
+    return measured(curves, seeds, settings, output)
 
 
-def measured(
-    recipe: Recipe, curves: Sequence[str], seeds: Sequence[int], settings: Sequence[str], output: Path
-) -> dict[str, Any]:
-    """All points, written to `frontier.json` in `output`: frontier, samples of it as a control, teachers, and students."""
-    plane = Plane(recipe.task)
-    count = recipe.config.evaluate.samples // plane.task.num_classes
-    content: dict[str, Any] = {"seeds": list(seeds), "settings": list(settings)}
-    content["frontier"] = {f"{tilt:g}": plane.frontier(tilt)._asdict() for tilt in LAMBDAS}
+def measured(curves: Sequence[str], seeds: Sequence[int], settings: Sequence[str], output: Path) -> dict[str, Any]:
+    """All points, written to `frontier.json` in `output`: frontier, samples of it as a control, teachers, and students.
+
+    Each is a list by seed. `scored` has the samples that an update of each arm scored, mean over its log.
+    """
+    plugins = get_plugin_manager()
+    recipes = [load("modes2d", plugins, (*settings, f"train.seed={seed}")) for seed in seeds]
+    planes = [Plane(recipe, plugins) for recipe in recipes]
+    content: dict[str, Any] = {"seeds": list(seeds), "settings": list(settings), "curves": {}, "scored": {}}
+    content["frontier"] = {f"{tilt:g}": [plane.frontier(tilt)._asdict() for plane in planes] for tilt in DRAWN}
     # What the estimates add to exact values, where the distribution is known.
     content["control"] = {
-        f"{tilt:g}": plane.of_samples(*plane.draw(plane.tilted(tilt), count, torch.Generator().manual_seed(0)))._asdict()
-        for tilt in LAMBDAS
+        f"{tilt:g}": [drawn(recipe, plane, tilt) for recipe, plane in zip(recipes, planes, strict=True)] for tilt in LAMBDAS
     }
-    content["teacher"] = [teacher(recipe, plane, settings, seed)._asdict() for seed in seeds]
-    content["curves"] = {}
+    content["teacher"] = [teacher(recipe, plane) for recipe, plane in zip(recipes, planes, strict=True)]
     for curve in curves:
         content["curves"][curve] = {}
         for arm in arms()[curve]:
-            points = []
-            for seed in seeds:
-                latest = load_file(run_folder(output, arm.name, seed) / "samples" / "latest.safetensors")
+            points, scored = [], []
+            for seed, plane in zip(seeds, planes, strict=True):
+                folder = run_folder(output, arm.name, seed)
+                latest = load_file(folder / "samples" / "latest.safetensors")
                 points.append(plane.of_samples(latest["samples"], latest["labels"])._asdict())
+                log = run_log.read(folder / "metrics.jsonl")
+                scored += [line["cost/scored_samples"] for line in log if "cost/scored_samples" in line]
             content["curves"][curve][arm.name] = points
+            content["scored"][arm.name] = statistics.fmean(scored or [0.0])
     write_json(output / "frontier.json", content)
     return content
 
 
-def teacher(recipe: Recipe, plane: Plane, settings: Sequence[str], seed: int) -> Point:
+def drawn(recipe: Recipe, plane: Plane, tilt: float) -> dict[str, float]:
+    """The estimate of as many samples of the frontier's distribution as a student is measured by."""
+    count = recipe.config.evaluate.samples // plane.task.num_classes
+    draws = torch.Generator().manual_seed(recipe.config.train.seed)
+    return plane.of_samples(*plane.draw(plane.tilted(tilt), count, draws))._asdict()
+
+
+def teacher(recipe: Recipe, plane: Plane) -> dict[str, float]:
     """The teacher's own samples in many steps: what a student of it can be at best without a reward."""
-    plugins = get_plugin_manager()
-    of_seed = load("modes2d", plugins, (*settings, f"train.seed={seed}"))
-    backbone = load_backbone(of_seed.config.model, of_seed.task, seed, plugins.families())
-    count = recipe.config.evaluate.samples
-    return plane.of_samples(*teacher_samples(backbone, of_seed.config.model, of_seed.task, seed, count, 1.0))
-
-
-def short_of(content: Mapping[str, Any], point: Mapping[str, float]) -> float:
-    """By how much a point's reward is below the frontier's at its divergence; that of the last lambda beyond it."""
-    nats, rewards = zip(*((p["nats"], p["reward"]) for p in content["frontier"].values()), strict=True)
-    after = next((i for i, value in enumerate(nats) if value >= point["nats"]), len(nats))
-    if after in (0, len(nats)):
-        return float(rewards[min(after, len(nats) - 1)] - point["reward"])
-    share = (point["nats"] - nats[after - 1]) / (nats[after] - nats[after - 1])
-    return float(rewards[after - 1] + share * (rewards[after] - rewards[after - 1]) - point["reward"])
+    model, seed = recipe.config.model, recipe.config.train.seed
+    backbone = load_backbone(model, plane.task, seed, get_plugin_manager().families())
+    return plane.of_samples(*teacher_samples(backbone, model, plane.task, seed, recipe.config.evaluate.samples, 1.0))._asdict()
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """A Markdown table: mean and standard deviation over seeds, and the distance to the frontier in reward."""
-    rows = {f"frontier, lambda {tilt}": [point] for tilt, point in content["frontier"].items()}
-    rows |= {f"samples of lambda {tilt}": [point] for tilt, point in content["control"].items()}
+    """A Markdown table: mean and standard deviation over seeds, and the samples that an update scored."""
+    rows = {f"frontier, lambda {tilt:g}": content["frontier"][f"{tilt:g}"] for tilt in LAMBDAS}
+    rows |= {f"samples of lambda {tilt}": points for tilt, points in content["control"].items()}
     rows |= {"teacher": content["teacher"]}
     rows |= {name: points for curve in content["curves"].values() for name, points in curve.items()}
-    lines = ["| distribution | nats from p | reward | below the frontier | precision | tv from it |", "|---" * 6 + "|"]
+    names = ("nats from p", "reward", "below the frontier", "own reward", "precision", "tv from it", "scored per update")
+    lines = [f"| distribution | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, points in rows.items():
-        gaps = [short_of(content, point) for point in points]
-        nats, reward, precision, tv = ([p[key] for p in points] for key in Point._fields)
-        columns = [nats, reward, gaps, precision, tv]
-        cells = (f"{statistics.fmean(c):.3f}" + (f" +- {statistics.stdev(c):.3f}" if len(c) > 1 else "") for c in columns)
+        columns = [[point[key] for point in points] for key in Point._fields]
+        cells = [f"{statistics.fmean(c):.3f}" + (f" +- {statistics.stdev(c):.3f}" if len(c) > 1 else "") for c in columns]
+        cells.append(f"{content['scored'][name]:.0f}" if name in content["scored"] else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -273,8 +309,8 @@ def figure(content: Mapping[str, Any], path: Path) -> None:
     matplotlib.rcParams |= {"svg.hashsalt": "frontier", "svg.fonttype": "none", "font.size": 8}
     canvas, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axes, key in zip(panels, ("reward", "precision"), strict=True):
-        frontier = [*content["frontier"].values()]
-        axes.plot([p["nats"] for p in frontier], [p[key] for p in frontier], color="0.2", linewidth=2, label="p exp(lambda r)")
+        frontier = [[statistics.fmean(p[k] for p in seeds) for k in ("nats", key)] for seeds in content["frontier"].values()]
+        axes.plot(*zip(*frontier, strict=True), color="0.2", linewidth=2, label="p exp(lambda r)")
         teachers = [(p["nats"], p[key]) for p in content["teacher"]]
         axes.scatter(*zip(*teachers, strict=True), color="0.5", marker="x", s=20, label="teacher")
         for index, (curve, points) in enumerate(content["curves"].items()):
@@ -284,6 +320,8 @@ def figure(content: Mapping[str, Any], path: Path) -> None:
             every = [(p["nats"], p[key]) for seeds in points.values() for p in seeds]
             axes.scatter(*zip(*every, strict=True), color=colour, s=3, alpha=0.5)
         axes.set(xlabel="nats from the teacher's density", ylabel=key)
+        students = [p["nats"] for points in content["curves"].values() for seeds in points.values() for p in seeds]
+        axes.set_xlim(right=1.05 * max(students))  # the frontier goes on to where a single bin has all mass
     panels[1].legend(fontsize=6, ncols=2)
     canvas.savefig(path, metadata={"Date": None, "Creator": None})
     pyplot.close(canvas)

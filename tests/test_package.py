@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors"},
     {
-        "busy",
         "choices",
         "disk",
         "evaluate.colours",
@@ -33,8 +32,9 @@ FLOORS = [
         "moved",
         "parent_watch",
         "randomness",
+        "terminal",
     },
-    {"atomic", "checksums", "json_files", "plugin_files", "terminal", "threads"},
+    {"atomic", "busy", "checksums", "json_files", "plugin_files", "threads"},
     {"cache", "contract", "metrics", "options"},
     {"config", "data", "objectives", "operators", "option_tables", "plugins", "schedule"},
     {"tasks"},

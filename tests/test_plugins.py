@@ -436,20 +436,32 @@ def test_a_plugin_gets_copies(plugins):
     [
         lambda sigma: None, lambda sigma: sigma.tolist(), lambda sigma: sigma.round().long(), lambda sigma: sigma[:-1],
         lambda sigma: sigma[None], lambda sigma: sigma * torch.nan, lambda sigma: sigma - 1, lambda sigma: sigma + 1,
-        lambda sigma: sigma.double(), lambda sigma: (sigma.zero_(), None)[1],
+        lambda sigma: sigma.double(), lambda sigma: (sigma.zero_(), None)[1], lambda sigma: 1 / 0,
     ],
 )  # fmt: skip
-def test_levels_of_another_kind_are_refused(answer):
+def test_levels_of_another_kind_are_refused(answer, plugins):
+    """By the reference host, and by every adapter."""
     from types import SimpleNamespace
 
+    from amd_plugin.adapters.bridge import HostBridge
     from amd_plugin.errors import RunError
     from amd_plugin.host.training.noise_levels import NoiseLevelSampler
 
-    drawn, advantage = torch.full((4,), 0.25), torch.zeros(4)
+    drawn, moves = torch.full((4,), 0.25), lambda sigma, advantage, **given: answer(sigma)
     batch = SimpleNamespace(uniform=lambda key, window: drawn, generator=lambda key: None, step=0)
-    sampler = NoiseLevelSampler(SimpleNamespace(sigma=(0.0, 1.0)), [0.0], [lambda sigma, advantage, **given: answer(sigma)])
-    with pytest.raises(RunError, match=r"sigma sampler .*: must return a new tensor of 4 levels in \[0, 1\], .* got"):
-        sampler(batch, "student", advantage=advantage)
+    plugins.register(plugin(distill_sigma_sampler=lambda options: moves), "moving")
+    sampler, bridge = (
+        NoiseLevelSampler(SimpleNamespace(sigma=(0.0, 1.0)), [0.0], [moves]),
+        HostBridge(DMDObjective(), plugins=plugins),
+    )
+    for ask in (
+        lambda: sampler(batch, "student", advantage=torch.zeros(4)),
+        lambda: bridge.move_noise_levels(drawn, "student"),
+    ):
+        with pytest.raises(
+            RunError, match=r"sigma sampler .*: (must return a new tensor of 4 levels in \[0, 1\], .* got|Zero)"
+        ):
+            ask()
     assert drawn.tolist() == [0.25] * 4
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from amd_plugin.adapters.host_metrics import stacked
 from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.sample_scores import SampleScores, reward_metrics
-from amd_plugin.errors import RunError
+from amd_plugin.contract import moved_levels
 from amd_plugin.hookspecs import Objective
 from amd_plugin.maths.losses import LossOutput
 from amd_plugin.maths.signals import Signals
@@ -57,16 +57,17 @@ class HostBridge:
         process_group: ranks that share one batch, with equally many samples each; None stands for all ranks.
         plugins: manager whose noise-level samplers and strength schedules are applied; None applies none.
         options: options of the objective, passed to `distill_sigma_sampler` as the recipe's section ``objective``.
-        seed: seed of the samplers' random generators.
+        seed: seed of the run, for AMD's own draws: of outcomes, of remembered failures, and of the plugins' samplers.
 
     Attributes:
         objective: objective that computes advantages and weights.
         reward: reward as given.
         plugins: manager as given.
+        seed: seed as given; a host that knows its own later sets it before the first turn.
         metrics: mean reward and share of failed rewards of the last batch, and the mean of each named reward as
             ``reward/NAME``, 0-dim tensors.
-        signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, and the advantages of all
-            ranks; empty before the first batch.
+        signal_fields: further fields of `Signals` for the last batch: `groups` of the rank's samples, the advantages of all
+            ranks, and the rungs of both where samples have rungs of their own; empty before the first batch.
         ranks: the ranks that share one batch.
         step: number of student updates so far.
         moves_noise_levels: whether a plugin moves noise levels.
@@ -91,7 +92,7 @@ class HostBridge:
             if objective.needs.reward_gradient:
                 self._scores.check_gradients()
         self.ranks, self._said_unrepeated = Ranks(process_group), False
-        self.plugins, self._seed, self.step = plugins, seed, 0
+        self.plugins, self.seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.
         samplers = [] if plugins is None else plugins.hook.distill_sigma_sampler(options={"objective": dict(options or {})})
         self._samplers = samplers[::-1]
@@ -154,6 +155,8 @@ class HostBridge:
             advantage = self.objective.advantage(batch_reward, batch_groups, rung)
         self._advantage = advantage.to(x0.device, non_blocking=True)
         self.signal_fields = {"groups": groups.to(x0.device, non_blocking=True), "batch_advantage": self._advantage}
+        if isinstance(rung, Tensor):
+            self.signal_fields |= {"rung": self._rungs[self._own], "batch_rung": self._rungs}
         self.metrics = reward_metrics(scores, self._scores.names)
         return self._advantage[self._own]
 
@@ -236,14 +239,14 @@ class HostBridge:
             key: keys of the random generator, the same on every rank.
         """
         advantage = self.signal_fields["batch_advantage"]
-        random = generator(self._seed, "outcome", *key, device=advantage.device)
+        random = generator(self.seed, "outcome", *key, device=advantage.device)
         drawn = self.objective.outcomes(advantage, torch.rand(len(advantage), generator=random, device=advantage.device))
         return drawn[self._own]
 
     def uniform(self, count: int, *key: object) -> Tensor:
         """Uniform random numbers [count, B] in [0, 1) for this rank's samples, drawn on the CPU for those of all ranks."""
         size = (count, len(self.signal_fields["batch_advantage"]))
-        return torch.rand(size, generator=generator(self._seed, *key, device=torch.device("cpu")))[:, self._own]
+        return torch.rand(size, generator=generator(self.seed, *key, device=torch.device("cpu")))[:, self._own]
 
     def student_loss(self, signals: Signals) -> LossOutput:
         """The objective's loss of the student's turn; averages its shared sums over ranks. Call it on every rank equally often.
@@ -293,19 +296,15 @@ class HostBridge:
             key: further keys of the samplers' random generators, the same on every rank.
 
         Raises:
-            RunError: if a sampler returns another number of levels, or one outside of [0, 1].
+            RunError: for a sampler that fails, or returns something else than levels.
         """
         if not self.moves_noise_levels:
             return sigma
         levels = self.ranks.joined(sigma.float())
         advantage = self.signal_fields.get("batch_advantage")
         advantage = None if advantage is None else advantage.unflatten(0, (len(levels), -1)).mean(1)
-        for index, sampler in enumerate(self._samplers):
-            draws = generator(self._seed, "sigma", role, *key, index, device=levels.device)
-            moved = sampler(levels, role=role, advantage=advantage, step=self.step, generator=draws)
-            if moved.shape != levels.shape or not ((moved >= 0) & (moved <= 1)).all():
-                raise RunError(f"sigma sampler {sampler!r}: must return {len(levels)} levels in [0, 1], got {moved}")
-            levels = moved
+        draws = lambda index: generator(self.seed, "sigma", role, *key, index, device=levels.device)  # noqa: E731
+        levels = moved_levels(levels, self._samplers, draws, role=role, advantage=advantage, step=self.step)
         return levels[self.ranks.own_rows(len(sigma))].to(sigma.dtype)
 
     def media(self, x0: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from amd_plugin.adapters.own_options import OUTCOME_LR
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import IF_OFFERED
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
@@ -35,6 +37,8 @@ PLACES = {
     "DhariwalUNet": "map_layer1",
 }
 
+LARGEST = 32  # exponent of a gain, so that no rate overflows
+
 
 class FakeScoreConditions:
     """The tables of rungs and outcomes in the networks of a host's fake score.
@@ -44,16 +48,19 @@ class FakeScoreConditions:
         outcomes: whether there is a table of outcomes; `IF_OFFERED`: where the network has a place for it.
         plugins: manager in which families are looked up.
         where: the options' place in the user's configuration, for errors.
+        outcome_lr: the learning rate of the table of outcomes.
 
     Raises:
         InputError: for a table of a single rung.
     """
 
-    def __init__(self, rungs: int, outcomes: bool | str, plugins: PluginManager, where: str = "amd"):
+    def __init__(
+        self, rungs: int, outcomes: bool | str, plugins: PluginManager, where: str = "amd", outcome_lr: float = OUTCOME_LR
+    ):  # fmt: skip
         if rungs == 1:
             raise InputError(f"{where}.rung_conditioning: needs a student of several steps, and this one has one. Leave it out")
         self._rungs, self._outcomes = rungs, outcomes
-        self._plugins, self._where = plugins, where
+        self._plugins, self._where, self._outcome_lr = plugins, where, outcome_lr
         self._networks: list[nn.Module] = []
 
     @property
@@ -61,8 +68,13 @@ class FakeScoreConditions:
         """Whether a network has a table of outcomes."""
         return bool(self._tables(OUTCOME))
 
-    def add_to(self, network: nn.Module) -> None:
+    def add_to(self, network: nn.Module, learning_rate: Any = None) -> None:
         """Adds tables to `network`, before its optimizer is built and before DDP wraps it; it may be sharded by FSDP2.
+
+        Args:
+            network: a network of the fake score.
+            learning_rate: the rate of its optimizer as the host's configuration has it, a number or its text, at which the
+                table of outcomes learns at its own; None for one that is unknown, and then at the optimizer's.
 
         Raises:
             InputError: for a network of which nobody says where it embeds the time, unless all it lacks is `IF_OFFERED`; and
@@ -78,7 +90,8 @@ class FakeScoreConditions:
             option = "rung_conditioning" if self._rungs else "advantage_guidance"
             message = f"nobody says where a {_class_names(network)[0]} embeds the time (time_embeddings of a family)"
             raise InputError(f"{self._where}.{option}: {message}. Leave it out")
-        add_tables(network, "fake_score", Conditions(lambda _: places, self._rungs, bool(self._outcomes)))
+        gain = _gain(self._outcome_lr, learning_rate)
+        add_tables(network, "fake_score", Conditions(lambda _: places, self._rungs, bool(self._outcomes), gain))
         self._networks.append(network)
         for part in (RUNGS, OUTCOME):
             if (tables := tables_of(network, part)) is not None:
@@ -129,6 +142,17 @@ class FakeScoreConditions:
 
     def _tables(self, part: str) -> list[Tables]:
         return [tables for network in self._networks if (tables := tables_of(network, part)) is not None]
+
+
+def _gain(rate: float, of_optimizer: Any) -> float:
+    """The power of two of at least 1 by which the rate `of_optimizer` comes nearest to `rate`; 1 for one that is no rate."""
+    try:
+        known = float(of_optimizer)
+    except (TypeError, ValueError):
+        return 1.0
+    if not (known > 0 and math.isfinite(known)):
+        return 1.0
+    return 2.0 ** min(max(0, round(math.log2(rate) - math.log2(known))), LARGEST)
 
 
 def time_embeddings(network: nn.Module, plugins: PluginManager) -> Sequence[Features] | None:

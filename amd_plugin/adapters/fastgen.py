@@ -21,8 +21,9 @@ from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.adapters.failures import Failures, Shown
 from amd_plugin.adapters.fastgen_batch import plain, predictions_of, texts_of
-from amd_plugin.adapters.fastgen_host import Callback, DMD2Model, load
+from amd_plugin.adapters.fastgen_host import Callback, DMD2Model, EDMNoiseSchedule, load
 from amd_plugin.adapters.fastgen_host import losses as host_losses
+from amd_plugin.adapters.fastgen_levels import level, position
 from amd_plugin.adapters.harvest import checked_rollouts
 from amd_plugin.adapters.host_metrics import Tracked
 from amd_plugin.adapters.host_objective import adaptive_objective
@@ -47,10 +48,10 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
 
     Args:
         config: configuration of `DMD2Model`.
-        amd: options of `AMDObjective`, and four more. ``reward`` is a name with options, a list of these, or a callable. With
+        amd: options of `AMDObjective`, and five more. ``reward`` is a name with options, a list of these, or a callable. With
             ``share_rungs``, samples of one prompt leave a student of several steps at one rung, and rewards have statistics for
-            each. ``rung_conditioning`` gives the fake score a table of exit rungs. ``held_out`` names rewards that judge the
-            samples of FastGen's validation.
+            each. ``rung_conditioning`` gives the fake score a table of exit rungs; ``outcome_lr`` is the learning rate of its
+            table of outcomes. ``held_out`` names rewards that judge the samples of FastGen's validation.
         decode: function of samples to media; None decodes with the network's autoencoder, or not at all if it has none.
 
     Attributes:
@@ -91,7 +92,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         if (rungs or outcomes) and config.fsdp_meta_init:
             message = "needs a fake score with weights, and model.fsdp_meta_init builds it without. Set that to False"
             raise InputError(f"model_class.amd.{'rung_conditioning' if rungs else 'advantage_guidance'}: {message}")
-        self._conditions = FakeScoreConditions(rungs, outcomes, plugins, "model_class.amd")
+        self._conditions = FakeScoreConditions(rungs, outcomes, plugins, "model_class.amd", own.outcome_lr)
         super().__init__(config)
         self.objective = objective
         self.bridge = HostBridge(objective, reward, decode or self._decode, plugins=plugins, options=options)
@@ -110,7 +111,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
     def build_model(self) -> None:
         """FastGen's networks; the fake score's tables come before its optimizer and before DDP or FSDP."""
         super().build_model()
-        self._conditions.add_to(self.fake_score)
+        self._conditions.add_to(self.fake_score, getattr(self.config.fake_score_optimizer, "lr", None))
 
     def _decode(self, x0: Tensor) -> Tensor:
         """Media in [0, 1] of samples, which are latents or, as the media that a decoder makes, pixels in [-1, 1]."""
@@ -171,11 +172,17 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         texts = condition.get("text_embeds") if isinstance(condition, Mapping) else condition
         return group_ids(self._prompts or (texts[0] if isinstance(texts, list | tuple) else texts), batch_size)
 
+    def _fractions(self, t: Tensor) -> Tensor:
+        """Noise levels [B] as fractions of the schedule, from FastGen's times: with EDM the places among its steps."""
+        schedule = self.net.noise_scheduler
+        fractions: Tensor = position(t, schedule.sigmas) if isinstance(schedule, EDMNoiseSchedule) else t / schedule.max_t
+        return fractions
+
     def _move_noise_levels(self, t: Tensor, role: str) -> Tensor:
-        """Noise levels [B] after the plugins' samplers, from the host's draw in [0, max_t]."""
-        end = self.net.noise_scheduler.max_t
-        moved: Tensor = self.bridge.move_noise_levels(t / end, role, *self._turn) * end
-        return moved
+        """FastGen's times [B] after the plugins' samplers, from its draw."""
+        schedule, moved = self.net.noise_scheduler, self.bridge.move_noise_levels(self._fractions(t), role, *self._turn)
+        times: Tensor = level(moved, schedule.sigmas) if isinstance(schedule, EDMNoiseSchedule) else moved * schedule.max_t
+        return times
 
     def _student_update_step(
         self,
@@ -202,7 +209,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
         if len(fake) != 1 or len(real) != 1 + guided:
             message = f"a student step makes {len(fake)} fake-score and {len(real)} teacher calls, not 1 and {1 + guided}"
             raise RunError(f"fastgen: {message}. Use a newer amd-plugin")
-        sigma, uncond = t / self.net.noise_scheduler.max_t, real[1].x0 if guided else None
+        sigma, uncond = self._fractions(t), real[1].x0 if guided else None
         fields = bridge.student_fields(x0, self._prompts) | self._conditions.contrast(self._rungs, fake[0].again)
         output = self.bridge.student_loss(Signals(x0, real[0].x0, uncond, fake[0].x0, sigma, advantage, **fields))
         self._metrics = output.metrics
@@ -240,7 +247,7 @@ class AMDModel(DMD2Model):  # type: ignore[misc]
             )
             return loss
 
-        weight = shown.weight(bridge.weights(t / self.net.noise_scheduler.max_t), self._conditions.takes_outcomes)
+        weight = shown.weight(bridge.weights(self._fractions(t)), self._conditions.takes_outcomes)
         loss = weighted_loss(loss_of, weight, fake[0].x0, shown.x0, eps, t)
         total = losses["total_loss"] - losses["fake_score_loss"] + loss
         return {**losses, "fake_score_loss": loss, "total_loss": total}, outputs
@@ -263,9 +270,9 @@ class AMDStateCallback(Callback):  # type: ignore[misc]
     """
 
     def on_model_init_start(self, model: Any) -> None:
-        """Keeps the model for checkpoints, and sets the length of the run."""
+        """Keeps the model for checkpoints, and sets the length and the seed of the run."""
         self._model = model
-        model.max_iter = int(self.config.trainer.max_iter)
+        model.max_iter, model.bridge.seed = int(self.config.trainer.max_iter), int(self.config.trainer.seed)
 
     def on_dataloader_init_end(self, model: Any, dataloader_train: Any, dataloader_val: Any, iteration: int = 0) -> None:
         """Tells the model whether there are validations."""

@@ -41,7 +41,9 @@ HOST.check(
     },
 )
 _DRAWN = "self, n, sample_steps, t_list, return_ids, device"
-HOST.check(load("fastgen.networks.noise_schedule").BaseNoiseSchedule, {"sample_from_t_list": _DRAWN})
+_schedules = load("fastgen.networks.noise_schedule")
+EDMNoiseSchedule = _schedules.EDMNoiseSchedule
+HOST.check(_schedules.BaseNoiseSchedule, {"sample_from_t_list": _DRAWN})
 HOST.check(
     Callback,
     {

@@ -72,9 +72,9 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
 
     Options under ``method.amd`` are those of `AMDObjective` and a few more. ``reward`` is a name with options, or
     ``{fastvideo: {pickscore: 1.0}}`` for FastVideo's own scorers. ``fast_rollout`` and ``rollouts: harvest`` save forwards.
-    ``rung_conditioning`` gives the critic a table of exit rungs. ``held_out`` names rewards that judge the samples of
-    FastVideo's validation. A group holds the samples of one prompt over all data-parallel ranks; ``group_size`` gives each row
-    of FastVideo's data to so many neighbouring samples.
+    ``rung_conditioning`` gives the critic a table of exit rungs; ``outcome_lr`` is the learning rate of its table of outcomes.
+    ``held_out`` names rewards that judge the samples of FastVideo's validation. A group holds the samples of one prompt over
+    all data-parallel ranks; ``group_size`` gives each row of FastVideo's data to so many neighbouring samples.
 
     Args:
         cfg, role_models: arguments of the host's method.
@@ -107,9 +107,12 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         objective = adaptive_objective(1.0 if scale is None else float(scale), options, FASTVIDEO)
         rungs = len(method.get("dmd_denoising_steps") or []) if self._own.rung_conditioning else 0
         outcomes = objective.needs.fake_score_outcome if self._own.reward is not None else False
-        conditions = FakeScoreConditions(rungs, outcomes, self.plugins or get_plugin_manager(), "method.amd")
+        conditions = FakeScoreConditions(
+            rungs, outcomes, self.plugins or get_plugin_manager(), "method.amd", self._own.outcome_lr
+        )  # fmt: skip
         if "critic" in role_models:
-            conditions.add_to(role_models["critic"].transformer)  # before FastVideo builds the critic's optimizer
+            # Before FastVideo builds the critic's optimizer.
+            conditions.add_to(role_models["critic"].transformer, method.get("fake_score_learning_rate"))
         super().__init__(cfg=cfg, role_models=role_models)
         if self._own.group_size > 1:  # FastVideo's method has just let the student build its loader
             repeat_rows(self.student.dataloader, self._own.group_size, Ranks(_data_parallel()), "method.amd.group_size")

@@ -42,7 +42,8 @@ class Adaptive(Records):
     """A mix-in that adds AMD to a trainer of LightX2V, with options under ``training.dmd.amd``.
 
     Samples of one prompt over all data-parallel ranks form a group; ``group_size`` gives each row of the data to so many
-    neighbouring samples. Rewards get the pictures of the model's `decode_latent`.
+    neighbouring samples. ``outcome_lr`` is the learning rate of the fake scores' tables of outcomes. Rewards get the pictures
+    of the model's `decode_latent`.
 
     Args:
         config: LightX2V's configuration.
@@ -75,7 +76,9 @@ class Adaptive(Records):
             message = f"needs training.{with_lora[0]}.train_type: full, as a checkpoint of lora has nothing beside it"
             raise InputError(f"training.dmd.amd.{option}: {message}")
         outcomes = False if with_lora else outcomes
-        self._conditions = FakeScoreConditions(rungs, outcomes, self.plugins or get_plugin_manager(), "training.dmd.amd")
+        self._conditions = FakeScoreConditions(
+            rungs, outcomes, self.plugins or get_plugin_manager(), "training.dmd.amd", self._own.outcome_lr
+        )
         self.bridge = HostBridge(self.objective)
         self._rung = 0
         self._turn: Turn | None = None
@@ -97,7 +100,10 @@ class Adaptive(Records):
     def _setup_trainable_model(self, model: Any, role: str = "student") -> None:
         super()._setup_trainable_model(model, role=role)
         if role in _FAKE_ROLES:  # before it is sharded, and before its optimizer
-            self._conditions.add_to(model.denoiser_module())
+            optimizer = getattr(self, f"{role}_optimizer_config", {})
+            # Of `fake` LightX2V fills in the student's rate where the configuration has none.
+            rate = optimizer.get("learning_rate", getattr(self, f"{role}_optimizer_learning_rate", None))
+            self._conditions.add_to(model.denoiser_module(), rate)
 
     def _setup_ida_trick(self) -> None:
         with self._conditions.hidden():  # the trick pairs the student's parameters with the fake score's

@@ -53,7 +53,8 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         student, teacher, fake_score, config, discriminator: arguments of the host's pipeline; the teacher may be a DeepSpeed
             engine.
         strength, sharpening: options of `amd_plugin.AMDObjective`.
-        reward: function of (media, prompts), or a mapping with ``name`` and options; None leaves every advantage at 0.
+        reward: function of (media, prompts), or a mapping with ``name`` and options, which is computed where the student is by
+            now unless it names a ``device``; None leaves every advantage at 0.
         decode: function of latents to media [B, C, (T,) H, W] in [0, 1]; None scores the latents.
         amd: further options of `AMDObjective`, e.g. ``{"side": "both"}``.
         objective: objective to use in place of AMD, made by `get_plugin_manager().make_objective(...)` with the guidance scale
@@ -66,6 +67,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             turns use. A cycle is some calls of `compute_fake_score_loss`, then the student's; the arguments of its first call
             replace those of the others.
         accumulation: number of calls per update, of a loop that accumulates gradients.
+        seed: seed of the run, the same on every rank, for AMD's own draws; torch's generators stay the host's.
         rung_conditioning: whether the fake score is conditioned on the student's exit rung, with `backward_simulation`.
         held_out: rewards that judge samples in `validate` and are not trained on, named as in `reward`.
         host: further arguments of the host's pipeline.
@@ -102,6 +104,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         max_steps: int = 0,
         rollouts: Rollouts = "fresh",
         accumulation: int = 1,
+        seed: int = 0,
         rung_conditioning: bool = False,
         held_out: Any = None,
         **host: Any,
@@ -112,6 +115,7 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         options = {**(amd or {}), "strength": strength, "sharpening": sharpening}
         check_count(accumulation, "accumulation", 1)
         check_count(max_steps, "max_steps", 0)
+        check_count(seed, "seed", 0)
         self._cycle = HarvestedCycle(accumulation) if checked_rollouts(rollouts, "rollouts", cannot_harvest(config)) else None
         self._in_place = objective is not None  # and then its loss counts with a reward or without
         if objective is None:
@@ -128,8 +132,10 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
             teacher = place(role="teacher", module=teacher, accelerator=accelerator, options=recipe, read=None)
         super().__init__(student, _module(teacher), fake_score, config, discriminator=discriminator, **host)
         self.objective, self.metrics, self.turns = objective, dict[str, Tensor](), {"student": 0, "fake_score": 0}
-        self.bridge = HostBridge(objective, make_reward(reward, plugins), decode, plugins=plugins, options=options)
-        self.validation = None if held_out is None else Validation(self.bridge, held_out, plugins)
+        device = _device_of(student)
+        reward = make_reward(reward, plugins, device)
+        self.bridge = HostBridge(objective, reward, decode, plugins=plugins, options=options, seed=seed)
+        self.validation = None if held_out is None else Validation(self.bridge, held_out, plugins, device)
         check_switch(rung_conditioning, "rung_conditioning")
         if rung_conditioning and not config.backward_simulation:
             raise InputError("rung_conditioning: needs backward_simulation, without which a sample has no exit rung")
@@ -141,11 +147,6 @@ class Adaptive(_Base):  # type: ignore[misc, valid-type]
         self._failures = Failures.of(self.bridge)
         self._max_steps, self._accumulation = max_steps, accumulation
         self._turn: Turn | None = None
-
-    @property
-    def outcome(self) -> FakeScoreConditions | None:
-        """`conditions`; None without advantage guidance."""
-        return self.conditions if self.conditions.takes_outcomes else None
 
     def validate(self, samples: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """Metrics of samples of the user's validation, with the alarm for hacked rewards; every rank has to call it.
@@ -377,6 +378,12 @@ class AMDPipeline(Adaptive, DMDPipeline):  # type: ignore[misc]
     """`DMDPipeline` with AMD; see `Adaptive` for its arguments."""
 
     host = DMDPipeline
+
+
+def _device_of(network: nn.Module) -> torch.device | None:
+    """The device of a network's weights; None for one that has none yet."""
+    device = next((parameter.device for parameter in network.parameters()), None)
+    return None if device is None or device.type == "meta" else device
 
 
 def _module(teacher: nn.Module) -> nn.Module:

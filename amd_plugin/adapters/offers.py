@@ -17,10 +17,11 @@ BESIDE_NEEDS = {
     "rungs": "statistics of rewards for each exit rung",
     "harvest": "one rollout for all updates of a cycle (`rollouts: harvest`)",
     "rung_conditioning": "a fake score that is conditioned on the exit rung",
+    "outcome_lr": "a learning rate of its own for the table of outcomes",
     "repeats": "data whose rows stand several times in each joined batch",
     "alarm": "the alarm for hacked rewards, and `sensor/NAME`, at evaluations",
 }
-CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning"})
+CONDITIONED = frozenset({"fake_score_outcome", "rungs", "rung_conditioning", "outcome_lr"})
 FASTGEN = OFFERS | LEVELS | CONDITIONED | {"reward_gradient", "groups", "alarm", "replay"}
 LIGHTX2V_VIDEO = LIGHTX2V_IMAGE = FASTGEN | {"repeats"}
 LIGHTX2V_PHASED = LIGHTX2V_VIDEO - {"rung_conditioning", "replay"}
@@ -40,6 +41,7 @@ CONDITIONS = {
     ("ModelOpt", "rungs"): "with `backward_simulation`",
     ("ModelOpt", "harvest"): "with `backward_simulation`",
     ("ModelOpt", "rung_conditioning"): "with `backward_simulation`, networks of a known class",
+    ("ModelOpt", "outcome_lr"): "in your optimizer",
     ("ModelOpt", "reward_gradient"): "where `decode` has a gradient",
     ("ModelOpt", "alarm"): "`AMDPipeline.validate`",
     ("FastVideo", "rungs"): "with `fast_rollout` or `rollouts: harvest`, and in self-forcing",
@@ -54,12 +56,14 @@ CONDITIONS = {
     ("LightX2V, video", "alarm"): "its inference",
     ("LightX2V, images", "reward_gradient"): "models with an `image_processor`",
     ("LightX2V, images", "alarm"): "its inference",
+    ("reference host", "outcome_lr"): "`train.outcome_lr`",
     ("reference host", "repeats"): "`train.group_size`",
 }
 # Options of the adapters themselves.
 OWN = {
     "rungs": ["share_rungs", "fast_rollout"],
     "rung_conditioning": ["rung_conditioning"],
+    "outcome_lr": ["outcome_lr"],
     "repeats": ["group_size"],
     "alarm": ["held_out"],
 }

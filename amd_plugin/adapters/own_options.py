@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from amd_plugin.errors import InputError
+
+OUTCOME_LR = 5e-3  # as `train.outcome_lr`
 
 
 class OwnOptions(NamedTuple):
@@ -17,6 +20,7 @@ class OwnOptions(NamedTuple):
         rung_conditioning: whether the fake score is conditioned on the exit rung of each sample.
         rollouts: see `amd_plugin.adapters.harvest.checked_rollouts`, which checks it for a host.
         group_size: number of neighbouring samples of a joined batch that get one row of the host's data; 1 leaves its order.
+        outcome_lr: learning rate of the table of outcomes, where it is above that of the fake score's optimizer.
     """
 
     reward: Any = None
@@ -24,6 +28,7 @@ class OwnOptions(NamedTuple):
     rung_conditioning: bool = False
     rollouts: Any = "fresh"
     group_size: int = 1
+    outcome_lr: float = OUTCOME_LR
 
 
 def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:
@@ -39,6 +44,7 @@ def split_options(given: Any, where: str) -> tuple[dict[str, Any], OwnOptions]:
     own = OwnOptions(**{name: options.pop(name) for name in OwnOptions._fields if name in options})
     check_switch(own.rung_conditioning, f"{where}.rung_conditioning")
     check_count(own.group_size, f"{where}.group_size", 1)
+    check_rate(own.outcome_lr, f"{where}.outcome_lr")
     return options, own
 
 
@@ -52,3 +58,9 @@ def check_count(value: Any, where: str, least: int) -> None:
     """Raises InputError for a `value` that is no whole number from `least` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{where}: must be a whole number from {least}, got {value!r}")
+
+
+def check_rate(value: Any, where: str) -> None:
+    """Raises InputError for a `value` that is no finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{where}: must be a finite number above 0, got {value!r}")

@@ -19,9 +19,10 @@ from typing import Any
 
 import yaml
 
+from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.contract import refuse_what_is_missing
 from amd_plugin.errors import AmdPluginError, InputError
-from amd_plugin.hookspecs import EVERYTHING, OF_RIVALS, Objective
+from amd_plugin.hookspecs import Objective
 from amd_plugin.options import checked, options_model
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 
@@ -78,15 +79,14 @@ def parse(
 
 
 def make_objective(
-    args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = EVERYTHING - OF_RIVALS,
-    **host: Any,
+    args: argparse.Namespace, plugins: PluginManager | None = None, *, offers: Collection[str] = OFFERS, **host: Any
 ) -> Objective:  # fmt: skip
     """The objective of parsed arguments.
 
     Args:
         args: result of the parser that `add_arguments` extended.
         plugins: manager in which the objective is looked up; None stands for all installed plugins.
-        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give; by default all but `OF_RIVALS`.
+        offers: names of the fields of `amd_plugin.hookspecs.Needs` that the trainer can give; by default those of all adapters.
         host: default values set by the trainer, e.g. ``guidance_scale``; the user's arguments override them.
 
     Raises:

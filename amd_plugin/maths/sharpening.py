@@ -51,12 +51,20 @@ def sharpening_weights(advantage: Tensor, sharpening: float | Tensor, kind: Kind
     return torch.where(mean > 0, weights / mean, torch.ones_like(weights))
 
 
-def implied_tilt(advantage: Tensor, sharpening: float, kind: Kind = "linear") -> tuple[Tensor, Tensor]:
-    """How far the fixed point ``q* = (p_teacher / w) / Z`` is from the teacher, for a batch with these advantages [B].
+def implied_tilt(advantage: Tensor, sharpening: float | Tensor, kind: Kind = "linear") -> tuple[Tensor, Tensor]:
+    """How far the fixed point ``q* = (p_teacher / w) / Z`` is from the teacher, for a batch of samples.
+
+    Args:
+        advantage: advantages [B] of the whole batch over all ranks.
+        sharpening: lambda in [0, 40], of all samples or [B] of each.
+        kind: form of the weights w, see `sharpening_weights`.
 
     Returns:
         (ratio, divergence), both scalars. `ratio` is the largest factor ``1 / w`` on a sample's density over the smallest,
         infinite where a weight is 0. `divergence` is ``KL(q* || p_teacher)`` in nats if the batch were the teacher's samples.
+
+    Raises:
+        ValueError: for a sharpening out of range or another kind.
 
     Example:
         The exponential form tilts by exp(lambda a), so advantages of -1 and 1 are e^2 apart at lambda = 1:

@@ -39,7 +39,8 @@ class Signals(NamedTuple):
         advantage_factor: factor of advantage guidance [B], at least 0, from a host's schedule; None means 1 everywhere.
         batch_advantage: advantages [N] of the whole batch, over all micro-batches and processes; None where these B samples
             are the whole batch. Statistics of the batch (the static control, the implied tilt) use it.
-        rung: exit rung of each sample [B], from 0, on the CPU; read by metrics only. None for a student of one step.
+        rung: exit rung of each sample [B], from 0, on the CPU, by which `reward` is divided by the spread of its own rung; also
+            read by metrics. None for a student of one step.
         log_density: log-density of one of the transitions by which the student came to x0 [B], with its graph; a mean over the
             dimensions of a sample, up to a constant. 0 where x0 is a first prediction, which follows from noise alone.
         student: student's prediction of x0 from x0 itself, re-noised to its exit rung [B, ...], with its graph.
@@ -111,7 +112,7 @@ class Signals(NamedTuple):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape:
                 raise ValueError(f"Signals.{name}: must have x0's shape {tuple(self.x0.shape)}, got {tuple(value.shape)}")
-        for name in ("sigma", "advantage", "reward", "groups", "advantage_factor", "log_density"):
+        for name in ("sigma", "advantage", "reward", "groups", "rung", "advantage_factor", "log_density"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x0.shape[:1]:
                 raise ValueError(f"Signals.{name}: must have shape {tuple(self.x0.shape[:1])}, got {tuple(value.shape)}")

@@ -5,6 +5,9 @@
 The network's own code stays as it is: a forward hook adds the rows. Tables are submodules of the network, trained and saved
 with it and named like a role's adapter. `amd_plugin.models.roles.Role` selects the rows, and no row for calls of other roles.
 The first outcome, `NONE` of `amd_plugin.maths.advantage_guidance`, has a row that stays zero.
+
+Where a table shares the network's optimizer and its rate is too small, its rows are `gain` times its parameter, with the rows'
+gradient: Adam's updates do not depend on the gradient's length, so that the rows learn at `gain` times the rate.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ class Conditions(NamedTuple):
         places: the finder of the modules that embed the time.
         rungs: the number of rungs of the table of rungs; 0 for no such table.
         outcomes: whether there is a table of outcomes.
+        gain: the gain of the table of outcomes, see `Table`.
     """
 
     places: EmbeddingFinder
     rungs: int = 0
     outcomes: bool = False
+    gain: float = 1.0
 
 
 class Table(nn.Module):
@@ -49,25 +54,30 @@ class Table(nn.Module):
         place: the module whose output embeds the time.
         rows: the number of rows n.
         fixed: the index of a row that stays zero; None for none.
+        gain: the factor of the rows over the parameter, a power of two, so that it rounds nothing in any dtype.
 
     Attributes:
-        table: the rows [n, D].
+        table: the parameter [n, D]. Its gradient is that of the rows `gain * table`, and a `state_dict` has the rows, so that
+            a checkpoint means the same at every gain.
         row: the index of the selected row, a tensor [B], or without dimensions for all samples, so that a compiled network is
             one graph for all rows; None for no row.
         hook: the handle of the forward hook.
     """
 
-    def __init__(self, place: Features, rows: int, fixed: int | None = None):
+    def __init__(self, place: Features, rows: int, fixed: int | None = None, gain: float = 1.0):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(rows, place.channels))
         self.row: Tensor | None = None
-        self._dim, self._fixed = place.dim, fixed
+        self._dim, self._fixed, self._gain = place.dim, fixed, gain
         self.hook = place.module.register_forward_hook(self._add)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """`embedding` [B, ...] with the selected rows added along its channels; same shape and dtype."""
         assert self.row is not None  # noqa: S101 (the hook checks it)
-        row = nn.functional.embedding(self.row, self.table, padding_idx=self._fixed).to(embedding.dtype)
+        row = nn.functional.embedding(self.row, self.table, padding_idx=self._fixed)
+        if self._gain != 1:  # the second term is zero, and has the gradient
+            row = self._gain * row.detach() + (row - row.detach())
+        row = row.to(embedding.dtype)
         channels_last = embedding.movedim(self._dim, -1)
         if row.dim() > 1:
             if len(channels_last) > len(row):  # frames have times of their own, and a sample's follow one another
@@ -81,6 +91,16 @@ class Table(nn.Module):
         conditioned: Tensor = self(output)
         return conditioned
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        if self._gain != 1:
+            destination[f"{prefix}table"] = destination[f"{prefix}table"] * self._gain
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *how: Any) -> None:
+        if self._gain != 1 and (rows := state_dict.get(f"{prefix}table")) is not None:
+            state_dict = {**state_dict, f"{prefix}table": rows / self._gain}
+        super()._load_from_state_dict(state_dict, prefix, *how)  # type: ignore[no-untyped-call]
+
 
 class Tables(nn.Module):
     """The tables of one condition in a network.
@@ -90,13 +110,14 @@ class Tables(nn.Module):
         places: the modules whose output, or the part of it that is added to, embeds the time.
         rows: the number of rows n.
         fixed: the index of a row that stays zero; None for none.
+        gain: see `Table`.
     """
 
-    def __init__(self, role: str, places: Sequence[Features], rows: int, fixed: int | None = None):
+    def __init__(self, role: str, places: Sequence[Features], rows: int, fixed: int | None = None, gain: float = 1.0):
         super().__init__()
         self._chosen: int | Tensor | None = None
         # The parameters of a role on a shared base have `.role.` in their names.
-        self.add_module(role, nn.ModuleList(Table(place, rows, fixed) for place in places))
+        self.add_module(role, nn.ModuleList(Table(place, rows, fixed, gain) for place in places))
 
     @property
     def tables(self) -> list[Table]:
@@ -159,7 +180,7 @@ def add_tables(network: nn.Module, role: str, conditions: Conditions) -> None:
     if conditions.rungs:
         network.add_module(RUNGS, Tables(role, places, conditions.rungs))
     if conditions.outcomes:
-        network.add_module(OUTCOME, Tables(role, places, len(OUTCOMES), fixed=NONE))
+        network.add_module(OUTCOME, Tables(role, places, len(OUTCOMES), NONE, conditions.gain))
 
 
 def tables_of(network: nn.Module, part: str) -> Tables | None:

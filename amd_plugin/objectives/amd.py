@@ -93,7 +93,6 @@ class AMDObjective(DMDObjective):
             )  # fmt: skip
         self._coherence, self._monitor, self._contrast_monitor = Coherence(), RewardMonitor(), ContrastMonitor()
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
-        self._reward_metrics: dict[str, Tensor] = {}
 
     @property
     def needs(self) -> Needs:
@@ -156,11 +155,12 @@ class AMDObjective(DMDObjective):
         nats = self._spend_budget(a[finite], groups[finite], rung)
         if self._options.advantage_guidance == "auto":
             self._rest.update(log_success(a[finite]), groups[finite], nats=nats)
-        equal, quiet = (group_std(reward, groups) == 0).float().mean(), quiet_share(a, groups)
-        self._reward_metrics = {
-            "failed_rewards": 1 - finite.float().mean(), "quiet_share": quiet, "zero_spread_share": equal,
+        metrics = {
+            "failed_rewards": 1 - finite.float().mean(), "quiet_share": quiet_share(a, groups),
+            "zero_spread_share": (group_std(reward, groups) == 0).float().mean(), "reward_spread": self._spread.to(a),
+            "reward_unit": torch.tensor(float(unit)).to(a),
         }  # fmt: skip
-        self._monitor.update(equal, quiet, tolerance, unit)
+        self._monitor.add(metrics, len(a), rung, tolerance, unit)
         return a
 
     def _spend_budget(self, advantage: Tensor, groups: Tensor, rung: int) -> float:
@@ -192,6 +192,7 @@ class AMDObjective(DMDObjective):
         Raises:
             ValueError: without `sigma`, if option `sharpening_sigma` was given.
         """
+        self._monitor.close()
         tilt = self.sharpening if self._kl is None or rungs is None else self._kl.tilts(rungs)
         weights = sharpening_weights(advantage, self._trust * tilt, self.sharpening_kind)
         if sigma is None and self.needs.fake_score_noise_level:
@@ -203,6 +204,7 @@ class AMDObjective(DMDObjective):
     def outcomes(self, advantage: Tensor, draws: Tensor) -> Tensor:
         """The outcome of each sample [B] that the fake score is trained with, see `amd_plugin.maths.advantage_guidance`."""
         self._offered = True
+        self._monitor.close()
         return outcomes(advantage, draws)
 
     @property
@@ -246,18 +248,21 @@ class AMDObjective(DMDObjective):
         signals = direction.signals
         if signals.advantage is None:
             return {}
+        self._monitor.close()
         a = signals.advantage.detach().float()
         batch_advantage = a if signals.batch_advantage is None else signals.batch_advantage.detach().float()
-        tilt_ratio, divergence = implied_tilt(batch_advantage, self._trust * self.sharpening, self.sharpening_kind)
+        tilt: float | Tensor = self.sharpening
+        rungs = signals.rung if signals.batch_rung is None else signals.batch_rung
+        if self._kl is not None and rungs is not None and len(rungs) == len(batch_advantage):
+            tilt = self._kl.tilts(rungs).float()
+        tilt_ratio, divergence = implied_tilt(batch_advantage, self._trust * tilt, self.sharpening_kind)
         metrics = {
             "clip_share": clip_share(batch_advantage),
             "advantage_std": batch_advantage.std(correction=0),
-            "reward_spread": self._spread.clone(),
-            "reward_unit": torch.tensor(float(self.unit)),
             "tilt_ratio": tilt_ratio,
             "tilt_kl": divergence,
-            **({} if self._kl is None else {"sharpening": torch.tensor(self.sharpening)}),
-            **self._reward_metrics,
+            **({} if self._kl is None else {"sharpening": torch.as_tensor(tilt).mean()}),
+            **self._monitor.metrics(),
             **zone_metrics(direction, a <= ZONE),
             **weight_metrics(direction, self.guidance_window),
         }

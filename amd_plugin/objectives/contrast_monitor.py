@@ -22,7 +22,8 @@ WARN_WEAK = (
 )
 WARN_CAPPED = (
     "advantage guidance is at its largest scale of %g, and still only %.3f times as long as the matching term. The outcome "
-    "table may learn too slowly (train.outcome_lr), or rewards differ too rarely within prompts (objective/quiet_share)"
+    "table may learn too slowly (train.outcome_lr, in other toolkits outcome_lr), or rewards differ too rarely within prompts "
+    "(objective/quiet_share)"
 )
 WARN_SILENT = (
     "after %d student updates the fake score cannot tell samples that succeeded from samples that failed. The reward may be "

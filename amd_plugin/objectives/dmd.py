@@ -122,11 +122,13 @@ class DMDObjective:
         """The surrogate loss on `signals.x0`, in fp32 or wider.
 
         Raises:
-            ValueError: for shapes that do not match, or no unconditional prediction at a guidance scale other than 1.
+            ValueError: for shapes that do not match, or without the predictions that guidance needs at a scale other than 1.
         """
         signals.check()
         if self.guidance_scale != 1 and signals.real_uncond is None and signals.guide_uncond is None:
             raise ValueError(f"Signals.real_uncond: needed at guidance scale {self.guidance_scale}, got None")
+        if self.guidance_scale != 1 and self.guidance_sigma is not None and signals.guide_cond is None:
+            raise ValueError(f"Signals.guide_cond: needed with guidance_sigma {self.guidance_sigma}, got None")
         direction = operators.chain(self.operator(), self._normalize)(signals)
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
@@ -184,14 +186,23 @@ class DMDObjective:
         return [] if self.guidance_window is None else [operators.window(guide=self.guidance_window)]
 
     def _reward_loss(self, signals: Signals) -> tuple[Tensor, Tensor]:
-        """``- reward_gradient r / spread`` [B], with 0 for failed rewards, and the share of failed rewards."""
+        """``- reward_gradient r / spread of its rung`` [B], with 0 for failed rewards, and the share of failed rewards."""
         if signals.reward is None:
             raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
         finite = torch.isfinite(signals.reward)
         reward = torch.where(finite, signals.reward, 0.0)
-        spread = self._widest.to(reward)
+        spread = self._widest_spread(signals.rung, reward)
         reward_loss = -self.schedule_factor * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
         return reward_loss, 1 - finite.float().mean()
+
+    def _widest_spread(self, rungs: Tensor | None, like: Tensor) -> Tensor:
+        """The widest spread [B] at each sample's rung; where that is unknown, of the rung scored last."""
+        last = self._widest.to(like)
+        if rungs is None:
+            return last
+        of_rung = {rung: self.statistics.widest(rung).to(like) for rung in set(rungs.tolist())}
+        own = torch.stack([of_rung[rung] for rung in rungs.tolist()])
+        return torch.where(own > 0, own, last)
 
 
 @takes(PlainDMDOptions)

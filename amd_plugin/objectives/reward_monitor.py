@@ -1,4 +1,4 @@
-"""A warning for rewards whose differences within prompts are almost always below the tolerance."""
+"""The metrics of a turn's rewards, and a warning for rewards whose differences within prompts are below the tolerance."""
 
 import logging
 
@@ -16,25 +16,55 @@ WARN_ALL_EQUAL = (
 
 
 class RewardMonitor:
-    """A monitor of rewards that differ within their prompt by less than the tolerance; it warns once."""
+    """The rewards of a turn, which come rung by rung; it warns once about those that differ by less than the tolerance.
+
+    A turn's rungs come in rising order. So a rung that is no higher than the one before starts a turn, and so does the first
+    one after `close`.
+    """
 
     def __init__(self) -> None:
-        self._batches = 0
+        self._batches, self._rung, self._closed = 0, 0, True
+        self._calls: list[tuple[int, dict[str, Tensor]]] = []  # of the turn: samples, and their metrics
         self._differing = torch.zeros(2)  # summed shares of samples: with different rewards; with those within the tolerance
 
-    def update(self, zero_spread_share: Tensor, quiet_share: Tensor, tolerance: float, unit: float) -> None:
-        """Adds a batch.
+    def add(self, metrics: dict[str, Tensor], samples: int, rung: int, tolerance: float, unit: float) -> None:
+        """Adds the samples of one rung.
 
         Args:
-            zero_spread_share: share of samples in groups with equal rewards, a 0-dim tensor.
-            quiet_share: share of samples in groups with no advantage but 0, a 0-dim tensor.
+            metrics: means over the samples, 0-dim tensors. ``zero_spread_share`` is the share of samples in groups with equal
+                rewards, and ``quiet_share`` of those in groups with no advantage but 0.
+            samples: number of samples.
+            rung: index of their exit rung, from 0.
             tolerance: reward difference that counts as none, in units or spreads.
             unit: divisor of rewards; 0 for their spread.
         """
-        self._batches += 1
-        if not tolerance or self._batches > BATCHES:
+        if self._closed or rung <= self._rung:
+            self._judge(tolerance, unit)
+            self._calls = []
+        self._calls.append((samples, metrics))
+        self._rung, self._closed = rung, False
+
+    def close(self) -> None:
+        """Ends the turn: what is added next belongs to another. Its metrics stay."""
+        self._closed = True
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Means over the samples of the turn, with all their rungs; empty before the first."""
+        total = sum(samples for samples, _ in self._calls)
+        names = self._calls[0][1] if self._calls else {}
+        return {
+            name: torch.stack([metrics[name] * (samples / total) for samples, metrics in self._calls]).sum() for name in names
+        }
+
+    def _judge(self, tolerance: float, unit: float) -> None:
+        """Counts the batch of the turn before, and warns after the last one that is counted."""
+        if not self._calls or self._batches >= BATCHES:
             return
-        shares = torch.stack((1 - zero_spread_share, quiet_share - zero_spread_share))
+        self._batches += 1
+        if not tolerance:
+            return
+        turn = self.metrics()
+        shares = torch.stack((1 - turn["zero_spread_share"], turn["quiet_share"] - turn["zero_spread_share"]))
         self._differing = self._differing.to(shares) + shares
         if self._batches == BATCHES and self._differing[1] > max(1, 0.95 * float(self._differing[0])):
             kind, lever = ("units", f" or objective.unit ({unit:g})") if unit else ("spreads", "")

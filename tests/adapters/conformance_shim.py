@@ -62,7 +62,9 @@ def objective(name, options, scale):
     shim.add_arguments(parser)
     words = [word for key, value in options.items() for word in (f"--{name}.{key}", json.dumps(value).strip('"'))]
     try:
-        return shim.make_objective(parser.parse_args(["--objective", name, *words]), guidance_scale=scale)
+        return shim.make_objective(
+            parser.parse_args(["--objective", name, *words]), offers=custom_trainer.GIVES, guidance_scale=scale
+        )
     except SystemExit as error:  # argparse knows no such option
         from amd_plugin.errors import InputError
 

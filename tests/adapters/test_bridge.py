@@ -127,6 +127,15 @@ def test_samples_of_several_rungs_have_the_tilt_of_their_own():
     torch.testing.assert_close(bridge.weights(), expected / expected.mean())
 
 
+def test_the_signals_of_samples_of_several_rungs_have_these():
+    bridge = HostBridge(AMDObjective(2.0), lambda media, prompts: media.mean(1))
+    x0, rungs = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), torch.arange(2).repeat(8)
+    bridge.advantages(x0, torch.arange(16) // 8, rung=rungs)
+    assert torch.equal(bridge.signal_fields["rung"], rungs) and torch.equal(bridge.signal_fields["batch_rung"], rungs)
+    bridge.advantages(x0, torch.arange(16) // 8, rung=1)
+    assert "rung" not in bridge.signal_fields, "all samples were scored last"
+
+
 @pytest.mark.parametrize("options", [{}, {"kl": 0.5}, {"advantage_guidance": "auto"}, {"memory_share": 0.5}], ids=str)
 @pytest.mark.parametrize("rung", [1, torch.tensor([0, 1, 0, 1])], ids=str)
 def test_a_scored_turn_waits_for_the_device_once(options, rung):
@@ -210,6 +219,27 @@ def test_plugins_follow_one_another_and_their_factors_multiply(plugins):
     assert bridge.objective.schedule_factor == 0.25
     bridge.start_turn(1, 1)
     assert bridge.objective.schedule_factor == 1
+
+
+def test_all_of_amds_own_draws_follow_from_the_seed_that_a_host_may_set_late(plugins):
+    class Jittered:
+        @hookimpl
+        def distill_sigma_sampler(self, options):
+            return lambda sigma, generator, **rest: torch.rand(len(sigma), generator=generator)
+
+    plugins.register(Jittered(), "jittered")
+
+    def drawn(seed, late=None):
+        bridge = HostBridge(
+            AMDObjective(2.0, advantage_guidance=1.0), lambda media, prompts: media[:, 0], plugins=plugins, seed=seed
+        )
+        bridge.seed = bridge.seed if late is None else late
+        bridge.advantages(torch.arange(64.0)[:, None], torch.zeros(64, dtype=torch.long))
+        draws = bridge.outcomes("turn"), bridge.uniform(1, "turn"), bridge.move_noise_levels(torch.rand(64), "student")
+        return [values.tolist() for values in draws]
+
+    assert drawn(5) == drawn(0, late=5)
+    assert all(one != other for one, other in zip(drawn(5), drawn(0), strict=True))
 
 
 def test_without_plugins_nothing_moves(plugins):

@@ -6,6 +6,7 @@ from torch import nn
 
 from amd_plugin.adapters.conditioning import FakeScoreConditions
 from amd_plugin.errors import InputError
+from amd_plugin.models.step_conditioning import OUTCOME, RUNGS
 
 
 class SongUNet(nn.Module):
@@ -19,10 +20,19 @@ class SongUNet(nn.Module):
         return self.map_layer1(x)
 
 
-def network(plugins, rungs=0, outcomes=False):
+def network(plugins, rungs=0, outcomes=False, learning_rate=None, **options):
     made = SongUNet()
-    FakeScoreConditions(rungs, outcomes, plugins, "method.amd").add_to(made)
+    FakeScoreConditions(rungs, outcomes, plugins, "method.amd", **options).add_to(made, learning_rate)
     return made
+
+
+def gain_of(made, part=OUTCOME):
+    """By how much the rows in a state are larger than the parameter."""
+    parameter = made.get_parameter(f"{part}.fake_score.0.table")
+    with torch.no_grad():
+        parameter.fill_(1)
+    (gain,) = made.state_dict()[f"{part}.fake_score.0.table"].unique().tolist()
+    return gain
 
 
 def test_a_table_of_one_rung_is_refused(plugins):
@@ -51,3 +61,48 @@ def test_a_run_with_other_tables_is_refused_by_the_options_name(plugins, saved, 
     state = network(plugins, *saved).state_dict()
     with pytest.raises(InputError, match=rf"method\.amd\.{message}.*Resume with the options of the run"):
         network(plugins, *own).load_state_dict(state, strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "options", "gain"),
+    [
+        (1e-5, {}, 512),  # of the powers of two nearest to 500
+        ("8e-6", {}, 512),  # of 625; hosts take a rate's text too
+        (1e-5, {"outcome_lr": 1e-4}, 8),
+        (5e-3, {}, 1),
+        (2e-2, {}, 1),  # a table never learns more slowly than the rest
+        *[(unknown, {}, 1) for unknown in (None, 0, -1e-5, "", "auto", [1e-5], float("nan"), float("inf"))],
+        (5e-324, {"outcome_lr": 1e300}, 2**32),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_outcomes_learn_at_a_rate_of_their_own_and_rungs_at_the_optimizers(plugins, learning_rate, options, gain):
+    made = network(plugins, 4, True, learning_rate, **options)
+    assert gain_of(made) == gain and gain_of(made, RUNGS) == 1
+
+
+def test_in_the_dtype_of_the_host_a_table_learns_at_its_own_rate(plugins):
+    made = SongUNet().bfloat16()
+    conditions = FakeScoreConditions(0, True, plugins)
+    conditions.add_to(made, 1e-5)
+    optimizer = torch.optim.AdamW(made.parameters(), 1e-5)
+    with torch.no_grad():
+        conditions.parameters()[0][1:] = 0.1 / 512
+    before = made.state_dict()[f"{OUTCOME}.fake_score.0.table"]
+    for _ in range(8):
+        conditions.choose(None, torch.arange(3))
+        made(torch.ones(3, 4, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step()
+    moved = (made.state_dict()[f"{OUTCOME}.fake_score.0.table"].float() - before.float()).abs()
+    assert (moved[1:] > 0.02).all() and not moved[0].any()
+
+
+def test_a_checkpoint_of_another_rate_has_the_same_rows(plugins):
+    first = network(plugins, outcomes=True, learning_rate=1e-5)
+    with torch.no_grad():
+        first.get_parameter(f"{OUTCOME}.fake_score.0.table")[1:] = torch.rand(2, 4)
+    saved = first.state_dict()
+    for learning_rate in (1e-3, None):
+        again = network(plugins, outcomes=True, learning_rate=learning_rate)
+        again.load_state_dict(saved)
+        assert all(torch.equal(saved[name], value) for name, value in again.state_dict().items())

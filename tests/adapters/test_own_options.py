@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import pytest
 
@@ -10,6 +11,7 @@ from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.named_rewards import make_reward
 from amd_plugin.adapters.own_options import OwnOptions, split_options
 from amd_plugin.adapters.run_state import restore, state_of
+from amd_plugin.config import TrainConfig
 from amd_plugin.errors import InputError
 
 
@@ -22,6 +24,17 @@ def test_no_section_is_no_options():
 def test_a_section_of_another_type_is_refused_and_not_taken_for_none(given):
     with pytest.raises(InputError, match=r"method\.amd: must be a mapping of options"):
         split_options(given, "method.amd")
+
+
+@pytest.mark.parametrize("rate", [0, -5e-3, "5e-3", True, None, math.nan, math.inf], ids=repr)
+def test_a_learning_rate_is_a_number_above_0(rate):
+    with pytest.raises(InputError, match=r"method\.amd\.outcome_lr: must be a finite number above 0, got"):
+        split_options({"outcome_lr": rate}, "method.amd")
+
+
+def test_outcomes_have_the_reference_hosts_learning_rate():
+    assert OwnOptions().outcome_lr == TrainConfig.model_fields["outcome_lr"].default
+    assert split_options({"outcome_lr": 1}, "amd")[1].outcome_lr == 1
 
 
 def test_a_state_of_other_options_is_refused_by_that_reason():

@@ -12,6 +12,7 @@ import torch
 from amd_plugin import AMDObjective, DMDObjective
 from amd_plugin.adapters import shim
 from amd_plugin.errors import InputError
+from amd_plugin.hookspecs import EVERYTHING
 from tests.helpers.commands import Server
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_trainer.py"
@@ -33,7 +34,7 @@ def test_defaults_are_the_factorys():
 
 def test_options_have_the_types_of_the_signature():
     words = ["--amd.strength", "2.5e-1", "--amd.side", "both", "--amd.guidance_sigma", "[0.1, 0.9]"]
-    objective = make(*words, "--amd.strength=0", "--amd.sharpening=0")
+    objective = make(*words, "--amd.strength=0", "--amd.sharpening=0", offers=EVERYTHING)
     assert (objective.strength, objective.side) == (0, "both")
     assert tuple(objective.guidance_sigma) == (0.1, 0.9)
     assert make("--amd.strength", "2.5e-1").strength == 0.25
@@ -58,6 +59,20 @@ def test_the_trainers_own_values_give_way_to_the_users():
 def test_wrong_options(words, message):
     with pytest.raises(InputError, match=message):
         make(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "need"),
+    [
+        (["--objective", "decoupled_dmd"], "guidance_range"), (["--objective", "dmd2"], "discriminator"),
+        (["--amd.match_sigma", "[0.1, 0.9]"], "match_range"), (["--amd.memory_share", "0.3"], "replay"),
+        (["--amd.advantage_guidance", "8"], "fake_score_outcome"),
+    ],
+)  # fmt: skip
+def test_a_trainer_that_says_nothing_of_its_offers_is_asked_for_nothing_that_few_trainers_have(words, need):
+    with pytest.raises(InputError, match=rf"needs\.{need}: this host does not offer"):
+        make(*words, guidance_scale=2.0)
+    assert make(*words, guidance_scale=2.0, offers=EVERYTHING).needs.missing(EVERYTHING) == {}
 
 
 SMALL = ["--steps", "2", "--teacher-steps", "20", "--groups", "2"]
@@ -119,7 +134,7 @@ def test_settings_and_objective_come_from_one_file_and_the_command_line_wins(tmp
     settings, args = parsed(
         tmp_path, "steps: 7\nobjective: amd\namd.strength: 0.25\namd.guidance_sigma: [0.1, 0.9]\n", "--rate=2"
     )
-    objective = shim.make_objective(args)
+    objective = shim.make_objective(args, offers=EVERYTHING)
     assert settings == Settings(7, 2.0) and objective.strength == 0.25 and tuple(objective.guidance_sigma) == (0.1, 0.9)
     _, args = parsed(tmp_path, "amd.strength: 0.25\n", "--amd.strength", "0.5")
     assert shim.make_objective(args).strength == 0.5

@@ -1,5 +1,6 @@
 """``amd-plugin host new NAME``: an adapter that passes the conformance tests as it is written."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from amd_plugin.adapters.template import write_adapter
 from amd_plugin.errors import InputError
@@ -22,6 +24,15 @@ def test_a_new_adapter_conforms_as_it_is(tmp_path):
     command, *words = made.stdout.rpartition("check it with: ")[2].split()
     done = run(Path(sys.executable).with_name(command), *words, "-q", "-p", "no:cacheprovider", "-W", "ignore")
     assert done.returncode == 0 and re.search(r"^13 passed in", done.stdout, re.M), done.stdout + done.stderr
+
+
+def test_a_new_adapters_rewards_are_computed_where_the_student_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write_adapter("placed", tmp_path)
+    adapter, devices = importlib.import_module("placed_adapter"), []
+    monkeypatch.setattr(adapter, "make_reward", lambda spec, plugins, device: devices.append(device))
+    adapter.AMDTrainer({"reward": "random"})
+    assert devices == [torch.device("cpu")]
 
 
 @pytest.mark.parametrize("name", ["my-trainer", "class", "../x", ""])

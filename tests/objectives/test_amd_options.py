@@ -8,7 +8,7 @@ import torch
 from amd_plugin import AMDObjective, DMDObjective, Signals, options
 from amd_plugin.adapters.offers import OFFERS
 from amd_plugin.errors import OptionError
-from amd_plugin.hookspecs import EVERYTHING, IF_OFFERED, OF_RIVALS
+from amd_plugin.hookspecs import EVERYTHING, IF_OFFERED
 from amd_plugin.maths.coherence import Coherence, cosines
 from amd_plugin.maths.operators import adaptation_weights
 from amd_plugin.objectives.amd_options import AMDOptions
@@ -98,6 +98,7 @@ def test_a_reward_gradient_is_added_as_a_loss_of_its_own():
         for objective in (plain, followed):
             objective.advantage(rewards, groups)
         s = signals(torch.zeros(8))
+        s = s._replace(guide_cond=s.real_cond, guide_uncond=s.real_uncond)
         wanted = s._replace(reward=s.x0[:, 0].where(torch.arange(8) != 2, torch.nan))
         base = torch.autograd.grad(plain.student_loss(s).loss, s.x0)[0]
         grad = torch.autograd.grad(followed.student_loss(wanted).loss, s.x0)[0]
@@ -193,6 +194,15 @@ def test_a_tolerance_above_all_differences_is_warned_about_once(options, unit, m
             some_equal.advantage(torch.cat((torch.ones(4), torch.randn(4, generator=draws))), torch.arange(8) // 4)
     assert len(caplog.records) == 1, "groups of equal rewards are not counted"
     caplog.clear()
+    by_rung = AMDObjective(**options)
+    by_rung.reward_unit = unit
+    with caplog.at_level(logging.WARNING):
+        for _ in range(50):
+            scored_by_rung(by_rung, torch.randn(4, 4, generator=draws).unbind())
+        assert not caplog.records, "the rungs of a turn are one batch"
+        by_rung.advantage(torch.randn(4, generator=draws), torch.zeros(4))
+    assert len(caplog.records) == 1
+    caplog.clear()
     for loud, reward in ((AMDObjective(), torch.arange(8.0)), (AMDObjective(tolerance=0.5), torch.ones(8))):
         for _ in range(60):
             loud.advantage(reward, torch.arange(8) // 4)
@@ -214,6 +224,64 @@ def test_a_reward_gradient_does_not_pull_harder_the_less_rewards_differ():
     again = DMDObjective(reward_gradient=1.0)
     again.load_state_dict(objective.state_dict())
     assert again.state_dict() == objective.state_dict()
+
+
+def scored_by_rung(objective, rewards):
+    """A turn's rewards, one tensor [n] for each rung in turn; returns the advantages of all."""
+    return torch.cat([objective.advantage(r, torch.arange(len(r)) // 4, rung) for rung, r in enumerate(rewards)])
+
+
+def test_the_metrics_of_a_turn_are_those_of_all_its_rungs():
+    objective, rungs = AMDObjective(sharpening=0.0, strength=0.5), torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    draws, nan = torch.Generator().manual_seed(0), torch.nan
+    failed, quiet = torch.tensor([nan, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0]), torch.ones(4)
+    turns = [(torch.randn(8, generator=draws), torch.randn(4, generator=draws)), (failed, quiet)]
+    for turn in turns:
+        a = scored_by_rung(objective, turn)
+    s = Signals(*(torch.randn(12, 3, generator=draws) for _ in range(4)), advantage=a, rung=rungs)
+    metrics = objective.student_loss(s).metrics
+    assert metrics["failed_rewards"].item() == pytest.approx(1 / 12)
+    assert metrics["zero_spread_share"].item() == pytest.approx(4 / 12) == metrics["quiet_share"].item()
+    spreads = objective.statistics.spread(0), objective.statistics.spread(1)
+    assert metrics["reward_spread"].item() == pytest.approx((8 * spreads[0] + 4 * spreads[1]).item() / 12)
+    scored_by_rung(objective, turns[0][:1]), objective.sharpening_weights(a[:8])
+    objective.advantage(quiet, torch.zeros(4), 1)
+    assert objective.student_loss(s).metrics["quiet_share"] == 1, "the fake score's turn was another"
+
+
+def test_the_implied_tilt_is_that_of_each_samples_own_rung():
+    objective, rungs = AMDObjective(kl=0.5), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    draws = torch.Generator().manual_seed(0)
+    a = scored_by_rung(objective, (torch.randn(4, generator=draws), torch.randn(4, generator=draws) ** 3))
+    tilts = objective._kl.tilts(rungs)
+    weights = objective.sharpening_weights(a, rungs=rungs)
+    metrics = objective.student_loss(signals(a, rung=rungs)).metrics
+    assert tilts[0] != tilts[4]
+    assert metrics["sharpening"].item() == pytest.approx(tilts.mean().item(), rel=1e-5)
+    assert metrics["tilt_ratio"].item() == pytest.approx((weights.max() / weights.min()).item(), rel=1e-5)
+    part = Signals(*(v[:2] for v in signals(a)[:6]), batch_advantage=a, rung=rungs[:2], batch_rung=rungs)
+    for name in ("sharpening", "tilt_ratio", "tilt_kl"):
+        assert torch.equal(objective.student_loss(part).metrics[name], metrics[name])
+
+
+def reward_slopes(objective, rung):
+    """The slope [8] of the reward's part in the loss of a student turn with exit rungs `rung`."""
+    s = signals(torch.zeros(8), rung=rung)
+    grad = torch.autograd.grad(objective.student_loss(s._replace(reward=s.x0[:, 0])).loss, s.x0)[0]
+    return (grad - torch.autograd.grad(DMDObjective().student_loss(s).loss, s.x0)[0])[:, 0] * 8
+
+
+def test_a_reward_gradient_is_divided_by_the_spread_of_each_samples_own_rung():
+    """Samples that were harvested have several rungs, and each is scored by a call of its own."""
+    objective, groups, spread = DMDObjective(reward_gradient=1.0), torch.arange(4) // 4, torch.arange(4.0).std()
+    rungs = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
+    objective.advantage(torch.arange(4.0) * 10, groups, 0)
+    objective.advantage(torch.arange(4.0), groups, 1)
+    expected = -1 / torch.where(rungs == 0, 10.0, 1.0) / spread
+    torch.testing.assert_close(reward_slopes(objective, rungs), expected, rtol=1e-4, atol=1e-5)
+    unscored = reward_slopes(objective, torch.full((8,), 2))
+    assert torch.equal(unscored, reward_slopes(objective, None)), "a host that scores all rungs as one has one spread"
+    assert torch.equal(unscored, reward_slopes(objective, torch.ones(8, dtype=torch.long)))
 
 
 def test_the_papers_side_is_warned_about_where_it_loses_modes(caplog):
@@ -348,7 +416,8 @@ def test_an_option_without_a_need_asks_for_what_every_adapter_offers():
 
 def test_every_need_is_offered_by_every_adapter_or_declared_by_an_option():
     declared = {options.metadata(field).get("needs") for field in AMDOptions.model_fields.values()} - {None}
-    assert declared | OFFERS == EVERYTHING - OF_RIVALS and not declared & OFFERS
+    of_rivals = {"groups", "student_steps", "transition_density", "student_prediction", "teacher_path"}
+    assert declared | OFFERS == EVERYTHING - of_rivals and not declared & OFFERS
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

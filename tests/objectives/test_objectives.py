@@ -30,7 +30,8 @@ def test_amd_switched_off_is_dmd_to_the_bit(w, normalizer):
 
 def test_loss_is_the_mean_of_per_sample():
     for objective in (DMDObjective(2.0), AMDObjective(2.0), decoupled_dmd(2.0)):
-        output = objective.student_loss(signals(torch.linspace(-1, 1, 8)))
+        s = signals(torch.linspace(-1, 1, 8))
+        output = objective.student_loss(s._replace(guide_cond=s.real_cond, guide_uncond=s.real_uncond))
         assert output.loss.shape == () and output.per_sample.shape == (8,)
         torch.testing.assert_close(output.loss.detach(), output.per_sample.mean())
         assert all(value.shape == () for value in output.metrics.values())
@@ -110,6 +111,9 @@ def test_shapes_are_checked_at_the_boundary():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             objective.student_loss(broken)
+    with pytest.raises(ValueError, match=r"guide_cond: needed with guidance_sigma \(0\.02, 0\.98\)"):
+        decoupled_dmd(2.0).student_loss(s)
+    decoupled_dmd(1.0).student_loss(s)  # without guidance there is nothing to draw
     with pytest.raises(ValueError, match="target"):
         objective.fake_score_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="weight"):

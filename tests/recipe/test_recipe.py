@@ -125,6 +125,14 @@ def test_what_is_wrong_is_said(problems, old, new, message):
     assert re.match(r"my\.yaml:\d+:\d+: ", messages[0]), messages[0]
 
 
+def test_a_reward_gradient_is_not_that_of_rewards_normalised_one_by_one(problems):
+    """It would be in the rewards' own units, and divided by the spread of what has none."""
+    normalised = ("  fake_updates: 3", "  fake_updates: 3\n  aggregation: normalize_then_sum")
+    [message] = problems(normalised, ("  name: amd", "  name: amd\n  reward_gradient: 0.1"))
+    assert "train.aggregation: the gradient that objective.reward_gradient follows" in message
+    assert "set sum_then_normalize, got 'normalize_then_sum'" in message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -74,7 +74,8 @@ class Batch:
         self.step, self.position = step, source.batches_before(step) + update
         self._start, self.updates_before = source.updates_before(step), source.updates_before(step) + update
         self._seed, self.device = train.seed, source.device
-        self._key: tuple[object, ...] = (step, turn, update % train.fake_updates)
+        # A cycle has one update of the student, and may have more sets of rollouts than updates of the fake score.
+        self._key: tuple[object, ...] = (step, turn, 0 if turn == "student" else update)
         self._shape, self.group_size = (train.batch_size, *source.sample_shape), train.group_size
         groups = train.batch_size // train.group_size
         # Labels select prompts, and rungs calls of the host, so a device is never asked for them.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from amd_plugin.config import TrainConfig
-from amd_plugin.errors import RunError
+from amd_plugin.contract import moved_levels
 from amd_plugin.hookspecs import SigmaSampler
 from amd_plugin.host.training.batch import Batch
 
@@ -41,37 +40,17 @@ class NoiseLevelSampler:
             advantage: the advantages [B], for the plugins' samplers.
 
         Raises:
-            RunError: for a sampler that returns a wrong shape or levels outside [0, 1].
+            RunError: for a sampler that fails, or returns something else than levels.
         """
         low, high = window or self._window
         # The guidance term is not matched, so floors do not apply to it.
         lowest = low if role == "guide" else self._lowest(low, batch)
         sigma = batch.uniform(f"sigma {role}", (lowest, high))
-        for index, sampler in enumerate(self._samplers):
-            draws = batch.generator(f"sigma {role} sampler {index}")
-            # Copies: what a sampler does to its own changes nothing but what it returns.
-            own = None if advantage is None else advantage.clone()
-            moved = sampler(sigma.clone(), role=role, advantage=own, step=batch.step, generator=draws)
-            sigma = _checked(moved, sigma, sampler)
-        return sigma
+        draws = lambda index: batch.generator(f"sigma {role} sampler {index}")  # noqa: E731
+        return moved_levels(sigma, self._samplers, draws, role=role, advantage=advantage, step=batch.step)
 
     def _lowest(self, low: float, batch: Batch) -> float | Tensor:
         """The lowest level, of each sample [B] where rungs have levels of their own."""
         if max(self.floors) <= low:
             return low
         return torch.tensor(self.floors).clamp(min=low)[batch.rungs].to(batch.device, non_blocking=True)
-
-
-def _checked(moved: Any, sigma: Tensor, sampler: SigmaSampler) -> Tensor:
-    """What a sampler made of the levels `sigma` [B]; raises RunError where it is nothing of the kind."""
-    if not isinstance(moved, Tensor):
-        got = f"{type(moved).__name__}"
-    elif moved.shape != sigma.shape or moved.dtype != sigma.dtype or moved.device != sigma.device:
-        got = f"a tensor of shape {tuple(moved.shape)}, {moved.dtype}, on {moved.device}"
-    elif not ((moved >= 0) & (moved <= 1)).all():
-        got = f"levels from {moved.min().item():g} to {moved.max().item():g}"
-    else:
-        return moved.detach()
-    name = f"{sampler.__module__}.{getattr(sampler, '__qualname__', type(sampler).__qualname__)}"
-    wanted = f"a new tensor of {len(sigma)} levels in [0, 1], {sigma.dtype} on {sigma.device}"
-    raise RunError(f"sigma sampler {name}: must return {wanted}, got {got}")

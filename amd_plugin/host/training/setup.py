@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from amd_plugin.contract import refuse_what_is_missing
+from amd_plugin.contract import refuse_what_cannot_be_copied, refuse_what_is_missing
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, Needs, Objective
 from amd_plugin.host.training.adversary import Adversary
@@ -69,6 +69,7 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     task = recipe.task
     objective = recipe.take_objective(plugins)
     refuse_what_is_missing(objective, OFFERS)
+    refuse_what_cannot_be_copied(objective)
     needs = objective.needs
     if train.group_size < needs.recommended_group_size:
         log.warning(

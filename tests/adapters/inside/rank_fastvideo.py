@@ -139,8 +139,8 @@ def main():
     # FastVideo's checkpoints hold the state of CUDA's generator without asking whether there is one.
     torch.cuda.get_rng_state, torch.cuda.set_rng_state = torch.get_rng_state, lambda state: None
     PLACES["Net"] = "time"
-    # Tables in a critic that is sharded already, and failures of both ranks.
-    conditioned = {"rung_conditioning": True, "advantage_guidance": 1.0, "memory_share": 0.5}
+    # Tables in a critic that is sharded already, at 8 times its rate, and failures of both ranks.
+    conditioned = {"rung_conditioning": True, "advantage_guidance": 1.0, "memory_share": 0.5, "outcome_lr": 0.08}
     kinds = ({}, {"fast_rollout": True, **conditioned}, {"rollouts": "harvest", **conditioned})
     done = {"kinds": [trained(f"{folder}/{rank}.yaml", kind) for kind in kinds]}
     for size, batch in ((1, 1), (2, 1), (2, 2), (4, 2)):

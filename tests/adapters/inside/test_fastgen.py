@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,14 +182,33 @@ def test_plugins_move_levels_and_set_the_strength():
         plugins = plugin.plugins
 
     amd_model = model(Own, amd={"side": "both", "reward": lambda media, prompts: media.mean((1, 2, 3))})
-    levels, end = [], amd_model.net.noise_scheduler.max_t
-    amd_model.teacher.register_forward_pre_hook(lambda module, args: levels.append(args[1] / end))
+    levels = []
+    amd_model.teacher.register_forward_pre_hook(lambda module, args: levels.append(amd_model._fractions(args[1])))
     train(amd_model, 4)
     turns = [("student", 0), ("fake_score", 0), ("student", 0), ("fake_score", 1)]
     assert plugin.moved == [(role, step, 4, 4) for role, step in turns]
     levels = torch.cat(levels)
     assert ((levels >= 0.4) & (levels <= 0.5)).all() and len(set(plugin.random)) == 4
     assert amd_model.objective.schedule_factor == 0.5 and plugin.steps[0][2] is False and plugin.steps[-1][2] is True
+
+
+def test_amds_own_draws_have_the_seed_of_fastgens_trainer():
+    ours, state = model(AMDModel, amd={"reward": Brightness()}), adapter.AMDStateCallback()
+    state.config = SimpleNamespace(trainer=SimpleNamespace(max_iter=3, seed=5))
+    state.on_model_init_start(ours)
+    assert (ours.bridge.seed, ours.max_iter) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "times", "fractions"),
+    [("edm", [0.002, 2.515, 80.0], [0, 0.5, 1]), ("rf", [0.0, 0.5, 0.999], [0, 0.5 / 0.999, 1])],
+)
+def test_a_fraction_of_the_schedule_is_a_share_of_edms_steps_and_of_other_schedules_times(schedule, times, fractions):
+    ours, times = model(AMDModel, amd={"reward": Brightness()}), torch.tensor(times, dtype=torch.float64)
+    ours.net.set_noise_schedule(schedule)
+    torch.testing.assert_close(ours._fractions(times), torch.tensor(fractions, dtype=torch.float64), rtol=1e-3, atol=0)
+    ours.bridge.move_noise_levels = lambda levels, *key: levels
+    torch.testing.assert_close(ours._move_noise_levels(times, "student"), times)
 
 
 def test_prompts_reach_the_reward_in_both_turns_and_validation_is_the_hosts():
@@ -226,6 +246,8 @@ def test_rungs_outcomes_and_the_rewards_gradient_reach_objective_and_fake_score(
     rungs, outcomes = ours._conditions.parameters()
     assert rungs.shape[0] == 4 and (rungs != 0).any(1).all()
     assert not outcomes[0].any() and outcomes[1].any() and outcomes[2].any()
+    assert ours.config.fake_score_optimizer.lr == 1e-4, "so that 64 times it is nearest to 5e-3"
+    assert torch.equal(ours.fake_score.state_dict()["outcomes.fake_score.0.table"], 64 * outcomes)
     assert {"contrast_ratio", "failed_gradients"} <= set(ours._metrics) and ours._metrics["failed_gradients"] == 0
     with pytest.raises(InputError, match="share_rungs: must be true or false"):
         model(AMDModel, amd={"share_rungs": 3})

@@ -106,7 +106,7 @@ def test_rewards_steer_and_are_logged(tmp_path, part):
     assert ours[3][-1]["amd/failed_rewards"] == 0
 
 
-CONDITIONED = {"rung_conditioning": True, "advantage_guidance": 4.0, "reward_gradient": 0.1}
+CONDITIONED = {"rung_conditioning": True, "advantage_guidance": 4.0, "reward_gradient": 0.1, "outcome_lr": 0.08}
 
 
 REMEMBERING = {"rung_conditioning": True, "advantage_guidance": 4.0, "memory_share": 0.5, "fast_rollout": True}
@@ -129,6 +129,8 @@ def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
             and outcomes[1].any()
             and outcomes[2].any()
         )
+        gain = 8 if "outcome_lr" in amd else 1  # the critic's rate is .01, above the default of the outcomes
+        assert torch.equal(Probe.method.critic.transformer.state_dict()["outcomes.fake_score.0.table"], gain * outcomes)
         assert Probe.method._metrics["contrast_ratio"] > 0 and Probe.method._metrics.get("failed_gradients", 0) == 0
     remembered = Probe.method.failures and Probe.method.failures.state_dict()
     assert bool(remembered) is ("memory_share" in amd)
@@ -138,6 +140,29 @@ def test_resumed_equals_straight(tmp_path, monkeypatch, amd):
     assert Probe.method.objective.state_dict() == updates
     assert sum(updates["rewards"]["updates"].values()) > (7 if "fast_rollout" in amd else 8)
     assert (Probe.method.failures and Probe.method.failures.state_dict()) == remembered
+
+
+def test_a_run_resumed_with_another_rate_of_outcomes_has_the_rows_that_it_had(tmp_path, monkeypatch):
+    monkeypatch.setitem(conditioning.PLACES, "Net", "time")
+    found = {}
+
+    def watched(self, method, iteration=0):
+        rows = method.critic.transformer.state_dict()["outcomes.fake_score.0.table"]
+        found[iteration] = rows.clone(), method._conditions.parameters()[0].detach().clone()
+
+    monkeypatch.setattr(adapter.AMDStateCallback, "on_before_optimizer_step", watched)
+    resume, before = "", []
+    for outcome_lr, of_critic, gain in ((0.32, 0.01, 32), (0.02, "1e-2", 2), (0.02, 1.0, 1)):  # YAML has 1e-2 as text
+        folder = tmp_path / f"gain-{gain}"
+        folder.mkdir()
+        options = {"advantage_guidance": 4.0, "outcome_lr": outcome_lr, "reward": "replaced"}
+        run(folder, reward=bright, amd=options, callbacks=STATE, save=4, steps=5, resume=resume,
+            fake_score_learning_rate=of_critic)  # fmt: skip
+        rows, table = found[5]  # as the checkpoint has them
+        assert torch.equal(rows, gain * table) and rows.any()
+        before.append(rows)
+        resume = resume or str(folder / "checkpoint-4")
+    assert torch.equal(before[0], before[1]) and torch.equal(before[0], before[2])
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_the_stock_trainer_and_from_its_own_afterwards(tmp_path):

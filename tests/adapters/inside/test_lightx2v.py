@@ -212,6 +212,9 @@ def test_the_fake_score_is_conditioned_on_rung_and_outcome(name):
     assert {len(table) for table in tables} == ({3} if name == "video_phased_dmd" else {3, 4})
     again.restore(saved)
     assert all(map(torch.equal, tables, again.trainer._conditions.parameters()))
+    for network in tiny.trainer._conditions._networks:  # of all phases; 4 times their rate, 1e-3, is nearest to 5e-3
+        (outcomes,) = network.outcomes.parameters()
+        assert torch.equal(network.state_dict()["outcomes.fake_score.0.table"], 4 * outcomes)
 
 
 def test_the_hosts_inference_is_judged(tmp_path):

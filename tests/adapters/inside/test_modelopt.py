@@ -21,6 +21,7 @@ from amd_plugin.errors import InputError, MissingDependency
 from amd_plugin.objectives.dmd import decoupled_dmd, dmd2
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import get_plugin_manager
+from tests.helpers.simulated_device import SIMULATED, SimulatedDevice, put
 
 LATENTS = (4, 4, 2, 4, 4)
 
@@ -325,10 +326,10 @@ def test_a_host_that_changed_is_told_apart():
 
 def test_advantage_guidance_through_tables_on_the_hosts_own_network():
     stock, ours = (pipeline(AMDPipeline, reward=brightness, sharpening=0, amd={"advantage_guidance": g}) for g in (0, 4.0))
-    assert stock.outcome is None and ours.outcome is not None
+    assert not stock.conditions.parameters() and ours.conditions.takes_outcomes
     expected, got = train(stock), train(ours)
     assert torch.equal(expected[2], got[2]), "the stream of random numbers"
-    (table,) = ours.outcome.parameters()
+    (table,) = ours.conditions.parameters()
     assert not table[0].any() and table[1].any() and table[2].any()
     assert ours.metrics["contrast_ratio"] > 0 and ours.metrics["advantage_guidance"] == 4
     assert not same(list(stock.student.parameters()), list(ours.student.parameters()))
@@ -336,7 +337,17 @@ def test_advantage_guidance_through_tables_on_the_hosts_own_network():
     again.load_state_dict(json.loads(json.dumps(ours.state_dict())))
     assert again.state_dict() == ours.state_dict()
     without = pipeline(AMDPipeline, sharpening=0, amd={"advantage_guidance": "auto"})
-    assert without.outcome is None, "without a reward the networks stay as they are"
+    assert not without.conditions.parameters(), "without a reward the networks stay as they are"
+
+
+def test_named_rewards_are_computed_where_the_student_is():
+    with SimulatedDevice():
+        student = wan(1)
+        for parameter in student.parameters():
+            put(parameter)
+        ours = AMDPipeline(student, wan(2), wan(3), config(), reward="random", held_out=[{"name": "hackable", "device": "cpu"}])
+    named = ours.bridge.reward, ours.validation._judges._reward
+    assert [rewards._rewards.scorers.popitem()[1].device for rewards in named] == [SIMULATED, torch.device("cpu")]
 
 
 def test_failures_are_replayed_and_a_resumed_run_has_them():
@@ -368,7 +379,7 @@ def test_a_fake_score_that_nobody_knows_is_refused_or_left_alone():
 def test_the_fake_score_may_be_conditioned_on_the_exit_rung():
     stock, ours = pipeline(DMDPipeline), pipeline(AMDPipeline, strength=0, sharpening=0, rung_conditioning=True)
     (table,) = ours.conditions.parameters()
-    assert table.shape[0] == 4 and ours.outcome is None
+    assert table.shape[0] == 4 and not ours.conditions.takes_outcomes
     torch.testing.assert_close(train(stock, 3)[0][:1], train(ours, 3)[0][:1])  # a table of zeros changes nothing
     train(ours, 24)
     assert (table != 0).any(1).all(), "every rung was trained"

@@ -35,6 +35,13 @@ def test_levels_and_strength(reward):
     assert plugin.options["objective"] == {"strength": "auto", "sharpening": 1.0, "side": "both"}
 
 
+def test_the_samplers_draws_follow_from_the_seed():
+    first, again, other = Levels(), Levels(), Levels()
+    for plugin, seed in ((first, 3), (again, 3), (other, 4)):
+        train(pipeline(AMDPipeline, plugins=plugin.plugins, seed=seed), 2)
+    assert first.random == again.random != other.random
+
+
 def test_a_schedule_counts_updates_in_a_loop_that_accumulates():
     plugin = Levels()
     train(pipeline(AMDPipeline, reward=brightness, plugins=plugin.plugins, max_steps=3, accumulation=2), 10)
@@ -86,7 +93,7 @@ def test_resumed_samplers_draw_on():
 def test_wrong_levels_end_the_run(wrong):
     plugin = Levels()
     plugin.move = lambda sigma, **rest: wrong(sigma)
-    with pytest.raises(RunError, match="must return 4 levels"):
+    with pytest.raises(RunError, match="must return a new tensor of 4 levels"):
         train(pipeline(AMDPipeline, plugins=plugin.plugins), 1)
 
 

@@ -1,19 +1,22 @@
 """An update that is not finite is told with its place, dumped, repeated, left out, and never part of a checkpoint."""
 
 import json
+import threading
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 import amd_plugin
 from amd_plugin import get_plugin_manager
-from amd_plugin.errors import RunError
+from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.evaluation.health import health, problems
 from amd_plugin.host.running.replay import replay
 from amd_plugin.host.training.forward import Forward
 from amd_plugin.host.training.non_finite import NonFinitePolicy
+from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.tasks import TASKS
 
 NAN = float("nan")
@@ -37,10 +40,18 @@ class BrittleTwice(Brittle):
         return output if self.schedule_factor != 0.5 else output._replace(loss=output.loss * NAN)
 
 
+class Locked(amd_plugin.DMDObjective):
+    """An objective that cannot be copied."""
+
+    def __init__(self, guidance_scale: float = 1.0):
+        super().__init__(guidance_scale)
+        self.lock = threading.Lock()
+
+
 class BrittlePlugin:
     @amd_plugin.hookimpl
     def distill_objectives(self):
-        return {"brittle": Brittle, "brittle_twice": BrittleTwice}
+        return {"brittle": Brittle, "brittle_twice": BrittleTwice, "locked": Locked}
 
     @amd_plugin.hookimpl
     def distill_strength_schedule(self, step, max_steps, metrics):
@@ -73,6 +84,11 @@ def broken(monkeypatch):
         monkeypatch.setattr(Forward, "signals", signals)
 
     return broken
+
+
+def test_an_objective_that_cannot_be_copied_is_refused_before_its_first_student_turn(tiny, brittle):
+    with pytest.raises(InputError, match=r"objective: must be one that copy.deepcopy copies.* a Locked: TypeError: .*lock"):
+        Trainer(tiny(objective="locked", manager=brittle), brittle, Accelerator(cpu=True))
 
 
 def test_a_run_ends_with_the_place_and_the_replay_has_the_same_numbers(tiny, brittle, tmp_path, cli, monkeypatch):

@@ -70,6 +70,13 @@ def test_samples_are_shared_out_evenly_and_the_student_is_asked_about_those_that
     assert set(students.values()) == {40 * 16 // 4}
 
 
+def test_all_sets_of_rollouts_differ_however_few_updates_share_them(tiny, plugins):
+    trainer = trained(tiny, plugins, *HARVEST, "train.fake_updates=1", "train.rollout_sets=3", cycles=0)
+    batches, _ = harvest_of(trainer, sets=3)
+    assert len({batch.normal("rung 0").sum().item() for batch in batches}) == 3
+    assert len({tuple(batch.labels.tolist()) for batch in batches}) == 3
+
+
 def test_labels_rungs_and_noise_belong_to_the_samples(tiny, plugins):
     trainer = trained(tiny, plugins, *HARVEST, "train.accumulation=4", cycles=1)
     batches, harvest = harvest_of(trainer, sets=2)
