@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from amd_plugin.disk import NotWritten, number
+from amd_plugin.errors import InputError
 
 
 def host_name() -> str:
@@ -132,6 +133,29 @@ def write_bytes(path: Path, content: bytes) -> None:
         draft.write_bytes(content)
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """Nothing, where what is written to `path` lands in `folder`, which may be a link itself.
+
+    Raises:
+        InputError: where a link in a stranger's folder, or a name, leads out of it.
+    """
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        inside = False
+    if not inside:
+        advice = "Put what the link leads to in its place, or remove it"
+        raise InputError(f"{path}: leads out of {folder} by a link, and commands write inside of that alone. {advice}")
+
+
+def check_no_way_out(folder: Path) -> None:
+    """Nothing, where no link below `folder` leads out of it; raises InputError for one that does, as `check_inside`."""
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                check_inside(path, folder)
+
+
 def is_draft(path: Path) -> bool:
     """Whether `path` is something half written, by its name."""
     return _DRAFT.fullmatch(path.name) is not None
@@ -171,8 +195,10 @@ def _take_place(draft: Path, path: Path) -> None:
     aside = _beside(path, "old", path.name)
     while True:
         shutil.rmtree(aside, ignore_errors=True)
-        if path.is_dir() and not path.is_symlink():
-            with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
+            if path.is_symlink():  # it goes, as a link in a file's place does, and what it leads to stays
+                path.unlink()
+            elif path.is_dir():
                 os.replace(path, aside)
         try:
             os.replace(draft, path)

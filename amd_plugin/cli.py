@@ -28,6 +28,7 @@ from amd_plugin import __version__, disk, interrupts, plugin_files
 from amd_plugin import recipe as recipes
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, StudentFormat, Weights
+from amd_plugin.config import MOST_SAMPLES
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean, printable
 from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
@@ -46,6 +47,8 @@ recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=MARKUP, help="List, show, copy and check recipes, which say what is trained and how."
 )
 app.add_typer(recipes_app, name="recipes", rich_help_panel=RUNS)
+
+READING = "reading the recipe and its data"  # which may be a large file, or on the hub
 
 out = PlainConsole()
 err = PlainConsole(stderr=True)
@@ -158,12 +161,12 @@ def train(
         folder_kind.continued(resume, output)
     elif resume not in (None, "auto") and not Path(resume).is_dir():
         raise InputError(f"--resume {resume}: there is no such folder. Name a run, a checkpoint's folder, or auto")
-    from amd_plugin.host.running.run_folder import changes_of_result, results
-    from amd_plugin.host.running.start import start_of
+    is_main, plugins = int(os.environ.get("RANK", 0)) == 0, get_plugin_manager()
+    with busy(err if is_main else None, READING, at_once=False):
+        from amd_plugin.host.running.run_folder import changes_of_result, results
+        from amd_plugin.host.running.start import start_of
 
-    plugins = get_plugin_manager()
-    loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
-    is_main = int(os.environ.get("RANK", 0)) == 0
+        loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)
     if loaded.unused_options and is_main and not as_json:
         say(f"objective {loaded.config.objective.name} does not take {', '.join(loaded.unused_options)}; not used")
     if dry_run:
@@ -234,20 +237,21 @@ def compare(
         int | None,
         typer.Option(min=1, help="number of worker processes", show_default="one per core, one per GPU for pipelines"),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="start without a question, however long it takes")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="start without confirmation, whatever the estimated duration")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="no report; amd-plugin report makes one of several")] = False,
     as_json: AsJson = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Run objectives x seeds, pair the seeds, and write a table and a report."""
-    from amd_plugin.evaluate.comparison import compare as comparison
-    from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
-    from amd_plugin.evaluate.comparison.tables import terminal_table
-
     if select_seeds is not None and not tune:
         raise InputError("--select-seeds: there is nothing to choose; name what to tune with --tune")
     plugins = get_plugin_manager()
-    rewards = recipes.load(recipe, plugins, overrides or ()).config.rewards
+    with busy(err, READING, at_once=False):
+        from amd_plugin.evaluate.comparison import compare as comparison
+        from amd_plugin.evaluate.comparison.arms import arms, parse_seeds
+        from amd_plugin.evaluate.comparison.tables import terminal_table
+
+        rewards = recipes.load(recipe, plugins, overrides or ()).config.rewards
     chosen = arms(objectives.split(","), plugins, rewards, ablate=ablate, tune=tune or (), more=arm or ())
     folder = output or Path("runs") / f"compare-{Path(recipe).stem}"
     result = comparison.compare(
@@ -257,9 +261,10 @@ def compare(
     )  # fmt: skip
     page = folder / "report.html"
     if not no_report:
-        from amd_plugin.evaluate.report.report import write_report
+        later = f"the comparison is complete; later: {plugin_files.command('report', folder)}"
+        with busy(err if as_json else out, "writing the report"), disk.dispensable(page, later):
+            from amd_plugin.evaluate.report.report import write_report
 
-        with disk.dispensable(page, f"the comparison is complete; later: {plugin_files.command('report', folder)}"):
             write_report([folder], page, plugins)
     if as_json:
         typer.echo(result.as_json())
@@ -276,7 +281,8 @@ def evaluate(
     checkpoint: Checkpoint = None,
     weights: StudentWeights = "ema",
     samples: Annotated[
-        int | None, typer.Option(min=1, help="number of samples", show_default="the recipe's, or all of the prompt file")
+        int | None,
+        typer.Option(min=1, max=MOST_SAMPLES, help="number of samples", show_default="the recipe's, or all of the prompt file"),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="prompt file to use instead of the run's own prompts: a plain file or a benchmark's")
@@ -523,7 +529,9 @@ def list_recipes(as_json: AsJson = False) -> None:
 @recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")
 def show(recipe: RecipeName, overrides: Overrides = None, plugin: PluginFiles = None) -> None:
     """Print a recipe with all its defaults, as a run would use it."""
-    typer.echo(recipes.load(recipe, get_plugin_manager(), overrides or ()).as_yaml(), nl=False)
+    with busy(err, READING, at_once=False):
+        loaded = recipes.load(recipe, get_plugin_manager(), overrides or ())
+    typer.echo(loaded.as_yaml(), nl=False)
 
 
 @recipes_app.command(epilog="Example: amd-plugin recipes copy digits mine.yaml")
@@ -547,7 +555,8 @@ def validate(
     problems = []
     for path in paths:
         try:
-            recipes.load(path, manager, overrides or ())
+            with busy(err, READING, at_once=False):
+                recipes.load(path, manager, overrides or ())
             say(f"{path}: ok")
         except InputError as error:
             problems.append(str(error))

@@ -43,6 +43,9 @@ class ObjectiveConfig(Choice):
     name: str = Field(description="name of an objective of any installed plugin: dmd, decoupled_dmd, amd, ...")
 
 
+MOST_SAMPLES = 10_000_000  # of an evaluation, whose labels and latents are kept
+LONGEST_WAIT = 1e8  # seconds of a time limit: three years; the operating system's own clocks end at some hundred
+
 # Parameters of a reward's factory that the host fills in.
 REWARD_CONTEXT = ("task", "plugins")
 # An option of a reward that is itself the entry of a reward: its name, beside its options.
@@ -63,7 +66,7 @@ class RewardConfig(Choice):
         "raise: stop the run with a checkpoint; neutral: give that process's batch advantage 0 and count it. Single samples "
         "without a finite score always get advantage 0 and are counted",
     )
-    timeout: float | None = Field(None, gt=0, description="time limit of a call, in seconds; by default none")
+    timeout: float | None = Field(None, gt=0, le=LONGEST_WAIT, description="time limit of a call, in seconds; by default none")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="device of the reward: auto (the student's), cpu, cuda:N"
     )
@@ -71,6 +74,7 @@ class RewardConfig(Choice):
     pool: int = Field(
         0,
         ge=0,
+        le=1000,
         description="number of the reward's worker processes per training process; it then runs during fake-score updates",
     )
 
@@ -268,9 +272,11 @@ class TrainConfig(Strict):
         tuple[float, float], Field(description="range [low, high] of re-noising levels, as fractions of the schedule")
     ] = (0.02, 0.98)
     sub_interval: bool = Field(False, description="re-noising of a step's samples to levels above that of the next step only")
-    log_every: int = Field(10, ge=1, description="student updates between lines of metrics.jsonl")
-    evaluate_every: int = Field(0, ge=0, description="student updates between held-out evaluations; 0: one at the end only")
-    checkpoint_every: int = Field(0, ge=0, description="student updates between checkpoints; 0: one at the end only")
+    log_every: int = Field(10, ge=1, description="number of student updates between lines of metrics.jsonl")
+    evaluate_every: int = Field(
+        0, ge=0, description="number of student updates between held-out evaluations; 0: one at the end only"
+    )
+    checkpoint_every: int = Field(0, ge=0, description="number of student updates between checkpoints; 0: one at the end only")
     keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints to keep, the newest")
     aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         "sum_then_normalize",
@@ -292,7 +298,7 @@ class TrainConfig(Strict):
         10, ge=0, description="largest number of skipped updates within 1,000 steps before the run stops all the same"
     )
     stop_on_hacking: bool = Field(
-        False, description="stop with a checkpoint when the reward-hacking alarm triggers, instead of only a warning"
+        False, description="end of the run, with a checkpoint, when the reward-hacking alarm triggers; false: a warning only"
     )
     fake_warmup: int = Field(
         0, ge=0, description="number of fake-score updates before the student's first, for a student that starts elsewhere"
@@ -320,7 +326,7 @@ class FeaturesConfig(Strict):
 class EvaluateConfig(Strict):
     """Held-out evaluation: nothing here is used in training. At least one metric or reward is needed."""
 
-    samples: int = Field(2000, ge=10, description="number of student samples, balanced over the classes")
+    samples: int = Field(2000, ge=10, le=MOST_SAMPLES, description="number of student samples, balanced over the classes")
     batch_size: int | None = Field(None, ge=1, description="number of samples per batch; by default all at once")
     held_out: list[str] = Field([], description="held-out metrics of the task, to judge the run")
     rewards: list[RewardConfig] = Field([], description="held-out rewards, to judge the run; training rewards are refused")
@@ -344,8 +350,8 @@ class DistributedConfig(Strict):
         "sharded gradients and optimizer; zero3: with sharded weights, too",
     )  # fmt: skip
     timeout: float | None = Field(
-        None, gt=0, description="longest wait of a process for another one, in seconds, before the run fails; by default "
-        "torch's own, 10 minutes on GPUs and 30 on CPUs",
+        None, gt=0, le=LONGEST_WAIT, description="longest wait of a process for another one, in seconds, before the run fails; "
+        "by default torch's own, 10 minutes on GPUs and 30 on CPUs",
     )  # fmt: skip
 
 

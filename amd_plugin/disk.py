@@ -44,6 +44,11 @@ def regular(path: Path) -> Path:
     return path
 
 
+def at_home(path: str) -> Path:
+    """`path`, whose ``~`` is a user's home folder where that is known; pathlib raises RuntimeError where it is not."""
+    return Path(os.path.expanduser(path))
+
+
 class NotWritten(OSError):
     """A file or folder that could not be written; `filename` is its name, and not that of a draft."""
 
@@ -87,6 +92,11 @@ def thread_failed(failure: threading.ExceptHookArgs) -> None:
 def remedy(error: OSError) -> str:
     """What to do about it, as the beginning of a sentence."""
     return REMEDIES.get(error.errno or 0, "Mend that")
+
+
+def output_refused(error: OSError) -> errors.InputError:
+    """What a command says whose --output cannot be written."""
+    return errors.InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder")
 
 
 @contextmanager

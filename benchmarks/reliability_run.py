@@ -111,11 +111,12 @@ def different(one: Path, two: Path, lacks: tuple[str, ...] = ()) -> str:
     Args:
         one: the run that nothing disturbed.
         two: the other one, of the same commit, which the model card names.
-        lacks: beginnings of the names of files that may be absent in `two`; then the card, which shows one, may be another.
+        lacks: beginnings of the names of files that may be absent in `two`; then the card, which shows one, may be another, and
+            so may the list of the student's files.
     """
     here, there = _files(one), _files(two)
     absent = {name for name in here - there if name.startswith(lacks)}
-    absent |= {"student/README.md"} if absent else set()
+    absent |= {"student/README.md", "student/checksums.json"} if absent else set()
     names = sorted(name for name in (here | there) - absent if not _equal(one / name, two / name))
     return f"{', '.join(names)}; first in {_first_difference(one, two)}" if names else ""
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -113,6 +114,17 @@ def test_all_files_of_a_folder_are_on_the_disk_before(tmp_path, monkeypatch):
         (draft / "inner" / "file").touch()
         (draft / "link").symlink_to("nowhere")
     assert calls == ["fsync"] * 3 + ["rename", "fsync"]
+
+
+def test_a_folder_takes_the_place_of_a_link_and_not_of_what_it_leads_to(tmp_path):
+    (tmp_path / "other").mkdir()
+    for target in ("other", "nowhere"):
+        (tmp_path / "folder").symlink_to(target)
+        with replaced_folder(tmp_path / "folder") as draft:
+            (draft / "file").touch()
+        assert not (tmp_path / "folder").is_symlink() and (tmp_path / "folder" / "file").exists()
+        shutil.rmtree(tmp_path / "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"other"} and not any((tmp_path / "other").iterdir())
 
 
 def test_text_and_bytes(tmp_path):

@@ -7,6 +7,9 @@ import pytest
 
 from amd_plugin import cache, doctor
 from amd_plugin.cache import cached
+from amd_plugin.disk import at_home
+from amd_plugin.errors import InputError
+from amd_plugin.models.pretrained import Pretrained
 
 
 @pytest.fixture
@@ -124,3 +127,10 @@ def test_a_cache_of_another_user_is_done_without(made, tmp_path, caplog):
     finally:
         os.seteuid(0)
     assert made.times == 2 and tmp_path not in folder.parents and "for this process alone" in caplog.text
+
+
+def test_a_home_folder_that_nobody_has_is_no_folder():
+    """pathlib raises RuntimeError for it: a traceback of the check of any path of a model."""
+    assert at_home("~/model").is_absolute() and not at_home("~nobody-of-that-name/model").exists()
+    with pytest.raises(InputError, match=r"model\.path: ~nobody-of-that-name/model"):
+        Pretrained("~nobody-of-that-name/model").index()

@@ -255,6 +255,16 @@ def test_what_cannot_be_tuned_is_said(plugins, tune, said):
         arms(["dmd", "amd"], plugins, tune=tune)
 
 
+def test_an_arm_is_no_tuning_of_another_objective_and_stays_in_its_folder(plugins):
+    assert arms(["dmd", "amd"], plugins, more=["dmd@1=dmd objective.guidance_scale=1"])[2].name == "dmd@1"
+    for own, said in (
+        ("dmd@x=amd", "no arm 'dmd' of objective amd"), ("own@x=dmd", "no arm 'own' of objective dmd"),
+        ("..=amd", "becomes a folder's"), (".=amd", "becomes a folder's"), ("a/b=amd", "becomes a folder's"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            arms(["dmd", "amd"], plugins, more=[own])
+
+
 def test_an_arm_with_an_option_that_it_does_not_have_is_refused(cli, tmp_path):
     arguments = ("compare", "modes2d", *TINY, "--objectives", "dmd", "--output", tmp_path)
     code, printed = cli(*arguments, "--arm", "sharp=dmd objective.sharpening=2")

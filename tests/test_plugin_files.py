@@ -92,7 +92,7 @@ def test_a_run_goes_on_only_with_the_samplers_that_it_had(cli, monkeypatch):
     monkeypatch.setenv("AMD_PLUGIN_LOAD", "amd")
     more = ("--set=train.max_steps=5", "--resume", "run")
     code, printed = cli("train", *more)
-    assert code == 2 and "its run had mine.py, which moves noise levels or strengths: name a file with --plugin" in printed
+    assert code == 2 and "plugin mine.py: moves noise levels or strengths -> none" in printed
     code, printed = cli("train", *more, "--plugin", "mine.py")
     assert code == 0, printed
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from amd_plugin import disk, plugin_files
 from amd_plugin.busy import busy
-from amd_plugin.errors import AmdPluginError, RunError, in_words
+from amd_plugin.errors import AmdPluginError, InputError, RunError, in_words
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running.accelerator import make_accelerator, on_main
@@ -270,9 +270,11 @@ def _finish(trainer: Trainer, evaluation: dict[str, float], output: Path) -> Non
         with_plugins(output / "student", trainer.plugins, trainer.recipe, write)
         write_json(output / "evaluation.json", evaluation)
     except Exception as error:
+        safe = f"Training is at its end, and the checkpoint of step {trainer.step} is whole"
+        if isinstance(error, InputError):  # others' files came into the student's folder while the run went on
+            raise RunError(f"{error}\n{safe}; then: {plugin_files.command('train', '--resume', output)}") from error
         if (refused := disk.refusal(error)) is None:
             raise
-        safe = f"Training is at its end, and the checkpoint of step {trainer.step} is whole"
         raise RunError(f"{disk.in_words(refused)}\n{safe}{_then(error, output)}") from error
 
 

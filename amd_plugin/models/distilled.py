@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from amd_plugin.disk import at_home
 from amd_plugin.errors import OptionError
 from amd_plugin.models.lora_files import LoraSource, recommended_steps
 
@@ -88,7 +89,7 @@ def _name_signs(*names: Any) -> list[str]:
 
 
 def _card_signs(source: Any) -> list[str]:
-    folder = Path(source.path).expanduser()
+    folder = at_home(source.path)
     place = folder / "README.md" if folder.is_dir() else source.path
     if isinstance(place, Path) and not place.is_file():
         return []

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amd_plugin.config import LoraFile
+from amd_plugin.disk import at_home
 from amd_plugin.errors import OptionError, unreadable_is_input_error
 from amd_plugin.models.quiet import quiet
 
@@ -64,7 +65,7 @@ class LoraSource:
         Raises:
             OptionError: where there is no such file, or several to choose from.
         """
-        path = Path(self.file.path).expanduser()
+        path = at_home(self.file.path)
         if path.is_file():
             return path
         if path.is_dir():
@@ -93,7 +94,7 @@ class LoraSource:
         Raises:
             InputError: for a file that cannot be read, or that is no LoRA; for a path that cannot be one.
         """
-        if Path(self.file.path).expanduser().exists():
+        if at_home(self.file.path).exists():
             return self._header()[1]
         self._on_hub()
         return {}
@@ -234,6 +235,6 @@ def recommended_steps(about: Mapping[str, str]) -> int | None:
     """Number of steps that the metadata of a few-step LoRA of ours names; None for another LoRA."""
     try:
         steps = json.loads(about.get("recommended_steps", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return steps if isinstance(steps, int) else None

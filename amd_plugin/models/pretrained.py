@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.json_files import read
 from amd_plugin.models.family import Family
@@ -51,7 +52,7 @@ class Pretrained:
         Raises:
             InputError: if there is none, or it cannot be read.
         """
-        folder = Path(self.path).expanduser()
+        folder = at_home(self.path)
         if folder.is_dir():
             file = folder / "model_index.json"
             if not file.is_file():
@@ -85,8 +86,8 @@ class Pretrained:
             if actual is None or (wanted is not None and actual != wanted):
                 needed = f"a {wanted} as its {part}" if wanted else f"a {part}"
                 raise InputError(f"{self.key}: {self.path} needs {needed} to be distilled, found {actual or 'none'}")
-            folder = Path(self.path).expanduser() / part
-            if Path(self.path).expanduser().is_dir() and not folder.is_dir():
+            folder = at_home(self.path) / part
+            if at_home(self.path).is_dir() and not folder.is_dir():
                 raise InputError(f"{self.key}: {folder} is missing, though model_index.json names it")
         return kind(index, self.network_config(kind))
 
@@ -135,7 +136,7 @@ class Pretrained:
     def weights(self, family: Family) -> Weights:
         """The tensors of the network that is distilled, in their files; downloads them where they are on the hub."""
         with self.reading(f"{family.component}'s weights"):
-            folder = Path(self.path).expanduser()
+            folder = at_home(self.path)
             if not folder.is_dir():
                 folder = Path(snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{family.component}/*"]))
             return Weights(folder / family.component, self.variant, self.key)
@@ -213,7 +214,7 @@ class Pretrained:
 
     def fingerprint(self) -> list[Any]:
         """JSON-able identity of the text encoders: sizes and times of their files, or hub id and revision."""
-        folder, lora = Path(self.path).expanduser(), []
+        folder, lora = at_home(self.path), []
         if self.lora is not None and self.lora.has_text:
             lora = [self.lora.fingerprint()]
         if not folder.is_dir():
@@ -227,7 +228,7 @@ class Pretrained:
     @contextmanager
     def reading(self, part: str) -> Iterator[None]:
         """Silences the libraries, and turns their exceptions into an InputError of one line with the cause."""
-        message, here = f"{self.key}: {self.path}: {part} cannot be read", Path(self.path).expanduser().is_dir()
+        message, here = f"{self.key}: {self.path}: {part} cannot be read", at_home(self.path).is_dir()
         try:
             with quiet(), unreadable_is_input_error(message, longest=400):
                 yield

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import huggingface_hub
 
 from amd_plugin.config import ModelConfig
+from amd_plugin.disk import at_home
 
 FOLDER = Path(__file__).with_name("shipped_configs")
 PIPELINES = {
@@ -43,7 +44,7 @@ def with_configs(model: ModelConfig) -> Source:
     """`model` itself; or with shipped configs, where its pipeline is on the hub and the hub does not answer."""
     if model.path is None:
         return Source(model, f"made here ({model.network})")
-    if Path(model.path).expanduser().exists():
+    if at_home(model.path).exists():
         return Source(model, f"folder {model.path}")
     if model.path not in PIPELINES:
         return Source(model, f"hub, {model.path}")

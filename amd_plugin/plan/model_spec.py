@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -14,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amd_plugin.config import ModelConfig
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError
 from amd_plugin.models import shipped_configs
 from amd_plugin.models.backbone import check_backbone, pretrained
@@ -145,7 +145,7 @@ def _encoder(kind: str, config: Any) -> int:
 
 def clip_parameters(path: str, revision: str | None = None) -> int | None:
     """Number of parameters of a CLIP-like reward model; None where its config is not available."""
-    local = Path(path).expanduser()
+    local = at_home(path)
     folder = local if local.is_dir() else shipped_configs.FOLDER / shipped_configs.ENCODERS.get(path, "none")
     try:
         with quiet(), torch.device("meta"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from amd_plugin.config import ModelConfig, RecipeConfig, RewardConfig
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Needs, Objective
 from amd_plugin.models.embedded.shapes import check_network
@@ -33,7 +33,7 @@ def check_relations(
     """
     _check_sizes(config, source)
     _check_distributed(config, source)
-    _check_model(config, source)
+    check_model(config, source)
     _check_held_out(config, source)
     if source.problems:
         return None
@@ -126,7 +126,8 @@ OF_A_PATH = ("revision", "variant", "pipeline", "pixels", "frames", "reward_pixe
 OF_A_PIPELINE = ("negative_prompt", "text_length", "decoder", "student_from")
 
 
-def _check_model(config: RecipeConfig, source: Source) -> None:
+def check_model(config: RecipeConfig, source: Source) -> None:
+    """Adds every problem between the keys of the section ``model`` to `source`."""
     model = config.model
     if (model.path is None) == (model.network is None):
         got = "both" if model.path else "neither"
@@ -161,7 +162,7 @@ def _check_model(config: RecipeConfig, source: Source) -> None:
 def _check_task(config: RecipeConfig, task: Task, plugins: PluginManager, source: Source) -> None:
     model = config.model
     if model.path is not None:
-        if Path(model.path).expanduser().is_dir():
+        if at_home(model.path).is_dir():
             # What reads pipelines takes seconds to import.
             from amd_plugin.models.backbone import check_backbone
             from amd_plugin.models.step_conditioning import conditions

@@ -19,8 +19,9 @@ from amd_plugin.errors import InputError, did_you_mean
 from amd_plugin.hookspecs import Objective
 from amd_plugin.options import Place, Removed, accepted, declared, metadata, options_model, without_removed
 from amd_plugin.plugins import PluginManager
-from amd_plugin.recipe.checks import check_relations
+from amd_plugin.recipe.checks import check_model, check_relations
 from amd_plugin.recipe.files import SHIPPED, find
+from amd_plugin.recipe.inputs import Inputs, inputs_of
 from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task
 
@@ -42,6 +43,7 @@ class Recipe:
         unused_options: names of options of other objectives, which the chosen one does not take.
         removed_options: options that the chosen objective took once.
         overrides: overrides ``a.b=value`` that were applied to the file, the objective's name among them.
+        inputs: what it depends on beside its values, see `inputs_of`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Recipe:
     unused_options: list[str] = field(default_factory=list)
     removed_options: Mapping[str, Removed] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    inputs: Inputs = field(default_factory=dict)
     _in_use: bool = field(default=False, repr=False, compare=False)
 
     def take_objective(self, plugins: PluginManager) -> Objective:
@@ -113,7 +116,23 @@ def load(
     if built[1].needs.own_rollouts:
         config = config.model_copy(update={"train": config.train.model_copy(update={"rollouts": "fresh"})})
     removed = _removed(plugins.objective_factory(config.objective.name))
-    return Recipe(path.stem, config, options, *built, unused, removed, applied)
+    return Recipe(path.stem, config, options, *built, unused, removed, applied, inputs_of(config, plugins))
+
+
+def read_config(path: Path) -> RecipeConfig:
+    """The recipe that a run has saved at `path`, without what its plugins would say of it: they may not be installed here.
+
+    Raises:
+        InputError: with one line per problem, as of `load`.
+    """
+    source = Source(path)
+    config = source.validate(RecipeConfig, source.read(RecipeConfig.model_fields), ())
+    if config is None:
+        raise source.error()
+    _data_options(config.data, source)
+    check_model(config, source)
+    source.stop_on_problems()
+    return config
 
 
 def _find_files(data: dict[str, Any], folder: Path) -> None:

@@ -24,6 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 LARGEST = 1_000_000  # bytes, which are read in seconds
 DEEPEST = 40  # levels of nesting, beyond which Python's own stack would be the limit
 _DIGITS = re.compile(r"[-+]?[0-9]{40,}")  # of which Python converts 4300 at most
+_HALF = re.compile("[\ud800-\udfff]")  # half a character, which stands in no file and in no JSON
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
@@ -74,7 +75,7 @@ class Source:
         """
         path, equals, value = text.partition("=")
         keys: list[str | int] = [int(k) if _INDEX.fullmatch(k) else k for k in path.strip().split(".")]
-        if not equals or "" in keys:
+        if not equals or "" in keys or _HALF.search(path):
             raise InputError(f"--set {text}: must read key.key=value")
         try:
             node = yaml.compose(value, Loader=_CoreLoader)
@@ -136,8 +137,9 @@ class Source:
         return InputError("\n".join(self.problems))
 
     def _plain(self, node: yaml.Node, place: Place, origin: str = "") -> Any:
-        """Python values of a node; records the position of each key, and adds a problem for each duplicate key."""
-        self.marks.setdefault(place, origin or f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}")
+        """Python values of a node; records the position of each key, and adds problems: duplicate keys, half characters."""
+        if origin or place not in self.marks:  # an override's own, also where the file has a value there
+            self.marks[place] = origin or f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(child, (*place, index), origin) for index, child in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
@@ -149,9 +151,16 @@ class Source:
                 )
                 if key in plain:
                     self.problem((*place, key), "this key stands twice; the first would be lost")
+                self._whole_text(key, (*place, key))
                 plain[key] = self._plain(value_node, (*place, key), origin)
             return plain
-        return _CoreLoader("").construct_object(node)
+        value = _CoreLoader("").construct_object(node)
+        self._whole_text(value, place)
+        return value
+
+    def _whole_text(self, value: Any, place: Place) -> None:
+        if isinstance(value, str) and _HALF.search(value):
+            self.problem(place, f"must be text of whole characters, got {value!r}")
 
     def _yaml_problem(self, error: yaml.YAMLError) -> str:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)

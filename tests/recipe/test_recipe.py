@@ -111,6 +111,11 @@ def test_structure_options_and_names_are_checked_together(problems):
         ("  samples: 2000", "  samples: 20", "evaluate.samples: must be at least five per class, 40, got 20"),
         ("  name: amd", "  name: amd\n  match_sigma: [0.5, 30]", "objective.match_sigma: must be fractions"),
         ("  name: amd", "  name: amd\n  strength: 1.5", "objective.strength: must be less than 1"),
+        ("  fake_updates: 3", '  project: "a\\ud800"', r"train.project: must be text of whole characters, got 'a\ud800'"),
+        ("  fake_updates: 3", '  "a\\ud800": 3', "must be text of whole characters, got"),
+        ("rewards:\n  - name: classifier\n", "rewards:\n  - name: classifier\n    timeout: 1e300\n", "timeout: must be less than"),
+        ("  samples: 2000", "  samples: 100000000000000", "evaluate.samples: must be less than or equal to 10000000"),
+        ("train:\n", "distributed: {timeout: 1e15}\ntrain:\n", "distributed.timeout: must be less than"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(problems, old, new, message):
@@ -175,6 +180,11 @@ def test_overrides(plugins, problems):
     assert "there is no 'rewards.999" in problems(overrides=[f"rewards.{'9' * 5000}.floor=1"])[0]
     assert "must read key.key=value" in problems(overrides=["train.max_steps"])[0]
     assert "not YAML" in problems(overrides=["train.max_steps=[1"])[0]
+    half = 'data.geometry="\\ud800"'
+    assert problems(overrides=[half]) == [rf"--set {half}: data.geometry: must be text of whole characters, got '\ud800'"], (
+        "the whole recipe was printed"
+    )
+    assert "must read key.key=value" in problems(overrides=["data.\udcff=1"])[0]
 
 
 def test_another_objective_sets_amds_options_aside(plugins):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, did_you_mean
+from amd_plugin.evaluate.comparison.result import names_a_folder
 from amd_plugin.objectives.amd_options import AMDOptions
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
@@ -28,6 +30,7 @@ VARIANTS: dict[str, Overrides] = {
     "amd_inverted_reward": (),  # the recipe's own rewards, see `inverted`
 }  # fmt: skip
 ABLATION = tuple(VARIANTS)
+MOST = 10_000  # arms, and seeds
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def arms(
         tune: ``key=v1,v2`` each. Every arm runs again with every value, as arms ``dmd@key=v1``, and with several keys at every
             combination: an objective that was tuned must not be compared with one that was not. A value may be a list. An arm
             is not tuned over what it sets itself, nor over options that its objective does not have.
-        more: further arms, ``name=objective key=value key=value`` each.
+        more: further arms, ``name=objective key=value key=value`` each. A name ``dmd@...`` says that the arm is a tuning of
+            the arm ``dmd``: tables count it as one where they look for the best DMD.
 
     Raises:
         InputError: for a malformed `tune` or `more`, a key that no arm can be tuned over, or two arms of one name.
@@ -81,11 +85,15 @@ def arms(
     variants = VARIANTS | {"amd_inverted_reward": inverted(rewards)}
     chosen = [_named_arm(name, variants) for name in dict.fromkeys(wanted)] + [_own_arm(text) for text in more]
     chosen += [_named_arm(name, variants) for name in ABLATION if ablate and name not in wanted]
+    for arm in chosen:
+        _check_tuning(arm, chosen)
     grid = dict(map(_key_and_values, tune))
     if len(grid) < len(tune):
         raise InputError(f"--tune: name each key once, with all its values; got {', '.join(tune)}")
     chosen += _tuned(chosen, grid, plugins)
     every = [arm.name for arm in chosen]
+    if wrong := next((name for name in every if not names_a_folder(name)), None):
+        raise InputError(f"arm '{wrong}': the name becomes a folder's; use letters, digits and . _ @ + -")
     twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"two arms would be called '{twice}'; give each name, each value and each last part of a key once")
@@ -104,6 +112,8 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = [-1]
+    if "," not in text and numbers[0] > MOST:
+        raise InputError(f"{option}: must be {MOST:,} seeds at most, each of which is a run of every arm, got '{text[:30]}'")
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
         raise InputError(
@@ -121,9 +131,15 @@ def _own_arm(text: str) -> Arm:
     objective, *overrides = rest.split() or [""]
     if not name.strip() or not equals or not objective or any("=" not in part for part in overrides):
         raise InputError(f"--arm {text!r}: must read name=objective key.key=value key.key=value")
-    if not re.fullmatch(r"[\w.@+-]+", name):
-        raise InputError(f"--arm {text!r}: the name becomes a folder's; use letters, digits and . _ @ + -, got '{name}'")
     return Arm(name, objective, tuple(overrides))
+
+
+def _check_tuning(arm: Arm, arms: Sequence[Arm]) -> None:
+    """Refuses an arm of a user's whose name says that it is a tuning of what is no arm, or of another objective's."""
+    tuned, at, _ = arm.name.partition("@")
+    if at and not any(other.name == tuned and other.objective == arm.objective for other in arms):
+        message = f"a name with @ is that of a tuning, and there is no arm '{tuned}' of objective {arm.objective}"
+        raise InputError(f"--arm '{arm.name}={arm.objective} ...': {message}. Give it a name without @")
 
 
 def _key_and_values(text: str) -> tuple[str, list[str]]:
@@ -142,6 +158,8 @@ def _tuned(arms: Sequence[Arm], grid: Mapping[str, Sequence[str]], plugins: Plug
         options = accepted(factories[arm.objective]) if arm.objective in factories else None
         free = {key: values for key, values in grid.items() if not arm.sets(key) and _has(options, key)}
         used |= set(free)
+        if (points := math.prod(map(len, free.values()))) > MOST:
+            raise InputError(f"--tune: makes {points:,} arms of {arm.name}, one for each combination, of {MOST:,} at most")
         for point in itertools.product(*free.values()) if free else ():
             settings = dict(zip(free, point, strict=True))
             name = arm.name + "".join(f"@{key.rpartition('.')[2]}={_in_a_name(value)}" for key, value in settings.items())

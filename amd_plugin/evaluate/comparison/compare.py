@@ -21,7 +21,7 @@ from rich.console import Console
 
 from amd_plugin.atomic import sweep, write_text
 from amd_plugin.busy import busy, duration
-from amd_plugin.disk import dispensable, in_words, remedy
+from amd_plugin.disk import dispensable, output_refused
 from amd_plugin.errors import AmdPluginError, InputError
 from amd_plugin.evaluate.comparison.arms import Arm
 from amd_plugin.evaluate.comparison.jobs import (
@@ -85,7 +85,8 @@ def compare(
         raise InputError(f"--select-seeds: must be other seeds than those of --seeds, got {both} in both")
     if is_run(output):
         raise InputError(f"--output {output}: holds a run. Choose a new folder, or that of a comparison")
-    recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
+    with busy(console, "checking the recipe of every arm", at_once=False):
+        recipes = [_checked(recipe, arm, overrides, plugins) for arm in arms]
     tuned = [arm for arm in arms if sum(other.family == arm.family for other in arms) > 1]
     runs = [(seed, arm) for seed in select for arm in tuned] + [(seed, arm) for seed in seeds for arm in arms]
     config = recipes[0].config  # a pipeline has a GPU for itself, and small networks share one
@@ -116,7 +117,7 @@ def _locked(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
     lock = FolderLock(output)
     lock.acquire()
     try:

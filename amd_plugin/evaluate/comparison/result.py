@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator
 
-from amd_plugin.atomic import write_text
+from amd_plugin.atomic import check_inside, write_text
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.directions import Direction, badness
 from amd_plugin.json_files import read
@@ -22,9 +23,20 @@ FILE = "compare.json"
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
+def names_a_folder(arm: str) -> bool:
+    """Whether an arm's name can be that of its folder, on any disk and inside of the comparison's folder."""
+    return re.fullmatch(r"[\w.@=+-]+", arm) is not None and arm not in (".", "..")
+
+
 def run_folder(output: Path, arm: str, seed: int) -> Path:
-    """The folder of one run in the comparison's folder `output`."""
-    return output / "arms" / arm / f"seed-{seed}"
+    """The folder of one run in the comparison's folder `output`.
+
+    Raises:
+        InputError: where a link leads out of that, in a stranger's comparison: reports write to runs, too.
+    """
+    folder = output / "arms" / arm / f"seed-{seed}"
+    check_inside(folder, output)
+    return folder
 
 
 class PairedDifference(NamedTuple):
@@ -96,6 +108,8 @@ class Comparison:
         """How parts of the comparison contradict each other; empty where they do not."""
         if not self.seeds:
             return "seeds: must name one at least"
+        if wrong := [arm for arm in self.arms if not names_a_folder(arm)]:
+            return f"arms: must be names of folders, got {wrong[0]!r}"
         if self.baseline not in self.arms:
             return f"baseline: is none of the arms, got {self.baseline!r}"
         metrics = self.arms[self.baseline].keys()

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amd_plugin.evaluate.colours import COLOURS
-from amd_plugin.host.evaluation.pictures import as_written
+from amd_plugin.host.evaluation.pictures import as_written, drawable
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.diagnostics import EDGES
 
@@ -152,7 +152,7 @@ def weights_over_time(curves: Curves) -> Chart | None:
         steps = [line["step"] for line in seeds[0][:length]]
         for axes, (weight, title) in zip(row, WEIGHTS.items(), strict=True):
             shares = np.array([[[line[key] for key in _share_keys(weight)] for line in lines[:length]] for lines in seeds])
-            mean = shares.mean(0).T
+            mean = np.clip(shares, 0, 1).mean(0).T  # another program's line may hold what is no share
             shown = axes.pcolormesh(
                 steps, range(len(EDGES)), mean, vmin=0, vmax=1, cmap=SHARES, shading="nearest", rasterized=True
             )
@@ -216,7 +216,7 @@ def _zone_shares(seeds: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[f
     levels = {}
     for name in order:
         values = [[line[step].get(prefix + name) for line in by_step] for step in steps]
-        known = [[value for value in step if value is not None and np.isfinite(value)] for step in values]
+        known = [[value for value in step if value is not None and 0 <= value <= 1] for step in values]
         levels[name] = [float(np.mean(step)) if step else float("nan") for step in known]
     return steps, {name: shares for name, shares in levels.items() if not np.isnan(shares).all()}
 
@@ -236,7 +236,7 @@ def paired_seeds(
     """
     figure, grid = _panels(len(metrics), 0, width=2.6, least=0)
     for axes, (metric, title) in zip(grid, metrics.items(), strict=True):
-        values = np.array([arms[arm][metric] for arm in arms])
+        values = drawable(np.array([arms[arm][metric] for arm in arms], dtype=float))
         axes.plot(range(len(arms)), values, color=SEED_LINES, linewidth=0.9, zorder=1)
         for index, arm in enumerate(arms):
             axes.scatter([index] * values.shape[1], values[index], color=palette[arm], s=16, zorder=2)
@@ -282,7 +282,7 @@ def _share_keys(weight: str) -> list[str]:
 
 
 class _OverSeeds(NamedTuple):
-    """Mean and standard deviation over seeds, each [len(steps)], at steps that all seeds have; NaN where any is not finite."""
+    """Mean and standard deviation over seeds, each [len(steps)], at steps that all have; NaN where one cannot be drawn."""
 
     steps: list[float]
     mean: np.ndarray
@@ -293,7 +293,7 @@ def _over_seeds(seeds: Iterable[Sequence[Mapping[str, float]]], key: str) -> _Ov
     logged = [points for lines in seeds if (points := [(line["step"], line[key]) for line in lines if key in line])]
     length = min(map(len, logged), default=0)
     values = np.array([[value for _, value in points[:length]] for points in logged], dtype=float).reshape(len(logged), length)
-    values[~np.isfinite(values)] = np.nan  # the implied tilt is infinite where a weight is 0
+    values = drawable(values)  # the implied tilt is infinite where a weight is 0
     deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(length)
     mean = values.mean(0) if len(values) else np.zeros(0)
     return _OverSeeds([step for step, _ in logged[0][:length]] if logged else [], mean, deviation)

@@ -24,11 +24,11 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from amd_plugin.atomic import is_draft, sweep, write_text
+from amd_plugin.atomic import check_inside, is_draft, sweep, write_text
 from amd_plugin.busy import busy
 from amd_plugin.choices import PromptFormat, Weights
 from amd_plugin.config import RecipeConfig
-from amd_plugin.disk import in_words, remedy
+from amd_plugin.disk import output_refused
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.students import suite as suites
 from amd_plugin.evaluate.students import summary
@@ -97,6 +97,8 @@ def _evaluated(
         metric_models = _metric_models(student, plugins, device)
         prepare(student, suite, device)
 
+    if output is None:
+        check_inside(run / "evaluation", run)
     with _opened(output or run / "evaluation", student, weights, replace=output is None) as (folder, drawn):
         batch, media = config.evaluate.batch_size, folder / (suite.form if suite.form in suites.REPEATS else "samples")
         writers = {"student": _sample_writer(media, suite, config.evaluate.fps)}
@@ -106,7 +108,7 @@ def _evaluated(
         for role in ("student", "teacher") if teacher else ("student",):
             make_sampler = student_sampler if role == "student" else teacher_sampler
             latents = folder / "latents" / role
-            with student.with_weights(weights):
+            with busy(console, f"drawing and measuring samples of the {role}"), student.with_weights(weights):
                 groups = draw_samples(latents, student, drawn, suite, make_sampler(student, accelerator), device, batch)
                 measurements[role] = measure(
                     _with_progress(groups, suite, role, partial(tell, console)), partial(load_samples, latents), task,
@@ -220,7 +222,7 @@ def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) 
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
     try:
         sweep(folder, alone=True)
         if _drawn(folder, drawn, replace=replace) not in (None, drawn):  # another evaluation may have ended there meanwhile
@@ -230,7 +232,7 @@ def _opened(folder: Path, student: Student, weights: Weights, *, replace: bool) 
             (folder / "evaluation.json").unlink(missing_ok=True)
             write_json(folder / "drawn.json", drawn)
         except OSError as error:
-            raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+            raise output_refused(error) from error
         yield folder, digest.hexdigest()
     finally:
         lock.release()

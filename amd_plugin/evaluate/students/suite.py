@@ -16,6 +16,7 @@ import torch
 
 from amd_plugin.choices import PromptFormat
 from amd_plugin.data.prompt_rows import PromptRows
+from amd_plugin.disk import regular
 from amd_plugin.errors import InputError
 from amd_plugin.tasks import Task
 
@@ -197,11 +198,11 @@ def _plain_files(index: int, count: int) -> list[str]:
 def _parsed(path: Path) -> Any:
     """The list of lines in a .jsonl file, or the content of a .json file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        text = regular(path).read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":  # a text in it may hold the line ends of Unicode that splitlines knows
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--prompts {path}: cannot be read: {error}. It must be JSON in UTF-8") from error
 
 

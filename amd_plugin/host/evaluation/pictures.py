@@ -38,6 +38,11 @@ def as_written(figure: Figure) -> Figure:
     return figure
 
 
+def drawable(values: np.ndarray) -> np.ndarray:
+    """`values`, with NaN for what is not finite or beyond single precision, in which metrics are: no axis can show it."""
+    return np.where(np.abs(values) <= np.finfo(np.float32).max, values, np.nan)
+
+
 def picture(task: Task, panels: Mapping[str, tuple[Tensor, Tensor]], dpi: int = 110) -> tuple[bytes, str]:
     """Panels title -> (media [B, ...], labels [B]) side by side, as (bytes of a file, its kind ``png`` or ``gif``)."""
     figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained", dpi=dpi)

@@ -15,8 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from amd_plugin.atomic import write_text
-from amd_plugin.disk import in_words, remedy
+from amd_plugin.atomic import check_no_way_out, write_text
+from amd_plugin.disk import output_refused
 from amd_plugin.errors import InputError
 from amd_plugin.json_files import read
 
@@ -57,10 +57,11 @@ class FolderLock:
         """Takes the lock, if this process has not got it yet. The folder must exist.
 
         Raises:
-            InputError: where another process has it, or the folder cannot be written.
+            InputError: where another process has it, the folder cannot be written, or a link in it leads to another one.
         """
         if self.held:
             return
+        check_no_way_out(self._folder)
         try:
             self._lock.acquire()
             now = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -70,7 +71,7 @@ class FolderLock:
             advice = "Wait for it, end it, or choose another folder"
             raise InputError(f"--output {self._folder}: {self._holder()} is at work in it. {advice}") from error
         except OSError as error:
-            raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+            raise output_refused(error) from error
 
     def release(self) -> None:
         """Gives the lock back."""

@@ -25,15 +25,17 @@ import amd_plugin
 from amd_plugin import plugin_files
 from amd_plugin.atomic import is_draft, sweep, write_text
 from amd_plugin.config import RecipeConfig
-from amd_plugin.disk import in_words, remedy
-from amd_plugin.errors import InputError, unreadable_is_input_error
+from amd_plugin.disk import output_refused
+from amd_plugin.errors import InputError
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE, PARTIAL, State
 from amd_plugin.host.running.folder_kind import check_run, is_run
 from amd_plugin.host.running.folder_lock import FolderLock, is_lock
+from amd_plugin.host.running.student_files import check_replaceable
 from amd_plugin.json_files import read
 from amd_plugin.plugins import PluginManager
-from amd_plugin.recipe.loading import Recipe, load
+from amd_plugin.recipe.inputs import CODE, EVALUATE, changed_inputs
+from amd_plugin.recipe.loading import Recipe, load, read_config
 from amd_plugin.recipe.yaml_source import Source
 
 # Keys that a user may change on purpose between a run and its continuation.
@@ -79,6 +81,7 @@ class About(BaseModel):
         versions: package -> version.
         commit: git commit of this package's source; empty where it is installed.
         start: the checkpoint of another run that this one began from, until it has one of its own; empty for none.
+        inputs: what it depends on beside its recipe, see `amd_plugin.recipe.inputs`; None in runs of earlier versions.
     """
 
     recipe: str
@@ -89,6 +92,7 @@ class About(BaseModel):
     versions: dict[str, str] = {}
     commit: str = ""
     start: str = ""
+    inputs: dict[str, str] | None = None
 
 
 class Described(State):
@@ -97,6 +101,7 @@ class Described(State):
     recipe: dict[str, Any]
     name: str = ""
     overrides: tuple[str, ...] = ()
+    inputs: dict[str, str] | None = None
 
 
 def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, start: Path | None = None) -> None:
@@ -138,12 +143,13 @@ def open_folder(output: Path, recipe: Recipe, lock: FolderLock, step: int = 0, s
                 "versions": {name: version(name) for name in PACKAGES},
                 "commit": _commit(),
                 "start": "" if start is None else str(start.resolve()),
+                "inputs": recipe.inputs,
             },
         )
         write_text(output / "config.yaml", recipe.as_yaml())
         (output / "samples").mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {in_words(error)}. {remedy(error)}, or choose another folder") from error
+        raise output_refused(error) from error
 
 
 def tidy(output: Path) -> None:
@@ -175,6 +181,7 @@ def find_checkpoint(output: Path, recipe: Recipe, resume: str | None) -> Path | 
         raise InputError(f"--output {output}: cannot be written: {existing} is no folder that may be written to")
     if is_run(output):
         check_recipe(output, recipe)
+        check_replaceable(output / "student")  # now, and not after hours, since the run's end replaces it
         if resume is None:
             command = plugin_files.command("train", "--resume", output)
             raise InputError(f"--output {output}: holds a run already. Go on with {command}, or choose another folder")
@@ -227,6 +234,7 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
     """
     repair(output)
     changed = recipe.differs(_saved(output / "config.yaml"), differences)
+    changed += changes_before_going_on(about(output).inputs, recipe)
     if changed:
         raise InputError(f"{output}: holds a run of another recipe. Choose another folder, or undo:\n  " + "\n  ".join(changed))
 
@@ -260,7 +268,7 @@ def repair(output: Path) -> None:
         config: yaml.safe_dump(recipe, sort_keys=False),
         about: json.dumps(
             {"recipe": saved.get("name") or output.name, "objective": str(recipe["objective"].get("name")),
-             "overrides": list(saved.get("overrides", ()))}, indent=1,
+             "overrides": list(saved.get("overrides", ())), "inputs": saved.get("inputs")}, indent=1,
         ),
     }  # fmt: skip
     for path, problem in broken.items():
@@ -274,11 +282,9 @@ def about(output: Path) -> About:
 
 
 def saved_config(output: Path) -> RecipeConfig:
-    """The recipe in config.yaml of the run in `output`; raises InputError without one that can be read."""
+    """The recipe in config.yaml of the run in `output`; raises InputError without one that can be used."""
     check_run(output)
-    path = output / "config.yaml"
-    with unreadable_is_input_error(f"{path}: cannot be read"):
-        return RecipeConfig.model_validate_json(json.dumps(_saved(path)), strict=True)
+    return read_config(output / "config.yaml")
 
 
 def find_run(output: Path, plugins: PluginManager, overrides: Sequence[str] = (), objective: str | None = None) -> Recipe:
@@ -343,7 +349,17 @@ def changes_of_result(output: Path, recipe: Recipe) -> list[str]:
     The run's description is repaired first, see `repair`, since the results are there all the same.
     """
     repair(output)
-    return recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
+    changed = recipe.differs(_saved(output / "config.yaml"), partial(differences, may_change=NO_RESULT_DEPENDS_ON))
+    return changed + [f"{key}: {change}" for key, change in changed_inputs(about(output).inputs, recipe.inputs).items()]
+
+
+def changes_before_going_on(saved: Mapping[str, str] | None, recipe: Recipe) -> list[str]:
+    """Lines ``key: old -> new`` for what a run depends on beside its recipe, and may not change before it goes on.
+
+    Code of a plugin may: a run that a mistake in it has stopped goes on once that is mended.
+    """
+    changed = changed_inputs(saved, recipe.inputs)
+    return [f"{key}: {change}" for key, change in changed.items() if not (key.endswith(CODE) or key.startswith(EVALUATE))]
 
 
 def finished(output: Path, recipe: Recipe) -> dict[str, float] | None:

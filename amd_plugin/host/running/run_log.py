@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import resource
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from amd_plugin.atomic import write_bytes
@@ -87,7 +88,8 @@ class RunLog:
         self._held_out = ""
         self.step = step
         self._updates, self._seconds, self._resumed_at = 0, 0.0, time.monotonic()
-        self._shown_at = self._resumed_at
+        self._shown_at = self._began_at = self._resumed_at
+        self._pausing, self._closed = False, threading.Event()
         self.last: Line = dict(state.last)
         self._file: LineFile | None = None
         self._bar: Progress | None = None
@@ -96,9 +98,12 @@ class RunLog:
             if console is not None and draws(console):
                 # What they show has names that plugins give, whose brackets would be markup.
                 what, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
-                self._bar = Progress(what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note, console=console)
+                columns = (what, SpinnerColumn("line"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+                self._bar = Progress(*columns, console=console)
                 self._row = self._bar.add_task("distilling", total=max_steps, completed=step, note="")
                 self._bar.start()
+            elif console is not None:
+                threading.Thread(target=self._show_long_updates, daemon=True).start()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of one step, over processes, without waiting for the device. Call on every process.
@@ -113,6 +118,7 @@ class RunLog:
                 self._window[name] = self._window[name] + pair if name in self._window else pair
         self.step += 1
         self._updates += 1
+        self._began_at = time.monotonic()
         self._show_step()
 
     def _show_step(self) -> None:
@@ -121,6 +127,15 @@ class RunLog:
             self._bar.update(self._row, completed=self.step)
         elif time.monotonic() - self._shown_at >= EVERY:
             self._print(f"step {self.step}/{self._max_steps}")
+
+    def _show_long_updates(self) -> None:
+        """Says every ten seconds how long an update has lasted: those of large models take minutes."""
+        while not self._closed.wait(EVERY / 10):
+            now = time.monotonic()
+            if not self._pausing and now - self._shown_at >= EVERY:
+                self._print(
+                    f"step {min(self.step + 1, self._max_steps)}/{self._max_steps}  ... {duration(now - self._began_at)}"
+                )
 
     def _print(self, line: str) -> None:
         if self._console is not None and self._accelerator.is_main_process:
@@ -143,6 +158,7 @@ class RunLog:
     def pausing(self, what: str, *, at_once: bool = True) -> Iterator[None]:
         """Around what is no update, e.g. ``evaluating``: says so as `busy` does, and leaves its time out."""
         self._pause()
+        self._pausing = True
         if self._bar is not None:
             self._bar.update(self._row, description=plain(what))
         console = None if self._bar is not None or not self._accelerator.is_main_process else self._console
@@ -150,7 +166,8 @@ class RunLog:
             with busy(console, what, at_once=at_once):
                 yield
         finally:
-            self._resumed_at = self._shown_at = time.monotonic()
+            self._resumed_at = self._shown_at = self._began_at = time.monotonic()
+            self._pausing = False
             if self._bar is not None:
                 self._bar.update(self._row, description="distilling")
 
@@ -221,6 +238,7 @@ class RunLog:
 
     def close(self) -> None:
         """Stops the bar, closes the file, writes what the run cost, and ends the runs of the trackers."""
+        self._closed.set()
         self._trackers.close()
         if self._bar is not None:
             with suppress(OSError):  # the terminal may be gone

@@ -5,6 +5,7 @@ Where each process holds a share of the trained weights, all of them save and lo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,15 @@ from amd_plugin.errors import InputError, OptionError, RunError, in_words, unrea
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE
 from amd_plugin.host.running.rank_probe import RankProbe, of_communication
-from amd_plugin.host.running.run_folder import differences
+from amd_plugin.host.running.run_folder import changes_before_going_on, differences
 from amd_plugin.host.running.run_log import Line, LogState
 from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.interrupts import Interrupted
 from amd_plugin.models.step_conditioning import check_tables
+from amd_plugin.recipe.inputs import EVALUATE, changed_inputs
+
+log = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
@@ -112,9 +116,13 @@ def restore(trainer: Trainer, path: Path) -> Progress:
     """
     tensors, values = checkpoint.load(path, lazy=trainer.has_shares, kind=RunState)
     state = RunState.model_construct(**values)
-    changed = trainer.recipe.differs(state.recipe, differences)
+    changed = trainer.recipe.differs(state.recipe, differences) + changes_before_going_on(state.inputs, trainer.recipe)
     if changed:
         raise InputError(f"checkpoint {path}: is of another recipe. Undo:\n  " + "\n  ".join(changed))
+    others = changed_inputs(state.inputs, trainer.recipe.inputs)
+    for key, change in others.items():
+        if trainer.accelerator.is_main_process:  # of code, and of the evaluation, which may change
+            log.warning("%s has changed since the checkpoint: %s; what follows may be another result", key, change)
     if lost := sorted({*(state.steering or ())} - {*trainer.plugins.steering()}):
         how = "name a file with --plugin, or install it"
         raise InputError(f"checkpoint {path}: its run had {', '.join(lost)}, which moves noise levels or strengths: {how}")
@@ -138,11 +146,12 @@ def restore(trainer: Trainer, path: Path) -> Progress:
         trainer.scoring.load_state_dict(state.failed_rewards)
     trainer.non_finite.load_state_dict(state.skipped)
     trainer.step = state.step
-    log = LogState.model_validate(values["log"])
-    log.last = log.last or state.last_metrics
+    log_state = LogState.model_validate(values["log"])
+    log_state.last = log_state.last or state.last_metrics
     # Held-out metrics of other settings are not those that this run would have found.
     same = state.recipe.get("evaluate") == trainer.recipe.as_dict()["evaluate"]
-    return Progress(log, state.evaluations, state.evaluated if same else None)
+    same = same and not any(key.startswith(EVALUATE) for key in others)
+    return Progress(log_state, state.evaluations, state.evaluated if same else None)
 
 
 @contextmanager
@@ -189,6 +198,7 @@ def _state(trainer: Trainer, progress: Progress) -> dict[str, Any]:
         "recipe": trainer.recipe.as_dict(),
         "name": trainer.recipe.name,
         "overrides": list(trainer.recipe.overrides),
+        "inputs": trainer.recipe.inputs,
         "objective": trainer.objective.state_dict(),
         "plugins": dict(trainer.plugins.hook.distill_state_dict()),
         "steering": trainer.plugins.steering(),

@@ -23,6 +23,7 @@ class RunState(State):
     Attributes:
         recipe: the resolved recipe.
         name, overrides: the recipe's name, and the overrides that were applied to its file.
+        inputs: what the run depends on beside its recipe; None in checkpoints of earlier versions.
         objective, plugins: their own states.
         steering: names of the plugins that move noise levels or strengths; None in checkpoints of earlier versions.
         evaluations: history of the hacking alarm.
@@ -36,6 +37,7 @@ class RunState(State):
     recipe: dict[str, Any]
     name: str = ""
     overrides: tuple[str, ...] = ()
+    inputs: dict[str, str] | None = None
     objective: Any
     plugins: dict[str, Any]
     steering: list[str] | None = None

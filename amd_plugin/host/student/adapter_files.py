@@ -14,6 +14,7 @@ import diffusers
 from torch import Tensor
 
 import amd_plugin
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError
 from amd_plugin.host.checkpoint import streamed
 from amd_plugin.host.student.sampler_settings import SamplerSettings
@@ -87,7 +88,7 @@ def _metadata(elsewhere: Elsewhere, backbone: Backbone, recipe: Recipe, step: in
         "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": elsewhere.architecture,
         "modelspec.implementation": "diffusers", "modelspec.title": recipe.name,
         "modelspec.resolution": f"{width}x{height}", "modelspec.usage_hint": settings.in_words,
-        "base_model": Path(base).name if Path(base).expanduser().exists() else base,
+        "base_model": Path(base).name if at_home(base).exists() else base,
         "rank": rank, "alpha": rank, "recommended_steps": str(model.student_steps),
         "recommended_timesteps": json.dumps(settings.timesteps), "recommended_scheduler": type(backbone.scheduler).__name__,
         "recommended_guidance_scale": "1.0", "software": f"amd-plugin {amd_plugin.__version__}",

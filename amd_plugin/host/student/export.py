@@ -15,12 +15,13 @@ from typing import Any, cast
 from huggingface_hub import HfApi
 
 from amd_plugin import plugin_files
-from amd_plugin.atomic import replaced_folder
-from amd_plugin.checksums import changed, checksums
+from amd_plugin.atomic import remove_folder, replaced_folder
+from amd_plugin.checksums import changed
 from amd_plugin.choices import StudentFormat, Weights
 from amd_plugin.config import ModelConfig
-from amd_plugin.disk import dispensable
+from amd_plugin.disk import at_home, dispensable
 from amd_plugin.errors import InputError, RunError
+from amd_plugin.host.running.student_files import FILE, check_replaceable, list_files
 from amd_plugin.host.student.adapter_files import LORA_FILE, adapter_saver, write_adapter
 from amd_plugin.host.student.load import load_student
 from amd_plugin.host.student.model_card import write_card
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 # Folder of the adapter beside a pipeline. The pipeline's network has it merged, and no loader that is pointed at the pipeline
 # finds it there and applies it a second time.
 ADAPTER_FOLDER = "lora"
-MARK = "Distilled with `amd-plugin`"  # of the cards that an export writes
 
 __all__ = ["ADAPTER_FOLDER", "LORA_FILE", "export", "export_run", "push", "with_plugins"]
 
@@ -47,7 +47,7 @@ def export(
     path: Path, student: Role, backbone: Backbone, recipe: Recipe, *,
     run: Path, step: int, how: StudentFormat = "auto", weights: Weights = "ema",
 ) -> None:  # fmt: skip
-    """Writes the student with its current weights to the folder `path`, in place of what was there.
+    """Writes the student with its current weights to the folder `path`, in place of an earlier export that may be there.
 
     Args:
         path: the folder to write.
@@ -61,8 +61,9 @@ def export(
         weights: kind of the current weights, for the card.
 
     Raises:
-        InputError: for ``lora`` where the student has no adapter, or its pipeline loads none.
+        InputError: for ``lora`` where the student has no adapter, or its pipeline loads none; for others' files in `path`.
     """
+    check_replaceable(path)
     _check_format(how, recipe.config.model, backbone)
     adapter = student.adapter is not None and adapter_saver(backbone) is not None and how != "full"
     with replaced_folder(path) as draft:
@@ -78,13 +79,14 @@ def export(
             backbone.scheduler.save_pretrained(folder / "scheduler")
             card(folder, adapter_alone=True, comfyui=comfyui)
         _forget_places(draft)
+        list_files(draft)
 
 
 def _forget_places(folder: Path) -> None:
     """Removes the place that each part was read from, which libraries note in its config, where it is on this machine."""
     for file in folder.rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and Path(str(content.get("_name_or_path", ""))).expanduser().is_absolute():
+        if isinstance(content, dict) and at_home(str(content.get("_name_or_path", ""))).is_absolute():
             del content["_name_or_path"]
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -129,11 +131,10 @@ def export_run(
         The folder written.
 
     Raises:
-        InputError: if there is no such run or checkpoint; nothing is touched then.
+        InputError: if there is no such run or checkpoint, or files of others are in the folder; nothing is touched then.
     """
-    target = run / "student" if output is None else output.absolute()
-    if output is not None and not _may_be_replaced(output):
-        raise InputError(f"--output {output}: is not empty and holds no exported student alone. Choose another folder")
+    target = run / "student" if output is None else _followed(output)
+    check_replaceable(target, "" if output is None else "--output ")
     student = load_student(run, plugins, at)
     # Merging an adapter computes, and a student must not depend on the cores that are free.
     with one_thread(student.recipe.config.model.network is not None), student.with_weights(weights) as role:
@@ -141,12 +142,12 @@ def export_run(
     return target
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether nothing is in `folder` but what an export has written; a clone of the hub's has its history, too."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return True
-    card = folder / "README.md"
-    return card.is_file() and not (folder / ".git").exists() and MARK in card.read_text(encoding="utf-8", errors="replace")
+def _followed(output: Path) -> Path:
+    """The folder that the user means; a link that was named leads to it, and stays a link."""
+    try:
+        return output.resolve() if output.is_symlink() else output.absolute()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"--output {output}: is a link that leads nowhere. Choose another folder") from error
 
 
 def with_plugins(path: Path, plugins: PluginManager, recipe: Recipe, write: Callable[[], None]) -> None:
@@ -161,21 +162,26 @@ def with_plugins(path: Path, plugins: PluginManager, recipe: Recipe, write: Call
     names = [implementation.plugin_name for implementation in plugins.hook.distill_export.get_hookimpls()]
     if not names:
         return
-    before = checksums(path)
+    before = list_files(path, complete=False)  # a run that is killed now writes the student again, in place of what they left
     plugins.hook.distill_export(path=path, options=recipe.as_dict())
-    if problem := changed(path, before):
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        write()
-        hooks = f"distill_export of plugin {' or '.join(names)}"
-        log.warning("%s: %s after %s; the student was written again, without anything of theirs", path, problem, hooks)
+    problem = changed(path, before)
+    if not problem:
+        list_files(path)
+        return
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        remove_folder(path)
+    write()
+    hooks = f"distill_export of plugin {' or '.join(names)}"
+    log.warning("%s: %s after %s; the student was written again, without anything of theirs", path, problem, hooks)
 
 
 def push(folder: Path, repository: str, *, private: bool = True) -> str:
     """Uploads the exported student in `folder` to the hub, and returns its address.
 
     Of a pipeline, the adapter in its folder ``lora`` stays here: on the hub, loaders look for adapters in all folders, and
-    would apply it to a network that has it already.
+    would apply it to a network that has it already. So does the list of files, which is of this folder.
 
     Raises:
         RunError: where the upload fails.
@@ -185,7 +191,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repository, folder_path=str(folder), commit_message="Student distilled with amd-plugin",
-            ignore_patterns=[f"{ADAPTER_FOLDER}/*"],
+            ignore_patterns=[f"{ADAPTER_FOLDER}/*", FILE],
         )  # fmt: skip
     except Exception as error:  # network, access and naming errors alike, of several libraries
         cause = " ".join(str(error).split())[:300]

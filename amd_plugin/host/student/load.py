@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from amd_plugin.errors import unreadable_is_input_error
+from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE
-from amd_plugin.host.running.run_folder import find_run
+from amd_plugin.host.running.run_folder import Described, differences, find_run
 from amd_plugin.models.backbone import Backbone, load_backbone
 from amd_plugin.models.ema import EMA
 from amd_plugin.models.roles import Role, StartNetworks, make_roles
@@ -65,10 +65,11 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
         at: a step, or a checkpoint's folder; by default the newest checkpoint.
 
     Raises:
-        InputError: if there is no such run or checkpoint, or it cannot be read.
+        InputError: if there is no such run or checkpoint, it cannot be read, or it is of a run of another recipe.
     """
     recipe = find_run(run, plugins)
     folder = checkpoint.find(run / "checkpoints", at)
+    _check_recipe(run, recipe, folder)
     config = recipe.config
     backbone = load_backbone(config.model, recipe.task, config.train.seed, plugins.families())
     roles = make_roles(config.model, StartNetworks(backbone.network, backbone.student), config.train.seed)
@@ -79,3 +80,16 @@ def load_student(run: Path, plugins: PluginManager, at: str | None = None) -> St
         roles["student"].load_state_dict(tensors["student"])
         average.load_state_dict(tensors["ema"])
     return Student(recipe, backbone, roles["student"], average, roles["teacher"], state["step"], folder)
+
+
+def _check_recipe(run: Path, recipe: Recipe, folder: Path) -> None:
+    """Refuses another run's checkpoint whose recipe differs: results and cards would name this one's.
+
+    A run's own are not compared, since its config.yaml may name other places after it was moved to another machine.
+    """
+    if folder.resolve().is_relative_to(run.resolve()):
+        return
+    if changed := recipe.differs(checkpoint.read_state(folder, Described)["recipe"], differences):
+        of = "Name the run that it is of, or a checkpoint of this one"
+        message = f"--checkpoint {folder}: is of another recipe than {run}. {of}. They differ in:"
+        raise InputError(f"{message}\n  " + "\n  ".join(changed))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -16,8 +17,9 @@ from matplotlib.figure import Figure
 
 from amd_plugin.atomic import replaced_file, write_bytes, write_text
 from amd_plugin.config import LoraFile
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.pictures import as_written, read_picture
+from amd_plugin.host.evaluation.pictures import as_written, drawable, read_picture
 from amd_plugin.host.running import run_log
 from amd_plugin.host.running.run_folder import about as run_about
 from amd_plugin.host.student.adapter_files import LORA_FILE
@@ -165,7 +167,10 @@ def _draw_curves(lines: list[dict[str, Any]], path: Path) -> bool:
     rows = -(-len(drawn) // columns)
     figure = Figure(figsize=(3 * columns, 2.4 * rows), layout="constrained")
     for axes, (key, values) in zip(figure.subplots(rows, columns, squeeze=False).flatten(), drawn.items(), strict=False):
-        axes.plot(*zip(*values, strict=True), color="#0072B2" if key.startswith("held_out/") else "#D55E00")
+        steps, heights = zip(*values, strict=True)
+        axes.plot(
+            steps, drawable(np.array(heights, dtype=float)), color="#0072B2" if key.startswith("held_out/") else "#D55E00"
+        )
         kind, _, name = key.partition("/")
         axes.set_title(f"{name} ({'held out' if kind == 'held_out' else 'training reward'})", fontsize=9)
         axes.set_xlabel("student updates", fontsize=8)
@@ -187,7 +192,7 @@ def _teacher_lora(file: LoraFile | None) -> dict[str, Any] | None:
     """Name, weight and ``load_lora_weights``'s arguments of the LoRA that is merged into the teacher."""
     if file is None:
         return None
-    path = Path(file.path).expanduser()
+    path = at_home(file.path)
     if path.exists():
         return {"name": path.name, "weight": file.weight, "load": f'"{path.name}"'}
     owner, name, *inside = file.path.split("/", 2)
@@ -199,7 +204,7 @@ def _base(path: str | None, revision: str | None) -> dict[str, str] | None:
     """Name, hub id, revision and licence of the pipeline distilled from; None for networks made here."""
     if path is None:
         return None
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     on_hub = not folder.is_dir()
     try:
         card = ModelCard.load(path if on_hub else folder / "README.md", ignore_metadata_errors=True).data

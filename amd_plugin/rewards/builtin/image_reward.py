@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError
 from amd_plugin.models.dtypes import DTYPES
 from amd_plugin.rewards.builtin.frames import Count, Dtype, FrameReward
@@ -69,7 +70,7 @@ class ImageReward(FrameReward):
         file = checkpoint_file("image_reward", path, NAMES, revision)
         if med_config is None:
             beside = file.with_name("med_config.json")
-            on_hub = not Path(path).expanduser().exists()
+            on_hub = not at_home(path).exists()
             sizes = checkpoint_file("image_reward", path if on_hub else str(beside), ("med_config.json",), revision)
         else:
             sizes = checkpoint_file("image_reward", med_config, ("med_config.json",))

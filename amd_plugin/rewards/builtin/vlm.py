@@ -27,6 +27,7 @@ from requests.adapters import HTTPAdapter
 from torch import Tensor
 from urllib3.util import Retry
 
+from amd_plugin.config import LONGEST_WAIT
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.rewards.protocol import to_pil
 
@@ -72,7 +73,7 @@ class VLMReward:
         rubric: str = RUBRIC,
         best: Annotated[float, Field(gt=0)] = 10.0,
         frames: Annotated[int, Field(ge=1)] = 4,
-        request_timeout: Annotated[float, Field(gt=0)] = 60.0,
+        request_timeout: Annotated[float, Field(gt=0, le=LONGEST_WAIT)] = 60.0,
         retries: Annotated[int, Field(ge=0)] = 3,
         backoff: Annotated[float, Field(ge=0)] = 0.5,
         concurrency: Annotated[int, Field(ge=1)] = 8,
@@ -135,7 +136,7 @@ class VLMReward:
             return _Failure(type(error).__name__)
         try:
             reply = json.loads(text)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             return ""
         return reply if isinstance(reply, str) else ""
 

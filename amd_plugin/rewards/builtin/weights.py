@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download, list_repo_files
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.models.quiet import quiet
 from amd_plugin.models.tokenizer_check import SENTENCES, tells_words_apart
@@ -35,7 +36,7 @@ def checkpoint_file(reward: str, path: str, names: Sequence[str], revision: str 
     Raises:
         InputError: if there is none.
     """
-    local = Path(path).expanduser()
+    local = at_home(path)
     if local.is_file():
         return local
     if local.is_dir():

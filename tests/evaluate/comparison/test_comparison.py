@@ -9,7 +9,7 @@ import pytest
 
 from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison import tables
-from amd_plugin.evaluate.comparison.result import FILE, Comparison, best_overall
+from amd_plugin.evaluate.comparison.result import FILE, Comparison, best_overall, run_folder
 from amd_plugin.evaluate.directions import badness
 
 KEYS = [
@@ -92,6 +92,7 @@ def test_a_value_that_is_not_finite_ends_no_table(comparison, values, tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"seeds": [], "arms": {"dmd": {"up": [], "one": []}}}, "seeds: must name one"),
+    ({"arms": {"../../victim": {}}}, "arms: must be names of folders, got '../../victim'"),
     ({"teacher": {"up": [1.0, 1.0], "one": [1.0, 1.0], "more": [1.0, 1.0]}}, "teacher: must have one value per seed"),
     ({"teacher": {"up": [], "one": [1.0, 1.0]}}, "teacher: must have one value per seed"),
     ({"selected": {"dmd": "purr"}}, "selected.dmd: is none of the arms, got 'purr'"),
@@ -102,6 +103,17 @@ def test_a_file_whose_parts_contradict_each_other_is_said(comparison, change, sa
     dataclasses.replace(comparison, **change).write(tmp_path)
     with pytest.raises(InputError, match=re.escape(said)):
         Comparison.from_file(tmp_path / FILE)
+
+
+def test_a_link_in_a_comparison_leads_to_no_run_elsewhere(tmp_path):
+    (tmp_path / "victim" / "seed-0").mkdir(parents=True)
+    (tmp_path / "comparison" / "arms").mkdir(parents=True)
+    (tmp_path / "comparison" / "arms" / "amd").symlink_to(tmp_path / "victim")
+    (tmp_path / "link").symlink_to(tmp_path / "comparison")
+    for folder in ("comparison", "link"):
+        assert run_folder(tmp_path / folder, "dmd", 0) == tmp_path / folder / "arms" / "dmd" / "seed-0"
+        with pytest.raises(InputError, match=r"leads out of .* by a link"):
+            run_folder(tmp_path / folder, "amd", 0)
 
 
 def test_ranks_decide_and_the_earlier_of_two_equals_wins(comparison):

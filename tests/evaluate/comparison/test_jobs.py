@@ -21,7 +21,7 @@ from amd_plugin.disk import NotWritten
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.evaluate.comparison import compare as comparison
 from amd_plugin.evaluate.comparison import jobs
-from amd_plugin.evaluate.comparison.arms import Arm, parse_seeds
+from amd_plugin.evaluate.comparison.arms import Arm, arms, parse_seeds
 from amd_plugin.evaluate.comparison.jobs import Job, run_jobs
 from amd_plugin.evaluate.comparison.result import run_folder
 from amd_plugin.host.running import run_cost
@@ -69,6 +69,15 @@ def test_seeds_are_a_number_or_named(text, seeds):
 def test_other_seeds_are_refused(text):
     with pytest.raises(InputError, match="--seeds: must be a number of seeds"):
         parse_seeds(text)
+
+
+def test_seeds_and_arms_are_counted_before_they_are_made(plugins):
+    """Each was a MemoryError, or no end."""
+    with pytest.raises(InputError, match="--select-seeds: must be 10,000 seeds at most"):
+        parse_seeds("100000000000000", "--select-seeds")
+    grid = [f"train.{key}=1,2,3,4,5,6,7,8,9" for key in "abcdefghijklmnopqrst"]
+    with pytest.raises(InputError, match=r"--tune: makes 12,157,665,459,056,928,801 arms of amd, one for each combination"):
+        arms(["amd"], plugins, tune=grid)
 
 
 @pytest.mark.parametrize(("each", "measured"), [(0.1, 3), (1.5, 2), (30.0, 1)])

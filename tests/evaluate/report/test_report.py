@@ -8,14 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from amd_plugin.errors import InputError
 from amd_plugin.evaluate.comparison.result import Comparison, run_folder
 from amd_plugin.evaluate.report import beside, figures, report
 from amd_plugin.evaluate.students import evaluation
 from amd_plugin.evaluate.students.results import _histograms
 from amd_plugin.host import run
 from amd_plugin.host.evaluation.pictures import as_written, picture
+from amd_plugin.host.running.run_folder import saved_config
 from amd_plugin.host.student import model_card
 from amd_plugin.models import teacher_samples
 from amd_plugin.models.teacher_samples import samples_of
@@ -131,6 +134,38 @@ def test_a_name_of_others_is_no_formula(tmp_path):
     as_written(_histograms(measured, [name])).savefig(tmp_path / "metrics.png")
     task = SimpleNamespace(drawing=lambda media, labels: lambda axes, frame: axes.set_xlabel(name))
     assert picture(task, {name: (torch.zeros(1, 2), torch.zeros(1))})[1] == "png"
+
+
+def test_values_that_no_axis_can_show_are_left_out(tmp_path):
+    """matplotlib raises ValueError for a span that overflows; another program's metrics may have any number of JSON."""
+    names, shares = ("held_out/tv", "reward/r"), [key for weight in figures.WEIGHTS for key in figures._share_keys(weight)]
+    lines = [{"step": step, **dict.fromkeys((*names, *shares, "objective/zone_share/low"), value)}
+             for step, value in enumerate((1e308, -1e308, 0.5, 1.5))]  # fmt: skip
+    curves, palette = {"amd": [lines, lines]}, figures.colours(["amd", "dmd"])
+    chart = figures.learning_curves(curves, {"held_out/tv": "tv"}, palette)
+    assert [row[1] for row in chart.rows] == ["nan", "nan", "0.5", "1.5"]
+    assert figures.quality_by_reward(curves, {"reward/r": "r"}, {"held_out/tv": "tv"}, palette)
+    assert figures.weights_over_time(curves) and figures.zone_over_time(curves)
+    assert figures.paired_seeds({arm: {"tv": [1e308, -1e308, 1.0]} for arm in ("dmd", "amd")}, {"tv": "tv"}, palette)
+    assert model_card._draw_curves(lines, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(("section", "key", "value", "said"), [
+    ("data", "task", "nonsense", r"data.task: unknown task, got 'nonsense'"), ("data", "geometry", "nope", r"data.geometry: must be"),
+    ("data", "bogus", 3, r"data.bogus: unknown key"), ("model", "network", None, r"model: needs either path"),
+    ("train", "reuse_rollouts", True, r"train.reuse_rollouts: was removed"), ("train", "reuse_rollouts", False, ""),
+])  # fmt: skip
+def test_the_recipe_of_a_strangers_run_is_checked_before_it_is_shown(section, key, value, said, tiny, plugins, tmp_path):
+    """Each was a traceback, and a removed option that everything else takes was refused."""
+    recipe = tiny().as_dict()
+    recipe[section][key] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": "modes2d", "objective": "amd"}))
+    if not said:
+        assert saved_config(tmp_path).data.task == "modes2d"
+        return
+    with pytest.raises(InputError, match=rf"config.yaml:\d+:\d+: {said}"):
+        report.write_report([tmp_path], tmp_path / "page.html", plugins)
 
 
 def test_weights_are_drawn_where_all_of_them_are_logged():

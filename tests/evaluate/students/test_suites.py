@@ -1,6 +1,7 @@
 """Prompt files of public benchmarks, and the folders their official scorers read: real pipelines, file by file."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -198,6 +199,7 @@ def test_what_files_ask_for(files):
         ("a.json", '[{"prompt_en": "a/b", "dimension": ["color"]}]', "auto", "is no file name"),
         ("a.txt", "a fox", "vbench", "must be a list of entries"),
         ("a.txt", "\n\n", "auto", "only blank lines"),
+        ("a.json", "[" * 200_000, "auto", "maximum recursion depth"),
     ],
 )  # fmt: skip
 def test_what_is_no_prompt_file_is_said(tmp_path, name, content, form, said):
@@ -205,6 +207,22 @@ def test_what_is_no_prompt_file_is_said(tmp_path, name, content, form, said):
     with pytest.raises(InputError, match=r"^--prompts ") as caught:
         suites.read(tmp_path / name, form)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85"])
+def test_a_line_of_json_ends_at_a_line_feed_alone(tmp_path, end):
+    entry = json.dumps({"prompt": f"a fox{end}", "tag": "x", "include": []}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{entry}\r\n{entry}\n\n", newline="")
+    assert len(suites.read(tmp_path / "a.jsonl").groups) == 2
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_prompt_file_that_never_ends_is_refused(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"endless{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(InputError, match="it is no file but a pipe or a device"):
+            suites.read(tmp_path / f"{name}{suffix}")
 
 
 @pytest.mark.parametrize("what", ["nowhere/at-all", "pipeline"])

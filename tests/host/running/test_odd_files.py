@@ -50,16 +50,16 @@ READERS = {
     "run/.holder.json": ("resume",),
     "run/samples": ("resume", "export", "report"),
     "run/samples/step-000004.png": ("export", "report"),
-    "run/samples/latest.safetensors": ("resume", "report"),
-    "run/student": ("resume", "export"),
+    "run/samples/latest.safetensors": ("resume", "report", "doctor"),
+    "run/student": ("resume", "export", "doctor"),
     "run/student/README.md": ("export",),
     "run/checkpoints": ("check", "export", "report", "doctor"),
     NEWEST: ("resume", "export", "doctor"),
     f"{NEWEST}/manifest.json": ("check", "export", "doctor"),
     f"{NEWEST}/state.json": ("check", "export", "doctor"),
     f"{NEWEST}/student.safetensors": ("check", "export", "doctor"),
-    "run/evaluation": ("evaluate", "report"),
-    "run/evaluation/drawn.json": ("evaluate",),
+    "run/evaluation": ("evaluate", "report", "doctor"),
+    "run/evaluation/drawn.json": ("evaluate", "doctor"),
     "run/evaluation/pairs.json": ("report",),
     "run/evaluation/latents": ("evaluate",),
     "run/evaluation/latents/student/00000.safetensors": ("evaluate",),
@@ -200,3 +200,21 @@ def test_a_command_ends_in_words_or_well(name, kind, command, whole, tmp_path, c
     checkpoints = folder / "run" / "checkpoints"
     for checkpoint in (checkpoints / "step-000002", folder / NEWEST):
         assert {checkpoints, checkpoint} & {*paths} or checkpoint.is_dir(), printed
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("run/samples", "resume"), ("run/checkpoints", "resume"), ("run/student", "resume"), ("run/evaluation", "evaluate"),
+     ("run/evaluation/samples", "evaluate"), ("run/evaluation/latents", "evaluate"), (SEED, "report both"),
+     ("comparison/arms", "compare")],
+)  # fmt: skip
+def test_nothing_is_written_where_a_link_leads(name, command, whole, tmp_path, cli, monkeypatch, forked_workers):
+    folder, outside = shutil.copytree(whole, tmp_path / "whole"), tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.setenv("AMD_PLUGIN_CACHE", str(folder / "cache"))
+    (folder / name).mkdir(exist_ok=True)  # points have no pictures
+    elsewhere(folder / name, outside)
+    before = content(outside)
+    code, printed = cli(*COMMANDS[command](folder))
+    assert code == 2 and ("by a link" in printed or "is a link" in printed), printed
+    assert content(outside) == before

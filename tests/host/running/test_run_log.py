@@ -1,6 +1,7 @@
 """What a run prints between two lines of metrics, and what counts as the time of an update."""
 
 import io
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,22 @@ def test_updates_of_many_seconds_are_shown_before_their_metrics(tmp_path, clock)
     assert written.getvalue().splitlines() == ["step 3/100"], "one line in ten seconds"
     log.write(5)
     assert "step 5/100  student 1.0000" in written.getvalue() and "4 s/update" in written.getvalue()
+    log.close()
+
+
+def test_an_update_of_minutes_is_shown_while_it_lasts(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "EVERY", 0.01)
+    log, written = log_to(tmp_path)
+    while "step 1/100  ... " not in written.getvalue():
+        time.sleep(0.01)
+    with log.pausing("evaluating"):  # says so itself
+        time.sleep(0.05)
+        said = written.getvalue()
+        time.sleep(0.1)
+        assert written.getvalue() == said
+    log.add({})
+    while "step 2/100  ... " not in written.getvalue():
+        time.sleep(0.01)
     log.close()
 
 

@@ -1,10 +1,11 @@
 """What state.json of a run must hold."""
 
 import json
+import shutil
 
 import pytest
 
-from amd_plugin.host import checkpoint
+from amd_plugin.host import checkpoint, run
 from amd_plugin.host.running.run_check import examine_run
 from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.json_files import parse
@@ -41,3 +42,31 @@ def test_doctor_reads_the_state_of_every_checkpoint(tmp_path, plugins):
     found = {finding.what: finding for finding in examine_run(tmp_path, plugins)}
     assert found["step-000001"].ok
     assert not found["step-000002"].ok and "state.json cannot be read: evaluations.0" in found["step-000002"].found
+
+
+def test_doctor_reads_all_that_a_run_has_written_and_names_the_rest(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+    run.train(tiny("train.checkpoint_every=2", "train.keep_checkpoints=2"), plugins, folder)
+    checkpoint.set_aside(folder / "checkpoints", 2)
+    aside = "set-aside/step-000004"
+    checkpoint.save(folder / "nonfinite", 3, {}, {}, keep=1)
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "drawn.json").write_text("{}")
+    (folder / "trackers.json").write_text("{}")
+    whole = {finding.what: finding for finding in examine_run(folder, plugins)}
+    assert all(finding.ok for finding in whole.values()) and whole["not looked at"].found == "pictures in samples"
+    damages = {
+        "student": "student/scheduler/scheduler_config.json", aside: f"checkpoints/{aside}/ema.safetensors",
+        "nonfinite/step-000003": "nonfinite/step-000003/state.json", "evaluation/drawn.json": "evaluation/drawn.json",
+        "trackers.json": "trackers.json", "samples/latest.safetensors": "samples/latest.safetensors",
+    }  # fmt: skip
+    for file in damages.values():
+        (folder / file).write_bytes(b"x")
+    found = {finding.what: finding for finding in examine_run(folder, plugins)}
+    assert {what for what, finding in found.items() if not finding.ok} == set(damages), found
+    assert "scheduler_config.json should have" in found["student"].found and "amd-plugin export" in found["student"].found
+    (folder / "student" / "checksums.json").unlink()
+    assert {finding.what: finding for finding in examine_run(folder, plugins)}["student"].found.startswith("not looked at")
+    shutil.rmtree(folder / "student")
+    found = {finding.what: finding for finding in examine_run(folder, plugins)}
+    assert not found["student"].ok and "No such file" in found["student"].found

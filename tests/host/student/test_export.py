@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import amd_plugin
-from amd_plugin.errors import RunError
+from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import run
+from amd_plugin.host.running.student_files import check_replaceable, list_files
 from amd_plugin.host.student import export
 from amd_plugin.host.student.export import LORA_FILE, export_run, push
 from amd_plugin.host.student.model_card import _base, _metadata, write_card
@@ -45,6 +46,17 @@ def test_any_checkpoint_and_either_weights(finished, plugins, tmp_path):
     assert any(not torch.equal(different[2][n], last[n]) for n in last)
     card = (made["1", "raw"] / "README.md").read_text()
     assert "1 student updates, raw weights" in card
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tiny, plugins, tmp_path):
+    for name, overrides in (("first", ()), ("same", ("train.max_steps=3",)), ("other", ("data.modes=5",))):
+        run.train(tiny("model.teacher.steps=5", *overrides), plugins, tmp_path / name)
+    theirs = {name: str(next((tmp_path / name / "checkpoints").glob("step-*"))) for name in ("same", "other")}
+    export_run(tmp_path / "first", plugins, tmp_path / "student", at=theirs["same"])
+    with pytest.raises(
+        InputError, match=r"(?s)other/checkpoints/step-000004: is of another recipe than .*first.*data.modes: 5"
+    ):
+        export_run(tmp_path / "first", plugins, tmp_path / "student", at=theirs["other"])
 
 
 def test_the_card_and_the_checkpoints_say_what_they_are_where_tools_look(finished, plugins, piped):
@@ -93,7 +105,8 @@ def test_a_licence_with_a_name_of_its_own_is_passed_on_whole(tmp_path):
 
 def test_repeating_it_replaces_the_folder_whole(finished, plugins):
     target = finished / "student"
-    (target / "leftover").write_text("of an earlier version")
+    (target / "leftover").write_text("of an export in another format")
+    list_files(target)
     export_run(finished, plugins)
     assert not (target / "leftover").exists()
     assert DiffusionPipeline.from_pretrained(target).scheduler.config.num_train_timesteps == 1000
@@ -117,19 +130,76 @@ def test_what_cannot_be_exported(finished, plugins, tmp_path, cli, piped):
 
     assert "holds no run" in said(tmp_path / "nowhere")
     assert "7" in said(finished, "--checkpoint", "7")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    assert "holds no exported student" in said(finished, "--output", tmp_path / "mine")
-    (tmp_path / "mine" / "README.md").write_text("# My thesis")
-    assert "holds no exported student" in said(finished, "--output", tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-    clone = tmp_path / "clone"
-    for _ in range(2):  # the second time in place of the first
-        assert cli("export", finished, "--output", clone)[0] == 0
-    (clone / ".git").mkdir()
-    assert "holds no exported student" in said(finished, "--output", clone)
     run.train(piped("dit", "model.roles=separate", "rewards=[{name: random}]"), plugins, tmp_path / "full")
     assert "trained in full and has no adapter" in said(tmp_path / "full", "--format", "lora")
+
+
+def test_files_of_others_are_refused_before_anything_is_read(finished, plugins, tmp_path, cli):
+    def refused(folder, *arguments, name):
+        code, printed = cli("export", finished, "--checkpoint=77", *arguments)  # which is found out later
+        assert code == 2 and f"{folder}: holds what no export has written: {name}. Move it elsewhere" in printed, printed
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    refused(mine, "--output", mine, name="thesis.tex")
+    (mine / "README.md").write_text("# My thesis")
+    refused(mine, "--output", mine, name="README.md, thesis.tex")
+    ours = tmp_path / "ours"
+    for _ in range(2):  # the second time in place of the first
+        export_run(finished, plugins, ours)
+    (ours / "unet" / "notes").write_text("years of work")
+    refused(ours, "--output", ours, name="unet/notes")
+    (ours / "unet" / "notes").unlink()
+    (ours / "checksums.json").unlink()  # as an earlier version left it
+    export_run(finished, plugins, ours)
+    (ours / "checksums.json").unlink()
+    (ours / ".git").mkdir()
+    refused(ours, "--output", ours, name=".git")
+    own = finished / "student"
+    (own / "thesis.tex").symlink_to(mine / "thesis.tex")
+    refused(own, name="thesis.tex")
+    (own / "thesis.tex").unlink()
+    (own / "thesis.tex").write_text("years of work")
+    code, printed = cli("train", "--resume", finished, "--set=train.max_steps=3")
+    assert code == 2 and f"{own}: holds what no export has written: thesis.tex" in printed, printed
+
+
+def test_what_comes_into_the_students_folder_while_a_run_goes_on_is_not_lost(tiny, plugins, tmp_path):
+    folder = tmp_path / "run"
+
+    class Writer:
+        @amd_plugin.hookimpl
+        def distill_on_step(self):
+            (folder / "student").mkdir(exist_ok=True)
+            (folder / "student" / "thesis.tex").write_text("years of work")
+
+    plugins.register(Writer())
+    with pytest.raises(RunError, match=r"(?s)student: holds what no export has written: thesis.tex.*at its end.*--resume"):
+        run.train(tiny(), plugins, folder)
+    assert (folder / "student" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_student_whose_plugins_were_killed_is_written_again(tmp_path):
+    (tmp_path / "weights").write_text("ours")
+    list_files(tmp_path, complete=False)
+    (tmp_path / "half").write_text("of a plugin")
+    check_replaceable(tmp_path)
+    list_files(tmp_path)
+    (tmp_path / "more").write_text("of somebody")
+    with pytest.raises(InputError, match="holds what no export has written: more"):
+        check_replaceable(tmp_path)
+
+
+def test_a_link_that_was_named_leads_to_the_folder_that_is_written(finished, tmp_path, cli):
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "student")
+    for _ in range(2):
+        code, printed = cli("export", finished, "--output", tmp_path / "link")
+        assert code == 0 and (tmp_path / "link").is_symlink(), printed
+    assert network(tmp_path / "disk" / "student")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    code, printed = cli("export", finished, "--output", tmp_path / "loop")
+    assert code == 2 and "leads nowhere" in printed
 
 
 def test_a_hub_that_cannot_be_reached_costs_nothing(finished, cli, monkeypatch):
