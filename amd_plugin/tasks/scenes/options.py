@@ -30,7 +30,7 @@ class SceneOptions(Strict):
     counts: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = option(
         (2, 3, 4), "numbers that prompts count to, from 2, 3 and 4"
     )
-    per_prompt: int = option(4, "number of evaluation samples per prompt, at least three; GenEval has 4", ge=3)
+    per_prompt: int = option(4, "number of evaluation samples per prompt; GenEval has 4", ge=3)
     judge_seed: int | None = option(
         0, "seed of the judges; null takes the run's, so that each seed has judges of its own", ge=0
     )
