@@ -2,9 +2,10 @@
 
     python docs/draw_students.py --runs FOLDER      # of the study `scenes_continued`, see benchmarks/evidence.py
 
-A frame is green where the held-out judge finds what the prompt asks for, and red elsewhere. The shares at the left are means
-over all seeds of the comparison, of 1,440 samples each; the pictures are of its first seed. The file says the shares in words,
-as its description; a test holds them, and the words of the pages that show it, against docs/results/scenes_continued.json.
+A frame is green where the held-out judge finds what the prompt asks for, and red elsewhere. The pictures are of the first seed.
+The students' shares at the left are the comparison's, means over seeds. The teacher's is at the guidance of its pictures, and
+of `SAMPLES`, as in `benchmarks/scenes_weights.py check`; the comparison's own is of unguided samples. The file says the shares
+in words, as its description; a test holds them, and the words of the pages that show it, against results and tables.
 """
 
 import argparse
@@ -23,21 +24,34 @@ from PIL import Image
 from amd_plugin import get_plugin_manager
 from amd_plugin.evaluate.comparison.result import FILE, Comparison, run_folder
 from amd_plugin.evaluate.report.judged import judged
-from amd_plugin.host.running.run_folder import saved_config
+from amd_plugin.host.student.load import load_student
+from amd_plugin.models.backbone import load_backbone
+from amd_plugin.models.teacher_samples import teacher_samples
+from amd_plugin.plugins import PluginManager
+from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks.scenes.sprites import ATTRIBUTION
 
 ARMS = {"DMD": "dmd", "AMD": "amd"}  # DMD as the recipe has it: its guidance is not tuned
+SAMPLES = 240  # of the teacher
 GREEN, RED = "#2f9e44", "#e03131"
 
 
-def shares(found: Comparison) -> dict[str, float]:
-    """Whose samples -> the share of them that is right, mean over seeds: the teacher's, then those of `ARMS`."""
-    means = {"teacher": fmean(found.teacher["score"])}
-    return means | {title: fmean(found.arms[arm]["score"]) for title, arm in ARMS.items()}
+def of_students(found: Comparison) -> dict[str, float]:
+    """Title of each of `ARMS` -> the share of its samples that is right, mean over seeds."""
+    return {title: fmean(found.arms[arm]["score"]) for title, arm in ARMS.items()}
+
+
+def of_teacher(recipe: Recipe, plugins: PluginManager) -> dict[str, float]:
+    """``teacher at guidance 2`` -> the share of its samples that is right, at the recipe's guidance."""
+    model, task, scale = recipe.config.model, recipe.task, recipe.objective.guidance_scale
+    backbone = load_backbone(model, task, 0, plugins.families())
+    samples, labels = teacher_samples(backbone, model, task, 0, SAMPLES, scale, 48)
+    found = task.evaluate(backbone.decode_in_parts(samples, 48), labels, samples)
+    return {f"teacher at guidance {scale:g}": found["score"]}
 
 
 def in_words(right: Mapping[str, float]) -> str:
-    """What `shares` gives, as text: ``teacher 49%, DMD 33%``."""
+    """Shares as text: ``teacher at guidance 2 60%, DMD 33%``."""
     return ", ".join(f"{title} {share:.0%}" for title, share in right.items())
 
 
@@ -46,7 +60,7 @@ def draw(shown: dict[str, Any], right: Mapping[str, float], output: Path) -> Non
 
     Args:
         shown: `columns` and `rows` as in `amd_plugin.evaluate.report.judged`.
-        right: the share of samples that are right, in the order of the columns; see `shares`.
+        right: the share of samples that are right, in the order of the columns.
         output: PNG file.
     """
     matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
@@ -62,7 +76,7 @@ def draw(shown: dict[str, Any], right: Mapping[str, float], output: Path) -> Non
                 spine.set(color=GREEN if fits else RED, linewidth=2)
             if title == columns[0]:
                 axis.set_title(textwrap.fill(row["prompt"], 15), fontsize=8)
-        line[0].set_ylabel(f"{title}\n{share:.0%} right", rotation=0, ha="right", va="center", labelpad=6)
+        line[0].set_ylabel(f"{textwrap.fill(title, 18)}\n{share:.0%} right", rotation=0, ha="right", va="center", labelpad=6)
     figure.supxlabel(ATTRIBUTION, fontsize=6, color="0.4", x=0.99, ha="right")
     figure.savefig(output, dpi=110, metadata={"Description": in_words(right), "Copyright": ATTRIBUTION})
 
@@ -75,13 +89,12 @@ def main() -> None:
     given = parser.parse_args()
     found, plugins = Comparison.from_file(given.runs / FILE), get_plugin_manager()
     runs = {title: run_folder(given.runs, arm, found.seeds[0]) for title, arm in ARMS.items()}
-    config = saved_config(runs["DMD"])
-    shown = judged(
-        config, {f"{title}, {config.model.student_steps} steps": run for title, run in runs.items()}, found.seeds[0], plugins
-    )
+    recipe = load_student(runs["DMD"], plugins).recipe
+    titled = {f"{title}, {recipe.config.model.student_steps} steps": run for title, run in runs.items()}
+    shown = judged(recipe.config, titled, found.seeds[0], plugins)
     if shown is None:
         raise SystemExit(f"--runs {given.runs}: has no samples and checkpoints of the arms {', '.join(ARMS.values())}")
-    draw(shown, shares(found), given.output)
+    draw(shown, of_teacher(recipe, plugins) | of_students(found), given.output)
 
 
 if __name__ == "__main__":

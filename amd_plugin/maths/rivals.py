@@ -146,9 +146,9 @@ def normalize_within_groups(centring: float = 0.0, eps: float = 1e-6) -> Transfo
 
         d_i -> (d_i - centring mean_g d) / (rms_g (d - centring mean_g d) + eps)
 
-    GNDM (2603.28460) takes d = real - fake as a reward R_dm, and normalises it as GRPO does, by statistics of the group, where
-    DMD divides by ``mean |x0 - d_real|`` of each sample. (inferred) Only its abstract could be had. Subtracting the whole mean,
-    as GRPO's form has it, forbids a group to move as one; centring says how much of it is subtracted.
+    GNDM (2603.28460) takes d = real - fake as a reward R_dm and normalises it as GRPO does, where DMD divides by
+    ``mean |x0 - d_real|`` of each sample. Its abstract, all that could be read, names group-mean statistics; the form is ours.
+    Subtracting the whole mean, as GRPO does, forbids a group to move as one: centring, by default 0, says how much of it is.
 
     Args:
         centring: share in [0, 1] of the group's mean direction that is subtracted.

@@ -2,12 +2,14 @@
 
 Each file lies under ``shipped_weights/`` as safetensors in fp16, and its metadata says what it was made of: it is used for
 exactly the settings it was trained with, and everything else is trained here. ``benchmarks/scenes_weights.py`` made them.
+A file that is not the one in ``SHA256SUMS`` is not used. Code is no part of what a file was made of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,29 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FOLDER = Path(__file__).with_name("shipped_weights")
+FOLDER, SUMS = Path(__file__).with_name("shipped_weights"), "SHA256SUMS"
+
+log = logging.getLogger(__name__)
 
 
 def shipped(kind: str, made_of: Mapping[str, Any], folder: Path | None = None) -> Path | None:
-    """The file of `kind` that was made of exactly `made_of`; None where there is none."""
+    """The file of `kind` that was made of exactly `made_of`, as it was recorded; None where there is none."""
     file = (folder or FOLDER) / f"{kind}.safetensors"
     if not file.is_file():
+        return None
+    if recorded(file.parent).get(file.name) != sha256(file):
+        log.warning("%s: is not the file that %s names, and is not used; install the package again", file, SUMS)
         return None
     with safe_open(file, "pt") as content:
         found = (content.metadata() or {}).get("made_of")
     return file if found == json.dumps(dict(made_of), sort_keys=True) else None
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """Name of each file in `folder` -> its SHA-256 as it was recorded; empty where nothing was."""
+    file = folder / SUMS
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def read(file: Path) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def compare(
     with _locked(output), worker_pool(workers, threads=max(1, cores() // workers)) as pool:
         checked = {arm.name: loaded for arm, loaded in zip(arms, recipes, strict=True)}
         missing = [(seed, arm) for seed, arm in runs if not _is_there(output, arm, seed, checked[arm.name])]
-        with busy(console, "estimating how long it takes"):
+        with busy(console, "estimating how long it takes; what has to be trained for rewards is kept"):
             seconds = _expected(pool, job(seeds[0], arms[-1]), recipes[-1], len(missing), workers, output)
         tell(console, _told(len(missing), len(runs), workers, seconds))
         if agree is not None and missing and (seconds is None or seconds > LONG) and not agree("Start?"):

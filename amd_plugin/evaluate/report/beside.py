@@ -79,7 +79,7 @@ def _draw(folder: Path, config: RecipeConfig, files: Mapping[str, Path], seed: i
     batch = config.evaluate.batch_size
     task = task_of(config.data, seed)
     backbone = load_backbone(config.model, task, seed, plugins.families())
-    labels, title = task.balanced_labels(config.evaluate.samples), f"teacher, {SAMPLING_STEPS} steps"
+    labels, title = task.balanced_labels(config.evaluate.samples), f"teacher, {SAMPLING_STEPS} steps, no guidance"
     rows = task.drawn_rows(labels) if hasattr(task, "drawn_rows") else torch.arange(len(labels))
     made = samples_of(backbone, task, labels, generator(seed, "evaluation"), 1.0, batch, rows)
     samples = {"data": task.real_data(config.evaluate.samples, generator(0, "report")), title: (made, labels[rows])}

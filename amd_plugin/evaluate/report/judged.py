@@ -80,7 +80,9 @@ def _draw(folder: Path, runs: Mapping[str, Path], seed: int, plugins: PluginMana
         prepare(student, of_labels(student.task, labels), torch.device("cpu"))
         if not cells:
             prompts = student.task.prompts(labels)
-            teacher = f"teacher, {SAMPLING_STEPS} steps"
+            # Other numbers of a teacher, those of a comparison among them, are of unguided samples.
+            guidance = student.recipe.objective.guidance_scale
+            teacher = f"teacher, {SAMPLING_STEPS} steps, " + ("no guidance" if guidance == 1 else f"guidance {guidance:g}")
             cells[teacher] = _judged(student, teacher_sampler(student, accelerator), labels, seed)
         with student.with_weights("ema"):
             cells[title] = _judged(student, student_sampler(student, accelerator), labels, seed)

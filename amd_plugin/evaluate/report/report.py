@@ -117,7 +117,7 @@ def _comparison_section(folder: Path, plugins: PluginManager) -> dict[str, Any]:
         "weights": figures.weights_over_time(curves),
         "alarms": _alarms(curves, seeds),
         "pairs": figures.paired_seeds({arm: comparison.arms[arm] for arm in shown}, titles, palette),
-        "table": _table(comparison),
+        "table": _table(comparison, config),
         "cost": _cost(comparison),
         "commands": [comparison.command],
     }  # fmt: skip
@@ -231,13 +231,14 @@ def _tile(comparison: Comparison, metric: str) -> dict[str, Any]:
     return tile
 
 
-def _table(comparison: Comparison) -> dict[str, Any]:
+def _table(comparison: Comparison, config: RecipeConfig) -> dict[str, Any]:
     base, metrics = comparison.baseline, list(comparison.teacher)
 
     def differences(arm: str, against: str) -> tuple[str, list[str]]:
         return arm, [difference(comparison, arm, against, metric) for metric in metrics]
 
-    rows = [("teacher, many steps", [spread(comparison.teacher[m]) for m in metrics])]
+    guidance = "no guidance" if config.model.path is None else "the recipe's guidance"
+    rows = [(f"teacher, many steps, {guidance}", [spread(comparison.teacher[m]) for m in metrics])]
     rows += [(arm, [spread(values[m]) for m in metrics]) for arm, values in comparison.arms.items()]
     table: dict[str, Any] = {
         "metrics": [f"{metric} {ARROWS[comparison.better[metric]]}" for metric in metrics],

@@ -1,4 +1,4 @@
-"""DMD's direction, normalised within the samples of a prompt: GNDM (2603.28460)."""
+"""DMD's direction, normalised within the samples of a prompt: ours, after the abstract of GNDM (2603.28460)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class GNDMOptions(DMDOptions):
 class GNDMObjective(DMDObjective):
     """DMD with `amd_plugin.maths.rivals.normalize_within_groups` in place of its normaliser.
 
+    The authors' abstract names group-mean statistics. Here a group's mean is subtracted with ``group_centring: 1`` alone.
     A reward takes part as in the authors' GNDMR, through `reward_gradient`. Groups are those of a micro-batch: a run depends on
     how its batch is split, as with ``normalizer: global``. The direction has the same size in every group, also where the
     student has learned all there is, so that what is left of it there is noise.

@@ -29,6 +29,7 @@ class SceneReward:
     def __init__(self, task: Any, judge: Literal["a", "b"] = "a", flip_sign: bool = False):
         if not hasattr(task, "verdict"):
             raise OptionError("name", f"the reward scenes reads scenes only; data.task is {task.name}")
+        task.make_judges()  # here, and not at the first call, in the middle of an update
         self._task, self._judge = task, judge
         self._sign = -1.0 if flip_sign else 1.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from amd_plugin.randomness import generator
 from amd_plugin.tasks.scenes.detector import Detector, loss
 from amd_plugin.tasks.scenes.grammar import OBJECTS
 from amd_plugin.tasks.scenes.lessons import Lessons
+from amd_plugin.tasks.scenes.sprites import other_drawings
 from amd_plugin.tasks.shipped import read, shipped
 
 WIDTHS = {"a": 14, "b": 18, "c": 16}
@@ -23,17 +24,34 @@ BATCH, RATE = 64, 3e-3
 
 
 def made_of(judge: str, objects: Sequence[str], colours: Sequence[str], seed: int) -> dict[str, Any]:
-    """JSON-able description of everything that a judge depends on."""
+    """JSON-able description of what a judge depends on: the settings here, and drawings and colours where they are others.
+
+    Code is no part of it, nor are the constants of other files and the versions of libraries: `cached` adds code, for judges
+    that are trained here. Those of the package are used whatever the code; tests hold the first losses of training and what
+    the package's judges make of real scenes.
+    """
     training = {"width": WIDTHS[judge], "steps": STEPS[judge], "batch": BATCH, "rate": RATE}
-    return {"judge": judge, "objects": list(objects), "colours": list(colours), "seed": seed, **training}
+    lists = {"objects": list(objects), "colours": list(colours)}
+    return {"judge": judge, **lists, "seed": seed, **training, **other_drawings()}
 
 
-def trained(judge: str, objects: Sequence[str], colours: Sequence[str], seed: int) -> Detector:
-    """Judge ``a``, ``b`` or ``c``, frozen: the one that comes with the package, or trained here once, and cached."""
+def trained(
+    judge: str, objects: Sequence[str], colours: Sequence[str], seed: int, check: Callable[[Detector], None] | None = None
+) -> Detector:  # fmt: skip
+    """Judge ``a``, ``b`` or ``c``, frozen: the one that comes with the package, or trained here once, and cached.
+
+    Args:
+        judge: its name.
+        objects, colours: what it tells apart; all other objects are something else to it.
+        seed: seed of its weights and lessons.
+        check: called once with a judge that was trained here.
+    """
     network, about = untrained(judge, objects, colours, seed), made_of(judge, objects, colours, seed)
 
     def make(folder: Path) -> None:
         train(network, judge, objects, colours, seed, STEPS[judge])
+        if check is not None:
+            check(network)
         save_file(network.state_dict(), folder / "judge.safetensors")
 
     if (file := shipped(f"scenes_judge_{judge}", about)) is not None:

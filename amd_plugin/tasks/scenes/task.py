@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,12 +20,15 @@ from amd_plugin.tasks.scenes.grammar import KINDS, prompts
 from amd_plugin.tasks.scenes.judges import trained
 from amd_plugin.tasks.scenes.options import SceneOptions
 from amd_plugin.tasks.scenes.pictures import EDGE, Pictures
-from amd_plugin.tasks.scenes.sprites import ATTRIBUTION, check_installed
+from amd_plugin.tasks.scenes.sprites import ATTRIBUTION, check_installed, other_drawings
 from amd_plugin.tasks.scenes.verdict import Asked, Verdict, judge
 
 # Of pixels in [-1, 1]; white is then 0.5, and most of a picture's numbers are small.
 MEAN = 0.5
 DRAWN = 8  # prompts of each kind in a drawing
+CHECKED, RIGHT = 480, 0.95  # real scenes that a new judge is shown, and the share that it must find right
+
+log = logging.getLogger(__name__)
 
 
 class Scenes:
@@ -56,8 +60,13 @@ class Scenes:
         self.sample_shape: tuple[int, ...] = (3, EDGE, EDGE)
         kinds = torch.tensor([prompt.kind for prompt in self._prompts])
         self._kinds = [(kinds == kind).nonzero()[:, 0] for kind in range(len(KINDS))]
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """What pictures and teachers depend on beside code; names drawings that the weights in the package were not made of."""
+        chosen = self._options
         lists = {"objects": list(chosen.objects), "colours": list(chosen.colours), "counts": list(chosen.counts)}
-        self.made_of: dict[str, Any] = {"task": self.name, **lists}
+        return {"task": self.name, **lists, **other_drawings()}
 
     def training_data(
         self, count: int, generator: torch.Generator, position: int = 0, pixels: tuple[int, int] | None = None
@@ -113,6 +122,7 @@ class Scenes:
     def asked_for(self, rows: int, evaluated: int) -> list[str]:
         """The prompts of an evaluation; those of training are embedded when they come, as there are thousands of them."""
         _ = self.pictures.bank  # a run without the drawings must fail before it trains, not at its first evaluation
+        self.make_judges()
         return self.prompts(self.balanced_labels(evaluated).unique())
 
     def to_media(self, samples: Tensor) -> Tensor:
@@ -122,6 +132,10 @@ class Scenes:
     def classifier(self) -> nn.Module:
         """Raises OptionError: the reward of scenes is called ``scenes``."""
         raise OptionError("name", "scenes have thousands of prompts and no classifier; their reward is called 'scenes'")
+
+    def make_judges(self) -> None:
+        """Trains the judges, which takes minutes, where they neither come with the package nor are in the cache."""
+        _ = self._detectors
 
     def verdict(self, judge_name: str, media: Tensor, prompts: Sequence[str]) -> Verdict:
         """The verdict of judge ``a``, ``b`` or ``c`` on pictures [B, 3, 24, 24] in [0, 1] that were made for `prompts`.
@@ -161,6 +175,8 @@ class Scenes:
         features = self._detector("c").features
         precision, recall = measure.precision_recall(features(real), features(media))
         pairs = [(labels == label) for label in labels.unique() if (labels == label).sum() > 1]
+        # Real pictures of a prompt with few places may all be equal, and are then no measure.
+        pairs = [rows for rows in pairs if (real[rows] != real[rows][:1]).any()]
         ratios = [measure.diversity_ratio(media[rows].flatten(1), real[rows].flatten(1)) for rows in pairs]
         return {
             "score": score,
@@ -171,7 +187,7 @@ class Scenes:
             "frechet": measure.frechet_distance(features(real), features(media)),
             "precision": precision,
             "recall": recall,
-            "diversity": sum(ratios) / len(ratios),
+            "diversity": sum(ratios) / max(len(ratios), 1),
         }
 
     def drawn_rows(self, labels: Tensor) -> Tensor:
@@ -220,9 +236,12 @@ class Scenes:
         return {name: right[members].mean().item() for name, members in rows.items() if members.any()}
 
     def _verdict(self, name: str, media: Tensor, labels: Tensor) -> Verdict:
+        return judge(self._detector(name).to(media.device)(media.float()), self._asked(labels.to(media.device)))
+
+    def _asked(self, labels: Tensor) -> Asked:
+        """What the prompts of `labels` [B] ask for, on their device."""
         known, rows = self.pictures, labels.cpu()
-        asked = Asked(*(part[rows].to(media.device) for part in (known.count, known.object, known.colour, known.relation)))
-        return judge(self._detector(name).to(media.device)(media.float()), asked)
+        return Asked(*(part[rows].to(labels.device) for part in (known.count, known.object, known.colour, known.relation)))
 
     def _detector(self, name: str) -> Detector:
         return self._detectors[name]
@@ -230,7 +249,25 @@ class Scenes:
     @cached_property
     def _detectors(self) -> dict[str, Detector]:
         seed = self.seed if self._options.judge_seed is None else self._options.judge_seed
-        return {name: trained(name, self._options.objects, self._options.colours, seed) for name in ("a", "b", "c")}
+        found = {}
+        for name in ("a", "b", "c"):
+            # Of C only features are used.
+            check = None if name == "c" else partial(self._check, name)
+            found[name] = trained(name, self._options.objects, self._options.colours, seed, check)
+        return found
+
+    @torch.no_grad()
+    def _check(self, name: str, detector: Detector) -> None:
+        """Warns of a new judge that finds too few of some hundred real scenes right."""
+        labels = self.balanced_labels(max(CHECKED, self.fewest_samples))
+        pictures = self.pictures(labels, generator(0, "scenes judge", name))
+        right = judge(detector(pictures), self._asked(labels)).right.float().mean().item()
+        if right < RIGHT:
+            log.warning(
+                "data: the new judge %s finds %.0f%% of %d real scenes right, and those of the package find 99%%. So its "
+                "verdicts are in doubt. Take fewer objects or colours, or ones that look less alike",
+                name.upper(), 100 * right, len(labels),
+            )  # fmt: skip
 
 
 def _to_samples(pictures: Tensor) -> Tensor:

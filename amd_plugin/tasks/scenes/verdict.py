@@ -13,7 +13,8 @@ from amd_plugin.tasks.scenes.drawing import margin
 from amd_plugin.tasks.scenes.grammar import RELATIONS
 
 FLOOR, LOWEST = -4.0, -16.0
-# By how many pixels a relation may fail to hold, as detectors are not exact; a wrong relation fails by more than ten.
+# By how many pixels a relation may fail to hold, as detectors are not exact. The opposite relation fails by ten or more, and
+# one at a right angle by five; but of diagonal pictures both can hold, or fail by less than this, and pass.
 TOLERANCE = 1.0
 
 

@@ -36,5 +36,5 @@ def test_teacher_and_students_start_from_the_same_noise(tiny, plugins, tmp_path,
     run.train(loaded, plugins, tmp_path / "run")
     monkeypatch.setattr(pictures, "picture", lambda task, shown, dpi=0: (panels.update(shown), (b"", "png"))[1])
     beside(loaded.config, {"amd": tmp_path / "run"}, loaded.config.train.seed, plugins)
-    (teacher, asked), (student, given) = panels["teacher, 30 steps"], panels["amd"]
+    (teacher, asked), (student, given) = panels["teacher, 30 steps, no guidance"], panels["amd"]
     assert torch.equal(asked, given) and torch.equal(teacher, student)

@@ -39,7 +39,9 @@ def test_a_prompt_asks_for_what_it_says():
     [
         ("data.objects=[dog,cat]", "at least 3"),
         ("data.objects=[dog,cat,aple]", "Did you mean 'apple'"),
+        (f"data.objects=[{','.join(OBJECTS)}]", "must leave out at least one name.* leave out 'zebra'"),
         ("data.colours=[red,red,blue]", "must be different"),
+        ("data.per_prompt=2", "greater than or equal to 3|at least 3"),
         ("data.counts=[5]", "must be from 2, 3, 4, got 5"),
         ("evaluate.samples=20", "at least one prompt of each kind, 24"),
     ],

@@ -36,6 +36,7 @@ def test_two_cycles_their_evaluation_report_and_export(cli, scenes, plugins, tmp
         assert code == 0 and (tmp_path / made).exists(), printed
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("✓ right") + page.count("✗ wrong") == 2 * 8 and page.count("Twemoji") >= 1
+    assert "<th>teacher, 30 steps, guidance 2</th>" in page, "its row in a comparison's table has none"
     evaluated = evaluate(tmp_path / "run", plugins, teacher=False, samples=96)
     assert not evaluated.suite.has_all_classes(evaluated.student.task), "its intervals are of resampled prompts"
 

@@ -1,13 +1,20 @@
 """The judges that come with the package, on real scenes and on falsified ones."""
 
+import logging
+import shutil
+
 import pytest
 import torch
 
 from amd_plugin.randomness import generator
+from amd_plugin.rewards.builtin.scenes import SceneReward
 from amd_plugin.tasks.scenes import judges
-from amd_plugin.tasks.scenes.grammar import KINDS
+from amd_plugin.tasks.scenes.drawing import draw, margin
+from amd_plugin.tasks.scenes.grammar import COLOURS, KINDS
+from amd_plugin.tasks.scenes.pictures import Pictures
+from amd_plugin.tasks.scenes.sprites import DRAWINGS, drawings, other_drawings
 from amd_plugin.tasks.scenes.task import Scenes
-from amd_plugin.tasks.shipped import FOLDER, sha256, shipped
+from amd_plugin.tasks.shipped import FOLDER, SUMS, recorded, sha256, shipped
 
 COUNT = 480
 FIRST_LOSSES = [40.46082305908203, 38.16646957397461, 38.534271240234375]
@@ -61,6 +68,25 @@ def one_less(text):
     numbers = {"three": "two", "four": "three"}
     first, _, rest = text.partition(" ")
     return f"{numbers[first]} {rest}" if first in numbers else None
+
+
+@pytest.mark.parametrize("judge", ["a", "b"])
+@pytest.mark.parametrize(
+    ("corner", "fails_by", "passes"),
+    [((0, 14), 0.0, True), ((12, 14), 0.0, True), ((12, 9), 0.6, True), ((14, 9), 2.2, False), ((14, 0), 11.2, False)],
+    ids=["straight", "diagonal", "within the tolerance", "beyond it", "at a right angle"],
+)
+def test_a_relation_that_fails_by_less_than_the_tolerance_passes(scenes, judge, corner, fails_by, passes):
+    """A star in the upper left corner and a fish whose corner is at (y, x): "a star left of a fish"."""
+    task, bank, draws = scenes[0], scenes[0].pictures.bank, generator(4, "relations")
+    objects = [task.made_of["objects"].index(name) for name in ("star", "fish")]
+    colours = torch.randint(len(task.made_of["colours"]), (100, 2), generator=draws)
+    things = torch.stack([bank[thing, colours[:, place], 0] for place, thing in enumerate(objects)], 1)
+    pictures = draw(things, torch.tensor([(0, 0), corner]).expand(100, 2, 2), 24)
+    middles = torch.tensor([(5.0, 5.0), (corner[0] + 5.0, corner[1] + 5.0)])
+    assert min(float(margin(0, *middles)), 0) == pytest.approx(-fails_by, abs=1e-5)
+    share = task.verdict(judge, pictures, ["a star left of a fish"] * 100).right.float().mean()
+    assert share > 0.9 if passes else share < 0.1
 
 
 @pytest.mark.parametrize("judge", ["a", "b"])
@@ -127,9 +153,61 @@ def test_the_same_seed_makes_the_same_first_updates():
 
 def test_what_is_shipped_is_what_was_recorded_and_fits_the_defaults():
     task = Scenes()
-    recorded = dict(reversed(line.split("  ")) for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
-    assert recorded == {file.name: sha256(file) for file in FOLDER.glob("*.safetensors")}
+    assert recorded(FOLDER) == {file.name: sha256(file) for file in FOLDER.glob("*.safetensors")}
+    assert DRAWINGS.read_text().strip() == drawings()
     for judge in "abc":
         about = judges.made_of(judge, task.made_of["objects"], task.made_of["colours"], 0)
         assert shipped(f"scenes_judge_{judge}", about) is not None
         assert shipped(f"scenes_judge_{judge}", {**about, "seed": 1}) is None
+
+
+def test_a_shipped_file_that_is_not_the_recorded_one_is_not_used(tmp_path, caplog):
+    task = Scenes()
+    about = judges.made_of("a", task.made_of["objects"], task.made_of["colours"], 0)
+    for name in (SUMS, "scenes_judge_a.safetensors"):
+        shutil.copy(FOLDER / name, tmp_path)
+    assert shipped("scenes_judge_a", about, tmp_path) == tmp_path / "scenes_judge_a.safetensors"
+    content = bytearray((tmp_path / "scenes_judge_a.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "scenes_judge_a.safetensors").write_bytes(content)
+    assert shipped("scenes_judge_a", about, tmp_path) is None and "is not the file that SHA256SUMS names" in caplog.text
+
+
+def test_weights_of_other_drawings_or_colours_are_not_used(monkeypatch):
+    monkeypatch.setitem(COLOURS, "red", (0, 0, 1))
+    other_drawings.cache_clear()
+    try:
+        task = Scenes()
+        about = judges.made_of("b", task.made_of["objects"], task.made_of["colours"], 0)
+        assert task.made_of["drawings"] == about["drawings"] and shipped("scenes_judge_b", about) is None
+    finally:
+        other_drawings.cache_clear()
+
+
+def test_a_poor_new_judge_is_warned_about_once(monkeypatch, caplog):
+    monkeypatch.setattr(judges, "STEPS", dict.fromkeys("abc", 20))
+    for _ in range(2):
+        Scenes(objects=("dog", "tree", "moon"), counts=(2,)).make_judges()
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message[:22] for message in warned] == ["data: the new judge A ", "data: the new judge B "]
+    assert all("of 480 real scenes right" in message and "Take fewer objects" in message for message in warned)
+
+
+def test_judges_are_made_before_the_first_update():
+    for make in (SceneReward, lambda task: task.asked_for(8, 24)):
+        make(task := Scenes())
+        assert "_detectors" in vars(task), "else the first call trains them, in the middle of an update"
+
+
+def test_a_prompt_whose_real_pictures_are_equal_has_no_diversity(scenes, monkeypatch):
+    task, labels, pictures = scenes
+    expected = task.evaluate(pictures, labels, pictures)["diversity"]
+    draw_real = Pictures.__call__
+
+    def with_equal_ones(self, asked, draws):
+        real = draw_real(self, asked, draws)
+        real[asked == labels[0]] = real[0].clone()
+        return real
+
+    monkeypatch.setattr(Pictures, "__call__", with_equal_ones)
+    assert task.evaluate(pictures, labels, pictures)["diversity"] == pytest.approx(expected, abs=0.05)
