@@ -218,7 +218,7 @@ class HostBridge:
         return self.objective.sharpening_weights(self._advantage, levels, **own_tilts)[self._own]
 
     def student_fields(self, x0: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """`signal_fields` for the student's turn, and its reward with a gradient where the objective asks for it.
+        """`signal_fields` for the student's turn, and its reward with a gradient and rungs where the objective asks for it.
 
         Args:
             x0: student samples [B, ...] with their graph; then `decode` must be differentiable.
@@ -229,7 +229,9 @@ class HostBridge:
         """
         if self._scores is None or not (self.objective.needs.reward_gradient and self.uses_reward):
             return dict(self.signal_fields)
-        return self.signal_fields | {"reward": self._scores.with_gradient(x0, prompts)}
+        # A turn that was recalled is of another rung than the one scored last, by whose spread its reward must not be divided.
+        rungs = {"rung": self._rungs[self._own], "batch_rung": self._rungs}
+        return self.signal_fields | rungs | {"reward": self._scores.with_gradient(x0, prompts)}
 
     @torch.no_grad()
     def outcomes(self, *key: object) -> Tensor:

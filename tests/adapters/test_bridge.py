@@ -136,6 +136,26 @@ def test_the_signals_of_samples_of_several_rungs_have_these():
     assert "rung" not in bridge.signal_fields, "all samples were scored last"
 
 
+def test_a_recalled_turns_reward_is_divided_by_the_spread_of_its_own_rung():
+    def reward(media, prompts):
+        return media.mean(1)
+
+    reward.differentiable = True
+    bridge = HostBridge(DMDObjective(1.0, reward_gradient=1.0), reward)
+    x0, slopes = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), []
+    bridge.advantages(10 * x0, torch.arange(8) // 4, rung=0)
+    first = bridge.scored()
+    for turn in ("scored last", "recalled"):
+        if turn == "recalled":
+            bridge.advantages(x0, torch.arange(8) // 4, rung=1)
+            bridge.recall(first, x0.device)
+        samples = x0.clone().requires_grad_()
+        fields = bridge.student_fields(samples)
+        bridge.student_loss(Signals(samples, x0, None, x0, **fields)).loss.backward()
+        slopes.append(samples.grad)
+    assert slopes[0].any() and torch.equal(slopes[0], slopes[1])
+
+
 @pytest.mark.parametrize("options", [{}, {"kl": 0.5}, {"advantage_guidance": "auto"}, {"memory_share": 0.5}], ids=str)
 @pytest.mark.parametrize("rung", [1, torch.tensor([0, 1, 0, 1])], ids=str)
 def test_a_scored_turn_waits_for_the_device_once(options, rung):

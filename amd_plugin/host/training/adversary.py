@@ -55,21 +55,22 @@ class Adversary:
             rollouts: the student's samples of each micro-batch.
         """
         timestep, trace = self.timestep(batch), Trace()
-        real, labels = self._real.draw(len(timestep), batch.generator("real"), batch.updates_before)
+        own, size = slice(parts[0].start, parts[-1].stop), len(rollouts[0])
+        reals, labels = self._real.draw(len(timestep), batch.generator("real"), batch.updates_before, own)
         noise, blur = batch.normal("discriminator noise"), batch.normal("discriminator blur")
         losses = []
-        for rows, x0 in self.learner.micro_batches([*zip(parts, rollouts, strict=True)]):
+        for rows, x0, real in self.learner.micro_batches([*zip(parts, rollouts, reals.split(size), strict=True)]):
             self._fake_score.rung = batch.rungs_of(rows)
-            samples = [(real[rows], labels[rows]), (x0, batch.labels[rows])]
+            samples = [(real, labels[rows]), (x0, batch.labels[rows])]
             if self._losses.r1:
-                samples.append((real[rows] + self._losses.r1_sigma * blur[rows], labels[rows]))
+                samples.append((real + self._losses.r1_sigma * blur[rows], labels[rows]))
             with torch.no_grad():
                 features = [self._features(x, noise[rows], timestep[rows], of_x) for x, of_x in samples]
             logits = self.learner.role(torch.cat(features)).chunk(len(features))
             loss = self._losses.discriminator_loss(*logits)
             self.learner.backward(loss / len(parts))
             losses.append(loss.detach())
-            trace.append(traced({"x0": x0, "real": real[rows], "loss": loss.expand(len(x0))}))
+            trace.append(traced({"x0": x0, "real": real, "loss": loss.expand(len(x0))}))
         return {"loss/discriminator": torch.stack(losses).mean()}, trace
 
     def student_loss(self, x0: Tensor, batch: Batch, rows: slice, timestep: Tensor) -> Tensor:

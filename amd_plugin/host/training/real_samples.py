@@ -40,22 +40,26 @@ class RealSamples:
                 backbone, recipe.config.model, task, train.seed, count, scale, batch, labels, teacher
             )
 
-    def draw(self, count: int, draws: torch.Generator, position: int) -> tuple[Tensor, Tensor]:
-        """(samples [count, ...], labels [count]) of a batch; the same for the same generator and position.
+    def draw(
+        self, count: int, draws: torch.Generator, position: int, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(samples of `rows`, labels [count]) of a batch; the same for the same generator and position.
 
         Args:
             count: the number of samples.
             draws: the generator of a random choice.
             position: the number of batches before this one, for data that are read in order.
+            rows: the rows whose samples are wanted; no others are encoded.
         """
         if self._from_teacher is not None:
             samples, labels = self._from_teacher
             index = torch.randint(len(labels), (count,), generator=draws, device=draws.device).cpu()
-            return samples[index].to(self._device), labels[index]
+            return samples[index[rows]].to(self._device), labels[index]
         # Data live on the CPU and are drawn there, whatever the device of training.
         local = torch.Generator().manual_seed(draws.initial_seed())
         pixels = None if self._backbone.size is None else self._backbone.size[:2]
         samples, labels = self._task.training_data(count, local, position, pixels)
+        samples = samples[rows]
         if not self._task.in_pixels or self._backbone.encode is None:
             return samples.to(self._device), labels
         with torch.no_grad():

@@ -61,3 +61,24 @@ def test_pictures_are_encoded_a_micro_batch_at_a_time(tiny, plugins):
     trainer.backbone.encode = None
     plain, _ = real.draw(8, torch.Generator().manual_seed(0), 0)
     assert torch.equal(whole, plain * 2)
+
+
+def test_a_process_encodes_its_own_rows_and_no_others(tiny, plugins):
+    """What it gets is what it would have of the whole batch, in the same micro-batches."""
+    recipe = tiny()
+    trainer, sizes = trained(recipe, plugins), []
+    trainer.backbone.encode = lambda media: sizes.append(len(media)) or media * 2
+    trainer.task.in_pixels = True
+    real = RealSamples(recipe, trainer.backbone, trainer.task, trainer.teacher, 2, torch.device("cpu"))
+    whole, all_labels = real.draw(8, torch.Generator().manual_seed(0), 0)
+    sizes.clear()
+    own, labels = real.draw(8, torch.Generator().manual_seed(0), 0, slice(4, 8))
+    assert sizes == [2, 2] and torch.equal(own, whole[4:]) and torch.equal(labels, all_labels)
+
+
+def test_a_discriminators_turn_asks_for_the_rows_of_this_process(tiny, plugins):
+    trainer = trained(tiny("train.accumulation=2", "train.fake_updates=1", objective="dmd2"), plugins)
+    seen, draw = [], trainer.adversary._real.draw
+    trainer.adversary._real.draw = lambda *given: (seen.append(given[3]), draw(*given))[1]
+    trainer.cycle()
+    assert seen == [slice(0, 16)]
