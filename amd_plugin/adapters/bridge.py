@@ -119,10 +119,6 @@ class HostBridge:
         needs = self.objective.needs
         return self.uses_reward and (needs.fake_score_weight or bool(needs.replay and needs.fake_score_outcome))
 
-    def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-        """`advantages`, and `weights` for all noise levels alike, [B] each."""
-        return self.advantages(x0, groups, prompts), self.weights()
-
     @torch.no_grad()
     def advantages(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None, *, rung: int | Tensor = 0) -> Tensor:
         """Scores student samples; call it once per turn.

@@ -108,7 +108,7 @@ def test_groups_span_ranks(tmp_path):
     bridge = HostBridge(AMDObjective(sharpening=1.0), lambda media, prompts: media[:, 0])
     bridge.objective.schedule_factor = 0.25
     for _ in range(2):
-        alone = bridge(X0, group_ids(PROMPTS, 4), PROMPTS)
+        alone = bridge.advantages(X0, group_ids(PROMPTS, 4), PROMPTS), bridge.weights()
     torch.testing.assert_close(advantage, alone[0])
     torch.testing.assert_close(weight, alone[1])
     assert failed.tolist() == [0, 0] and advantage[0] < 0 < advantage[2]
