@@ -14,11 +14,11 @@ import importlib.metadata
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -28,6 +28,7 @@ from amd_plugin.errors import AmdPluginError, InputError, did_you_mean, in_words
 from amd_plugin.hookspecs import NAME, Objective
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 # By dotted name, so that this module imports no host. `amd` is loaded from its entry point, like a third party's plugin.
 DEFAULT_PLUGINS = {"host": "amd_plugin.default_plugins.host"}
@@ -153,6 +154,22 @@ class PluginManager(pluggy.PluginManager):
                 problem = status.cause or "it has no hook: no function distill_... under @amd_plugin.hookimpl (docs/hooks.md)"
                 raise InputError(f"plugin file {file}: {problem}") from status.error
 
+    def agree(self, own: Value, gather: Callable[[Any], Sequence[Any]]) -> Value:
+        """What hooks gave on the first process, for all; a plugin that failed on one of them is set aside on every one.
+
+        Args:
+            own: what the hooks gave on this process.
+            gather: function of something to that of every process, in order of rank. All processes call it equally often.
+        """
+        causes = {name: status.cause for name, status in self.statuses.items() if status.status == "failed"}
+        everywhere = gather((own, causes))
+        for rank, (_, theirs) in enumerate(everywhere):
+            for name, cause in theirs.items():
+                if name in self.statuses and self.statuses[name].status == "active":
+                    self._set_aside(name, f"on process {rank}: {cause}")
+        first: Value = everywhere[0][0]
+        return first
+
     def objectives(self) -> Mapping[str, Callable[..., Objective]]:
         """Factories of all plugins' objectives by name."""
         return self._catalogue()["distill_objectives"]
@@ -256,10 +273,12 @@ class PluginManager(pluggy.PluginManager):
             timer.cancel()
 
     def _fail(self, name: str, error: BaseException, context: str = "") -> None:
-        status = self.statuses[name]
-        status.status, status.error = "failed", error
-        status.cause = f"{context}{in_words(error)}"
-        log.warning("plugin %s is set aside: %s", name, status.cause)
+        self.statuses[name].error = error
+        self._set_aside(name, f"{context}{in_words(error)}")
+
+    def _set_aside(self, name: str, cause: str) -> None:
+        self.statuses[name].status, self.statuses[name].cause = "failed", cause
+        log.warning("plugin %s is set aside: %s", name, cause)
 
     def _catalogue(self) -> Mapping[str, Mapping[str, Callable[..., Any]]]:
         """Factories by hook and name. A plugin that claims a name in use fails, and provides nothing."""

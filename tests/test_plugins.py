@@ -408,6 +408,28 @@ def test_an_exception_that_is_its_own_cause_ends_a_run_in_words(plugins, tiny, t
         run.train(tiny("train.max_steps=1"), plugins, tmp_path / "run")
 
 
+def test_processes_agree_on_the_first_ones_answer_and_on_who_failed():
+    managers = [amd_plugin.get_plugin_manager() for _ in range(2)]
+    for manager, schedule in zip(managers, (lambda: 0.5, lambda: 1 / 0), strict=True):
+        manager.register(plugin(distill_strength_schedule=schedule), "moody")
+    managers[1].register(plugin(), "of the second alone")
+    parts = []
+    for answer in ([0.5], []):
+        parts.clear()
+        own = [manager.hook.distill_strength_schedule(step=0, max_steps=1, metrics={}) for manager in managers]
+        assert own == [answer, []]
+        for _ in range(2):  # what each gives, then what all have given
+            agreed = [
+                m.agree(value, lambda part: parts.append(part) or parts[:2]) for m, value in zip(managers, own, strict=True)
+            ]
+        assert agreed == [answer] * 2
+    causes = [manager.statuses["moody"].cause for manager in managers]
+    assert causes == [
+        "on process 1: in distill_strength_schedule: ZeroDivisionError: division by zero",
+        causes[0].removeprefix("on process 1: "),
+    ]
+
+
 @pytest.mark.parametrize("factor", [float("nan"), -0.1, 1.5, float("inf"), True, "1", [1.0]])
 def test_a_strength_that_is_none_sets_its_plugin_aside(plugins, factor):
     plugins.register(plugin(distill_strength_schedule=lambda: factor), "odd")

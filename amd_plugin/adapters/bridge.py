@@ -101,6 +101,7 @@ class HostBridge:
         self._advantage: Tensor | None = None  # of the samples scored last, on all ranks; this rank's rows of it
         self._own, self._rungs = slice(0, 0), torch.zeros(0, dtype=torch.long)
         self.moves_noise_levels = bool(samplers)
+        self._scheduled: bool | None = None  # whether a plugin of any rank has a schedule; None before the first turn
 
     @property
     def uses_reward(self) -> bool:
@@ -117,10 +118,6 @@ class HostBridge:
         """Whether the fake score's loss has a weight per sample, by sharpening or for remembered failures beside outcomes."""
         needs = self.objective.needs
         return self.uses_reward and (needs.fake_score_weight or bool(needs.replay and needs.fake_score_outcome))
-
-    def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-        """`advantages`, and `weights` for all noise levels alike, [B] each."""
-        return self.advantages(x0, groups, prompts), self.weights()
 
     @torch.no_grad()
     def advantages(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None, *, rung: int | Tensor = 0) -> Tensor:
@@ -262,7 +259,8 @@ class HostBridge:
     def start_turn(self, step: int, max_steps: int, metrics: Mapping[str, Tensor] | None = None) -> None:
         """Sets the objective's schedule factor to the product of the plugins' factors, and averages its shared sums over ranks.
 
-        Call it before every turn.
+        Call it before every turn, on every rank. The factor is that of the first rank, and a plugin that fails on one is set
+        aside on all.
 
         Args:
             step: number of student updates so far.
@@ -271,7 +269,13 @@ class HostBridge:
         """
         self.step, self.signal_fields = step, {}
         self._share_sums()
-        if self.plugins is None or not (hook := self.plugins.hook.distill_strength_schedule).get_hookimpls():
+        if self.plugins is None:
+            return
+        hook = self.plugins.hook.distill_strength_schedule
+        if self._scheduled is None:
+            # A rank whose plugin could not be loaded has no schedule, and takes part in what the others gather all the same.
+            self._scheduled = any(self.ranks.objects(bool(hook.get_hookimpls())))
+        if not self._scheduled:
             return
         means: dict[str, float] = {}
         if metrics:
@@ -279,7 +283,8 @@ class HostBridge:
             # Named as the reference host names them, so that one plugin reads them in every host.
             names = [f"objective/{name}" for name in metrics]
             means = {name: mean for name, mean in zip(names, ranks.nanmean(0).tolist(), strict=True) if mean == mean}
-        self.objective.schedule_factor = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
+        factor = math.prod(hook(step=step, max_steps=max_steps, metrics=means))
+        self.objective.schedule_factor = self.plugins.agree(factor, self.ranks.objects)
 
     @torch.no_grad()
     def _share_sums(self) -> None:

@@ -56,6 +56,14 @@ class Ranks:
         parts = self.joined(padded[None])
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).cpu()
 
+    def objects(self, own: Any) -> list[Any]:
+        """`own` of every rank, in order of rank: anything that can be pickled."""
+        if self.count == 1:
+            return [own]
+        everywhere: list[Any] = [None] * self.count
+        dist.all_gather_object(everywhere, own, group=self._group)
+        return everywhere
+
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()

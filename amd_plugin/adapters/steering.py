@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -17,6 +18,10 @@ class Steering(HostBridge):
     """`HostBridge` by its old names."""
 
     begin, levels = HostBridge.start_turn, HostBridge.move_noise_levels
+
+    def __call__(self, x0: Tensor, groups: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+        """See `advantages`, and `weights` for all noise levels alike, [B] each."""
+        return self.advantages(x0, groups, prompts), self.weights()
 
     @property
     def active(self) -> bool:

@@ -18,7 +18,7 @@ from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.named_rewards import NamedRewards, make_reward
 from amd_plugin.adapters.sample_scores import SampleScores
 from amd_plugin.errors import InputError
-from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
+from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm, warning
 from amd_plugin.metrics import correlation_within
 from amd_plugin.objectives.reward_statistics import group_ids
 from amd_plugin.plugins import PluginManager
@@ -73,8 +73,7 @@ class Validation:
         before, finding = self.alarm.triggered, self.alarm.add({"step": float(step), **row})
         if finding is not None and not before:
             levers = self._bridge.objective.reward_levers
-            lower = " or ".join(f"amd.{name} (now {value})" for name, value in levers.items() if value)
-            log.warning("%s. Lower %s, or give it less weight beside another reward; look at the samples first", finding, lower)
+            log.warning("%s", warning(finding, [f"amd.{name} (now {value})" for name, value in levers.items() if value]))
         return {**row, "hacking_alarm": float(finding is not None)}
 
     def state_dict(self) -> list[dict[str, float]]:

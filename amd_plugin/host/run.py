@@ -166,7 +166,7 @@ def _loop(trainer: Trainer, evaluate: HeldOutEvaluation, run_log: RunLog, output
                 step.warm_up()
             while trainer.step < train.max_steps:
                 factors = hook.distill_strength_schedule(step=trainer.step, max_steps=train.max_steps, metrics=run_log.last)
-                run_log.add(trainer.cycle(math.prod(factors), run_log.last))
+                run_log.add(trainer.cycle(trainer.agreed(math.prod(factors)), run_log.last))
                 step.end()
         except (Preempted, Interrupted):
             raise

@@ -46,12 +46,21 @@ class Flips:
     @hookimpl
     def distill_strength_schedule(self, metrics):
         return metrics.get("objective/zone_share", 1.0)
+class Moody:
+    @hookimpl
+    def distill_strength_schedule(self):
+        return 1 / 0 if rank == 1 else 0.5
 plugins = get_plugin_manager()
 plugins.register(Flips(), "flips")
+plugins.register(Moody(), "moody")
 bridge = HostBridge(AMDObjective(sharpening=1.0), reward, plugins=plugins)
-for _ in range(2):
+for turn in range(2):
     bridge.start_turn(0, 1, {"zone_share": torch.tensor(0.5 * rank)})
-    advantage, weight = bridge(x0, group_ids(prompts, 2), prompts)
+    assert bridge.objective.schedule_factor == (0.125, 0.25)[turn], "the first rank's, and then without the plugin that failed"
+    assert plugins.statuses["moody"].status == "failed" and plugins.statuses["moody"].cause.startswith(
+        "on process 1: in" if rank == 0 else "in distill_strength_schedule: ZeroDivisionError"
+    )
+    advantage, weight = bridge.advantages(x0, group_ids(prompts, 2), prompts), bridge.weights()
 levels = bridge.move_noise_levels(torch.tensor([0.1, 0.2]) + 0.5 * rank, "student")
 scale = bridge.objective.schedule_factor
 # Rows of ranks with different numbers of them, and one rung for each prompt.
@@ -99,7 +108,7 @@ def test_groups_span_ranks(tmp_path):
     bridge = HostBridge(AMDObjective(sharpening=1.0), lambda media, prompts: media[:, 0])
     bridge.objective.schedule_factor = 0.25
     for _ in range(2):
-        alone = bridge(X0, group_ids(PROMPTS, 4), PROMPTS)
+        alone = bridge.advantages(X0, group_ids(PROMPTS, 4), PROMPTS), bridge.weights()
     torch.testing.assert_close(advantage, alone[0])
     torch.testing.assert_close(weight, alone[1])
     assert failed.tolist() == [0, 0] and advantage[0] < 0 < advantage[2]

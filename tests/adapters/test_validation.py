@@ -47,6 +47,13 @@ def test_a_reward_that_rises_while_the_judge_falls_raises_the_alarm_once(plugins
     assert not any(row["hacking_alarm"] for row in [validated(validation(plugins), step, 0.0) for step in range(8)])
 
 
+def test_without_an_option_to_lower_the_advice_names_the_objectives_strength(plugins, caplog):
+    judged = Validation(HostBridge(AMDObjective(1.0, strength=0, sharpening=0), brightness), contrast, plugins)
+    for step in range(8):
+        validated(judged, step, 0.1 * step)
+    assert "Lower the strength of the objective, or give it less weight" in caplog.text
+
+
 def test_the_sensor_is_the_agreement_within_prompts():
     scores = torch.tensor([[1.0, 5.0], [2.0, 6.0], [30.0, 2.0], [20.0, 1.0]], dtype=torch.float64)
     groups = torch.tensor([1, 1, 2, 2])

@@ -17,7 +17,7 @@ from amd_plugin.atomic import replaced_file, write_text
 from amd_plugin.data.prompts import ROWS
 from amd_plugin.disk import dispensable
 from amd_plugin.errors import RunError, in_words
-from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm
+from amd_plugin.host.evaluation.hacking_alarm import HackingAlarm, warning
 from amd_plugin.host.evaluation.health import health, problems, real_saturation
 from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.evaluation.pictures import PROMPTS, save_samples
@@ -163,9 +163,7 @@ class HeldOutEvaluation:
                 log.warning("step %d: %s", self._trainer.step, problem)
         if finding is None:
             return ""
-        levers = " or ".join(self._levers()) or "the strength of the objective"
-        advice = f"Lower {levers}, or give it less weight beside another reward"
-        warning = f"{finding}. {advice}; look at the samples first"
+        told = warning(finding, self._levers())
         if not triggered_before:
-            log.warning("%s", warning)
-        return warning
+            log.warning("%s", told)
+        return told

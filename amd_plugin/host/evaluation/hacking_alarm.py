@@ -137,6 +137,17 @@ class HackingAlarm:
         return HackingFinding(reward, rise, falls, len(self._directions), int(rows[0]["step"]), int(rows[-1]["step"]))
 
 
+def warning(finding: HackingFinding, levers: Sequence[str]) -> str:
+    """What a user is told about `finding`, and advised to do.
+
+    Args:
+        finding: a reward that looks hacked.
+        levers: options that set the influence of the reward, with their values; none where none is known.
+    """
+    lower = " or ".join(levers) or "the strength of the objective"
+    return f"{finding}. Lower {lower}, or give it less weight beside another reward; look at the samples first"
+
+
 def windows(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The last 8, 16, 32 ... of `rows`; all of them where there are fewer, but at least four."""
     if FEWEST <= len(rows) < WINDOW:

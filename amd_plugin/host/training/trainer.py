@@ -14,10 +14,11 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from amd_plugin.config import TrainConfig
@@ -48,6 +49,7 @@ from amd_plugin.schedule import sample
 from amd_plugin.tasks import Task
 
 Metrics = dict[str, Tensor]
+Value = TypeVar("Value")
 
 
 class Trainer:
@@ -104,11 +106,18 @@ class Trainer:
         self.memory, self.adversary = setup.memory, setup.adversary
         self.non_finite = NonFinitePolicy(self.train)
         self.step, self.mid_cycle, self._warm_ups = 0, False, 0
+        hooks = (plugins.hook.distill_strength_schedule, plugins.hook.distill_advantage_schedule)
+        scheduled = gather_object([any(hook.get_hookimpls() for hook in hooks)])  # where a plugin was not loaded it has none
+        self._agrees = len(scheduled) > 1 and any(scheduled)
 
     @property
     def rewards(self) -> RewardSet | None:
         """The training rewards; None for an objective without rewards."""
         return None if self.scoring is None else self.scoring.rewards
+
+    def agreed(self, own: Value) -> Value:
+        """What schedules of plugins gave on the main process, see `PluginManager.agree`. Call on every process."""
+        return self.plugins.agree(own, lambda part: gather_object([part])) if self._agrees else own
 
     def cycle(self, schedule_factor: float = 1.0, last_metrics: Mapping[str, float] = MappingProxyType({})) -> Metrics:
         """Runs `fake_updates` turns of the fake score and one of the student, and advances `step`.
@@ -304,7 +313,11 @@ class Trainer:
         )
         if wrong := [tuple(factor.shape) for factor in factors if factor.shape != sigma.shape]:
             raise RunError(f"distill_advantage_schedule of a plugin: must return {len(sigma)} factors, got shape {wrong[0]}")
-        return math.prod(factors[1:], start=factors[0].to(sigma)) if factors else None
+        product = math.prod(factors[1:], start=factors[0].to(sigma)) if factors else None
+        if not self._agrees:
+            return product
+        agreed = self.agreed(None if product is None else product.tolist())
+        return None if agreed is None else torch.tensor(agreed).to(sigma)
 
     def _with_reward(self, signals: Signals, batch: Batch, rows: slice) -> Signals:
         """`signals` with a differentiable reward, if the objective follows its gradient."""

@@ -235,7 +235,7 @@ def test_samples_are_compared_within_their_condition():
     pipe.compute_student_loss(latents, noise, condition, negative_encoder_hidden_states=negative)
     groups = group_ids(condition, 4)
     assert groups[0] == groups[1] != groups[2] == groups[3]
-    advantage, weight = pipe.bridge(latents, groups)
+    advantage, weight = pipe.bridge.advantages(latents, groups), pipe.bridge.weights()
     torch.testing.assert_close(advantage, torch.tensor([-1.0, 1.0, -1.0, 1.0]) * advantage[1])
     assert weight[0] == weight[2] > weight[1] and weight.mean() == pytest.approx(1)
 
@@ -248,7 +248,7 @@ def test_permuting_the_batch_permutes_the_gradients():
     for index in (torch.arange(4), order):
         x0 = latents[index].clone().requires_grad_()
         signals = Signals(x0, latents[index] * 0.5, latents[index] * 0.2, latents[index] ** 2)
-        advantage, weight = pipe.bridge(x0, group_ids(condition[index], 4))
+        advantage, weight = pipe.bridge.advantages(x0, group_ids(condition[index], 4)), pipe.bridge.weights()
         pipe.objective.student_loss(signals._replace(advantage=advantage)).loss.backward()
         sizes.append((x0.grad, weight))
     torch.testing.assert_close(sizes[0][0][order], sizes[1][0])

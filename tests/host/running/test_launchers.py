@@ -169,13 +169,12 @@ def distill_rewards():
 """
 
 
-def launch_with_rewards(folder, rewards):
+def launch_with_rewards(folder, rewards, *plugins):
     (folder / "ours.py").write_text(REWARDS)
     (folder / "command.py").write_text('from amd_plugin.__main__ import main\n\nif __name__ == "__main__":\n    main()\n')
     command = (*forked(2), folder / "command.py")
-    return launch(
-        command, f"--set=rewards={rewards}", "--output", "run", cwd=folder, AMD_PLUGIN_LOAD=f"amd,{folder / 'ours.py'}"
-    )
+    loaded = ",".join(str(folder / name) for name in ("ours.py", *plugins))
+    return launch(command, f"--set=rewards={rewards}", "--output", "run", cwd=folder, AMD_PLUGIN_LOAD=f"amd,{loaded}")
 
 
 def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
@@ -200,6 +199,27 @@ def test_rewards_that_fail_on_one_rank_are_neutral_there(tmp_path):
     last = [line for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if "loss/student" in line][-1]
     assert last["reward_failed/moody"] == 0.5 and last["reward_failed/listing"] == 1 / 16
     assert last["objective/failed_rewards"] == 0.5
+
+
+MOODY = """
+import os, amd_plugin
+
+def asked(hook):
+    with open(f"{hook}-{os.environ['RANK']}", "a") as calls:
+        calls.write("x")
+
+@amd_plugin.hookimpl
+def distill_strength_schedule():
+    asked("strength")
+    return 1 / 0 if os.environ["RANK"] == "1" else 0.0
+"""
+
+
+def test_a_schedule_that_fails_on_one_process_is_set_aside_on_all(tmp_path):
+    (tmp_path / "moody.py").write_text(MOODY)
+    done = launch_with_rewards(tmp_path, "[{name: listing}]", "moody.py")
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"strength-{rank}").read_text() for rank in (0, 1)] == ["x", "x"], "nobody is asked again"
 
 
 def test_a_process_that_is_slower_than_the_other_changes_no_bit(tmp_path):
