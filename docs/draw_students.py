@@ -23,7 +23,7 @@ from PIL import Image
 from amd_plugin import get_plugin_manager
 from amd_plugin.evaluate.comparison.result import FILE, Comparison, run_folder
 from amd_plugin.evaluate.report.judged import judged
-from amd_plugin.host.running.run_folder import saved_config
+from amd_plugin.host.running.run_description import saved_config
 from amd_plugin.tasks.scenes.sprites import ATTRIBUTION
 
 ARMS = {"DMD": "dmd", "AMD": "amd"}  # DMD as the recipe has it: its guidance is not tuned
