@@ -163,7 +163,7 @@ def train(
         raise InputError(f"--resume {resume}: there is no such folder. Name a run, a checkpoint's folder, or auto")
     is_main, plugins = int(os.environ.get("RANK", 0)) == 0, get_plugin_manager()
     with busy(err if is_main else None, READING, at_once=False):
-        from amd_plugin.host.running.run_folder import changes_of_result, results
+        from amd_plugin.host.running.recipe_changes import changes_of_result, results
         from amd_plugin.host.running.start import start_of
 
         loaded, folder, resume = start_of(recipe, overrides or (), objective, output, resume, plugins)

@@ -35,7 +35,7 @@ with nullcontext() if atheris is None else atheris.instrument_imports(include=["
     from amd_plugin import get_plugin_manager
     from amd_plugin.errors import AmdPluginError
     from amd_plugin.host import checkpoint
-    from amd_plugin.host.running import run_folder, run_log
+    from amd_plugin.host.running import recipe_changes, run_description, run_folder, run_log
     from amd_plugin.host.running.run_state import RunState
     from amd_plugin.recipe.loading import load
 
@@ -68,12 +68,12 @@ def run(data: bytes) -> None:
         (saved / "manifest.json").write_text(json.dumps({"format": 1, "files": sizes}))
     if name == "state.json":  # the only source of a description that is lost
         (folder / "config.yaml").unlink()
-    described = (lambda: run_folder.repair(folder), lambda: run_folder.find_run(folder, PLUGINS))
+    described = (lambda: run_description.repair(folder), lambda: run_description.find_run(folder, PLUGINS))
     in_saved = (lambda: checkpoint.load(saved, kind=RunState), lambda: checkpoint.newest(folder / "checkpoints"))
     readers: dict[str, tuple[Callable[[], object], ...]] = {
         "manifest.json": in_saved, "state.json": (*in_saved, described[0]), "student.safetensors": in_saved,
         "config.yaml": described, "run.json": described, "metrics.jsonl": (lambda: run_log.read(folder / "metrics.jsonl"),),
-        "evaluation.json": (lambda: run_folder.results(folder),),
+        "evaluation.json": (lambda: recipe_changes.results(folder),),
     }  # fmt: skip
     for read in readers[name]:
         try:

@@ -5,7 +5,8 @@ import pytest
 from amd_plugin import get_plugin_manager, plugin_files, recipe
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import run
-from amd_plugin.host.running.run_folder import about, check_recipe, finished
+from amd_plugin.host.running.recipe_changes import check_recipe, finished
+from amd_plugin.host.running.run_description import about
 from amd_plugin.recipe import inputs
 from tests.helpers.recipes import TINY
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from amd_plugin import recipe
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import hookimpl
-from amd_plugin.host.running.run_folder import differences
+from amd_plugin.host.running.recipe_changes import differences
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.objectives.dmd import DMDObjective
 from amd_plugin.tasks.modes2d import Modes2D

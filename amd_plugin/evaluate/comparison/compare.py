@@ -45,7 +45,8 @@ from amd_plugin.host.running import run_log
 from amd_plugin.host.running.folder_kind import is_run
 from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.host.running.preemption import Preempted
-from amd_plugin.host.running.run_folder import about, check_recipe, command_line, finished
+from amd_plugin.host.running.recipe_changes import check_recipe, finished
+from amd_plugin.host.running.run_description import about, command_line
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.tasks import TASKS

@@ -33,7 +33,8 @@ from amd_plugin.host.evaluation.held_out import mean_scores
 from amd_plugin.host.running import run_cost
 from amd_plugin.host.running.accelerator import make_accelerator
 from amd_plugin.host.running.preemption import Preempted
-from amd_plugin.host.running.run_folder import finished, write_json
+from amd_plugin.host.running.recipe_changes import finished
+from amd_plugin.host.running.run_folder import write_json
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.interrupts import Interrupted, held_back
 from amd_plugin.models.backbone import load_backbone

@@ -23,7 +23,8 @@ from amd_plugin.evaluate.report.judged import judged
 from amd_plugin.host.evaluation.held_out import held_out_names
 from amd_plugin.host.running import run_cost, run_log
 from amd_plugin.host.running.folder_kind import check_run, is_run
-from amd_plugin.host.running.run_folder import about, repair, results, saved_config
+from amd_plugin.host.running.recipe_changes import results
+from amd_plugin.host.running.run_description import about, repair, saved_config
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe import shipped
 from amd_plugin.tasks import TASKS

@@ -15,7 +15,7 @@ from amd_plugin.doctor import Finding
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import SET_ASIDE
-from amd_plugin.host.running import run_cost, run_folder, run_log, student_files
+from amd_plugin.host.running import recipe_changes, run_cost, run_description, run_log, student_files
 from amd_plugin.host.running.folder_kind import check_run
 from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.host.running.student_files import is_of_earlier_version
@@ -41,11 +41,11 @@ def examine_run(run: Path, plugins: PluginManager) -> list[Finding]:
 
 def _files(run: Path, plugins: PluginManager) -> Iterator[Finding]:
     yield _tried("config.yaml", lambda: load(str(run / "config.yaml"), plugins))
-    yield _tried("run.json", lambda: run_folder.about(run))
+    yield _tried("run.json", lambda: run_description.about(run))
     readers: dict[str, Callable[[], Any]] = {
         "metrics.jsonl": lambda: run_log.read(run / "metrics.jsonl", strict=True),
         "cost.json": lambda: run_cost.read(run),
-        "evaluation.json": lambda: run_folder.read_results(run),
+        "evaluation.json": lambda: recipe_changes.read_results(run),
         "trackers.json": lambda: read(
             run / "trackers.json", dict[str, str], "A continued run begins a new one in its trackers"
         ),

@@ -19,7 +19,7 @@ from amd_plugin.errors import InputError, OptionError, RunError, in_words, unrea
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE
 from amd_plugin.host.running.rank_probe import RankProbe, of_communication
-from amd_plugin.host.running.run_folder import changes_before_going_on, differences
+from amd_plugin.host.running.recipe_changes import changes_before_going_on, differences
 from amd_plugin.host.running.run_log import Line, LogState
 from amd_plugin.host.running.state_schema import RunState
 from amd_plugin.host.training.trainer import Trainer

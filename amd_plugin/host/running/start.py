@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from amd_plugin.host.running.folder_kind import continued, is_run
-from amd_plugin.host.running.run_folder import about, find_run, repair
+from amd_plugin.host.running.run_description import about, find_run, repair
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe, load
 

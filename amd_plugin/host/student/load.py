@@ -10,7 +10,8 @@ from pathlib import Path
 from amd_plugin.errors import InputError, unreadable_is_input_error
 from amd_plugin.host import checkpoint
 from amd_plugin.host.checkpoint.files import ADVICE
-from amd_plugin.host.running.run_folder import Described, differences, find_run
+from amd_plugin.host.running.recipe_changes import differences
+from amd_plugin.host.running.run_description import Described, find_run
 from amd_plugin.models.backbone import Backbone, load_backbone
 from amd_plugin.models.ema import EMA
 from amd_plugin.models.roles import Role, StartNetworks, make_roles

@@ -21,7 +21,7 @@ from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError
 from amd_plugin.host.evaluation.pictures import as_written, drawable, read_picture
 from amd_plugin.host.running import run_log
-from amd_plugin.host.running.run_folder import about as run_about
+from amd_plugin.host.running.run_description import about as run_about
 from amd_plugin.host.student.adapter_files import LORA_FILE
 from amd_plugin.host.student.sampler_settings import SamplerSettings
 from amd_plugin.models.backbone import Backbone

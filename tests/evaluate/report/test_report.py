@@ -18,7 +18,7 @@ from amd_plugin.evaluate.students import evaluation
 from amd_plugin.evaluate.students.results import _histograms
 from amd_plugin.host import run
 from amd_plugin.host.evaluation.pictures import as_written, picture
-from amd_plugin.host.running.run_folder import saved_config
+from amd_plugin.host.running.run_description import saved_config
 from amd_plugin.host.student import model_card
 from amd_plugin.models import teacher_samples
 from amd_plugin.models.teacher_samples import samples_of

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.host import checkpoint, run
-from amd_plugin.host.running import run_folder
+from amd_plugin.host.running import run_description, run_folder
 from amd_plugin.host.running.preemption import Preempted
 from amd_plugin.interrupts import Interrupted
 from amd_plugin.tasks import TASKS
@@ -228,7 +228,7 @@ def test_a_folder_that_lost_its_description_is_repaired(how, straight, tiny, plu
         path = folder / name
         content = {"gone": None, "empty": b"", "cut": path.read_bytes()[:60], "binary": b"\xff\x00\xfe" * 9}[how]
         path.unlink() if content is None else path.write_bytes(content)
-    found = run_folder.find_run(folder, plugins)
+    found = run_description.find_run(folder, plugins)
     assert found.name == "modes2d" and (folder / "config.yaml").read_text() == before
     assert caplog.text.count("written anew from") == 2
 

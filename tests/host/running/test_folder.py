@@ -16,7 +16,7 @@ from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.running.dry_run import dry_run
 from amd_plugin.host.running.preemption import Preempted
-from amd_plugin.host.running.run_folder import finished
+from amd_plugin.host.running.recipe_changes import finished
 from amd_plugin.host.training.trainer import Trainer
 
 

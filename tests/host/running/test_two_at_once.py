@@ -11,7 +11,7 @@ from amd_plugin.evaluate.comparison.arms import arms
 from amd_plugin.evaluate.comparison.compare import compare
 from amd_plugin.host import checkpoint, run
 from amd_plugin.host.running.folder_lock import FolderLock
-from amd_plugin.host.running.run_folder import about
+from amd_plugin.host.running.run_description import about
 from amd_plugin.host.student.export import export_run
 
 HOLD = (
