@@ -92,14 +92,14 @@ class Table(nn.Module):
         return conditioned
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._gain != 1:
             destination[f"{prefix}table"] = destination[f"{prefix}table"] * self._gain
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *how: Any) -> None:
         if self._gain != 1 and (rows := state_dict.get(f"{prefix}table")) is not None:
             state_dict = {**state_dict, f"{prefix}table": rows / self._gain}
-        super()._load_from_state_dict(state_dict, prefix, *how)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *how)
 
 
 class Tables(nn.Module):
