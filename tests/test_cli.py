@@ -256,9 +256,10 @@ def test_what_cannot_be_tuned_is_said(plugins, tune, said):
 
 
 def test_an_arm_is_no_tuning_of_another_objective_and_stays_in_its_folder(plugins):
-    assert arms(["dmd", "amd"], plugins, more=["dmd@1=dmd objective.guidance_scale=1"])[2].name == "dmd@1"
+    more = ["dmd@1=dmd objective.guidance_scale=1", "own@x=dmd objective.guidance_scale=2"]
+    assert [arm.name for arm in arms(["dmd", "amd"], plugins, more=more)] == ["dmd", "amd", "dmd@1", "own@x"]
     for own, said in (
-        ("dmd@x=amd", "no arm 'dmd' of objective amd"), ("own@x=dmd", "no arm 'own' of objective dmd"),
+        ("dmd@x=amd", "arm 'dmd' is of objective dmd"), ("amd@x=dmd", "arm 'amd' is of objective amd"),
         ("..=amd", "becomes a folder's"), (".=amd", "becomes a folder's"), ("a/b=amd", "becomes a folder's"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):

@@ -135,10 +135,11 @@ def _own_arm(text: str) -> Arm:
 
 
 def _check_tuning(arm: Arm, arms: Sequence[Arm]) -> None:
-    """Refuses an arm of a user's whose name says that it is a tuning of what is no arm, or of another objective's."""
+    """Refuses an arm of a user's whose name says that it is a tuning of an arm of another objective."""
     tuned, at, _ = arm.name.partition("@")
-    if at and not any(other.name == tuned and other.objective == arm.objective for other in arms):
-        message = f"a name with @ is that of a tuning, and there is no arm '{tuned}' of objective {arm.objective}"
+    other = next((other for other in arms if at and other.name == tuned), arm)
+    if other.objective != arm.objective:
+        message = f"a name with @ is that of a tuning, and arm '{tuned}' is of objective {other.objective}"
         raise InputError(f"--arm '{arm.name}={arm.objective} ...': {message}. Give it a name without @")
 
 
