@@ -1,7 +1,7 @@
 """Files and folders that are written completely or not at all: under another name in the same place, then renamed.
 
 What was written is on the disk before it is renamed, and the new name after, so that this holds for a loss of power too.
-A draft carries its process in its name: several may write the same thing, and what a killed one left is told apart.
+A draft carries its process in its name: several may write the same thing, and the drafts of a killed one are recognised.
 """
 
 from __future__ import annotations

@@ -590,7 +590,7 @@ def _unusable(error: OSError) -> str:
 
 
 def _in_words(error: Exception) -> tuple[str, int, bool] | None:
-    """(message, exit code, whether a traceback says more) of an error that is a person's to mend; None for one that is ours."""
+    """(message, exit code, whether a traceback says more) of an error that the user can correct; None for a defect here."""
     if isinstance(error, AmdPluginError):
         cause = error.__cause__
         return str(error), error.exit_code, cause is not None and not isinstance(cause, AmdPluginError)

@@ -79,7 +79,7 @@ def in_words(error: OSError) -> str:
 
 
 def thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Says in one line what a thread of a library could not write, for `threading.excepthook`; all else is told as ever.
+    """Logs a failed write of a library's thread in one line, for `threading.excepthook`; Python's own hook gets all else.
 
     TensorBoard writes in such a thread, and its next call raises the same where the run answers it.
     """

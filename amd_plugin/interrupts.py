@@ -65,7 +65,7 @@ def count_anew() -> Received:
 
 
 def ignore() -> None:
-    """From now on no signal is answered: this process says its last words, which launchers tend to interrupt."""
+    """Ignores all further signals, so that the last message is not interrupted: launchers repeat theirs."""
     if threading.current_thread() is threading.main_thread():
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)

@@ -38,7 +38,7 @@ class PlainConsole(Console):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def silence(self) -> None:
-        """From now on nothing is printed here, by nobody: there is nobody to read it any more."""
+        """Discards all further output of this console, from C libraries too."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 

@@ -1,4 +1,4 @@
-"""A host's own fake score, conditioned on what the host passes it no word of: the exit rung and the outcome of each sample."""
+"""Conditions of a host's own fake score that the host does not pass to it: the exit rung and the outcome of each sample."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class FakeScoreConditions:
                 table of outcomes learns at its own; None for one that is unknown, and then at the optimizer's.
 
         Raises:
-            InputError: for a network of which nobody says where it embeds the time, unless all it lacks is `IF_OFFERED`; and
+            InputError: for a network whose time embedding no family names, unless all it lacks is `IF_OFFERED`; and
                 later, when the network loads a checkpoint with other tables.
         """
         network.register_load_state_dict_pre_hook(functools.partial(_refuse_other_tables, self._where))

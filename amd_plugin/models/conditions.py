@@ -254,7 +254,7 @@ class PromptConditions:
     def _encoded(self, prompts: Sequence[str], negative: bool = False) -> Condition:
         pipeline = self._encoders()
         if not (self._keep or self.longer) and (longer := total(self._beyond([self._negative] if negative else prompts))):
-            # Prompts are not read before the run: it is said of the first batch with one.
+            # Prompts are not read before the run, so the warning comes with the first batch that has one.
             self.longer = longer
             warn(longer)
         with quiet():

@@ -21,7 +21,7 @@ from amd_plugin.maths.signals import Direction, Signals
 RATIO = 0.15  # of the scaled contrast to the matching term; on scenes .15 helps and .3 pays with the Frechet distance
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
 REST = 1.0  # scale at which a converged student rests: there it is the teacher conditioned on success
-LARGEST = 15.0  # a scale beyond that means a contrast too short to be heard at all
+LARGEST = 15.0  # beyond it the contrast is too short to have an effect
 
 MATCH, CONTRAST, GUIDANCE, ALONG, AGREEMENT, NOISE = range(6)
 

@@ -41,7 +41,7 @@ class KLBudget:
         return torch.tensor([self.tilt(rung) for rung in rungs.tolist()], dtype=torch.float64)
 
     def update(self, advantage: Tensor, groups: Tensor, rung: int = 0, nats: float | None = None) -> None:
-        """Adds a batch; one without differences says nothing and changes nothing.
+        """Adds a batch; one without differences leaves the values as they are.
 
         Args:
             advantage: advantages [B] of the batch of all ranks, without those of failed rewards.

@@ -107,7 +107,7 @@ class HeldOutEvaluation:
             evaluation, row, picture = self._measured(output, samples, labels)
         warning = self._hacking_warning(row)
         run_log.record(self._trainer.step, {**row, "hacking_alarm": float(bool(warning))} if self._trainer.scoring else row)
-        self.latest = (self._trainer.step, evaluation)  # before others are told: one that died must not make it a second time
+        self.latest = (self._trainer.step, evaluation)  # before the others get it: should one have died, it is not made again
         if picture.is_file():
             run_log.picture(picture, self._trainer.step)
         return evaluation, warning
