@@ -106,7 +106,8 @@ def test_a_user_without_a_home_folder_has_none(made, monkeypatch, caplog):
 def test_a_cache_that_one_may_only_read_is_used(made, tmp_path, caplog):
     """Of another user, or on a disk that is mounted for reading: its lock cannot be taken."""
     folder = made()
-    for path in (tmp_path, *tmp_path.parents[:2], *tmp_path.rglob("*")):
+    above = [path for path in tmp_path.parents if path.stat().st_mode & 0o055 != 0o055]
+    for path in (tmp_path, *above, *tmp_path.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     os.seteuid(65534)
     try:

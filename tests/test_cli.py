@@ -209,7 +209,7 @@ def test_tables_never_cut_a_name(monkeypatch, width, terminal):
     for name in names:
         table.add_row(name, *["0.123 (8/8)"] * len(metrics))
     written = io.StringIO()
-    monkeypatch.setattr(module, "out", Console(file=written, width=width, force_terminal=terminal))
+    monkeypatch.setattr(module, "out", module.PlainConsole(file=written, width=width, force_terminal=terminal))
     module.show_whole(table)
     text = written.getvalue()
     assert all(word in text for word in (*names, *metrics)) and text.count("0.123 (8/8)") == 8 and "…" not in text
@@ -260,7 +260,7 @@ def test_an_arm_is_no_tuning_of_another_objective_and_stays_in_its_folder(plugin
     assert [arm.name for arm in arms(["dmd", "amd"], plugins, more=more)] == ["dmd", "amd", "dmd@1", "own@x"]
     for own, said in (
         ("dmd@x=amd", "arm 'dmd' is of objective dmd"), ("amd@x=dmd", "arm 'amd' is of objective amd"),
-        ("..=amd", "becomes a folder's"), (".=amd", "becomes a folder's"), ("a/b=amd", "becomes a folder's"),
+        ("..=amd", "would be the name of a folder"), (".=amd", "would be the name of a folder"), ("a/b=amd", "would be the name of a folder"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             arms(["dmd", "amd"], plugins, more=[own])

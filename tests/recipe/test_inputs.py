@@ -1,5 +1,8 @@
 """What a run depends on beside its recipe's values is noticed where it has changed under the same name."""
 
+import itertools
+import os
+
 import pytest
 
 from amd_plugin import get_plugin_manager, plugin_files, recipe
@@ -38,12 +41,14 @@ def distill_strength_schedule():
 @pytest.fixture
 def load(tmp_path):
     """``load("a.b=c", version=..., factor=..., sampler=...)``: a recipe with a reward in a file, and one more plugin."""
+    clock = itertools.count(10**9)
 
     def loaded(*overrides, version='version = "1"', factor=1.0, sampler=False):
         plugins = get_plugin_manager()
         texts = {"mine.py": REWARD.format(version=version, factor=factor)} | ({"sampler.py": SAMPLER} if sampler else {})
         for name, text in texts.items():
             (tmp_path / name).write_text(text)
+            os.utime(tmp_path / name, (0, next(clock)))  # Python keeps what it compiled in the same second
             plugins.register(plugin_files.read(tmp_path / name), name)
         reward = f"rewards=[{{name: near, table: {tmp_path / 'table.csv'}}}]"
         return recipe.load("modes2d", plugins, (*TINY, reward, *overrides), "amd"), plugins

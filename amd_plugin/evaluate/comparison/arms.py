@@ -93,7 +93,7 @@ def arms(
     chosen += _tuned(chosen, grid, plugins)
     every = [arm.name for arm in chosen]
     if wrong := next((name for name in every if not names_a_folder(name)), None):
-        raise InputError(f"arm '{wrong}': the name becomes a folder's; use letters, digits and . _ @ + -")
+        raise InputError(f"--arm, --tune: '{wrong}' would be the name of a folder; use letters, digits and . _ @ + -")
     twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"two arms would be called '{twice}'; give each name, each value and each last part of a key once")

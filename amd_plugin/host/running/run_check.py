@@ -83,7 +83,7 @@ def _checkpoints(run: Path) -> Iterator[Finding]:
     for path in paths:
         yield _tried(path.name, partial(_read_through, path))
     for path in sorted((folder / SET_ASIDE).glob("step-*")):
-        yield _tried(f"{SET_ASIDE}/{path.name}", partial(_read_through, path))
+        yield _tried(f"{SET_ASIDE}/{path.name}", partial(_set_aside, path))
     for path in sorted((run / "nonfinite").glob("step-*")):
         yield _tried(f"nonfinite/{path.name}", partial(checkpoint.verify, path))
 
@@ -105,6 +105,15 @@ def _read_through(path: Path) -> None:
     """Raises InputError unless all files of a checkpoint are as they were written, and its state is what a run can take up."""
     checkpoint.verify(path)
     checkpoint.read_state(path, RunState)
+
+
+def _set_aside(path: Path) -> str:
+    """What a checkpoint is that no run goes on from: some were set aside because they are damaged."""
+    try:
+        _read_through(path)
+    except InputError:
+        return "is damaged, and nothing needs it"
+    return WHOLE
 
 
 def _is_there(path: Path) -> bool:
