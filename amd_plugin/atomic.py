@@ -108,7 +108,9 @@ def _written(path: Path, draft: Path) -> Iterator[None]:
     """Gives a failure to write `draft` the name of `path`; failures to read something else pass."""
     try:
         yield
-    except NotWritten:
+    except NotWritten as error:  # of a file within a folder's draft, by its draft's name
+        if draft in Path(error.filename).parents:
+            raise NotWritten(error.errno, error.strerror, str(path)) from error
         raise
     except Exception as error:
         code, other = number(error), getattr(error, "filename", None)

@@ -65,7 +65,10 @@ def test_weights_of_another_shape(role, repeats, folder):
 def test_a_pipe_or_a_device_is_not_waited_for(name, kind, folder, caplog):
     (folder / name).unlink()
     os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to("/dev/zero")
-    if name == "metrics.jsonl":
+    if kind == "device":
+        with pytest.raises(InputError, match=rf"{name}: leads out of .* by a link"):
+            resumed(folder)
+    elif name == "metrics.jsonl":
         with pytest.raises(InputError, match=r"metrics.jsonl: cannot be read: it is no file but a pipe or a device"):
             resumed(folder)
     else:
