@@ -145,7 +145,8 @@ STUDIES = {
         recipe="digits", seeds="4",
         settings=(*QUICK, "model.student_steps=4", "train.max_steps=1500", "model.rung_conditioning=false"),
         more=(f"dmd@1=dmd {W}1", f"dmd@1.4=dmd {W}1.4", f"dmd_rungs=dmd {RUNGS}", f"amd=amd {RUNGS}",
-              f"amd_random_reward=amd {RANDOM} {RUNGS}"),
+              f"amd_random_reward=amd {RANDOM} {RUNGS}",
+              f"guided_auto=amd {AG}auto {ALONE} {RUNGS}", f"amd_auto=amd {AG}auto {RUNGS}"),
     ),
     "video": Study(
         title="Moving digits, an unreliable teacher, two steps",
