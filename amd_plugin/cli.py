@@ -116,7 +116,7 @@ def show_whole(table: Table) -> None:
     """Prints a table without cutting a name: as wide as it is where it is piped, row by row where a terminal is too narrow."""
     room = out.width if out.is_terminal else 10_000
     if Measurement.get(out, out.options.update_width(10_000), table).maximum <= room:
-        (out if out.is_terminal else PlainConsole(file=out.file, width=room)).print(table, highlight=False)
+        (out if out.is_terminal else PlainConsole(file=out.file, width=room)).print(table)
         return
     head, *columns = table.columns
     say(str(table.title))
