@@ -1,8 +1,9 @@
-"""Advantage guidance in numbers and one picture: its bias, the learning rate of its table, its sensor, the plane.
+"""Advantage guidance in numbers and one picture: its bias, its table, its sensor, schedules of its scale, the plane.
 
     python benchmarks/advantage_guidance.py bias      # fixed point against p exp(lambda a), in closed form; minutes
     python benchmarks/advantage_guidance.py curve     # length and reliability of the contrast by learning rate of the table
     python benchmarks/advantage_guidance.py sensor    # failures found among samples that were never scored
+    python benchmarks/advantage_guidance.py schedules # its scale by training and noise level; a quarter of an hour
     python benchmarks/advantage_guidance.py figure    # docs/images/advantage_guidance.svg
 
 All but `figure` print a Markdown table; docs/how-it-works.md has them.
@@ -10,7 +11,8 @@ All but `figure` print a Markdown table; docs/how-it-works.md has them.
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +23,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.distributions import Normal
 
-from amd_plugin import Signals, get_plugin_manager
+from amd_plugin import Signals, get_plugin_manager, hookimpl
+from amd_plugin.host import run
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage
 from amd_plugin.maths.coherence import BANDS
@@ -227,6 +230,49 @@ def sensor() -> None:
             print(f"| {recipe} | {reward} | {statistics.fmean(shares):.3f} | {cells} |", flush=True)
 
 
+# Factor on the scale by noise level [B] and by the part of training that is over, both in [0, 1].
+SCHEDULES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "constant": lambda sigma, done: torch.ones_like(sigma),
+    "to 0 over the last half": lambda sigma, done: torch.full_like(sigma, min(1.0, 2 - 2 * done)),
+    "to 0 over the last quarter": lambda sigma, done: torch.full_like(sigma, min(1.0, 4 - 4 * done)),
+    "from 0 over the first half": lambda sigma, done: torch.full_like(sigma, min(1.0, 2 * done)),
+    "low noise, sigma < 0.5": lambda sigma, done: (sigma < 0.5).to(sigma),
+    "high noise, sigma >= 0.5": lambda sigma, done: (sigma >= 0.5).to(sigma),
+}
+
+
+class Scheduled:
+    """A plugin with one of `SCHEDULES`."""
+
+    def __init__(self, factor: Callable[[Tensor, float], Tensor]):
+        self._factor = factor
+
+    @hookimpl
+    def distill_advantage_schedule(self, sigma: Tensor, step: int, max_steps: int, metrics: Mapping[str, float]) -> Tensor:
+        """The schedule's factors [B]."""
+        return self._factor(sigma, step / max_steps)
+
+
+def schedules() -> None:
+    """Prints what students in the plane are like whose scale changes over training or with the noise level, four seeds each."""
+    metrics = ("precision", "tv", "sliced_wasserstein", "coverage")
+    print(f"| scale | schedule | {' | '.join(metrics)} |")
+    print("|---" * (2 + len(metrics)) + "|")
+    for scale in ("4", "auto"):
+        for name, factor in SCHEDULES.items():
+            rows = []
+            for seed in (100, 101, 102, 103):
+                plugins = get_plugin_manager()
+                plugins.register(Scheduled(factor))
+                settings = (f"objective.advantage_guidance={scale}", "objective.sharpening=0", f"train.seed={seed}",
+                            "train.trackers=[]", "train.evaluate_every=0")  # fmt: skip
+                with tempfile.TemporaryDirectory() as folder:
+                    student = run.train(load("modes2d", plugins, settings, "amd"), plugins, Path(folder, "run"))
+                rows.append([student[metric] for metric in metrics])
+            cells = " | ".join(f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f}" for v in zip(*rows, strict=True))
+            print(f"| {scale} | {name} | {cells} |", flush=True)
+
+
 def figure() -> None:
     """Draws one class of the plane: samples, the matching field, the contrast, and the paths of samples over training."""
     matplotlib.rcParams |= {"svg.hashsalt": "advantage guidance", "svg.fonttype": "none", "font.size": 8}
@@ -275,7 +321,7 @@ def figure() -> None:
 
 def main() -> None:
     """Runs one part."""
-    parts = {"bias": bias, "curve": curve, "sensor": sensor, "figure": figure}
+    parts = {"bias": bias, "curve": curve, "sensor": sensor, "schedules": schedules, "figure": figure}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parts[parser.parse_args().part]()
