@@ -31,7 +31,7 @@ class Prompts:
     """Prompts from a file, a folder or the hub. A label is a row of their endless, reshuffled order.
 
     Args:
-        source: .txt (a prompt per line), .jsonl, .json, .csv, .tsv, .parquet; a folder of images or of parquet files; or a hub id.
+        source: .txt (a prompt per line), .jsonl, .json, .csv, .tsv, .parquet; a folder of images or parquet files; or a hub id.
         column: column of the prompts; by default prompt, text or caption.
         image_column: column of the pictures, for ``train.rollout: data`` and adversarial losses.
         config: name of the part of a hub data set that has several.
