@@ -178,7 +178,7 @@ def train(
             typer.echo(json.dumps(described, indent=1))
         else:
             for key, value in described.items():
-                say(f"{key}: {value}")
+                say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")  # as a recipe has it
         return
     if resume == "auto" and results(folder) is not None and not changes_of_result(folder, loaded):
         if is_main:

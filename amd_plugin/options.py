@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from copy import copy
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -243,7 +245,11 @@ def _elsewhere(key: str, owner: type[BaseModel]) -> str:
 
 
 def problems_of(
-    error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], also_known: Iterable[str] = ()
+    error: ValidationError,
+    model: type[BaseModel],
+    data: Mapping[str, Any],
+    also_known: Iterable[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
 ) -> dict[Place, str]:
     """Messages for people by place in `data`; one message for a value that may have one of several types.
 
@@ -252,6 +258,7 @@ def problems_of(
         model: model that validated.
         data: data that was validated.
         also_known: further names to suggest for an unknown key.
+        elsewhere: place of keys that no model declares, by key: the options of an objective or a task.
     """
     problems: dict[Place, str] = {}
     wrong: dict[Place, list[str]] = {}
@@ -263,18 +270,44 @@ def problems_of(
             owner = _model_at(model, place[:-1])
             removed = getattr(owner, "REMOVED", {}).get(key)
             hint = did_you_mean(key, {*owner.model_fields, *also_known}) or _elsewhere(key, owner)
+            hint = hint or (f" Did you mean '{elsewhere[key]}'?" if elsewhere and key in elsewhere else "")
             problems[place] = f"unknown key.{hint}" if removed is None else f"was removed: {removed.advice}"
         elif detail["type"] == "missing":
             problems[place] = "required, but not given"
         else:
             place, values[place] = _value_at(data, place)
             wrong.setdefault(place, []).append(detail["msg"])
-    return problems | {place: f"{_must(messages)}, got {values[place]!r}" for place, messages in wrong.items()}
+    return problems | {
+        place: f"{_must(messages)}, got {values[place]!r}{_as_meant(model, place, values[place])}"
+        for place, messages in wrong.items()
+    }
+
+
+# What pydantic calls the types of JSON, and people who write YAML do not.
+_IN_YAML = {"a valid array": "a list", "an object": "keys with values"}
+
+
+def _as_meant(model: type[BaseModel], place: Place, value: Any) -> str:
+    """How to write one word or number that stands where a list or keys are needed; empty where that is not known."""
+    if not place or isinstance(value, bool) or not re.fullmatch(r"[\w./-]+", str(value)):
+        return ""
+    is_list, text = False, str(value)
+    with suppress(StopIteration, KeyError):  # of plain values
+        if isinstance(key := place[-1], str):
+            annotation = _model_at(model, place[:-1]).model_fields[key].annotation
+            is_list = any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+        needed = [name for name, field in _model_at(model, place).model_fields.items() if field.is_required()]
+        if len(needed) != 1 or not isinstance(value, str):
+            return ""
+        text = f"{{{needed[0]}: {value}}}"
+    return f". Write [{text}]" if is_list else "" if text == str(value) else f". Write {text}"
 
 
 def _must(messages: Iterable[str]) -> str:
     """``"must be a valid number or 'auto'"`` from pydantic's ``"Input should be a valid number"``, ``"... 'auto'"``."""
     texts = dict.fromkeys(f"{text[0].lower()}{text[1:]}".replace("input should be ", "must be ") for text in messages)
+    for theirs, ours in _IN_YAML.items():
+        texts = dict.fromkeys(text.replace(theirs, ours) for text in texts)
     first, *others = texts
     return " or ".join([first, *(text.removeprefix("must be ") for text in others)])
 

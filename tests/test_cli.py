@@ -46,6 +46,7 @@ def test_train_and_its_report(cli, tmp_path):
 def test_dmd_sets_amds_options_aside_and_says_so(cli, tmp_path):
     code, printed = cli("train", "modes2d", *TINY, "--set=objective.strength=0.2", "--objective", "dmd", "--dry-run")
     assert code == 0 and "objective dmd does not take sharpening, strength; not used" in printed
+    assert '"guidance_window": null' in printed and "uses rewards: false" in printed, "not as a recipe has it"
 
 
 LONG = 300 * "a"

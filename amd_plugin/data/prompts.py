@@ -31,10 +31,12 @@ class Prompts:
     """Prompts from a file, a folder or the hub. A label is a row of their endless, reshuffled order.
 
     Args:
-        source: .txt (one prompt per line), .jsonl, .csv, .tsv, .parquet; a folder of images or of parquet files; or a hub id.
+        source: .txt (a prompt per line), .jsonl, .json, .csv, .tsv, .parquet; a folder of images or parquet files; or a hub id.
         column: column of the prompts; by default prompt, text or caption.
         image_column: column of the pictures, for ``train.rollout: data`` and adversarial losses.
-        config, split, revision: part and revision of a hub data set.
+        config: name of the part of a hub data set that has several.
+        split: split of a hub data set, or of a folder of parquet files.
+        revision: revision of a hub data set; a commit hash pins it.
         streaming: whether rows are read as they are needed instead of preparing the whole set first.
         shuffle: whether each epoch has a random order of its own.
         held_out: source of prompts for the evaluation, in the same formats; by default the first prompts of `source`.

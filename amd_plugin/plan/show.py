@@ -14,7 +14,7 @@ COLUMNS = ("weights", "gradients", "optimizer", "average", "buffers", "activatio
 
 def show(plan: Plan) -> Sequence[Table | str]:
     """Tables of memory by role, phases, traffic and time, and what to change if it does not fit."""
-    head = f"{plan.recipe} on {plan.gpus} GPUs of {plan.gpu_memory / 1e9:g} GB\nmodel: {plan.source}\n"
+    head = f"{plan.recipe} on {plan.gpus} GPU{'s' * (plan.gpus > 1)} of {plan.gpu_memory / 1e9:g} GB\nmodel: {plan.source}\n"
     return head, _memory(plan), _phases(plan), _cycle(plan), "\n".join(_words(plan))
 
 
@@ -48,7 +48,8 @@ def _cycle(plan: Plan) -> Table:
 def _words(plan: Plan) -> list[str]:
     each = ", ".join(f"{name} {plan.seconds[name]:.3g} s" for name in ("compute", "network", "memory"))
     best, worst = plan.seconds["overlapped"], plan.seconds["one after the other"]
-    lines = [f"\na cycle takes at least {best:.3g} s, or {worst:.3g} s if traffic does not overlap ({each})"]
+    apart = f", or {worst:.3g} s if traffic does not overlap" if any(plan.received.values()) else ""
+    lines = [f"\na cycle takes at least {best:.3g} s{apart} ({each})"]
     fastest, slowest = plan.hours
     hours, spent = _range(fastest, slowest), _range(fastest * plan.gpus, slowest * plan.gpus)
     lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from amd_plugin.config import ModelConfig, RecipeConfig, RewardConfig
@@ -10,6 +11,7 @@ from amd_plugin.disk import at_home
 from amd_plugin.errors import InputError, OptionError
 from amd_plugin.hookspecs import Needs, Objective
 from amd_plugin.models.embedded.shapes import check_network
+from amd_plugin.options import Place
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.yaml_source import Source
 from amd_plugin.tasks import TASKS, Task, task_of
@@ -45,7 +47,11 @@ def check_relations(
         source.problem((section, error.option), str(error).partition(": ")[2])
         return None
     except InputError as error:
-        source.problem(("model" if str(error).startswith("model.") else "data",), str(error))
+        text = str(error)
+        place: Place = ("model" if text.startswith("model.") else "data",)
+        if named := re.match(r"((?:model|data)(?:\.\w+)+): ", text):  # what reads a file names its key
+            place, text = tuple(named[1].split(".")), text[named.end() :]
+        source.problem(place, text)
         return None
     objective = _make_objective(config, plugins, options, source)
     if objective is None:

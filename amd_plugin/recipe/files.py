@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from amd_plugin.errors import InputError, did_you_mean
@@ -33,7 +35,7 @@ def find(name_or_path: str) -> Path:
         if os.path.isfile(path):  # also of a name that is too long
             return path
         own = shipped().get(path.stem)
-        hint = f" The shipped recipe is called '{path.stem}'" if own else ""
+        hint = f" The shipped recipe is called '{path.stem}'" if own else did_you_mean(str(path), _beside(path))
         raise InputError(f"recipe {name_or_path}: no such file.{hint}")
     recipes, files = shipped(), (f"{name_or_path}.yaml", f"{name_or_path}.yml")
     if name_or_path in recipes:
@@ -46,3 +48,10 @@ def find(name_or_path: str) -> Path:
     mine = [file for file in (f"./{name_or_path}", *files) if os.path.isfile(file)]
     hint = f" For the file, write {mine[0]}" if mine else did_you_mean(name_or_path, recipes)
     raise InputError(f"recipe '{name_or_path}': not one of {', '.join(recipes)}, nor a file (name.yaml).{hint}")
+
+
+def _beside(path: Path) -> list[str]:
+    """The first thousand YAML files in the folder of `path`; none where it cannot be read."""
+    with suppress(OSError):
+        return [str(file) for file in islice(path.parent.iterdir(), 1000) if file.suffix in (".yaml", ".yml")]
+    return []

@@ -29,6 +29,8 @@ from amd_plugin.tasks import TASKS, Task
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "fake_score_from"),
          ("model", "decoder"), ("model", "teacher_lora"), ("model", "student_lora"), ("model", "fake_score_lora"))  # fmt: skip
 
+CALLED_WITH = {"media", "prompts"}  # arguments of a reward, which are no options of what makes it
+
 
 @dataclass
 class Recipe:
@@ -105,7 +107,7 @@ def load(
     for override in applied:
         source.override(data, override)
     _find_files(data, path.parent)
-    config = source.validate(RecipeConfig, data, ())
+    config = source.validate(RecipeConfig, data, (), elsewhere=_places(data, plugins))
     if config is None:
         _check_sections(data, plugins, source)
         raise source.error()
@@ -178,10 +180,25 @@ def _check_sections(data: dict[str, Any], plugins: PluginManager, source: Source
         _data_options(task, source)
     if objective := source.quietly(ObjectiveConfig, data.get("objective")):
         _objective_options(objective, plugins, source)
-    rewards = data.get("rewards")
-    for index, entry in enumerate(rewards if isinstance(rewards, list) else []):
-        if reward := source.quietly(RewardConfig, entry):
-            _reward_options(reward, ("rewards", index), plugins, source)
+    evaluate = data.get("evaluate")
+    judges = evaluate.get("rewards") if isinstance(evaluate, dict) else None
+    for place, rewards in ((("rewards",), data.get("rewards")), (("evaluate", "rewards"), judges)):
+        for index, entry in enumerate(rewards if isinstance(rewards, list) else []):
+            if reward := source.quietly(RewardConfig, entry):
+                _reward_options(reward, (*place, index), plugins, source)
+
+
+def _places(data: dict[str, Any], plugins: PluginManager) -> dict[str, str]:
+    """Option -> its place, of the recipe's task and objective, for somebody who leaves the section out, or names another."""
+    chosen = (("data", "task", TASKS), ("objective", "name", plugins.objectives()))
+    places = dict[str, str]()
+    for section, key, factories in chosen:
+        part = data.get(section)
+        name = part.get(key) if isinstance(part, dict) else None
+        factory = factories.get(name) if isinstance(name, str) else None
+        if factory is not None:
+            places |= {option: f"{section}.{option}" for option in accepted(factory) or ()}
+    return places
 
 
 def _data_options(section: DataConfig, source: Source) -> BaseModel | None:
@@ -209,10 +226,15 @@ def _reward_options(section: RewardConfig, place: Place, plugins: PluginManager,
 
 def _reward_model(name: str, place: Place, plugins: PluginManager, source: Source) -> type[BaseModel] | None:
     try:
-        return options_model(plugins.reward_factory(name), ignore=REWARD_CONTEXT)
+        model = options_model(plugins.reward_factory(name), ignore=REWARD_CONTEXT)
     except InputError as error:
         source.problem((*place, "name"), str(error))
         return None
+    if CALLED_WITH <= {option for option, field in model.model_fields.items() if field.is_required()}:
+        message = f"the plugin's distill_rewards gives the reward '{name}' itself, which takes media and prompts"
+        source.problem((*place, "name"), f"{message}. Give what makes it: {{'{name}': lambda: ...}}")
+        return None
+    return model
 
 
 def _check_wrapped(

@@ -17,6 +17,7 @@ from amd_plugin.config import (
     TrainConfig,
 )
 from amd_plugin.errors import InputError
+from amd_plugin.option_tables import arguments
 from amd_plugin.options import options_model
 from amd_plugin.plugins import PluginManager
 from amd_plugin.tasks import TASKS
@@ -55,7 +56,7 @@ def _name_options(
         shared: whether the section may hold options of other factories too.
     """
     own = dict(section["properties"])
-    options: dict[str, tuple[dict[str, Any], bool]] = {}
+    options: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for name, factory in factories.items():
         try:
             model = options_model(factory, ignore=ignore)
@@ -63,16 +64,24 @@ def _name_options(
             continue
         factory_schema = model.model_json_schema()
         schema["$defs"] |= factory_schema.get("$defs", {})
-        properties = {option: _or_reward(taken) for option, taken in factory_schema.get("properties", {}).items()}
-        options[name] = properties, model.model_config.get("extra") == "allow"
+        meanings = arguments(factory)
+        properties = {
+            option: {"description": meanings[option]} | _or_reward(taken) if option in meanings else _or_reward(taken)
+            for option, taken in factory_schema.get("properties", {}).items()
+        }
+        rules: dict[str, Any] = {"additionalProperties": model.model_config.get("extra") == "allow"}
+        if "required" in factory_schema:
+            rules["required"] = factory_schema["required"]
+        options[name] = properties, rules
     every = _of_any([properties for properties, _ in options.values()]) if shared else {}
     section["properties"][key] = own[key] | {"enum": sorted(factories)}
     section["allOf"] = [
         {
-            "if": {"properties": {key: {"const": name}}},
-            "then": {"properties": {**every, **own, **properties}, "additionalProperties": is_open},
+            # A section without the key is told so once, and not by what each name would ask of it.
+            "if": {"properties": {key: {"const": name}}, "required": [key]},
+            "then": {"properties": {**every, **own, **properties}, **rules},
         }
-        for name, (properties, is_open) in options.items()
+        for name, (properties, rules) in options.items()
     ]
 
 

@@ -95,7 +95,12 @@ class Source:
         self.stop_on_problems()
 
     def validate(
-        self, model: type[Model], data: Mapping[str, Any], prefix: Place, also_known: Iterable[str] = ()
+        self,
+        model: type[Model],
+        data: Mapping[str, Any],
+        prefix: Place,
+        also_known: Iterable[str] = (),
+        elsewhere: Mapping[str, str] | None = None,
     ) -> Model | None:
         """An instance of `model` from `data`; None if `data` is invalid, with its problems added.
 
@@ -104,12 +109,13 @@ class Source:
             data: values of the section.
             prefix: place of the section in the file.
             also_known: further names to suggest for an unknown key.
+            elsewhere: place of keys that no model declares, by key.
         """
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.
             return model.model_validate_json(json.dumps(without_removed_in(model, data)), strict=True)
         except ValidationError as error:
-            for place, message in problems_of(error, model, data, also_known).items():
+            for place, message in problems_of(error, model, data, also_known, elsewhere).items():
                 self.problem((*prefix, *place), message)
             return None
 

@@ -393,6 +393,7 @@ def test_the_command(cli):
     assert set(answer["rows"]["student"]) == {"weights", "gradients", "optimizer", "average", "buffers", "activations"}
     code, printed = cli("plan", "moving_digits", "--gpus", 1, "--gpu-memory", 4.001)
     assert code == 0 and "does not fit" in printed and "changes, in order" in printed
+    assert "on 1 GPU of" in printed and "if traffic" not in printed, "one GPU has none"
     for wrong in (
         ["nothing", "--gpus", 1], ["modes2d", "--gpus", 0], ["modes2d", "--gpus", 7], ["modes2d", "--gpus", "some"],
         ["modes2d", "--gpus", 1, "--gpu-memory", 0], ["modes2d", "--gpus", 1, "--gpu-memory", 2],

@@ -176,6 +176,8 @@ def test_overrides(plugins, problems):
         "--set train.max_step=7: train.max_step: unknown key. Did you mean 'max_steps'?"
     ]
     assert problems(overrides=["max_steps=7"]) == ["--set max_steps=7: max_steps: unknown key. Did you mean 'train.max_steps'?"]
+    assert problems(overrides=["guidance_scale=2"])[0].endswith("unknown key. Did you mean 'objective.guidance_scale'?")
+    assert problems(overrides=["train.label_noise=0"])[0].endswith("unknown key. Did you mean 'data.label_noise'?")
     assert "there is no 'rewards.3'" in problems(overrides=["rewards.3.floor=1"])[0]
     assert "there is no 'rewards.999" in problems(overrides=[f"rewards.{'9' * 5000}.floor=1"])[0]
     assert "must read key.key=value" in problems(overrides=["train.max_steps"])[0]
@@ -340,6 +342,9 @@ def test_a_name_and_a_file_cannot_be_mistaken_for_each_other(cli, tmp_path, monk
     copy.write_text("data: {}\n")
     code, printed = cli("recipes", "show", "mine")
     assert code == 2 and "For the file, write ./mine" in printed
+    copy = copy.rename(tmp_path / "of_mine.yaml")
+    code, printed = cli("recipes", "show", "./ofmine.yaml")
+    assert code == 2 and "no such file. Did you mean 'of_mine.yaml'?" in printed
     code, printed = cli("recipes", "show", "digits.yml")
     assert code == 2 and "no such file. The shipped recipe is called 'digits'" in printed
 
@@ -348,3 +353,49 @@ def test_a_removed_key_of_a_section_is_accepted_at_the_value_that_is_always_used
     assert recipe.load("digits", plugins, ["train.reuse_rollouts=false"]).config == recipe.load("digits", plugins).config
     with pytest.raises(InputError, match=r"train.reuse_rollouts: was removed: set train.rollouts: harvest"):
         recipe.load("digits", plugins, ["train.reuse_rollouts=true"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluate.held_out=precision", "evaluate.held_out: must be a list, got 'precision'. Write [precision]"),
+        ("rewards=classifier", "rewards: must be a list, got 'classifier'. Write [{name: classifier}]"),
+        ("rewards=[classifier]", "rewards.0: must be keys with values, got 'classifier'. Write {name: classifier}"),
+        ("objective=amd", "objective: must be keys with values, got 'amd'. Write {name: amd}"),
+        ("train.sigma=0.5", "train.sigma: must be a list, got 0.5"),
+        ("model.lora=64", "model.lora: must be keys with values, got 64"),
+    ],
+)
+def test_a_word_in_place_of_a_list_or_keys_is_answered_with_what_to_write(problems, override, said):
+    """What was said, that an array or an object is needed, are words of JSON."""
+    assert problems(overrides=[override]) == [f"--set {override}: {said}"]
+
+
+def test_problems_of_held_out_rewards_are_told_with_all_others(problems):
+    messages = problems(overrides=["train.max_step=7", "evaluate.rewards=[{name: classifierr}]"])
+    assert len(messages) == 2 and "Did you mean 'classifier'?" in messages[1]
+
+
+def test_what_is_wrong_with_a_file_is_told_at_the_key_that_names_it(tmp_path, problems):
+    """The line was that of the section, and the key stood twice."""
+    text = recipe.shipped()["sdxl_4step"].read_text()
+    (line,) = problems(text=text, overrides=["data.source=nowhere.txt"])
+    assert line.startswith("--set data.source=nowhere.txt: data.source: nowhere.txt: there is no such file")
+    (line,) = problems(("prompts/images.txt", "nowhere.txt"), text=text)
+    assert re.match(r"my\.yaml:\d+:3: data\.source: nowhere\.txt: there is no", line)
+    (line,) = problems(text=text, overrides=[f"model.path={tmp_path}"])
+    assert line.startswith(f"--set model.path={tmp_path}: model.path: {tmp_path} is no diffusers pipeline")
+
+
+def test_a_hook_that_gives_a_reward_itself_is_told_to_give_what_makes_it(plugins, problems):
+    """Its arguments were asked for as options: "rewards.0.media: required, but not given"."""
+
+    class Plugin:
+        @hookimpl
+        def distill_rewards(self):
+            return {"bare": lambda media, prompts: media.flatten(1).mean(1)}
+
+    plugins.register(Plugin())
+    (line,) = problems(overrides=["rewards=[{name: bare}]"])
+    assert "rewards.0.name: the plugin's distill_rewards gives the reward 'bare' itself" in line
+    assert line.endswith("Give what makes it: {'bare': lambda: ...}")

@@ -92,3 +92,25 @@ def test_a_copied_recipe_finds_its_schema(cli, tmp_path):
     text = (tmp_path / "mine.yaml").read_text()
     assert not problems(schema, text) and problems(schema, text.replace("sharpening:", "sharpning:"))
     assert cli("recipes", "copy", "digits", tmp_path)[0] == 0, "the schema is there already"
+
+
+def test_every_key_of_a_recipe_is_described_in_the_schema(plugins):
+    """What an editor shows for a key: for a task's and a reward's options, which are no declared models, their docstrings."""
+    sections = recipe_schema(plugins)["$defs"]
+    bare = [
+        f"{case['if']['properties']}: {key}"
+        for section in ("DataConfig", "RewardConfig")
+        for case in sections[section]["allOf"]
+        for key, value in case["then"]["properties"].items()
+        if not value.get("description") or value["description"].startswith("as for")
+    ]
+    assert not bare
+
+
+def test_a_required_option_that_is_missing_is_found_by_an_editor(plugins):
+    schema, content = recipe_schema(plugins), yaml.safe_load(recipe.load("modes2d", plugins).as_yaml())
+    for section, key, changed in (
+        ("data", "source", {"task": "prompts"}), ("data", "task", {"source": "prompts.txt"}),
+        ("rewards", "path", [{"name": "clip"}]), ("evaluate", "path", {"rewards": [{"name": "clip"}]}),
+    ):  # fmt: skip
+        assert problems(schema, yaml.safe_dump({**content, section: changed})) == [f"'{key}' is a required property"]

@@ -195,6 +195,9 @@ def check(path: Path) -> Manifest:
     if (path / "checkpoints").is_dir():
         raise InputError(f"checkpoint {path}: is a run's folder. Name one of the folders in {path / 'checkpoints'}")
     if not (path / "manifest.json").is_file():
+        if not path.absolute().name.startswith("step-"):
+            advice = "Name a folder in the checkpoints of a run, such as RUN/checkpoints/step-000400"
+            raise InputError(f"{path}: is no checkpoint (no manifest.json). {advice}")
         raise InputError(f"checkpoint {path}: has no manifest.json, so it was not written to its end. {ADVICE}")
     manifest: Manifest = _read(path, "manifest.json", Manifest)
     if manifest.format > FORMAT:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from amd_plugin.errors import InputError, did_you_mean
 
-# Where runs lie below a folder that is none itself: several runs, a comparison, a run whose part was named.
-BELOW = ("*/config.yaml", "arms/*/seed-*/config.yaml")
+# Where runs lie below a folder that is none itself: several runs, a comparison, a run whose part was named,
+# the folder in which commands are given.
+BELOW = ("*/config.yaml", "arms/*/seed-*/config.yaml", "runs/*/config.yaml")
 
 
 def is_run(folder: Path) -> bool:

@@ -113,7 +113,7 @@ def check_trackers(names: Sequence[str]) -> None:
             hint = did_you_mean(name, known)
             raise InputError(f"train.trackers.{index}: unknown tracker, got '{name}'.{hint}")
         if name not in available:
-            raise MissingDependency(f"train.trackers.{index}: the package of '{name}' is not installed")
+            raise MissingDependency(f"train.trackers.{index}: the package of '{name}' is not installed. pip install {name}")
 
 
 IDS: dict[str, Callable[[Any], str]] = {

@@ -54,7 +54,8 @@ class FailurePolicy:
             cause = causes.get(name, "")
             if not cause and share and not flag and self._accelerator.is_main_process:
                 cause = NOT_FINITE
-            if cause:
+            ends_the_run = flag and self._rewards[name].on_error == "raise"  # the error has the cause, and no sample counts
+            if cause and not ends_the_run:
                 affected = f"on {share:.0%} of a batch's samples, which get advantage 0; counted as reward_failed/{name}"
                 self.warn(name, cause, affected)
         self._causes.update(causes)
@@ -85,7 +86,7 @@ class FailurePolicy:
         window.append(failed)
         share = sum(window) / len(window)
         if broke and self._rewards[name].on_error == "raise":
-            advice = "Set on_error: neutral on that reward to give such batches advantage 0 instead"
+            advice = "Mend it, or set on_error: neutral on that reward to give such batches advantage 0"
             return f"reward '{name}' failed: {self._all_causes(name)}\n{advice}"
         if len(window) == window.maxlen and share > self._most:
             advice = "Mend the reward, or raise train.max_failed_rewards"

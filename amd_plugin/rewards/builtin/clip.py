@@ -149,7 +149,12 @@ def pickscore(
     """`ClipReward` with PickScore's weights, and the tokenizer and image processor of the model it was trained from.
 
     Args:
-        path, processor, revision, dtype, frames, batch_size: as for `clip`.
+        path: folder or hub id of a `CLIPModel` with PickScore's weights.
+        processor: folder or hub id of its tokenizer and image processor; null where they lie beside the weights.
+        revision: revision of the model on the hub; a commit hash pins it.
+        dtype: precision of its weights.
+        frames: largest number of frames scored per video, evenly spread.
+        batch_size: number of images scored at a time.
     """
     return ClipReward(path, processor, revision, dtype, frames, batch_size)
 

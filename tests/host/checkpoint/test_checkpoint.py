@@ -58,6 +58,8 @@ def test_what_is_wrong_with_a_checkpoint_is_said(saved, tmp_path):
     with pytest.raises(InputError, match="not written to its end"):
         checkpoint.load(path)
     assert checkpoint.available(tmp_path) == []
+    with pytest.raises(InputError, match=r"is no checkpoint \(no manifest.json\). Name a folder in the checkpoints of a run"):
+        checkpoint.load(path.parent)  # as whoever names a folder of runs for --resume
 
 
 def test_only_the_newest_are_kept_and_broken_ones_do_not_count(saved, tmp_path):

@@ -178,7 +178,7 @@ def test_nothing_is_left_behind_by_input_that_cannot_be_used(tiny, plugins, tmp_
         run.train(tiny("train.trackers=[tensorbord]"), plugins, tmp_path / "run")
     with pytest.raises(InputError, match=r"train.trackers.0: unknown tracker, got 'all'"):
         dry_run(tiny("train.trackers=[all]"), plugins, tmp_path / "run")
-    with pytest.raises(MissingDependency, match="'comet_ml' is not installed"):
+    with pytest.raises(MissingDependency, match=r"'comet_ml' is not installed\. pip install comet_ml"):
         run.train(tiny("train.trackers=[comet_ml]"), plugins, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

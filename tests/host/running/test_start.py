@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from amd_plugin.errors import InputError
+from amd_plugin.host.running import folder_kind
 from tests.helpers.recipes import ON_THE_COMMAND_LINE as TINY
 
 
@@ -120,3 +122,11 @@ def test_a_damaged_checkpoint_costs_no_later_one(cli, stopped, tmp_path, monkeyp
         assert code == 0, printed
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["set-aside", "step-000003"]
     assert [path.name for path in (folder / "checkpoints" / "set-aside").iterdir()] == ["step-000002"]
+
+
+def test_who_asks_for_any_run_where_there_is_none_is_told_of_one_in_runs(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "config.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"holds no run \(no config.yaml\). Name a run in it, such as runs/first"):
+        folder_kind.continued("auto", None)

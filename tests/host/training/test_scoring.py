@@ -159,10 +159,13 @@ def test_a_reward_that_always_fails_trains_like_dmd(tiny, with_rewards):
         assert torch.equal(one, two), name
 
 
-def test_a_run_stopped_by_a_reward_goes_on_when_the_policy_changes(tiny, with_rewards, tmp_path):
+def test_a_run_stopped_by_a_reward_goes_on_when_the_policy_changes(tiny, with_rewards, tmp_path, caplog):
     broken = tiny("rewards=[{name: failing, kind: raises}]")
-    with pytest.raises(RunError, match="reward 'failing' failed: OSError: the server is gone\nSet on_error: neutral"):
+    with pytest.raises(
+        RunError, match="reward 'failing' failed: OSError: the server is gone\nMend it, or set on_error: neutral"
+    ):
         run.train(broken, with_rewards, tmp_path / "run")
+    assert "get advantage 0" not in caplog.text, "no sample gets one"
     run.train(tiny("rewards=[{name: failing, kind: raises, on_error: neutral}]"), with_rewards, tmp_path / "run", resume="auto")
     with pytest.raises(InputError, match=r"rewards\.0\.kind: raises -> none"):
         run.train(tiny("rewards=[{name: failing, on_error: neutral}]"), with_rewards, tmp_path / "run", resume="auto")
