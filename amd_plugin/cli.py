@@ -304,7 +304,7 @@ def evaluate(
         form=format, teacher=teacher, console=err if as_json else out,
     )  # fmt: skip
     if as_json:
-        typer.echo((result.latents.parent / "evaluation.json").read_text())
+        typer.echo((result.latents.parent / "evaluation.json").read_text(encoding="utf-8"))
         return
     for row in result.rows:
         interval = "" if row["low"] is None else f"  [{row['low']:.4g}, {row['high']:.4g}]"
