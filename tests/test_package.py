@@ -31,6 +31,7 @@ FLOORS = [
         "maths",
         "moved",
         "parent_watch",
+        "process_settings",
         "randomness",
         "terminal",
     },
