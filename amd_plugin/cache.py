@@ -37,8 +37,8 @@ def root() -> Path:
 
 def users_root() -> Path | None:
     """The folder of everything that is kept; None for a user without a home folder, as containers may have."""
-    if "AMD_PLUGIN_CACHE" in os.environ:
-        return Path(os.environ["AMD_PLUGIN_CACHE"])
+    if own := os.environ.get("AMD_PLUGIN_CACHE"):  # an empty one would be the current folder
+        return Path(own)
     home = os.path.expanduser("~")  # Path.home raises where there is none
     caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if os.path.isabs(home) else "")
     return Path(caches) / "amd-plugin" if caches else None
