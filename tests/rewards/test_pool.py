@@ -109,7 +109,7 @@ def test_a_worker_hears_no_signal_while_it_imports_and_moves_no_terminal(capfd):
 
 
 def talkative():
-    print("built", flush=True)
+    os.write(1, b"built")  # as print does, whose stream is pytest's own here
     return lambda media, prompts: [0.0] * len(media)
 
 
@@ -117,7 +117,9 @@ def talkative():
 def test_what_a_worker_prints_is_no_part_of_a_commands_result(of, tmp_path, capfd):
     context = multiprocessing.get_context("spawn")
     begin = {
-        "reward": lambda: pool._begin(pool.WorkerSpec(RewardConfig(name="talkative"), talkative, None, "cpu", 1), str(tmp_path)),
+        "reward": lambda: pool._begin(
+            pool.WorkerSpec(RewardConfig(name="talkative"), talkative, None, "cpu", 1), str(tmp_path)
+        ),
         "comparison": lambda: jobs._start_worker(1, context.Value("i", 0), context.RawValue("b", False)) or talkative(),
     }
     if not (child := os.fork()):
