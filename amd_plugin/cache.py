@@ -37,8 +37,8 @@ def root() -> Path:
 
 def users_root() -> Path | None:
     """The folder of everything that is kept; None for a user without a home folder, as containers may have."""
-    if "AMD_PLUGIN_CACHE" in os.environ:
-        return Path(os.environ["AMD_PLUGIN_CACHE"])
+    if own := os.environ.get("AMD_PLUGIN_CACHE"):  # an empty one would be the current folder
+        return Path(own)
     home = os.path.expanduser("~")  # Path.home raises where there is none
     caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if os.path.isabs(home) else "")
     return Path(caches) / "amd-plugin" if caches else None
@@ -89,9 +89,9 @@ def cached(kind: str, made_of: Mapping[str, Any], make: Callable[[Path], None]) 
 def _fill(folder: Path, make: Callable[[Path], None], description: str) -> None:
     with replaced_folder(folder) as draft, one_thread():
         make(draft)
-        (draft / MADE_OF).write_text(description)
+        (draft / MADE_OF).write_text(description, encoding="utf-8")
         # Last, of everything else: a folder without it is not complete.
-        (draft / CHECKSUMS).write_text(json.dumps(checksums(draft)))
+        (draft / CHECKSUMS).write_text(json.dumps(checksums(draft)), encoding="utf-8")
 
 
 def _problem(folder: Path) -> str:
@@ -117,4 +117,4 @@ def _code() -> str:
     package = Path(__file__).parent
     files = [package / name for name in ("cache.py", "metrics.py", "randomness.py", "threads.py", "maths/prediction.py")]
     files += sorted(path for folder in ("data", "models", "schedule", "tasks") for path in (package / folder).rglob("*.py"))
-    return "".join(path.read_text() for path in files)
+    return "".join(path.read_text(encoding="utf-8") for path in files)

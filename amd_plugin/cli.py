@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import typer
 from rich.console import RenderableType
@@ -32,6 +32,7 @@ from amd_plugin.config import MOST_SAMPLES
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean, printable
 from amd_plugin.host.running import folder_kind
 from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.process_settings import launcher_number
 from amd_plugin.terminal import PlainConsole, check_working_folder, log_to, take_any_text
 
 # Rich's table of options cuts their names on a narrow terminal, and click's plain text does not.
@@ -89,7 +90,23 @@ Checkpoint = Annotated[
     str | None, typer.Option(metavar="STEP|PATH", help="step or folder of the checkpoint", show_default="the newest")
 ]
 StudentWeights = Annotated[Weights, typer.Option(help="weights of the student: its moving average (ema), or as trained (raw)")]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+_result: list[TextIO] = []  # standard output, while all else that is printed goes to standard error
+
+
+def _alone(context: typer.Context, wanted: bool) -> bool:
+    """Keeps standard output for the result, so that it is JSON: what plugins and libraries print goes to standard error."""
+    if wanted:
+        _result.append(sys.stdout)
+        context.with_resource(redirect_stdout(sys.stderr))
+    return wanted
+
+
+def _give(result: str) -> None:
+    """Prints the result of ``--json``."""
+    typer.echo(result, file=_result[-1])
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output", callback=_alone)]
 
 
 def _version(wanted: bool) -> None:
@@ -151,7 +168,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check of recipe, folder, trackers and model; reads no weights")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: machine-readable output")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: machine-readable output", callback=_alone)] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Distil a student as described by a recipe."""
@@ -161,7 +178,7 @@ def train(
         folder_kind.continued(resume, output)
     elif resume not in (None, "auto") and not Path(resume).is_dir():
         raise InputError(f"--resume {resume}: there is no such folder. Name a run, a checkpoint's folder, or auto")
-    is_main, plugins = int(os.environ.get("RANK", 0)) == 0, get_plugin_manager()
+    is_main, plugins = launcher_number("RANK", 0) == 0, get_plugin_manager()
     with busy(err if is_main else None, READING, at_once=False):
         from amd_plugin.host.running.recipe_changes import changes_of_result, results
         from amd_plugin.host.running.start import start_of
@@ -175,7 +192,7 @@ def train(
         with busy(err, "checking the run", at_once=False):
             described = describe_run(loaded, plugins, folder, resume, named=output is not None)
         if as_json:
-            typer.echo(json.dumps(described, indent=1))
+            _give(json.dumps(described, indent=1))
         else:
             for key, value in described.items():
                 say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")  # as a recipe has it
@@ -267,7 +284,7 @@ def compare(
 
             write_report([folder], page, plugins)
     if as_json:
-        typer.echo(result.as_json())
+        _give(result.as_json())
         return
     show_whole(terminal_table(result))
     for what, path in (("table", folder / "compare.md"), ("report", None if no_report else page)):
@@ -304,7 +321,7 @@ def evaluate(
         form=format, teacher=teacher, console=err if as_json else out,
     )  # fmt: skip
     if as_json:
-        typer.echo((result.latents.parent / "evaluation.json").read_text())
+        _give((result.latents.parent / "evaluation.json").read_text(encoding="utf-8"))
         return
     for row in result.rows:
         interval = "" if row["low"] is None else f"  [{row['low']:.4g}, {row['high']:.4g}]"
@@ -323,7 +340,9 @@ def plan(
     hbm: Annotated[float, typer.Option(metavar="GB/S", help="bandwidth of the memory on each GPU")] = 3350.0,
     objective: Objective = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output, in bytes, operations and seconds")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="machine-readable output, in bytes, operations and seconds", callback=_alone)
+    ] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Print what a recipe needs of every GPU, and what to change if it does not fit; exits with 0 either way."""
@@ -344,7 +363,7 @@ def plan(
         machine = Machine(tflops, bandwidth, hbm)
         needs = planning.plan_with_changes(loaded, plugins, gpus, int(gpu_memory * 1e9), machine)
     if as_json:
-        typer.echo(json.dumps(needs.as_dict(), indent=1))
+        _give(json.dumps(needs.as_dict(), indent=1))
     else:
         for part in planning.show(needs):
             say(part) if isinstance(part, str) else show_whole(part)
@@ -413,7 +432,7 @@ def replay(
 
         found = repeat(dump, get_plugin_manager(), overrides or ())
     if as_json:
-        typer.echo(found.as_json())
+        _give(found.as_json())
         return
     for line in found.lines():
         say(line)
@@ -434,7 +453,7 @@ def plugins(
     columns = ("name", "distribution", "status", "hooks", "cause")
     rows = [{column: getattr(status, column) for column in columns} for status in manager.statuses.values()]
     if as_json:
-        typer.echo(json.dumps({"plugins": rows, **provided}, indent=1))
+        _give(json.dumps({"plugins": rows, **provided}, indent=1))
         return
     for row in rows:
         origin = f" ({row['distribution']})" if row["distribution"] else ""
@@ -467,7 +486,7 @@ def doctor(
 
                 findings = examine_run(run, get_plugin_manager())
     if as_json:
-        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+        _give(json.dumps([finding._asdict() for finding in findings], indent=1))
     for finding in [] if as_json else findings:
         mark = "" if finding.ok else "PROBLEM: "
         say(f"{finding.what}: {mark}{finding.found}")
@@ -520,7 +539,7 @@ def list_recipes(as_json: AsJson = False) -> None:
     """List the shipped recipes and their purposes."""
     found = [{"name": name, "purpose": recipes.purpose(path), "file": str(path)} for name, path in recipes.shipped().items()]
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        _give(json.dumps(found, indent=1))
         return
     for row in found:
         out.print(f"{row['name']}: {row['purpose']}")  # a terminal wraps it between words

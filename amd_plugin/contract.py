@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from amd_plugin.errors import AmdPluginError, InputError, RunError, in_words
 from amd_plugin.hookspecs import Needs, Objective, SigmaSampler
+from amd_plugin.process_settings import as_they_were
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -174,7 +175,8 @@ def moved_levels(
         name = f"{sampler.__module__}.{getattr(sampler, '__qualname__', type(sampler).__qualname__)}"
         try:
             # Copies: what a sampler does to its own changes nothing but what it returns.
-            moved = sampler(_own(sigma), advantage=_own(advantage), generator=draws(index), **given)
+            with as_they_were(f"sigma sampler {name}"):
+                moved = sampler(_own(sigma), advantage=_own(advantage), generator=draws(index), **given)
         except AmdPluginError:
             raise
         except Exception as error:

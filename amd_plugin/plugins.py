@@ -26,6 +26,7 @@ from amd_plugin import hookspecs, plugin_files
 from amd_plugin.contract import ACCEPT, objective_problem, own_copies
 from amd_plugin.errors import AmdPluginError, InputError, did_you_mean, in_words
 from amd_plugin.hookspecs import NAME, Objective
+from amd_plugin.process_settings import as_they_were
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -127,7 +128,7 @@ class PluginManager(pluggy.PluginManager):
                 self._fail(f"{point.name} ({duplicate.distribution})", InputError(f"another plugin is called '{point.name}'"))
                 continue
             try:
-                with self._named_if_slow("being imported", point.name):
+                with self._named_if_slow("being imported", point.name), as_they_were(f"plugin {point.name}"):
                     module = point.load()
                 self.register(module, point.name, _distribution(point))
             except KeyboardInterrupt:
@@ -146,7 +147,7 @@ class PluginManager(pluggy.PluginManager):
             file = Path(name)
             if self.has_plugin(file.name):
                 raise InputError(f"plugin file {file}: another plugin is called '{file.name}'; give it another name")
-            with self._named_if_slow("being imported", file.name):
+            with self._named_if_slow("being imported", file.name), as_they_were(f"plugin file {file}"):
                 module = plugin_files.read(file)
             registered = self.register(module, file.name)
             status = self.statuses[file.name]
@@ -203,7 +204,8 @@ class PluginManager(pluggy.PluginManager):
         """
         factory = self.objective_factory(name)
         try:
-            objective: Objective = self.hook.distill_make_objective(name=name, factory=factory, options=dict(options or {}))
+            with as_they_were(f"objective '{name}'"):
+                objective: Objective = self.hook.distill_make_objective(name=name, factory=factory, options=dict(options or {}))
             problem = objective_problem(objective)
         except (AmdPluginError, KeyboardInterrupt):
             raise
@@ -244,7 +246,8 @@ class PluginManager(pluggy.PluginManager):
                 return None
             given = dict(zip(names, args, strict=True))
             try:
-                with self._named_if_slow(f"in {hook}", name, waits=hook in CATALOGUE):
+                slow = self._named_if_slow(f"in {hook}", name, waits=hook in CATALOGUE)
+                with slow, as_they_were(f"plugin {name}, {hook}"):
                     result = function(*own_copies(given).values())
                 return None if result is None or hook not in ACCEPT else ACCEPT[hook](result)
             except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def log_to(console: PlainConsole) -> None:
 def plain(text: str) -> str:
     """`text` with every control character but line ends and tabs as an escape."""
     return "".join(part if part in "\n\t" else printable(part) for part in text) if not text.isprintable() else text
+
+
+def print_to_stderr() -> None:
+    """In a worker: what others' code prints goes to standard error; standard output is for the results of a command."""
+    with suppress(OSError):  # it may be closed
+        os.dup2(2, 1)
 
 
 def take_any_text() -> None:

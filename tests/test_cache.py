@@ -86,6 +86,12 @@ def test_what_cannot_be_used_is_done_without(how, made, tmp_path, monkeypatch, c
     assert "is made for this process alone. Set AMD_PLUGIN_CACHE" in caplog.text
 
 
+def test_an_empty_name_is_not_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("AMD_PLUGIN_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.users_root() == tmp_path / "amd-plugin"
+
+
 def test_a_user_without_a_home_folder_has_none(made, monkeypatch, caplog):
     """Containers are started with any number for a user: that was a traceback of pathlib."""
 

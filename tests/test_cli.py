@@ -159,6 +159,23 @@ def test_machine_readable_output_is_nothing_but_json(cli, tmp_path, capfd):
     assert {"what", "found", "ok"} == set(json.JSONDecoder().raw_decode(printed)[0][0])
 
 
+def test_what_plugins_print_is_no_part_of_it(cli, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("AMD_PLUGIN_LOAD", "")
+    (tmp_path / "loud.py").write_text(
+        "import amd_plugin\nprint('imported')\n@amd_plugin.hookimpl\ndef distill_rewards():\n    print('asked')\n    return {}\n"
+    )
+    code, printed = cli("plugins", "--json", "--plugin", tmp_path / "loud.py")
+    assert code == 0 and "imported\nasked" in printed
+    assert "rewards" in json.JSONDecoder().raw_decode(printed)[0]  # standard output comes first there
+
+
+@pytest.mark.parametrize("rank", ["", "first"])
+def test_a_number_of_a_launcher_that_is_none_is_said(cli, tmp_path, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    code, printed = cli("train", "modes2d", "--dry-run", "--output", tmp_path / "run")
+    assert code == 2 and f"RANK: a launcher gives a number, got '{rank}'" in printed and "Traceback" not in printed
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_recipes_are_listed_in_80_columns_on_a_terminal_and_a_line_each_in_a_file(monkeypatch, terminal):
     from amd_plugin import cli as module

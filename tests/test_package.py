@@ -31,6 +31,7 @@ FLOORS = [
         "maths",
         "moved",
         "parent_watch",
+        "process_settings",
         "randomness",
         "terminal",
     },
@@ -298,6 +299,15 @@ def test_modules_that_moved_are_found_under_their_old_names():
     assert done.returncode == 0, done.stderr
     assert "amd_plugin.signals is now amd_plugin.maths.signals" in done.stderr
     assert "amd_plugin.adapters.bridge.OFFERS is now in amd_plugin.adapters.offers" in done.stderr
+
+
+def test_no_file_is_read_or_written_in_the_encoding_of_the_locale():
+    """It may be ASCII, which is an error, or Latin-1, which is other text without a word."""
+    for file in PACKAGE.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            place = {"read_text": 0, "write_text": 1}.get(getattr(call.func, "attr", ""))
+            named = any(keyword.arg == "encoding" for keyword in call.keywords)
+            assert place is None or named or len(call.args) > place, f"{file}:{call.lineno}: names no encoding"
 
 
 def test_workflows_use_actions_by_their_commit():

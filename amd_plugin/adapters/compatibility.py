@@ -96,8 +96,10 @@ class Host(NamedTuple):
         folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []][:1]
         for git in (parent / ".git" for folder in folders for parent in list(folder.parents)[:2]):
             if (git / "HEAD").is_file():
-                at = (git / "HEAD").read_text().strip().removeprefix("ref: ")
-                return (git / at).read_text().strip() if (git / at).is_file() else at if re.fullmatch(r"\w{40}", at) else ""
+                at = (git / "HEAD").read_text(encoding="utf-8").strip().removeprefix("ref: ")
+                if (git / at).is_file():
+                    return (git / at).read_text(encoding="utf-8").strip()
+                return at if re.fullmatch(r"\w{40}", at) else ""
         return ""
 
     def check(self, owner: object, expected: Mapping[str, str]) -> None:
@@ -138,7 +140,8 @@ def _version_of_checkout(package: str) -> str:
     for folder in [*(spec.submodule_search_locations or [])][:1] if spec else []:
         for name in ("pyproject.toml", "setup.py"):
             file = Path(folder).parent / name
-            found = re.search(r"""^\s*version\s*=\s*["'](\d[\d.]*)["']""", file.read_text(), re.M) if file.is_file() else None
+            text = file.read_text(encoding="utf-8") if file.is_file() else ""
+            found = re.search(r"""^\s*version\s*=\s*["'](\d[\d.]*)["']""", text, re.M)
             if found:
                 return found[1]
     return ""

@@ -31,5 +31,6 @@ def write_adapter(name: str, folder: Path) -> list[Path]:
     if there := [file.name for file in written if file.exists()]:
         raise InputError(f"host new: {', '.join(there)} is there already. Choose another name, or another folder")
     for part, file in zip(PARTS, written, strict=True):
-        write_text(file, (files("amd_plugin") / "templates" / "adapter" / f"{part}.py.txt").read_text().replace("NAME", name))
+        text = (files("amd_plugin") / "templates" / "adapter" / f"{part}.py.txt").read_text(encoding="utf-8")
+        write_text(file, text.replace("NAME", name))
     return written

@@ -133,7 +133,7 @@ class EmbeddingFiles:
         """
         for prompt, parts in found.items():
             with self._writing(path := self._note(prompt, negative)), replaced_file(path, durable=False) as draft:
-                draft.write_text(json.dumps(parts))
+                draft.write_text(json.dumps(parts), encoding="utf-8")
 
     def noted_longer(self, prompt: str, negative: bool = False) -> dict[str, Beyond]:
         """What `note_longer` noted; empty for a prompt that fits, and with a warning where the note cannot be read."""

@@ -53,7 +53,7 @@ class Weights:
         middle = f".{variant}" if variant else ""
         index, single = folder / f"{STEM}.safetensors.index{middle}.json", folder / f"{STEM}{middle}.safetensors"
         if index.is_file():
-            self._files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            self._files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         elif single.is_file():
             self._files = {"": single.name}
             with self._open("") as file:

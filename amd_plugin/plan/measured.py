@@ -48,7 +48,7 @@ def measured(kind: str, made_of: Mapping[str, Any], measure: Callable[[], Number
 @lru_cache
 def shipped() -> dict[str, Numbers]:
     """The numbers that come with the package; none where they were measured with other versions."""
-    content = json.loads(FILE.read_text())
+    content = json.loads(FILE.read_text(encoding="utf-8"))
     numbers: dict[str, Numbers] = content["numbers"] if content["versions"] == versions() else {}
     return numbers
 
@@ -61,11 +61,11 @@ def _kept(key: str, measure: Callable[[], Numbers]) -> Numbers:
 
 
 def _write(path: Path, numbers: Numbers) -> None:
-    path.write_text(json.dumps(numbers))
+    path.write_text(json.dumps(numbers), encoding="utf-8")
 
 
 @lru_cache
 def _code() -> str:
     """A hash of the source that measures; the cache itself looks after the models'."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256("".join(path.read_text() for path in files).encode()).hexdigest()
+    return hashlib.sha256("".join(path.read_text(encoding="utf-8") for path in files).encode()).hexdigest()

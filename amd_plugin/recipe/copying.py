@@ -25,28 +25,37 @@ def copy(name_or_path: str, to: Path | None = None) -> list[Path]:
         Paths of the copies, the recipe first.
 
     Raises:
-        InputError: if a file exists already, in which case nothing is written, or cannot be written. A schema may be there.
+        InputError: if a file exists already or cannot be read, in which case nothing is written, or cannot be written. A
+            schema may be there.
     """
     source = find(name_or_path)
     target = to or Path(source.name)
     if target.is_dir() or target.suffix not in (".yaml", ".yml"):
         target = target / source.name
     launch, schema = source.parent / "launch", source.parent / SCHEMA
-    copies = {source: target}
-    if SCHEMA in source.read_text() and schema.is_file() and not target.with_name(SCHEMA).exists():
+    copies, text = {source: target}, _read(source)
+    if SCHEMA in text and schema.is_file() and not target.with_name(SCHEMA).exists():
         copies[schema] = target.with_name(SCHEMA)
-    if "launch/" in source.read_text() and launch.is_dir():
+    if "launch/" in text and launch.is_dir():
         copies |= {file: target.parent / "launch" / file.name for file in sorted(launch.iterdir()) if file.is_file()}
     for path in copies.values():
         if path.exists():
             raise InputError(f"{path}: exists already; nothing was touched")
-    for file, path in copies.items():
+    texts = {path: _renamed(_read(file), source, target) for file, path in copies.items()}
+    for path, copied in texts.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, _renamed(file.read_text(), source, target))
+            write_text(path, copied)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error}") from error
     return list(copies.values())
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
 
 
 def _renamed(text: str, source: Path, target: Path) -> str:

@@ -19,7 +19,7 @@ def shipped() -> dict[str, Path]:
 
 def purpose(path: Path) -> str:
     """The sentence with which a recipe begins, from its comment."""
-    first = path.read_text().splitlines()[0]
+    first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.lstrip("# ") if first.startswith("#") else ""
 
 

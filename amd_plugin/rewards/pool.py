@@ -34,7 +34,7 @@ from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugin_files import PREFIX
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.rewards.scorer import Scorer
-from amd_plugin.terminal import PlainConsole, log_to
+from amd_plugin.terminal import PlainConsole, log_to, print_to_stderr
 
 log = logging.getLogger(__name__)
 
@@ -270,6 +270,7 @@ def _begin(spec: WorkerSpec, scratch: str) -> None:
     # These signals go to the training process, which ends its step, saves, and ends this one.
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    print_to_stderr()
     log_to(PlainConsole(stderr=True))
     on_parent_exit(lambda: _leave(scratch))
     torch.set_num_threads(spec.threads)

@@ -15,6 +15,7 @@ from amd_plugin.errors import InputError, in_words
 from amd_plugin.maths.advantage import aggregate
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
+from amd_plugin.process_settings import as_they_were
 from amd_plugin.rewards.pool import Pool, PoolError, WorkerCall, WorkerSpec, importable
 from amd_plugin.rewards.scorer import Scorer
 
@@ -122,7 +123,8 @@ class RewardSet:
         for name, pool in self.pools.items():
             results[name] = pool.submit(media, prompts, columns)
         for name, scorer in self.scorers.items():
-            results[name] = self._timed[name].run(partial(scorer, media, prompts, columns), self.configs[name].timeout)
+            with as_they_were(f"reward '{name}'"):  # in a call with a time limit, which has a thread of its own
+                results[name] = self._timed[name].run(partial(scorer, media, prompts, columns), self.configs[name].timeout)
         return PendingScores(results, len(media), media.device)
 
     def collect(self, pending: PendingScores) -> Scores:

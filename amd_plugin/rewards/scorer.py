@@ -17,6 +17,7 @@ from amd_plugin.errors import AmdPluginError, InputError, in_words
 from amd_plugin.maths.advantage import scored
 from amd_plugin.options import accepted
 from amd_plugin.plugins import PluginManager
+from amd_plugin.process_settings import as_they_were
 from amd_plugin.rewards.protocol import present, traits
 
 
@@ -48,10 +49,11 @@ class Scorer:
         device: torch.device,
         plugins: PluginManager | None = None,
     ):
-        label = f"reward '{config.name}'"
+        label = self._label = f"reward '{config.name}'"
         takes = accepted(factory) or set()
         try:
-            self._reward = factory(**context_of(factory, task, plugins), **config.factory_options(takes))
+            with as_they_were(label):
+                self._reward = factory(**context_of(factory, task, plugins), **config.factory_options(takes))
             self.takes = accepted(self._reward)
         except (AmdPluginError, KeyboardInterrupt):
             raise
@@ -83,7 +85,8 @@ class Scorer:
         try:
             # A reward that works in place must not change what the next one gets; this costs a copy on the same device only.
             copied = media.to(self.device, copy=True)
-            values = self._reward(present(copied, self._media), list(prompts), **own_columns)
+            with as_they_were(self._label):
+                values = self._reward(present(copied, self._media), list(prompts), **own_columns)
             return as_scores(values, len(media)).to(media.device)
         finally:
             if self._offload:
@@ -104,7 +107,8 @@ class Scorer:
         """
         for network in self.networks:
             network.requires_grad_(False)
-        values = self._reward(present(media.to(self.device), self._media), list(prompts), **self._own_columns(columns))
+        with as_they_were(self._label):
+            values = self._reward(present(media.to(self.device), self._media), list(prompts), **self._own_columns(columns))
         if not isinstance(values, Tensor) or not values.requires_grad:
             raise TypeError("must return a tensor through which gradients reach the media")
         as_scores(values, len(media))

@@ -39,7 +39,7 @@ def shipped(kind: str, made_of: Mapping[str, Any], folder: Path | None = None) -
 def recorded(folder: Path) -> dict[str, str]:
     """Name of each file in `folder` -> its SHA-256 as it was recorded; empty where nothing was."""
     file = folder / SUMS
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 

@@ -22,6 +22,12 @@ def test_a_file_where_the_folder_would_be_is_left_alone(cli, tmp_path):
     assert code == 2 and "Traceback" not in printed and (tmp_path / "taken").read_text() == "mine"
 
 
+def test_a_recipe_that_is_no_text_is_refused_in_words(cli, tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"# caf\xe9\ndata: {task: modes2d}\n")
+    code, printed = cli("recipes", "copy", tmp_path / "mine.yaml", tmp_path / "new" / "copy.yaml")
+    assert code == 2 and "mine.yaml: cannot be read: 'utf-8' codec" in printed and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_the_commands_of_a_copy_name_the_copy(cli, tmp_path, name):
     assert cli("recipes", "copy", name, tmp_path / "my own.yaml")[0] == 0

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from amd_plugin.config import RewardConfig
+from amd_plugin.evaluate.comparison import jobs
 from amd_plugin.rewards import pool
 from tests.rewards.test_reward_set import MEDIA, PROMPTS, rewards  # noqa: F401 (a fixture)
 
@@ -105,3 +106,27 @@ def test_a_worker_hears_no_signal_while_it_imports_and_moves_no_terminal(capfd):
         worker.kill()
     said = capfd.readouterr().err
     assert "\\x1b]0;taken" in said and "\x1b" not in said and "\x07" not in said and "Traceback" not in said
+
+
+def talkative():
+    os.write(1, b"built")  # as print does, whose stream is pytest's own here
+    return lambda media, prompts: [0.0] * len(media)
+
+
+@pytest.mark.parametrize("of", ["reward", "comparison"])
+def test_what_a_worker_prints_is_no_part_of_a_commands_result(of, tmp_path, capfd):
+    context = multiprocessing.get_context("spawn")
+    begin = {
+        "reward": lambda: pool._begin(
+            pool.WorkerSpec(RewardConfig(name="talkative"), talkative, None, "cpu", 1), str(tmp_path)
+        ),
+        "comparison": lambda: jobs._start_worker(1, context.Value("i", 0), context.RawValue("b", False)) or talkative(),
+    }
+    if not (child := os.fork()):
+        try:
+            begin[of]()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    printed = capfd.readouterr()
+    assert "built" in printed.err and not printed.out

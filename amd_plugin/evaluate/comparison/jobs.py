@@ -43,7 +43,7 @@ from amd_plugin.parent_watch import on_parent_exit
 from amd_plugin.plugins import PluginManager, get_plugin_manager
 from amd_plugin.recipe.loading import Recipe, load
 from amd_plugin.rewards.reward_set import RewardSet
-from amd_plugin.terminal import PlainConsole, log_to, tell
+from amd_plugin.terminal import PlainConsole, log_to, print_to_stderr, tell
 from amd_plugin.threads import one_thread
 
 Result = TypeVar("Result")
@@ -288,6 +288,7 @@ _at_work = False  # in a worker: whether it has a job
 def _start_worker(threads: int, started: Synchronized[int], stopping: c_byte) -> None:
     global _stopping
     _stopping = stopping
+    print_to_stderr()
     log_to(PlainConsole(stderr=True))
     with started.get_lock():
         index, started.value = started.value, started.value + 1

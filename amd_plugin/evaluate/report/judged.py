@@ -58,7 +58,7 @@ def judged(config: RecipeConfig, runs: Mapping[str, Path], seed: int, plugins: P
     except InputError as error:  # a damaged checkpoint
         log.warning("%s; the report goes without its table of prompts", str(error).removesuffix("."))
         return None
-    found: dict[str, Any] = json.loads((folder / "judged.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
     return found
 
 

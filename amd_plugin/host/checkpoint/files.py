@@ -324,7 +324,7 @@ def write_manifest(path: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content`."""
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def tensors_on(state: dict[str, Any], device: torch.device) -> dict[str, Any]:

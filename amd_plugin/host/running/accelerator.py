@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broad
 from amd_plugin import disk
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, in_words
 from amd_plugin.host.running.trackers import check_trackers
+from amd_plugin.process_settings import launcher_number
 from amd_plugin.recipe.loading import Recipe
 
 Result = TypeVar("Result")
@@ -34,7 +35,9 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     """
     distributed, trackers = recipe.config.distributed, recipe.config.train.trackers
     cpu = distributed.device == "cpu" or not torch.cuda.is_available()
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = launcher_number("WORLD_SIZE", 1)
+    for name in ("RANK", "LOCAL_RANK"):  # which accelerate reads
+        launcher_number(name, 0)
     _refuse_wrappers()
     check_trackers(trackers)
     group: dict[str, Any] = {"backend": "gloo"} if cpu else {}

@@ -107,11 +107,12 @@ def replay(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) ->
 def _recipe(path: Path, dump: Dump, plugins: PluginManager, overrides: Sequence[str]) -> Recipe:
     with tempfile.TemporaryDirectory(prefix="amd-plugin-") as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(dump.state.recipe, sort_keys=False))
+        file.write_text(yaml.safe_dump(dump.state.recipe, sort_keys=False), encoding="utf-8")
         try:
             return load(str(file), plugins, (*ALONE, *overrides))
         except InputError as error:  # the file is gone when somebody looks for it
-            raise InputError(re.sub(rf"{re.escape(str(file))}(:\d+)*", f"the recipe in {path}", str(error))) from error
+            named = re.sub(rf"{re.escape(str(file))}(:\d+)*", lambda _: f"the recipe in {path}", str(error))
+            raise InputError(named) from error
 
 
 def _restored(trainer: Trainer, dump: Dump) -> Turn:

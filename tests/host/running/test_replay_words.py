@@ -2,9 +2,13 @@
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from amd_plugin.errors import InputError
+from amd_plugin.host.running import replay
 from amd_plugin.host.running.replay import Replay, Stage
 
 
@@ -19,3 +23,10 @@ def test_its_json_is_what_any_program_reads():
     stages = [Stage("x0", [], math.inf), Stage("direction", [3], 0.25)]
     found = json.loads(Replay(4, "student", "a sentence", stages, []).as_json(), parse_constant=pytest.fail)
     assert [stage["gap"] for stage in found["stages"]] == [None, 0.25] and found["step"] == 4
+
+
+def test_a_mistake_in_its_recipe_is_told_by_the_dumps_folder_whatever_that_is_called():
+    dump = SimpleNamespace(state=SimpleNamespace(recipe={"data": {"task": "no such"}}))
+    with pytest.raises(InputError, match=r"the recipe in we\\ird\\1: ") as found:
+        replay._recipe(Path("we\\ird\\1"), dump, None, ())
+    assert "config.yaml" not in str(found.value)

@@ -44,6 +44,23 @@ def test_doctor_reads_the_state_of_every_checkpoint(tmp_path, plugins):
     assert not found["step-000002"].ok and "state.json cannot be read: evaluations.0" in found["step-000002"].found
 
 
+def test_a_checkpoint_that_a_run_at_work_removes_meanwhile_is_no_damage(tmp_path, plugins, monkeypatch):
+    folder, verify = tmp_path / "checkpoints", checkpoint.verify
+    state = {name: value for name, value in WHOLE.items() if name not in ("step", "rest")}
+    for step in (1, 2):
+        checkpoint.save(folder, step, {}, state, keep=2)
+
+    def while_it_reads(path):
+        if path.name == "step-000001":
+            checkpoint.save(folder, 3, {}, state, keep=2)
+        verify(path)
+
+    monkeypatch.setattr(checkpoint, "verify", while_it_reads)
+    found = {finding.what: finding for finding in examine_run(tmp_path, plugins)}
+    assert found["step-000001"].ok and found["step-000001"].found == "was removed by the run meanwhile"
+    assert found["step-000002"].ok and found["step-000002"].found == "is whole"
+
+
 def test_doctor_reads_all_that_a_run_has_written_and_names_the_rest(tiny, plugins, tmp_path):
     folder = tmp_path / "run"
     run.train(tiny("train.checkpoint_every=2", "train.keep_checkpoints=2"), plugins, folder)
