@@ -25,8 +25,8 @@ def test_its_json_is_what_any_program_reads():
     assert [stage["gap"] for stage in found["stages"]] == [None, 0.25] and found["step"] == 4
 
 
-def test_a_mistake_in_its_recipe_is_told_by_the_dumps_folder_whatever_that_is_called():
+def test_a_mistake_in_its_recipe_is_told_by_the_dumps_folder_whatever_that_is_called(plugins):
     dump = SimpleNamespace(state=SimpleNamespace(recipe={"data": {"task": "no such"}}))
     with pytest.raises(InputError, match=r"the recipe in we\\ird\\1: ") as found:
-        replay._recipe(Path("we\\ird\\1"), dump, None, ())
+        replay._recipe(Path("we\\ird\\1"), dump, plugins, ())
     assert "config.yaml" not in str(found.value)
