@@ -152,10 +152,12 @@ STUDIES = {
         title="Moving digits, an unreliable teacher, two steps",
         question="Video through Wan's classes, at a tiny size. The shipped recipe: guidance 1.25, and a budget of a tenth of a "
         "nat (`kl`), since rewards within a prompt differ by a quarter of a nat. `amd_unit` has the reward's unit of 2 nats "
-        "and sharpening 1 instead, as elsewhere.",
+        "and sharpening 1 instead, as elsewhere. `guided_auto` is advantage guidance of the scale that sets itself in place of "
+        "sharpening, `amd_auto` is both.",
         recipe="moving_digits", settings=QUICK, seeds="4",
         more=(f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1=amd {W}1", "amd_unit=amd objective.kl=null",
-              f"amd_random_reward=amd {RANDOM}"),
+              f"amd_random_reward=amd {RANDOM}", f"guided_auto=amd {AG}auto {ALONE}", f"amd_auto=amd {AG}auto",
+              f"guided_auto_random_reward=amd {AG}auto {ALONE} {RANDOM}"),
     ),
     "plane_advantage": Study(
         title="In the plane, an unreliable teacher: advantage guidance",
@@ -368,7 +370,7 @@ HARVESTS = tuple(
 # With advantage guidance; their arms without it are those of other studies.
 ADVANTAGE = {
     "plane_advantage": PLANE, "plane_advantage_reliable": PLANE, "plane_advantage_2": (FOLLOWED, "coverage"),
-    "plane_advantage_4": ("precision", "coverage"), "digits_advantage": PICTURES,
+    "plane_advantage_4": ("precision", "coverage"), "digits_advantage": PICTURES, "video": JUDGES["video"],
 }  # fmt: skip
 PARITIES = tuple(
     Parity(study, arm, base, metric, may_win=not arm.endswith("random_reward"))
