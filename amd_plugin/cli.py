@@ -31,8 +31,8 @@ from amd_plugin.choices import PromptFormat, StudentFormat, Weights
 from amd_plugin.config import MOST_SAMPLES
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did_you_mean, printable
 from amd_plugin.host.running import folder_kind
+from amd_plugin.launcher import launcher_number
 from amd_plugin.plugins import get_plugin_manager
-from amd_plugin.process_settings import launcher_number
 from amd_plugin.terminal import PlainConsole, check_working_folder, log_to, take_any_text
 
 # Rich's table of options cuts their names on a narrow terminal, and click's plain text does not.
@@ -97,6 +97,7 @@ def _alone(context: typer.Context, wanted: bool) -> bool:
     """Keeps standard output for the result, so that it is JSON: what plugins and libraries print goes to standard error."""
     if wanted:
         _result.append(sys.stdout)
+        context.call_on_close(_result.pop)
         context.with_resource(redirect_stdout(sys.stderr))
     return wanted
 

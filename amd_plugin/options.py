@@ -249,7 +249,7 @@ def problems_of(
     model: type[BaseModel],
     data: Mapping[str, Any],
     also_known: Iterable[str] = (),
-    elsewhere: Mapping[str, str] | None = None,
+    elsewhere: Callable[[], Mapping[str, str]] = dict,
 ) -> dict[Place, str]:
     """Messages for people by place in `data`; one message for a value that may have one of several types.
 
@@ -258,7 +258,7 @@ def problems_of(
         model: model that validated.
         data: data that was validated.
         also_known: further names to suggest for an unknown key.
-        elsewhere: place of keys that no model declares, by key: the options of an objective or a task.
+        elsewhere: function that gives the places of keys that no model declares: the options of an objective or a task.
     """
     problems: dict[Place, str] = {}
     wrong: dict[Place, list[str]] = {}
@@ -270,7 +270,8 @@ def problems_of(
             owner = _model_at(model, place[:-1])
             removed = getattr(owner, "REMOVED", {}).get(key)
             hint = did_you_mean(key, {*owner.model_fields, *also_known}) or _elsewhere(key, owner)
-            hint = hint or (f" Did you mean '{elsewhere[key]}'?" if elsewhere and key in elsewhere else "")
+            if not hint and (there := elsewhere().get(key)):
+                hint = f" Did you mean '{there}'?"
             problems[place] = f"unknown key.{hint}" if removed is None else f"was removed: {removed.advice}"
         elif detail["type"] == "missing":
             problems[place] = "required, but not given"
@@ -300,7 +301,8 @@ def _as_meant(model: type[BaseModel], place: Place, value: Any) -> str:
         if len(needed) != 1 or not isinstance(value, str):
             return ""
         text = f"{{{needed[0]}: {value}}}"
-    return f". Write [{text}]" if is_list else "" if text == str(value) else f". Write {text}"
+    text = f"[{text}]" if is_list else text
+    return "" if text == str(value) else f". Write {text}"
 
 
 def _must(messages: Iterable[str]) -> str:

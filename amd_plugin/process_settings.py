@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from amd_plugin.errors import InputError, in_words
+from amd_plugin.errors import in_words
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,6 @@ def as_they_were(who: str) -> Iterator[None]:
             _end_fork(who, None)
     finally:
         _put_back(before, who)
-
-
-def launcher_number(name: str, default: int) -> int:
-    """The number that a launcher gives in the environment variable `name`; raises InputError where it holds none."""
-    text = os.environ.get(name, str(default))
-    try:
-        return int(text)
-    except ValueError as error:
-        raise InputError(f"{name}: a launcher gives a number, got '{text}'. Unset it, or start with a launcher") from error
 
 
 def _settings() -> dict[str, _Setting]:

@@ -28,6 +28,7 @@ FLOORS = [
         "hookspecs",
         "imported",
         "interrupts",
+        "launcher",
         "maths",
         "moved",
         "parent_watch",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def load(
     for override in applied:
         source.override(data, override)
     _find_files(data, path.parent)
-    config = source.validate(RecipeConfig, data, (), elsewhere=_places(data, plugins))
+    config = source.validate(RecipeConfig, data, (), elsewhere=partial(_places, data, plugins))
     if config is None:
         _check_sections(data, plugins, source)
         raise source.error()

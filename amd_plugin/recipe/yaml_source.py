@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ class Source:
         data: Mapping[str, Any],
         prefix: Place,
         also_known: Iterable[str] = (),
-        elsewhere: Mapping[str, str] | None = None,
+        elsewhere: Callable[[], Mapping[str, str]] = dict,
     ) -> Model | None:
         """An instance of `model` from `data`; None if `data` is invalid, with its problems added.
 
@@ -109,7 +109,7 @@ class Source:
             data: values of the section.
             prefix: place of the section in the file.
             also_known: further names to suggest for an unknown key.
-            elsewhere: place of keys that no model declares, by key.
+            elsewhere: function that gives the places of keys that no model declares.
         """
         try:
             # Strict JSON mode takes lists for tuples and integers for floats, and neither text nor booleans for numbers.

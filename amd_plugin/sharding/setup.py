@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from amd_plugin.errors import InputError, MissingDependency
+from amd_plugin.launcher import launcher_number
 
 BY_HAND = "On CPUs create the Accelerator with InitProcessGroupKwargs(backend='gloo')"
 
@@ -37,9 +38,9 @@ def deepspeed_for(accelerator: Any) -> Any:
     # DeepSpeed would compile this all-reduce for inference at every start, and nothing here calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if (launched := launcher_number("WORLD_SIZE", 1)) > 1:
             raise InputError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and accelerate has made no process group. Start with torchrun or "
+                f"WORLD_SIZE is {launched}, and accelerate has made no process group. Start with torchrun or "
                 f"accelerate launch. {BY_HAND}"
             )
         store = dist.HashStore()  # type: ignore[attr-defined] # exists, but torch's own list of exports lacks it

@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broad
 from amd_plugin import disk
 from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, RunError, in_words
 from amd_plugin.host.running.trackers import check_trackers
-from amd_plugin.process_settings import launcher_number
+from amd_plugin.launcher import launcher_number
 from amd_plugin.recipe.loading import Recipe
 
 Result = TypeVar("Result")
