@@ -5,6 +5,7 @@ The training process and worker processes (`amd_plugin.rewards.pool`) share this
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class Scorer:
             with as_they_were(label):
                 self._reward = factory(**context_of(factory, task, plugins), **config.factory_options(takes))
             self.takes = accepted(self._reward)
+            _check_call(self._reward, label)
         except (AmdPluginError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -121,6 +123,25 @@ class Scorer:
     def _move(self, device: torch.device) -> None:
         for network in self.networks:
             network.to(device)
+
+
+def _check_call(reward: Callable[..., Any], label: str) -> None:
+    """Checks that `reward` can be called as rewards are, before a teacher is trained for it.
+
+    Which columns a task has is known only from its batches, so what is required by name is left to the first call.
+    """
+    try:
+        signature = inspect.signature(getattr(reward, "forward", reward))
+    except (TypeError, ValueError):
+        return  # of compiled code
+    required = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    named = list(signature.parameters.values())[2:]
+    required += [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    try:
+        signature.bind(None, [], **dict.fromkeys(required))
+    except TypeError as error:
+        message = f"{label}: must be callable as reward(media, prompts, **columns), and its signature is {signature} ({error})"
+        raise InputError(message) from error
 
 
 def context_of(factory: Callable[..., Any], task: Any, plugins: PluginManager | None) -> dict[str, Any]:

@@ -252,6 +252,25 @@ def test_what_cannot_be_built_in_a_pool_is_said_at_once(rewards):
         rewards({"name": "local", "pool": 1})
 
 
+WRONG_CALLS = {
+    "media alone": (lambda: lambda media: media.sum(1), r"its signature is \(media\) \(too many positional arguments\)"),
+    "by name alone": (lambda: lambda *, media, prompts: media.sum(1), "must be callable as reward"),
+    "no callable": (lambda: torch.ones(3).tolist(), "is not a callable object"),
+}
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+def test_a_reward_that_cannot_be_called_is_refused_when_it_is_built(rewards, call):
+    factory, message = WRONG_CALLS[call]
+    with pytest.raises(InputError, match=message):
+        rewards({"name": "local"}, local=factory)
+
+
+def test_a_required_column_is_no_wrong_signature(rewards):
+    both = rewards({"name": "local"}, local=lambda: lambda media, prompts, labels, *, scale: labels.float() * scale)
+    assert not both(MEDIA, PROMPTS, labels=torch.arange(4), scale=2.0).causes
+
+
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(

@@ -17,7 +17,6 @@ from amd_plugin.metrics import correlation_within
 from amd_plugin.models.backbone import Backbone
 from amd_plugin.models.family import Size
 from amd_plugin.objectives.reward_statistics import group_ids
-from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.rewards.gradient import linearised
 from amd_plugin.rewards.reward_set import PendingScores, RewardSet, Scores
@@ -57,7 +56,7 @@ class Scoring:
 
     Args:
         recipe: the recipe that names the rewards.
-        plugins: the registry of rewards.
+        rewards: the recipe's rewards, built.
         task: the task, with prompts and columns.
         backbone: the model that decodes, with the size of its latents and of decoded samples.
         accelerator: the run's processes.
@@ -68,14 +67,14 @@ class Scoring:
         failures: the consequences of failed rewards.
 
     Raises:
-        InputError: for a reward that cannot be built, or a `model.reward_pixels` that latents cannot be shrunk to.
+        InputError: for a `model.reward_pixels` that latents cannot be shrunk to.
     """
 
-    def __init__(self, recipe: Recipe, plugins: PluginManager, task: Task, backbone: Backbone, accelerator: Accelerator):
+    def __init__(self, recipe: Recipe, rewards: RewardSet, task: Task, backbone: Backbone, accelerator: Accelerator):
         config = recipe.config
         self._train, self._task, self._backbone, self._accelerator = config.train, task, backbone, accelerator
         self._latent_size = _latent_size(config.model.reward_pixels, backbone.size, backbone.sample_shape[-2:])
-        self.rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device)
+        self.rewards = rewards
         self._weights = torch.tensor([*self.rewards.weights.values()])
         # Rewards that are normalised one by one have lost their units.
         self.unit = self.rewards.unit if config.train.aggregation == "sum_then_normalize" else 0.0

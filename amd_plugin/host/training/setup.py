@@ -23,6 +23,7 @@ from amd_plugin.models.backbone import Backbone, load_backbone
 from amd_plugin.models.family import Caller
 from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
+from amd_plugin.rewards.reward_set import RewardSet
 from amd_plugin.schedule import Ladder, NoiseSchedule, floors
 from amd_plugin.tasks import Task
 
@@ -76,15 +77,29 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
             "train.group_size: with fewer than %d samples per prompt, advantages are little more than signs; got %d",
             needs.recommended_group_size, train.group_size,
         )  # fmt: skip
+    # Before the teacher, which may have to be trained: a reward that cannot be built is told at once.
+    rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device) if needs.reward else None
+    try:
+        if rewards is not None and needs.reward_gradient:
+            rewards.check_gradients()
+        return _with_networks(recipe, plugins, accelerator, objective, rewards)
+    except BaseException:
+        if rewards is not None:
+            rewards.close()
+        raise
+
+
+def _with_networks(
+    recipe: Recipe, plugins: PluginManager, accelerator: Accelerator, objective: Objective, rewards: RewardSet | None
+) -> Setup:  # fmt: skip
+    config, train, task, needs = recipe.config, recipe.config.train, recipe.task, objective.needs
     sharded = config.distributed.teacher != "none"
     backbone = load_backbone(config.model, task, train.seed, plugins.families(), sharded=sharded)
     backbone.move_autoencoders(accelerator.device)
     scoring: Scoring | None = None
-    if needs.reward:
-        scoring = Scoring(recipe, plugins, task, backbone, accelerator)
+    if rewards is not None:
+        scoring = Scoring(recipe, rewards, task, backbone, accelerator)
         objective.reward_unit = scoring.unit
-        if needs.reward_gradient:
-            scoring.rewards.check_gradients()
     memory = BatchFailures(needs.replay) if needs.replay else None
     schedule = NoiseSchedule(backbone.scheduler, backbone.shift)
     ladder = Ladder(backbone.scheduler, config.model.student_steps, accelerator.device)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from amd_plugin.config import RewardConfig
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.hookspecs import hookimpl
 from amd_plugin.host import checkpoint, run
+from amd_plugin.host.training import setup
 from amd_plugin.host.training.trainer import Trainer
 from tests.helpers import sample_rewards
 from tests.helpers.recipes import TINY
@@ -216,6 +218,22 @@ def test_rewards_may_see_fewer_pixels(piped, plugins):
     shapes.clear()
     video = trained(piped("wan", "rewards=[{name: shape}]", "model.reward_pixels=[8, 8]"), plugins, cycles=1)
     assert {shape[2:] for shape in shapes} == {(video.backbone.size.frames, 8, 8)}
+
+
+def test_rewards_are_built_before_a_teacher_is_trained_and_end_where_it_fails(tiny, with_rewards, monkeypatch):
+    workers = []
+
+    def no_teacher(*args, **options):
+        workers.extend(multiprocessing.active_children())
+        raise RunError("no teacher")
+
+    monkeypatch.setattr(setup, "load_backbone", no_teacher)
+    recipe = tiny('rewards=[{"name":"unbuildable"}]')
+    with pytest.raises(InputError, match="no weights here"):
+        Trainer(recipe, with_rewards, Accelerator(cpu=True))
+    with pytest.raises(RunError, match="no teacher"):
+        Trainer(tiny('rewards=[{"name":"first","pool":1}]'), with_rewards, Accelerator(cpu=True))
+    assert workers and not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.parametrize(
