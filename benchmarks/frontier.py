@@ -3,6 +3,7 @@
     python benchmarks/frontier.py run                            # what is missing, then numbers and table; hours on two cores
     python benchmarks/frontier.py run --arms dmd,kl --seeds 2    # a part of it
     python benchmarks/frontier.py figure                         # frontier.svg, of the numbers in frontier.json
+    python benchmarks/frontier.py figure --output docs/results --image docs/images/frontier.svg    # as it is in the docs
 
 In the plane the density p of the teacher's data is known, wrong labels and outliers included. A student is one point: its
 divergence from p and its mean reward, both from its samples in bins of a grid. To move samples within a bin costs no divergence
@@ -54,14 +55,15 @@ ENOUGH = 2.0**30  # lambda from which on the bins with the highest reward have a
 
 # Objective, option, its values, further options: one curve each.
 SHARPENING = ("objective.strength=0", "objective.tolerance=0")
-CURVES: dict[str, tuple[str, str, tuple[float, ...], tuple[str, ...]]] = {
+CURVES: dict[str, tuple[str, str, tuple[float | str, ...], tuple[str, ...]]] = {
     "sharpening": ("amd", "sharpening", (0.5, 1.0, 2.0, 4.0), SHARPENING),
     "kl": ("amd", "kl", (0.05, 0.1, 0.2, 0.4), ("objective.strength=0", "objective.sharpening=1")),
-    "advantage_guidance": ("amd", "advantage_guidance", (1.0, 2.0, 4.0), (*SHARPENING, "objective.sharpening=0")),
-    "reward_gradient": ("dmd", "reward_gradient", (0.03, 0.1, 0.3), ()),
+    "advantage_guidance": ("amd", "advantage_guidance", (1.0, 2.0, 4.0, 8.0), (*SHARPENING, "objective.sharpening=0")),
+    "advantage_guidance_auto": ("amd", "advantage_guidance", ("auto",), (*SHARPENING, "objective.sharpening=0")),
+    "reward_gradient": ("dmd", "reward_gradient", (0.03, 0.1, 0.3, 1.0), ()),
     "policy_gradient": ("policy_gradient", "policy_weight", (0.03, 0.1, 0.3, 1.0), ()),
     "best_of_k": ("best_of_k", "best_of", (2.0, 4.0, 8.0), ()),
-    "diffusion_nft": ("diffusion_nft", "nft_weight", (0.03, 0.1, 0.3, 1.0), ()),
+    "diffusion_nft": ("diffusion_nft", "nft_weight", (0.01, 0.03, 0.1), ()),
     "re_dmd": ("re_dmd", "reward_beta", (0.5, 1.0, 2.0), ()),
     "gndm": ("gndm", "reward_gradient", (0.0, 0.03, 0.1), ()),
     "dp_dmd": ("dp_dmd", "diversity_weight", (0.1, 1.0), ()),
@@ -210,7 +212,8 @@ def arms() -> dict[str, list[Arm]]:
     """Arms by curve, the first of which is DMD alone."""
     chosen = {"dmd": [Arm("dmd", "dmd")]}
     for curve, (objective, option, values, more) in CURVES.items():
-        chosen[curve] = [Arm(f"{curve}@{v:g}", objective, (*more, f"objective.{option}={v:g}")) for v in values]
+        strengths = [value if isinstance(value, str) else f"{value:g}" for value in values]
+        chosen[curve] = [Arm(f"{curve}@{v}", objective, (*more, f"objective.{option}={v}")) for v in strengths]
     return chosen
 
 
@@ -307,14 +310,14 @@ def table(content: Mapping[str, Any]) -> str:
 def figure(content: Mapping[str, Any], path: Path) -> None:
     """Draws reward and precision against divergence: the frontier, and one curve per method with its points by seed."""
     matplotlib.rcParams |= {"svg.hashsalt": "frontier", "svg.fonttype": "none", "font.size": 8}
-    canvas, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    canvas, panels = pyplot.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
     for axes, key in zip(panels, ("reward", "precision"), strict=True):
         frontier = [[statistics.fmean(p[k] for p in seeds) for k in ("nats", key)] for seeds in content["frontier"].values()]
         axes.plot(*zip(*frontier, strict=True), color="0.2", linewidth=2, label="p exp(lambda r)")
         teachers = [(p["nats"], p[key]) for p in content["teacher"]]
         axes.scatter(*zip(*teachers, strict=True), color="0.5", marker="x", s=20, label="teacher")
         for index, (curve, points) in enumerate(content["curves"].items()):
-            colour = pyplot.get_cmap("tab20")(index % 20)
+            colour = pyplot.get_cmap("tab20")(2 * index % 20 + index // 10)
             means = [[statistics.fmean(p[k] for p in seeds) for k in ("nats", key)] for seeds in points.values()]
             axes.plot(*zip(*means, strict=True), color=colour, marker="o", markersize=3, linewidth=1, label=curve)
             every = [(p["nats"], p[key]) for seeds in points.values() for p in seeds]
@@ -322,7 +325,7 @@ def figure(content: Mapping[str, Any], path: Path) -> None:
         axes.set(xlabel="nats from the teacher's density", ylabel=key)
         students = [p["nats"] for points in content["curves"].values() for seeds in points.values() for p in seeds]
         axes.set_xlim(right=1.05 * max(students))  # the frontier goes on to where a single bin has all mass
-    panels[1].legend(fontsize=6, ncols=2)
+    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=7, frameon=False)
     canvas.savefig(path, metadata={"Date": None, "Creator": None})
     pyplot.close(canvas)
 
@@ -335,10 +338,12 @@ def main() -> None:
     parser.add_argument("--seeds", default="4", help="number of seeds, or the seeds themselves separated by commas")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--output", type=Path, default=Path("runs/frontier"), help="folder of the runs")
+    parser.add_argument("--image", type=Path, help="file of the figure [default: frontier.svg in the folder of the runs]")
     parser.add_argument("--workers", type=int, default=2, help="number of worker processes of one thread [default: 2]")
     options = parser.parse_args()
     if options.command == "figure":
-        figure(json.loads((options.output / "frontier.json").read_text()), options.output / "frontier.svg")
+        content = json.loads((options.output / "frontier.json").read_text())
+        figure(content, options.image or options.output / "frontier.svg")
         return
     curves = options.arms.split(",")
     if unknown := set(curves) - set(arms()):

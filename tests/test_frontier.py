@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from amd_plugin.errors import RunError
 from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.recipe.loading import load
 from amd_plugin.rewards.builtin.classifier import ClassifierReward
-from tests.helpers.documentation import script
+from tests.helpers.documentation import ROOT, script
 from tests.helpers.recipes import TINY
 
 
@@ -128,3 +129,24 @@ def test_a_run_is_measured_continued_and_drawn(frontier, tmp_path, monkeypatch, 
     assert content["scored"] == {"dmd": 0, "kl@0.5": 2 * 16}, "the turns of a cycle share the samples of both rungs"
     frontier.figure(content, tmp_path / "frontier.svg")
     assert "p exp(lambda r)" in (tmp_path / "frontier.svg").read_text()
+
+
+def test_the_docs_have_the_committed_numbers(frontier, tmp_path):
+    """The full table, the figure's words, and the rows of the page: nats, reward, distance, precision, scores."""
+    content = json.loads((ROOT / "docs" / "results" / "frontier.json").read_text())
+    assert set(content["curves"]) == set(frontier.arms())
+    assert (ROOT / "docs" / "results" / "frontier.md").read_text().endswith(frontier.table(content) + "\n")
+    frontier.figure(content, tmp_path / "frontier.svg")
+    words = [re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(), re.DOTALL)
+             for path in (tmp_path / "frontier.svg", ROOT / "docs" / "images" / "frontier.svg")]  # fmt: skip
+    assert words[0] == words[1] and len(words[0]) > 20
+    full = {row.split(" | ")[0].strip("| "): row for row in frontier.table(content).splitlines()}
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    row = r"^\| `(\w+)(?:`, `\w+)?(?:: ([\w.]+))?` \| ([.\d]+) \| (-[.\d]+) ± .* \| ([.\d]+) \| ([.\d]+) \| (\d+) \|$"
+    shown = re.findall(row, page, re.MULTILINE)
+    assert len(shown) == 14
+    for objective, strength, *numbers in shown:
+        curve = "advantage_guidance_auto" if strength == "auto" else {"best_of": "best_of_k"}.get(objective, objective)
+        cells = [cell.split(" ")[0] for cell in full[f"{curve}@{strength}" if strength else curve].strip("| ").split(" | ")[1:]]
+        of_table = [float(cells[column]) for column in (0, 1, 2, 4, 6)]
+        assert [float(number) for number in numbers] == pytest.approx(of_table, abs=0.0051), (objective, strength)
