@@ -4,6 +4,7 @@
     python benchmarks/advantage_guidance.py curve     # length and reliability of the contrast by learning rate of the table
     python benchmarks/advantage_guidance.py sensor    # failures found among samples that were never scored
     python benchmarks/advantage_guidance.py schedules # its scale by training and noise level; a quarter of an hour
+    python benchmarks/advantage_guidance.py rungs     # students by learning rate of the table of rungs; ten minutes
     python benchmarks/advantage_guidance.py figure    # docs/images/advantage_guidance.svg
 
 All but `figure` print a Markdown table; docs/how-it-works.md has them.
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib
 import torch
@@ -25,10 +27,12 @@ from torch.distributions import Normal
 
 from amd_plugin import Signals, get_plugin_manager, hookimpl
 from amd_plugin.host import run
+from amd_plugin.host.training import learner
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.operators import chain, dmd
+from amd_plugin.models.step_conditioning import RUNGS
 from amd_plugin.randomness import generator
 from amd_plugin.recipe.loading import load
 
@@ -273,6 +277,36 @@ def schedules() -> None:
             print(f"| {scale} | {name} | {cells} |", flush=True)
 
 
+def rungs() -> None:
+    """Prints what DMD's students of four steps in the plane are like by the rate of the table of rungs, four seeds each.
+
+    The table has the fake score's rate, 2e-3 here. Without rewards there is no table of outcomes, so that its rate is free.
+    """
+    metrics = ("precision", "tv", "sliced_wasserstein", "coverage")
+    print(f"| learning rate | length of its rows | {' | '.join(metrics)} |")
+    print("|---" * (2 + len(metrics)) + "|")
+    for rate in (None, 2e-5, 2e-4, 2e-3, 1e-2):
+        rows = []
+        for seed in (100, 101, 102, 103):
+            settings = (
+                "model.student_steps=4",
+                f"model.rung_conditioning={rate is not None}".lower(),
+                f"train.outcome_lr={rate or 1}",
+            )
+            with patch.object(learner, "in_outcomes", lambda name: name.startswith(f"{RUNGS}.")):
+                trainer = trainer_of("modes2d", seed, *settings, objective="dmd")
+            for _ in range(trainer.train.max_steps):
+                trainer.cycle()
+            tables = [table for name, table in trainer.fake_score.named_parameters().items() if name.startswith(f"{RUNGS}.")]
+            length = max((float(table.detach().norm(dim=-1).mean()) for table in tables), default=0.0)
+            labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
+            samples = trainer.sample(labels, "evaluation")
+            student = trainer.task.evaluate(samples, labels, samples)
+            rows.append([length, *(student[metric] for metric in metrics)])
+        cells = " | ".join(f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f}" for v in zip(*rows, strict=True))
+        print(f"| {'no table' if rate is None else f'{rate:g}'} | {cells} |", flush=True)
+
+
 def figure() -> None:
     """Draws one class of the plane: samples, the matching field, the contrast, and the paths of samples over training."""
     matplotlib.rcParams |= {"svg.hashsalt": "advantage guidance", "svg.fonttype": "none", "font.size": 8}
@@ -321,7 +355,7 @@ def figure() -> None:
 
 def main() -> None:
     """Runs one part."""
-    parts = {"bias": bias, "curve": curve, "sensor": sensor, "schedules": schedules, "figure": figure}
+    parts = {"bias": bias, "curve": curve, "sensor": sensor, "schedules": schedules, "rungs": rungs, "figure": figure}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parts[parser.parse_args().part]()

@@ -29,6 +29,7 @@ from amd_plugin.tasks import TASKS, Task
 # Keys with paths, which may be relative to the recipe's folder.
 FILES = (("data", "source"), ("data", "held_out"), ("model", "path"), ("model", "student_from"), ("model", "fake_score_from"),
          ("model", "decoder"), ("model", "teacher_lora"), ("model", "student_lora"), ("model", "fake_score_lora"))  # fmt: skip
+REWARD_FILES = ("path", "processor", "clip", "tokenizer", "med_config")  # options of rewards, likewise
 
 CALLED_WITH = {"media", "prompts"}  # arguments of a reward, which are no options of what makes it
 
@@ -147,11 +148,27 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
         part = data.get(section)
         value = part.get(key) if isinstance(part, dict) else None
         if isinstance(value, dict):  # a file with options beside its path
-            part, key, value = value, "path", value.get("path")
-        if part is not None and isinstance(value, str):
-            places = (Path(), folder, *SHIPPED)
-            path = next((f / value for f in places if os.path.isfile(f / value) or os.path.isdir(f / value)), None)
-            part[key] = value if path is None else str(path.absolute())
+            part, key = value, "path"
+        _find_file(part, key, folder)
+    evaluate = data.get("evaluate")
+    for rewards in (data.get("rewards"), evaluate.get("rewards") if isinstance(evaluate, dict) else None):
+        for entry in rewards if isinstance(rewards, list) else []:
+            _find_files_of_reward(entry, folder)
+
+
+def _find_files_of_reward(entry: Any, folder: Path) -> None:
+    for key, value in entry.items() if isinstance(entry, dict) else ():
+        if key in REWARD_FILES:
+            _find_file(entry, key, folder)
+        _find_files_of_reward(value, folder)  # of a reward that it wraps
+
+
+def _find_file(part: Any, key: str, folder: Path) -> None:
+    value = part.get(key) if isinstance(part, dict) else None
+    if isinstance(value, str) and value:
+        places = (Path(), folder, *SHIPPED)
+        path = next((f / value for f in places if os.path.isfile(f / value) or os.path.isdir(f / value)), None)
+        part[key] = value if path is None else str(path.absolute())
 
 
 def _resolve(config: RecipeConfig, plugins: PluginManager, source: Source) -> tuple[RecipeConfig, dict[str, Any], list[str]]:

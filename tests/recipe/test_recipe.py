@@ -399,3 +399,28 @@ def test_a_hook_that_gives_a_reward_itself_is_told_to_give_what_makes_it(plugins
     (line,) = problems(overrides=["rewards=[{name: bare}]"])
     assert "rewards.0.name: the plugin's distill_rewards gives the reward 'bare' itself" in line
     assert line.endswith("Give what makes it: {'bare': lambda: ...}")
+
+
+def test_files_of_rewards_are_found_beside_the_recipe(plugins, tmp_path, monkeypatch):
+    """As those of data and models are: a run started elsewhere looked for them there, or on the hub."""
+
+    class Plugin:
+        @hookimpl
+        def distill_rewards(self):
+            return {
+                "file": lambda path, clip="": lambda media, prompts: media[:, 0],
+                "twice": lambda of: lambda media, prompts: media,
+            }
+
+    plugins.register(Plugin())
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "head.pt").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "my.yaml").write_text(GOOD)
+    given = "{name: file, path: weights/head.pt, clip: openai/clip}"
+    overrides = (f"rewards=[{given}, {{name: twice, of: {given}}}]", "evaluate.rewards=[{name: file, path: weights/head.pt}]")
+    config = recipe.load(str(tmp_path / "my.yaml"), plugins, overrides).config
+    found = {"path": str(tmp_path / "weights" / "head.pt"), "clip": "openai/clip"}
+    assert config.rewards[0].options == found and config.evaluate.rewards[0].options["path"] == found["path"]
+    assert config.rewards[1].options == {"of": {"name": "file", **found}}
