@@ -18,7 +18,7 @@ from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import IF_OFFERED
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, NONE
 from amd_plugin.models.family import Features
-from amd_plugin.models.step_conditioning import OUTCOME, RUNGS, Conditions, Tables, add_tables, tables_of
+from amd_plugin.models.step_conditioning import OUTCOME, RUNG_LR, RUNGS, Conditions, Tables, add_tables, tables_of
 from amd_plugin.plugins import PluginManager
 
 # Classes of networks that hosts train and no family of ours describes -> the module whose output embeds the time.
@@ -73,8 +73,8 @@ class FakeScoreConditions:
 
         Args:
             network: a network of the fake score.
-            learning_rate: the rate of its optimizer as the host's configuration has it, a number or its text, at which the
-                table of outcomes learns at its own; None for one that is unknown, and then at the optimizer's.
+            learning_rate: the rate of its optimizer as the host's configuration has it, a number or its text, with which the
+                tables learn at their own; None for one that is unknown, and then at the optimizer's.
 
         Raises:
             InputError: for a network whose time embedding no family names, unless all it lacks is `IF_OFFERED`; and
@@ -90,8 +90,8 @@ class FakeScoreConditions:
             option = "rung_conditioning" if self._rungs else "advantage_guidance"
             message = f"nobody says where a {_class_names(network)[0]} embeds the time (time_embeddings of a family)"
             raise InputError(f"{self._where}.{option}: {message}. Leave it out")
-        gain = _gain(self._outcome_lr, learning_rate)
-        add_tables(network, "fake_score", Conditions(lambda _: places, self._rungs, bool(self._outcomes), gain))
+        gains = [_gain(rate, learning_rate) for rate in (self._outcome_lr, RUNG_LR)]
+        add_tables(network, "fake_score", Conditions(lambda _: places, self._rungs, bool(self._outcomes), *gains))
         self._networks.append(network)
         for part in (RUNGS, OUTCOME):
             if (tables := tables_of(network, part)) is not None:

@@ -26,6 +26,7 @@ from amd_plugin.models.family import Features
 
 log = logging.getLogger(__name__)
 
+RUNG_LR = 8e-4  # lowest rate of a table of rungs: at a large network's own, 1e-5, its rows stay at zero, as if there were none
 RUNGS, OUTCOME = "rungs", "outcomes"
 PARTS = (RUNGS, OUTCOME)  # names of the tables' submodules in a network
 EmbeddingFinder = Callable[[nn.Module], Sequence[Features]]
@@ -39,12 +40,14 @@ class Conditions(NamedTuple):
         rungs: the number of rungs of the table of rungs; 0 for no such table.
         outcomes: whether there is a table of outcomes.
         gain: the gain of the table of outcomes, see `Table`.
+        rung_gain: the gain of the table of rungs.
     """
 
     places: EmbeddingFinder
     rungs: int = 0
     outcomes: bool = False
     gain: float = 1.0
+    rung_gain: float = 1.0
 
 
 class Table(nn.Module):
@@ -178,7 +181,7 @@ def add_tables(network: nn.Module, role: str, conditions: Conditions) -> None:
         return
     places = conditions.places(network)
     if conditions.rungs:
-        network.add_module(RUNGS, Tables(role, places, conditions.rungs))
+        network.add_module(RUNGS, Tables(role, places, conditions.rungs, gain=conditions.rung_gain))
     if conditions.outcomes:
         network.add_module(OUTCOME, Tables(role, places, len(OUTCOMES), NONE, conditions.gain))
 
@@ -192,6 +195,11 @@ def tables_of(network: nn.Module, part: str) -> Tables | None:
 def in_outcomes(name: str) -> bool:
     """Whether the parameter `name` of a network is a table of outcomes."""
     return name.startswith(f"{OUTCOME}.")
+
+
+def in_rungs(name: str) -> bool:
+    """Whether the parameter `name` of a network is a table of rungs."""
+    return name.startswith(f"{RUNGS}.")
 
 
 def check_tables(names: Iterable[str], network: nn.Module) -> None:

@@ -64,21 +64,21 @@ def test_a_run_with_other_tables_is_refused_by_the_options_name(plugins, saved, 
 
 
 @pytest.mark.parametrize(
-    ("learning_rate", "options", "gain"),
+    ("learning_rate", "options", "gain", "of_rungs"),
     [
-        (1e-5, {}, 512),  # of the powers of two nearest to 500
-        ("8e-6", {}, 512),  # of 625; hosts take a rate's text too
-        (1e-5, {"outcome_lr": 1e-4}, 8),
-        (5e-3, {}, 1),
-        (2e-2, {}, 1),  # a table never learns more slowly than the rest
-        *[(unknown, {}, 1) for unknown in (None, 0, -1e-5, "", "auto", [1e-5], float("nan"), float("inf"))],
-        (5e-324, {"outcome_lr": 1e300}, 2**32),
+        (1e-5, {}, 512, 64),  # of the powers of two nearest to 500, and to 80
+        ("8e-6", {}, 512, 128),  # of 625, and of 100; hosts take a rate's text too
+        (1e-5, {"outcome_lr": 1e-4}, 8, 64),
+        (5e-3, {}, 1, 1),
+        (2e-2, {}, 1, 1),  # a table never learns more slowly than the rest
+        *[(unknown, {}, 1, 1) for unknown in (None, 0, -1e-5, "", "auto", [1e-5], float("nan"), float("inf"))],
+        (5e-324, {"outcome_lr": 1e300}, 2**32, 2**32),
     ],
     ids=str,
 )  # fmt: skip
-def test_outcomes_learn_at_a_rate_of_their_own_and_rungs_at_the_optimizers(plugins, learning_rate, options, gain):
+def test_tables_learn_at_rates_of_their_own(plugins, learning_rate, options, gain, of_rungs):
     made = network(plugins, 4, True, learning_rate, **options)
-    assert gain_of(made) == gain and gain_of(made, RUNGS) == 1
+    assert gain_of(made) == gain and gain_of(made, RUNGS) == of_rungs
 
 
 def test_in_the_dtype_of_the_host_a_table_learns_at_its_own_rate(plugins):

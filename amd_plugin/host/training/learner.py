@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amd_plugin.config import TrainConfig
 from amd_plugin.models.roles import Role
-from amd_plugin.models.step_conditioning import in_outcomes
+from amd_plugin.models.step_conditioning import RUNG_LR, in_outcomes, in_rungs
 from amd_plugin.sharding.engine import EngineSettings, engine_for
 from amd_plugin.sharding.shares import Moments
 
@@ -139,16 +139,22 @@ class EngineLearner:
 
 
 def parameter_groups(role: Role, learning_rate: float, train: TrainConfig) -> tuple[list[dict[str, Any]], list[float]]:
-    """The optimizer's parameter groups for `role`, its weights and then any tables of outcomes, and the peak rate of each.
+    """The optimizer's parameter groups for `role`, and the peak rate of each: its weights, then tables with rates of their own.
 
-    The contrast grows from zero by what these tables learn, so their rate must not depend on how large the network is.
+    What tables have learned grows from zero, so their rates must not depend on how large the network is. A table of rungs that
+    learns as fast as the weights is one of them.
     """
-    tables = [parameter for name, parameter in role.named_parameters().items() if in_outcomes(name)]
-    known = {id(parameter) for parameter in tables}
-    groups = [{"params": [parameter for parameter in role.parameters() if id(parameter) not in known]}]
-    if not tables:
-        return groups, [learning_rate]
-    return [*groups, {"params": tables}], [learning_rate, train.outcome_lr]
+    named = role.named_parameters()
+    apart = (
+        [(in_outcomes, train.outcome_lr)]
+        if learning_rate >= RUNG_LR
+        else [(in_rungs, RUNG_LR), (in_outcomes, train.outcome_lr)]
+    )
+    tables = [([value for name, value in named.items() if of_part(name)], rate) for of_part, rate in apart]
+    known = {id(value) for values, _ in tables for value in values}
+    weights = [value for value in named.values() if id(value) not in known]
+    groups = [(weights, learning_rate), *((values, rate) for values, rate in tables if values)]
+    return [{"params": values} for values, _ in groups], [rate for _, rate in groups]
 
 
 def _set_learning_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], step: int, train: TrainConfig) -> None:
