@@ -33,6 +33,7 @@ from amd_plugin.errors import AmdPluginError, InputError, MissingDependency, did
 from amd_plugin.host.running import folder_kind
 from amd_plugin.launcher import launcher_number
 from amd_plugin.plugins import get_plugin_manager
+from amd_plugin.recipe.keys_as_options import TakesSet
 from amd_plugin.terminal import PlainConsole, check_working_folder, log_to, take_any_text
 
 # Rich's table of options cuts their names on a narrow terminal, and click's plain text does not.
@@ -146,7 +147,9 @@ def show_whole(table: Table) -> None:
         say(str(table.caption))
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin train digits --set train.max_steps=500 --output runs/mine")
+@app.command(
+    cls=TakesSet, rich_help_panel=RUNS, epilog="Example: amd-plugin train digits --set train.max_steps=500 --output runs/mine"
+)
 def train(
     recipe: Annotated[
         str | None,
@@ -233,7 +236,7 @@ def _agreed(question: str) -> bool:
         raise
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin compare digits --objectives dmd,amd --seeds 4")
+@app.command(cls=TakesSet, rich_help_panel=RUNS, epilog="Example: amd-plugin compare digits --objectives dmd,amd --seeds 4")
 def compare(
     recipe: RecipeName,
     objectives: Annotated[str, typer.Option(help="objectives or arms, comma-separated; the first is the baseline")] = "dmd,amd",
@@ -331,7 +334,7 @@ def evaluate(
     say(f"evaluation: {result.latents.parent / 'evaluation.md'}")
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: amd-plugin plan wan21_14b_zero3 --gpus 64")
+@app.command(cls=TakesSet, rich_help_panel=RUNS, epilog="Example: amd-plugin plan wan21_14b_zero3 --gpus 64")
 def plan(
     recipe: RecipeName,
     gpus: Annotated[int, typer.Option(help="number of GPUs")],
@@ -546,7 +549,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         out.print(f"{row['name']}: {row['purpose']}")  # a terminal wraps it between words
 
 
-@recipes_app.command(epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")
+@recipes_app.command(cls=TakesSet, epilog="Example: amd-plugin recipes show digits --set train.max_steps=500")
 def show(recipe: RecipeName, overrides: Overrides = None, plugin: PluginFiles = None) -> None:
     """Print a recipe with all its defaults, as a run would use it."""
     with busy(err, READING, at_once=False):

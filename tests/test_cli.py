@@ -306,3 +306,19 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
         if arm.name in ("amd_adaptation_only", "amd_sharpening_only", "amd_both", "amd_static", "amd_paper"):
             parts.append((made.strength, made.sharpening, made.static, made.sharpening_kind))
     assert guidance >= 2 or len(set(parts)) == len(parts) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--max_steps", "In a recipe it is train.max_steps: give --set train.max_steps=VALUE"),
+        ("--train.max-steps", "give --set train.max_steps=VALUE"),
+        ("--sharpening", "give --set objective.sharpening=VALUE"),
+        ("--sed", "(Possible options:"),
+        ("--nothing-like-it", "No such option: --nothing-like-it"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "compare", "plan", "recipes show"])
+def test_a_key_of_recipes_given_as_an_option_is_told_how_to_set_it(cli, command, given, said):
+    code, printed = cli(*command.split(), "modes2d", given, "4")
+    assert code == 2 and said in " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
