@@ -422,7 +422,7 @@ def export(
         say(f"hub: {address}")
 
 
-@app.command(rich_help_panel=RESULTS, epilog="Example: amd-plugin replay runs/digits-amd/nonfinite/step-000120")
+@app.command(cls=TakesSet, rich_help_panel=RESULTS, epilog="Example: amd-plugin replay runs/digits-amd/nonfinite/step-000120")
 def replay(
     dump: Annotated[Path, typer.Argument(help="folder of an update that was not finite")],
     overrides: Overrides = None,
@@ -567,7 +567,7 @@ def copy(
         say(str(path))
 
 
-@recipes_app.command(epilog="Example: amd-plugin recipes validate mine.yaml")
+@recipes_app.command(cls=TakesSet, epilog="Example: amd-plugin recipes validate mine.yaml")
 def validate(
     paths: Annotated[list[str], typer.Argument(help="names of shipped recipes, or paths of YAML files")],
     overrides: Overrides = None,

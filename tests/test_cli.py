@@ -315,10 +315,11 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
         ("--train.max-steps", "give --set train.max_steps=VALUE"),
         ("--sharpening", "give --set objective.sharpening=VALUE"),
         ("--sed", "(Possible options:"),
+        ("--rewards", "In a recipe it is rewards or evaluate.rewards: give --set rewards=VALUE"),
         ("--nothing-like-it", "No such option: --nothing-like-it"),
     ],
 )
-@pytest.mark.parametrize("command", ["train", "compare", "plan", "recipes show"])
+@pytest.mark.parametrize("command", ["train", "compare", "plan", "recipes show", "recipes validate"])
 def test_a_key_of_recipes_given_as_an_option_is_told_how_to_set_it(cli, command, given, said):
     code, printed = cli(*command.split(), "modes2d", given, "4")
     assert code == 2 and said in " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())

@@ -18,10 +18,9 @@ class TakesSet(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:  # click's, of which typer has a copy in some versions
-            keys = keys_called(getattr(error, "option_name", ""))
-            if keys and hasattr(error, "message") and hasattr(error, "possibilities"):
-                error.message += f". In a recipe it is {' or '.join(keys)}: give --set {keys[0]}=VALUE"
-                error.possibilities = []
+            unlike_any = hasattr(error, "message") and getattr(error, "possibilities", True) in (None, [])
+            if unlike_any and (keys := keys_called(getattr(error, "option_name", ""))):
+                error.message += f". In a recipe it is {' or '.join(keys)}: give --set {keys[0]}=VALUE"  # type: ignore[attr-defined]
             raise
 
 
@@ -34,7 +33,8 @@ def keys_called(option: str) -> list[str]:
     from amd_plugin.plugins import get_plugin_manager
     from amd_plugin.tasks import TASKS
 
-    keys = [key for section, field in RecipeConfig.model_fields.items() for key in _keys(section, field.annotation)]
+    keys = [section for section, field in RecipeConfig.model_fields.items() if not _keys(section, field.annotation)]
+    keys += [key for section, field in RecipeConfig.model_fields.items() for key in _keys(section, field.annotation)]
     sections = (("objective", get_plugin_manager().objectives()), ("data", TASKS))
     keys += [
         f"{section}.{name}"

@@ -149,7 +149,7 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
         value = part.get(key) if isinstance(part, dict) else None
         if isinstance(value, dict):  # a file with options beside its path
             part, key = value, "path"
-        _find_file(part, key, folder)
+        _find_file(part, key, (Path(), folder, *SHIPPED))
     evaluate = data.get("evaluate")
     for rewards in (data.get("rewards"), evaluate.get("rewards") if isinstance(evaluate, dict) else None):
         for entry in rewards if isinstance(rewards, list) else []:
@@ -157,16 +157,16 @@ def _find_files(data: dict[str, Any], folder: Path) -> None:
 
 
 def _find_files_of_reward(entry: Any, folder: Path) -> None:
-    for key, value in entry.items() if isinstance(entry, dict) else ():
-        if key in REWARD_FILES:
-            _find_file(entry, key, folder)
-        _find_files_of_reward(value, folder)  # of a reward that it wraps
+    if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+        for key, value in entry.items():
+            if key in REWARD_FILES:
+                _find_file(entry, key, (Path(), folder))
+            _find_files_of_reward(value, folder)  # of a reward that it wraps
 
 
-def _find_file(part: Any, key: str, folder: Path) -> None:
+def _find_file(part: Any, key: str, places: Sequence[Path]) -> None:
     value = part.get(key) if isinstance(part, dict) else None
     if isinstance(value, str) and value:
-        places = (Path(), folder, *SHIPPED)
         path = next((f / value for f in places if os.path.isfile(f / value) or os.path.isdir(f / value)), None)
         part[key] = value if path is None else str(path.absolute())
 

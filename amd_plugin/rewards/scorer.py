@@ -128,20 +128,31 @@ class Scorer:
 def _check_call(reward: Callable[..., Any], label: str) -> None:
     """Checks that `reward` can be called as rewards are, before a teacher is trained for it.
 
-    Which columns a task has is known only from its batches, so what is required by name is left to the first call.
+    Which columns a task has is known only from its batches, so what is required by name is left to the first call. So is a call
+    that is not what its signature says: a module with hooks, or a wrapper of a function with another one.
     """
+    plain_module = (
+        isinstance(reward, nn.Module) and type(reward).__call__ is nn.Module.__call__ and not reward._forward_pre_hooks
+    )
+    call: Callable[..., Any] = getattr(reward, "forward", reward) if plain_module else reward
     try:
-        signature = inspect.signature(getattr(reward, "forward", reward))
+        signatures = [inspect.signature(call, follow_wrapped=follow) for follow in (False, True)]
     except (TypeError, ValueError):
         return  # of compiled code
-    required = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    named = list(signature.parameters.values())[2:]
-    required += [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    if (problem := _misfit(signatures[0])) and _misfit(signatures[1]):
+        message = f"must be callable as reward(media, prompts, **columns), and its signature is {signatures[0]} ({problem})"
+        raise InputError(f"{label}: {message}")
+
+
+def _misfit(signature: inspect.Signature) -> str:
+    """Why a call with media and prompts does not fit `signature`, whatever it requires by name; empty where it fits."""
+    by_name = [p for index, p in enumerate(signature.parameters.values())
+               if p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and index > 1)]  # fmt: skip
     try:
-        signature.bind(None, [], **dict.fromkeys(required))
+        signature.bind(None, [], **{p.name: None for p in by_name if p.default is p.empty})
     except TypeError as error:
-        message = f"{label}: must be callable as reward(media, prompts, **columns), and its signature is {signature} ({error})"
-        raise InputError(message) from error
+        return str(error)
+    return ""
 
 
 def context_of(factory: Callable[..., Any], task: Any, plugins: PluginManager | None) -> dict[str, Any]:

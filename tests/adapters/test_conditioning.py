@@ -66,9 +66,9 @@ def test_a_run_with_other_tables_is_refused_by_the_options_name(plugins, saved, 
 @pytest.mark.parametrize(
     ("learning_rate", "options", "gain", "of_rungs"),
     [
-        (1e-5, {}, 512, 64),  # of the powers of two nearest to 500, and to 80
-        ("8e-6", {}, 512, 128),  # of 625, and of 100; hosts take a rate's text too
-        (1e-5, {"outcome_lr": 1e-4}, 8, 64),
+        (1e-5, {}, 512, 32),  # of the powers of two nearest to 500, and to 40
+        ("8e-6", {}, 512, 64),  # of 625, and of 50; hosts take a rate's text too
+        (1e-5, {"outcome_lr": 1e-4}, 8, 32),
         (5e-3, {}, 1, 1),
         (2e-2, {}, 1, 1),  # a table never learns more slowly than the rest
         *[(unknown, {}, 1, 1) for unknown in (None, 0, -1e-5, "", "auto", [1e-5], float("nan"), float("inf"))],

@@ -409,7 +409,7 @@ def test_files_of_rewards_are_found_beside_the_recipe(plugins, tmp_path, monkeyp
         def distill_rewards(self):
             return {
                 "file": lambda path, clip="": lambda media, prompts: media[:, 0],
-                "twice": lambda of: lambda media, prompts: media,
+                "twice": lambda of, more=None: lambda media, prompts: media,
             }
 
     plugins.register(Plugin())
@@ -419,8 +419,9 @@ def test_files_of_rewards_are_found_beside_the_recipe(plugins, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "my.yaml").write_text(GOOD)
     given = "{name: file, path: weights/head.pt, clip: openai/clip}"
-    overrides = (f"rewards=[{given}, {{name: twice, of: {given}}}]", "evaluate.rewards=[{name: file, path: weights/head.pt}]")
+    twice = f"{{name: twice, of: {given}, more: {{path: weights}}}}"
+    overrides = (f"rewards=[{given}, {twice}]", "evaluate.rewards=[{name: file, path: weights/head.pt}]")
     config = recipe.load(str(tmp_path / "my.yaml"), plugins, overrides).config
     found = {"path": str(tmp_path / "weights" / "head.pt"), "clip": "openai/clip"}
     assert config.rewards[0].options == found and config.evaluate.rewards[0].options["path"] == found["path"]
-    assert config.rewards[1].options == {"of": {"name": "file", **found}}
+    assert config.rewards[1].options == {"of": {"name": "file", **found}, "more": {"path": "weights"}}, "no reward"

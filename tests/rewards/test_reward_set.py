@@ -1,5 +1,6 @@
 """A set of rewards: what they may answer, where they run, and what happens to those that do not answer."""
 
+import functools
 import multiprocessing
 import os
 import re
@@ -264,6 +265,42 @@ def test_a_reward_that_cannot_be_called_is_refused_when_it_is_built(rewards, cal
     factory, message = WRONG_CALLS[call]
     with pytest.raises(InputError, match=message):
         rewards({"name": "local"}, local=factory)
+
+
+def images_only(images):
+    return images.flatten(1).sum(1)
+
+
+class ForwardIsAHelper:
+    def forward(self, images):
+        return images_only(images)
+
+    def __call__(self, media, prompts):
+        return self.forward(media)
+
+
+class ModuleWithACallOfItsOwn(torch.nn.Module):
+    def forward(self, images):
+        return images_only(images)
+
+    def __call__(self, media, prompts):
+        return super().__call__(media)
+
+
+def wrapper():
+    return functools.wraps(images_only)(lambda media, prompts, **columns: images_only(media))
+
+
+def hooked():
+    module = torch.nn.Flatten(0)
+    module.forward = images_only
+    module.register_forward_pre_hook(lambda module, given: given[:1])
+    return module
+
+
+@pytest.mark.parametrize("factory", [ForwardIsAHelper, ModuleWithACallOfItsOwn, wrapper, hooked])
+def test_a_call_that_is_not_what_a_signature_says_is_left_to_the_first_batch(rewards, factory):
+    assert not rewards({"name": "local"}, local=factory)(MEDIA, PROMPTS).causes
 
 
 def test_a_required_column_is_no_wrong_signature(rewards):
