@@ -39,6 +39,7 @@ from amd_plugin.recipe.loading import load
 MEANS, MASSES, STD = torch.tensor([-2.0, 0.0, 2.0]).double(), torch.tensor([0.30, 0.45, 0.25]).double(), 0.3
 LEVELS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.9)
 GAMMAS = (0.5, 1.0, 2.0, 4.0, 10.0)
+RUNG_RATES = (None, 2e-5, 2e-4, 4e-4, 2e-3, 1e-2)  # None: no table
 
 
 def advantage(x: Tensor) -> Tensor:
@@ -285,7 +286,7 @@ def rungs() -> None:
     metrics = ("precision", "tv", "sliced_wasserstein", "coverage")
     print(f"| learning rate | length of its rows | {' | '.join(metrics)} |")
     print("|---" * (2 + len(metrics)) + "|")
-    for rate in (None, 2e-5, 2e-4, 2e-3, 1e-2):
+    for rate in RUNG_RATES:
         rows = []
         for seed in (100, 101, 102, 103):
             settings = (
