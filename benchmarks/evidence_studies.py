@@ -245,10 +245,10 @@ STUDIES = {
     ),
     "scenes_rivals": Study(
         title="Scenes, other ways to use the same reward",
-        question="All arms start from the student and the fake score of 600 updates of DMD at guidance 2, and make 100 updates "
-        "more. `amd` has the recipe's settings, `sharpening` only the paper's second mechanism. The others are objectives of this "
-        "package after other people's papers (docs/how-it-works.md), at a strength that did well in the plane; none was tuned on "
-        "scenes, and AMD was, on seeds 100 to 103. `reward_gradient` and `gndm` need a differentiable reward.",
+        question="All arms start from the student and the fake score of 600 updates of DMD at guidance 2, and make 100 "
+        "updates more. `amd` has the recipe's settings, `sharpening` only the paper's second mechanism. The others are "
+        "objectives of this package after other people's papers (docs/how-it-works.md), at a strength that did well in the plane; "
+        "none was tuned on scenes, and AMD was, on seeds 100 to 103. `reward_gradient` and `gndm` need a differentiable reward.",
         recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
             f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.5=amd {W}1.5", f"amd_random_reward=amd {RANDOM}",
