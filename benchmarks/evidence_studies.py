@@ -250,7 +250,7 @@ STUDIES = {
         "objectives of this package after other people's papers (docs/how-it-works.md), at a strength that did well "
         "in the plane; none was tuned on scenes, and AMD was, on seeds 100 to 103. `reward_gradient` and `gndm` need "
         "a differentiable reward.",
-        recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
+        recipe="scenes", seeds="2", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
             f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.5=amd {W}1.5", f"amd_random_reward=amd {RANDOM}",
             f"sharpening=amd objective.sharpening=2 {AG}0 objective.strength=0",
