@@ -243,6 +243,34 @@ STUDIES = {
         recipe="scenes", seeds="4", settings=CONTINUED,
         more=(f"dmd@1.5=dmd {W}1.5", "amd=amd"),
     ),
+    "scenes_rivals": Study(
+        title="Scenes, other ways to use the same reward",
+        question="All arms start from the student and the fake score of 600 updates of DMD at guidance 2, and make 100 updates"
+        " more. `amd` has the recipe's settings, `sharpening` only the paper's second mechanism. The others are "
+        "objectives of this package after other people's papers (docs/how-it-works.md), at a strength that did well "
+        "in the plane; none was tuned on scenes, and AMD was, on seeds 100 to 103. `reward_gradient` and `gndm` need "
+        "a differentiable reward.",
+        recipe="scenes", seeds="2", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
+        more=(
+            f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.5=amd {W}1.5", f"amd_random_reward=amd {RANDOM}",
+            f"sharpening=amd objective.sharpening=2 {AG}0 objective.strength=0",
+            "best_of_k=best_of_k objective.best_of=4", "policy_gradient=policy_gradient objective.policy_weight=0.1",
+            "diffusion_nft=diffusion_nft objective.nft_weight=0.1", "re_dmd=re_dmd objective.reward_beta=2",
+            "dp_dmd=dp_dmd objective.diversity_weight=1",
+            "reward_gradient=dmd objective.reward_gradient=0.3", "gndm=gndm objective.reward_gradient=0.1",
+        ),
+    ),
+    "scenes_gradient": Study(
+        title="Scenes, with the gradient of a differentiable reward",
+        question="As before, 100 updates from the distilled student. `reward_gradient` is DMD with the gradient of the reward,"
+        " as in DMDR, at weight .03; `amd_reward_gradient` is the recipe's AMD with the same term at weight .02. Both"
+        " weights were chosen on seed 100.",
+        recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
+        more=(
+            f"dmd@1.5=dmd {W}1.5", "amd=amd", "reward_gradient=dmd objective.reward_gradient=0.03",
+            "amd_reward_gradient=amd objective.reward_gradient=0.02",
+        ),
+    ),
     "plane_harvest": Study(
         title="In the plane, an unreliable teacher, four steps: fresh and harvested rollouts",
         question="900 updates. `_harvest` shares the samples of one rollout per cycle among all updates (`train.rollouts`).",
@@ -346,6 +374,14 @@ TARGETS = (
     Target("scenes_continued", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
     Target("scenes_continued", "amd", BEST_DMD, "precision", 0.0),
     Target("scenes_continued", "amd", BEST_DMD, "recall", 0.0),
+    Target("scenes_rivals", "amd", BEST_DMD, "score", 0.06, wins=4),
+    Target("scenes_rivals", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
+    Target("scenes_rivals", "amd", BEST_DMD, "precision", 0.0),
+    Target("scenes_rivals", "amd", BEST_DMD, "recall", 0.0),
+    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "score", 0.06, wins=4),
+    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "frechet", 1.0, "ratio"),
+    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "precision", 0.0),
+    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "recall", 0.0),
 )
 
 # Study -> its DMD arm at AMD's guidance scale. Everywhere, AMD with its defaults should be no worse than that arm, and AMD with
@@ -354,7 +390,8 @@ SAME_SCALE = {
     "plane_unreliable": "dmd", "plane_ring": "dmd", "plane_grid": "dmd", "plane_reliable": "dmd", "plane_guided_2": "dmd",
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
     "digits_four_steps": "dmd_rungs", "video": "dmd", "scenes": "dmd",
-    "scenes_longer": "dmd", "scenes_finish": "dmd", "scenes_continued": "dmd",
+    "scenes_longer": "dmd", "scenes_finish": "dmd", "scenes_continued": "dmd", "scenes_rivals": "dmd",
+    "scenes_gradient": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}
