@@ -263,12 +263,13 @@ STUDIES = {
     "scenes_gradient": Study(
         title="Scenes, with the gradient of a differentiable reward",
         question="As before, 100 updates from the distilled student. `reward_gradient` is DMD with the gradient of the reward,"
-        " as in DMDR, at weight .03; `amd_reward_gradient` is the recipe's AMD with the same term at weight .02. Both"
-        " weights were chosen on seed 100.",
+        " as in DMDR, at weight .03; `amd_reward_gradient` is the recipe's AMD with the same term at weight .02, and"
+        " `amd_reward_gradient_weak` at .01. These weights were tried on seed 100 before.",
         recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
             f"dmd@1.5=dmd {W}1.5", "amd=amd", "reward_gradient=dmd objective.reward_gradient=0.03",
             "amd_reward_gradient=amd objective.reward_gradient=0.02",
+            "amd_reward_gradient_weak=amd objective.reward_gradient=0.01",
         ),
     ),
     "plane_harvest": Study(
