@@ -315,7 +315,7 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
         ("--train.max-steps", "give --set train.max_steps=VALUE"),
         ("--sharpening", "give --set objective.sharpening=VALUE"),
         ("--sed", "(Possible options:"),
-        ("--rewards", "In a recipe it is rewards or evaluate.rewards: give --set rewards=VALUE"),
+        ("--student-steps", "In a recipe it is model.student_steps: give --set model.student_steps=VALUE"),
         ("--nothing-like-it", "No such option: --nothing-like-it"),
     ],
 )
@@ -323,3 +323,10 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
 def test_a_key_of_recipes_given_as_an_option_is_told_how_to_set_it(cli, command, given, said):
     code, printed = cli(*command.split(), "modes2d", given, "4")
     assert code == 2 and said in " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
+
+
+def test_the_rewards_that_are_trained_on_come_before_those_of_an_evaluation(cli):
+    code, printed = cli("train", "modes2d", "--rewards", "clip")
+    assert code == 2 and "rewards or evaluate.rewards: give --set rewards=VALUE" in " ".join(
+        re.sub("[│╭╮╰╯─]", " ", printed).split()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,9 +19,11 @@ class TakesSet(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:  # click's, of which typer has a copy in some versions
-            unlike_any = hasattr(error, "message") and getattr(error, "possibilities", True) in (None, [])
-            if unlike_any and (keys := keys_called(getattr(error, "option_name", ""))):
+            option, near = getattr(error, "option_name", ""), getattr(error, "possibilities", None) or []
+            misspelt = get_close_matches(option, near, cutoff=0.8)  # click's own suggestions may be far
+            if option and not misspelt and (keys := keys_called(option)):
                 error.message += f". In a recipe it is {' or '.join(keys)}: give --set {keys[0]}=VALUE"  # type: ignore[attr-defined]
+                error.possibilities = []  # type: ignore[attr-defined]
             raise
 
 
