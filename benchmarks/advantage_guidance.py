@@ -32,7 +32,7 @@ from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.maths.advantage_guidance import BAD, GOOD, KAPPA, NONE, guide_by_advantage
 from amd_plugin.maths.coherence import BANDS
 from amd_plugin.maths.operators import chain, dmd
-from amd_plugin.models.step_conditioning import RUNGS
+from amd_plugin.models.step_conditioning import in_rungs
 from amd_plugin.randomness import generator
 from amd_plugin.recipe.loading import load
 
@@ -294,11 +294,11 @@ def rungs() -> None:
                 f"model.rung_conditioning={rate is not None}".lower(),
                 f"train.outcome_lr={rate or 1}",
             )
-            with patch.object(learner, "in_outcomes", lambda name: name.startswith(f"{RUNGS}.")):
+            with patch.object(learner, "in_outcomes", in_rungs):
                 trainer = trainer_of("modes2d", seed, *settings, objective="dmd")
             for _ in range(trainer.train.max_steps):
                 trainer.cycle()
-            tables = [table for name, table in trainer.fake_score.named_parameters().items() if name.startswith(f"{RUNGS}.")]
+            tables = [table for name, table in trainer.fake_score.named_parameters().items() if in_rungs(name)]
             length = max((float(table.detach().norm(dim=-1).mean()) for table in tables), default=0.0)
             labels = trainer.task.balanced_labels(trainer.recipe.config.evaluate.samples)
             samples = trainer.sample(labels, "evaluation")

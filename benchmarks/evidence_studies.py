@@ -359,30 +359,23 @@ TARGETS = (
     Target("digits_advantage", "guided_auto", BEST_DMD, "recall", 0.0),
     Target("video", "amd", BEST_DMD, "digit_accuracy", 0.0),
     Target("video", "amd", BEST_DMD, "frechet", 0.0),
-    Target("scenes", "amd", BEST_DMD, "score", 0.06, wins=4),
-    Target("scenes", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
-    Target("scenes", "amd", BEST_DMD, "precision", 0.0),
-    Target("scenes", "amd", BEST_DMD, "recall", 0.0),
-    Target("scenes_longer", "amd", BEST_DMD, "score", 0.06, wins=4),
-    Target("scenes_longer", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
-    Target("scenes_longer", "amd", BEST_DMD, "precision", 0.0),
-    Target("scenes_longer", "amd", BEST_DMD, "recall", 0.0),
-    Target("scenes_finish", "amd", BEST_DMD, "score", 0.06, wins=4),
-    Target("scenes_finish", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
-    Target("scenes_finish", "amd", BEST_DMD, "precision", 0.0),
-    Target("scenes_finish", "amd", BEST_DMD, "recall", 0.0),
-    Target("scenes_continued", "amd", BEST_DMD, "score", 0.06, wins=4),
-    Target("scenes_continued", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
-    Target("scenes_continued", "amd", BEST_DMD, "precision", 0.0),
-    Target("scenes_continued", "amd", BEST_DMD, "recall", 0.0),
-    Target("scenes_rivals", "amd", BEST_DMD, "score", 0.06, wins=4),
-    Target("scenes_rivals", "amd", BEST_DMD, "frechet", 1.0, "ratio"),
-    Target("scenes_rivals", "amd", BEST_DMD, "precision", 0.0),
-    Target("scenes_rivals", "amd", BEST_DMD, "recall", 0.0),
-    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "score", 0.06, wins=4),
-    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "frechet", 1.0, "ratio"),
-    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "precision", 0.0),
-    Target("scenes_gradient", "amd_reward_gradient", BEST_DMD, "recall", 0.0),
+    *(
+        target
+        for study, arm in (
+            ("scenes", "amd"),
+            ("scenes_longer", "amd"),
+            ("scenes_finish", "amd"),
+            ("scenes_continued", "amd"),
+            ("scenes_rivals", "amd"),
+            ("scenes_gradient", "amd_reward_gradient"),
+        )
+        for target in (
+            Target(study, arm, BEST_DMD, "score", 0.06, wins=4),
+            Target(study, arm, BEST_DMD, "frechet", 1.0, "ratio"),
+            Target(study, arm, BEST_DMD, "precision", 0.0),
+            Target(study, arm, BEST_DMD, "recall", 0.0),
+        )
+    ),
 )
 
 # Study -> its DMD arm at AMD's guidance scale. Everywhere, AMD with its defaults should be no worse than that arm, and AMD with

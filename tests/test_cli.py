@@ -308,6 +308,10 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
     assert guidance >= 2 or len(set(parts)) == len(parts) == 5
 
 
+def unboxed(printed):
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -322,11 +326,9 @@ def test_every_ablation_differs_from_plain_dmd(guidance):
 @pytest.mark.parametrize("command", ["train", "compare", "plan", "recipes show", "recipes validate"])
 def test_a_key_of_recipes_given_as_an_option_is_told_how_to_set_it(cli, command, given, said):
     code, printed = cli(*command.split(), "modes2d", given, "4")
-    assert code == 2 and said in " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
+    assert code == 2 and said in unboxed(printed)
 
 
 def test_the_rewards_that_are_trained_on_come_before_those_of_an_evaluation(cli):
     code, printed = cli("train", "modes2d", "--rewards", "clip")
-    assert code == 2 and "rewards or evaluate.rewards: give --set rewards=VALUE" in " ".join(
-        re.sub("[│╭╮╰╯─]", " ", printed).split()
-    )
+    assert code == 2 and "rewards or evaluate.rewards: give --set rewards=VALUE" in unboxed(printed)

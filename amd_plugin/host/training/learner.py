@@ -145,11 +145,9 @@ def parameter_groups(role: Role, learning_rate: float, train: TrainConfig) -> tu
     learns as fast as the weights is one of them.
     """
     named = role.named_parameters()
-    apart = (
-        [(in_outcomes, train.outcome_lr)]
-        if learning_rate >= RUNG_LR
-        else [(in_rungs, RUNG_LR), (in_outcomes, train.outcome_lr)]
-    )
+    apart = [(in_outcomes, train.outcome_lr)]
+    if learning_rate < RUNG_LR:
+        apart.insert(0, (in_rungs, RUNG_LR))
     tables = [([value for name, value in named.items() if of_part(name)], rate) for of_part, rate in apart]
     known = {id(value) for values, _ in tables for value in values}
     weights = [value for value in named.values() if id(value) not in known]
