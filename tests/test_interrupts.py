@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from amd_plugin import interrupts
+from amd_plugin.cache import CHECKSUMS
 from amd_plugin.errors import RunError
 from amd_plugin.host import run
 from amd_plugin.host.running.preemption import Preemption
@@ -155,14 +156,17 @@ def test_a_question_that_is_answered_by_a_signal(signum, code, signals, monkeypa
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_teacher_that_is_being_trained_leaves_nothing(signum, code, signals, tmp_path, monkeypatch, cli):
+def test_a_teacher_that_is_being_trained_leaves_no_part_of_it(signum, code, signals, tmp_path, monkeypatch, cli):
+    """The rewards are built before the teacher, so their classifier is there, and complete."""
     monkeypatch.setenv("AMD_PLUGIN_CACHE", str(tmp_path / "cache"))
     interrupted(monkeypatch, teacher.__name__, "train_teacher", signum)
     settings = [f"--set={setting}" for setting in TINY]
     ended, printed = cli("train", "modes2d", *settings, "--set=model.width=24", "--output", tmp_path / "run")
     assert ended == code and "Traceback" not in printed
     assert not (tmp_path / "run").exists()
-    assert [path for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"] == []
+    made = [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+    assert [path.name.partition("-")[0] for path in made] == ["classifier"]
+    assert (made[0] / CHECKSUMS).is_file()
 
 
 WHILE_IT_IS_IMPORTED = """
