@@ -26,6 +26,7 @@ CONTINUED = (
     "model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes",
 )  # fmt: skip
 FINISH = ("train.fake_warmup=300", "train.evaluate_every=100", "evaluate.samples=1440")
+LOW_LEVELS = "objective.advantage_levels=low"
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
 # DMD at the guidance scales that it is tuned over, beside the recipe's 1.25.
@@ -272,6 +273,18 @@ STUDIES = {
             "amd_reward_gradient_weak=amd objective.reward_gradient=0.01",
         ),
     ),
+    "scenes_low_noise": Study(
+        title="Scenes, advantage guidance at low noise alone",
+        question="As before, 100 updates from the distilled student. `low_noise_auto` has `advantage_levels: low`, `low_noise_35`"
+        " a scale of 35 at these levels, whose length beside matching is what `auto` aims at there. Scale and levels were"
+        " chosen on seeds 100 to 103. A scale that is given counts from the first update on, an automatic one by its confidence.",
+        recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
+        more=(
+            f"dmd@1.5=dmd {W}1.5", "amd=amd", f"low_noise_auto=amd {LOW_LEVELS}", f"low_noise_35=amd {LOW_LEVELS} {AG}35",
+            f"low_noise_auto_random_reward=amd {LOW_LEVELS} {RANDOM}",
+            f"low_noise_35_random_reward=amd {LOW_LEVELS} {AG}35 {RANDOM}",
+        ),
+    ),
     "scenes_controls": Study(
         title="Scenes, controls of DMD and the parts of AMD",
         question="As before, 100 updates from the distilled student. Is the gain one that DMD has by other guidance, by a"
@@ -386,6 +399,7 @@ TARGETS = (
             ("scenes_continued", "amd"),
             ("scenes_rivals", "amd"),
             ("scenes_gradient", "amd_reward_gradient"),
+            ("scenes_low_noise", "low_noise_35"),
         )
         for target in (
             Target(study, arm, BEST_DMD, "score", 0.06, wins=4),

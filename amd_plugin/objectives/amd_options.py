@@ -40,6 +40,10 @@ class AMDOptions(DMDOptions):
         "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
         needs="fake_score_outcome",
     )  # fmt: skip
+    advantage_levels: Literal["all", "low"] = option(
+        "all", "Noise levels with advantage guidance; low: the lower third of the schedule, where the automatic scale aims at "
+        "five times the length.", group="regime", paper="all", needs="noise_level",
+    )  # fmt: skip
     kl: NonNegative | None = option(
         None, "Budget of divergence from the teacher in nats, from which the sharpening lambda and an automatic scale of "
         "advantage guidance follow, with rewards in their own running spread; null: lambda is as given.",

@@ -4,13 +4,13 @@ import logging
 
 from torch import Tensor
 
-from amd_plugin.objectives.contrast_statistics import LARGEST, RATIO, confidence, ratio
+from amd_plugin.objectives.contrast_statistics import Push, confidence, ratio
 
 log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
 SILENT = 200  # student updates before a reward counts as one that cannot be learned; scenes need up to 180
-TOO_STRONG, TOO_WEAK = 0.35, 0.025  # of the scaled contrast to the matching term
+TOO_STRONG, TOO_WEAK = 7 / 3, 1 / 6  # lengths of the scaled contrast, as shares of the one that the automatic scale aims at
 
 WARN_STRONG = (
     "advantage guidance is %.2f times as long as the matching term, above %g, where it did harm. Lower "
@@ -33,24 +33,30 @@ WARN_SILENT = (
 
 
 class ContrastMonitor:
-    """A monitor of the contrast that warns once about each kind of problem."""
+    """A monitor of the contrast that warns once about each kind of problem.
 
-    def __init__(self) -> None:
+    Args:
+        push: what the automatic scale aims at, and at which noise levels guidance applies.
+    """
+
+    def __init__(self, push: Push) -> None:
+        self._push = push
         self._turns, self._warned = 0, set[str]()
 
-    def update(self, sums: Tensor, gamma: float, *, automatic: bool) -> None:
+    def update(self, running: Tensor, gamma: float, *, automatic: bool) -> None:
         """Counts a student turn, and judges the contrast every `TURNS` turns.
 
         Args:
-            sums: running means [6] of `amd_plugin.objectives.contrast_statistics.ContrastStatistics`.
+            running: running means [3, 6] of `amd_plugin.objectives.contrast_statistics.ContrastStatistics`.
             gamma: scale in use.
             automatic: whether the scale sets itself.
         """
         self._turns += 1
         if self._turns % TURNS:
             return
-        length = float(ratio(sums))
-        if confidence(sums) == 0:
+        length, push = float(ratio(running[: self._push.bands].sum(0))), self._push
+        strong, weak = TOO_STRONG * push.ratio, TOO_WEAK * push.ratio
+        if confidence(running.sum(0)) == 0:
             if self._turns < SILENT:
                 return
             effect = (
@@ -59,13 +65,13 @@ class ContrastMonitor:
                 else f"noise of {gamma * length:.2f} times the matching term"
             )
             self._warn(WARN_SILENT, self._turns, effect)
-        elif automatic and gamma >= 0.9 * LARGEST and gamma * length < TOO_WEAK:
-            self._warn(WARN_CAPPED, LARGEST, gamma * length)
+        elif automatic and gamma >= 0.9 * push.largest and gamma * length < weak:
+            self._warn(WARN_CAPPED, push.largest, gamma * length)
         elif not automatic and length > 0 and gamma > 0:
-            if gamma * length > TOO_STRONG:
-                self._warn(WARN_STRONG, gamma * length, TOO_STRONG, RATIO / length)
-            elif gamma * length < TOO_WEAK:
-                self._warn(WARN_WEAK, gamma * length, TOO_WEAK, RATIO / length)
+            if gamma * length > strong:
+                self._warn(WARN_STRONG, gamma * length, strong, push.ratio / length)
+            elif gamma * length < weak:
+                self._warn(WARN_WEAK, gamma * length, weak, push.ratio / length)
 
     def _warn(self, message: str, *values: object) -> None:
         if message not in self._warned:
