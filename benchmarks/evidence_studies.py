@@ -277,8 +277,8 @@ STUDIES = {
         title="Scenes, advantage guidance at low noise alone",
         question="As before, 100 updates from the distilled student. `low_noise_auto` has `advantage_levels: low`, and"
         " `low_noise_35` a scale of 35 at these levels, whose length beside matching is what `auto` aims at there. Scale and"
-        " levels were chosen on seeds 100 to 103. A scale that is given counts from the first update on, an automatic one by its"
-        " confidence.",
+        " levels were chosen on seeds 100 to 103. A scale that is given counts from the first update on, an automatic one by"
+        " its confidence.",
         recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
             f"dmd@1.5=dmd {W}1.5", "amd=amd", f"low_noise_auto=amd {LOW_LEVELS}", f"low_noise_35=amd {LOW_LEVELS} {AG}35",
