@@ -5,12 +5,14 @@
     python benchmarks/advantage_guidance.py sensor    # failures found among samples that were never scored
     python benchmarks/advantage_guidance.py schedules # its scale by training and noise level; a quarter of an hour
     python benchmarks/advantage_guidance.py rungs     # students by learning rate of the table of rungs; ten minutes
+    python benchmarks/advantage_guidance.py steps     # what a step along each direction gains on scenes; ten minutes
     python benchmarks/advantage_guidance.py figure    # docs/images/advantage_guidance.svg
 
 All but `figure` print a Markdown table; docs/how-it-works.md has them.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -263,19 +265,64 @@ def schedules() -> None:
     metrics = ("precision", "tv", "sliced_wasserstein", "coverage")
     print(f"| scale | schedule | {' | '.join(metrics)} |")
     print("|---" * (2 + len(metrics)) + "|")
-    for scale in ("4", "auto"):
-        for name, factor in SCHEDULES.items():
-            rows = []
-            for seed in (100, 101, 102, 103):
-                plugins = get_plugin_manager()
-                plugins.register(Scheduled(factor))
-                settings = (f"objective.advantage_guidance={scale}", "objective.sharpening=0", f"train.seed={seed}",
-                            "train.trackers=[]", "train.evaluate_every=0")  # fmt: skip
-                with tempfile.TemporaryDirectory() as folder:
-                    student = run.train(load("modes2d", plugins, settings, "amd"), plugins, Path(folder, "run"))
-                rows.append([student[metric] for metric in metrics])
-            cells = " | ".join(f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f}" for v in zip(*rows, strict=True))
-            print(f"| {scale} | {name} | {cells} |", flush=True)
+    arms = [(scale, name, factor, "all") for scale in ("4", "auto") for name, factor in SCHEDULES.items()]
+    for scale, name, factor, levels in (*arms, ("auto", "`advantage_levels: low`", SCHEDULES["constant"], "low")):
+        rows = []
+        for seed in (100, 101, 102, 103):
+            plugins = get_plugin_manager()
+            plugins.register(Scheduled(factor))
+            guidance = (
+                f"objective.advantage_guidance={scale}",
+                f"objective.advantage_levels={levels}",
+                "objective.sharpening=0",
+            )
+            settings = (*guidance, f"train.seed={seed}", "train.trackers=[]", "train.evaluate_every=0")
+            with tempfile.TemporaryDirectory() as folder:
+                student = run.train(load("modes2d", plugins, settings, "amd"), plugins, Path(folder, "run"))
+            rows.append([student[metric] for metric in metrics])
+        cells = " | ".join(f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f}" for v in zip(*rows, strict=True))
+        print(f"| {scale} | {name} | {cells} |", flush=True)
+
+
+def steps() -> None:
+    """Prints what samples on scenes gain by a step along matching, the contrast, and a reward's gradient, in nats of judge B.
+
+    Samples are those of a student that made 100 updates of AMD from the distilled one. A direction is a mean over four draws of
+    noise, and made as long as the step. The gradient is that of judge A, the training reward, which saw no sample of judge B.
+    """
+    lengths, draws, count = (0.3, 1.0, 2.0, 4.0), 4, 960
+    starts = ("model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes")
+    trainer = trainer_of("scenes", 100, *starts, "train.max_steps=100")
+    for _ in range(trainer.train.max_steps):
+        trainer.cycle()
+    task, size = trainer.task, trainer.train.batch_size
+    labels = task.balanced_labels(count)
+    x0, rungs = trainer.sample(labels, "steps"), torch.full((size,), len(trainer.forward.ladder) - 1)
+
+    def score(x: Tensor, judge: str) -> Tensor:
+        return task.verdict(judge, trainer.backbone.decode(x), task.prompts(labels)).soft
+
+    leaf = x0.clone().requires_grad_()
+    directions = {"gradient of the reward": torch.autograd.grad(score(leaf, "a").sum(), leaf)[0]}
+    source = trainer.rollouts.batch(0, "student", 0)
+    for index, name in enumerate(BANDS):
+        match, contrast = torch.zeros_like(x0), torch.zeros_like(x0)
+        for draw, first in itertools.product(range(draws), range(0, count, size)):
+            rows = slice(first, first + size)
+            batch = source.again(f"steps {name}", draw * count + first, labels[rows], rungs)
+            low, high = max(index / len(BANDS), trainer.train.sigma[0]), min((index + 1) / len(BANDS), trainer.train.sigma[1])
+            signals = trainer.forward.signals(x0[rows], batch, slice(None), batch.uniform("level", (low, high)), None)
+            direction = dmd(trainer.objective.guidance_scale)(signals)
+            match[rows] += direction.match + direction.guide
+            contrast[rows] += signals.contrast()
+        directions |= {f"matching, {name} noise": match, f"contrast, {name} noise": contrast}
+    before = score(x0, "b")
+    print("| direction | " + " | ".join(f"a step of {length:g}" for length in lengths) + " |")
+    print("|---" * (1 + len(lengths)) + "|")
+    for name, direction in directions.items():
+        unit = torch.nn.functional.normalize(direction.flatten(1)).view_as(x0)
+        gains = (float((score(x0 + length * unit, "b") - before).mean()) for length in lengths)
+        print(f"| {name} | " + " | ".join(f"{gain:+.2f}" for gain in gains) + " |", flush=True)
 
 
 def rungs() -> None:
@@ -356,7 +403,8 @@ def figure() -> None:
 
 def main() -> None:
     """Runs one part."""
-    parts = {"bias": bias, "curve": curve, "sensor": sensor, "schedules": schedules, "rungs": rungs, "figure": figure}
+    parts = {"bias": bias, "curve": curve, "sensor": sensor, "schedules": schedules, "steps": steps, "rungs": rungs,
+             "figure": figure}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parts[parser.parse_args().part]()
