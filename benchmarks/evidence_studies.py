@@ -178,6 +178,18 @@ STUDIES = {
             f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
         ),
     ),
+    "plane_low_noise": Study(
+        title="In the plane, an unreliable teacher: advantage guidance at low noise alone",
+        question="The arms that matter of `plane_advantage`, and `_low`, which have `advantage_levels: low`: guidance in the lower"
+        " third of the schedule, where `auto` aims at five times the length. It was chosen on scenes.",
+        recipe="modes2d", settings=QUICK, seeds=FRESH_SEEDS,
+        more=(
+            f"dmd@1.4=dmd {W}1.4", f"guided_auto=amd {AG}auto {ALONE}", f"guided_low=amd {AG}auto {ALONE} {LOW_LEVELS}",
+            f"amd_auto_low=amd {AG}auto {LOW_LEVELS}",
+            f"guided_low_random_reward=amd {AG}auto {ALONE} {LOW_LEVELS} {RANDOM}",
+            f"guided_low_hackable_reward=amd {AG}auto {ALONE} {LOW_LEVELS} {HACKABLE}",
+        ),
+    ),
     "plane_advantage_curves": Study(
         title="In the plane, an unreliable teacher: how soon advantage guidance gets there",
         question="`plane_advantage` with an evaluation every 25 updates: how many updates does each arm need for what the "
@@ -292,7 +304,7 @@ STUDIES = {
         " window of guidance, by a smaller or falling rate, by tighter clipping or the adversarial branch? Which of"
         " AMD's parts has it? `amd_static` gives every sample the mean weights of its batch. `amd_paper` is the paper's form."
         " `amd_inverted_reward` is paid for failures. `reward_gradient` is DMDR at the weight at which AMD was best.",
-        recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
+        recipe="scenes", seeds="2", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
             f"dmd@1=dmd {W}1", f"dmd@1.5=dmd {W}1.5", f"dmd@3=dmd {W}3", f"dmd@4=dmd {W}4", f"dmd_window_3=dmd {W}3 {WINDOW}",
             "dmd_half_rate=dmd train.student_lr=1e-4", "dmd_falling_rate=dmd train.decay=linear",
