@@ -180,7 +180,7 @@ STUDIES = {
     ),
     "plane_low_noise": Study(
         title="In the plane, an unreliable teacher: advantage guidance at low noise alone",
-        question="The arms that matter of `plane_advantage`, and `_low`, which have `advantage_levels: low`: guidance in the lower"
+        question="The arms that matter of `plane_advantage`, and `_low`, with `advantage_levels: low`: guidance in the lower"
         " third of the schedule, where `auto` aims at five times the length. It was chosen on scenes.",
         recipe="modes2d", settings=QUICK, seeds=FRESH_SEEDS,
         more=(
