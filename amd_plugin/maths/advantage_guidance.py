@@ -69,10 +69,10 @@ def guide_by_advantage(gamma: float, bands: int = len(BANDS)) -> Transform:
 
     Args:
         gamma: scale, at least 0; 0 changes nothing. `Signals.advantage_factor` multiplies it per sample.
-        bands: number of thirds of the noise schedule with guidance, from low noise on.
+        bands: number of thirds of the noise schedule with guidance, 1 to 3, from low noise on.
 
     Raises:
-        ValueError: by the transform, without noise levels where guidance does not apply to all of them.
+        ValueError: by the transform, for a contrast without noise levels where guidance does not apply to all of them.
 
     Example:
         >>> from amd_plugin.maths.operators import chain, dmd
@@ -86,16 +86,18 @@ def guide_by_advantage(gamma: float, bands: int = len(BANDS)) -> Transform:
     def transform(direction: Direction) -> Direction:
         signals = direction.signals
         contrast = signals.contrast()
-        if contrast is None or gamma == 0:
+        if contrast is None:
+            return direction
+        if bands < len(BANDS) and signals.sigma is None:
+            raise ValueError("Signals.sigma: needed by objective.advantage_levels 'low', got None")
+        if gamma == 0:
             return direction
         a = torch.zeros(len(contrast), device=contrast.device) if signals.advantage is None else signals.advantage
         scale = gamma * failure_probability(a)
         if signals.advantage_factor is not None:
             scale = scale * signals.advantage_factor.to(scale)
-        if bands < len(BANDS):
-            if signals.sigma is None:
-                raise ValueError("Signals.sigma: needed by guidance at low noise alone, got None")
-            scale = torch.where(band(signals.sigma).to(scale.device) < bands, scale, 0.0)
+        if bands < len(BANDS) and signals.sigma is not None:
+            scale = torch.where(band(signals.sigma) < bands, scale, 0.0)
         return direction._replace(advance=signals.per_sample(scale) * contrast)
 
     return transform

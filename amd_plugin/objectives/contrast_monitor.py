@@ -10,18 +10,17 @@ log = logging.getLogger(__name__)
 
 TURNS = 100  # student updates between judgements
 SILENT = 200  # student updates before a reward counts as one that cannot be learned; scenes need up to 180
-TOO_STRONG, TOO_WEAK = 7 / 3, 1 / 6  # lengths of the scaled contrast, as shares of the one that the automatic scale aims at
 
 WARN_STRONG = (
-    "advantage guidance is %.2f times as long as the matching term, above %g, where it did harm. Lower "
+    "advantage guidance is %.2f times as long as the matching term%s, above %g, where it did harm. Lower "
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_WEAK = (
-    "advantage guidance is %.3f times as long as the matching term, below %g, and has hardly any effect. Raise "
+    "advantage guidance is %.3f times as long as the matching term%s, below %g, and has hardly any effect. Raise "
     "objective.advantage_guidance to about %.2g, or set it to auto"
 )
 WARN_CAPPED = (
-    "advantage guidance is at its largest scale of %g, and still only %.3f times as long as the matching term. The outcome "
+    "advantage guidance is at its largest scale of %g, and still only %.3f times as long as the matching term%s. The outcome "
     "table may learn too slowly (train.outcome_lr, in other toolkits outcome_lr), or rewards differ too rarely within prompts "
     "(objective/quiet_share)"
 )
@@ -29,6 +28,12 @@ WARN_SILENT = (
     "after %d student updates the fake score cannot tell samples that succeeded from samples that failed. The reward may be "
     "noise, or it differs too rarely within prompts (objective/quiet_share): look at it, lower objective.tolerance, or raise "
     "train.group_size. Until then advantage guidance is %s"
+)
+
+WARN_NOWHERE = (
+    "advantage guidance has no effect: after %d student updates no sample was compared at low noise, the lower third of the "
+    "schedule. Set objective.advantage_levels to all, or lower the noise levels of the student's turn (train.sigma, "
+    "objective.match_sigma)"
 )
 
 
@@ -40,7 +45,7 @@ class ContrastMonitor:
     """
 
     def __init__(self, push: Push) -> None:
-        self._push = push
+        self._push, self._where = push, "" if push.rests else " at low noise"
         self._turns, self._warned = 0, set[str]()
 
     def update(self, running: Tensor, gamma: float, *, automatic: bool) -> None:
@@ -55,7 +60,6 @@ class ContrastMonitor:
         if self._turns % TURNS:
             return
         length, push = float(ratio(running[: self._push.bands].sum(0))), self._push
-        strong, weak = TOO_STRONG * push.ratio, TOO_WEAK * push.ratio
         if confidence(running.sum(0)) == 0:
             if self._turns < SILENT:
                 return
@@ -65,13 +69,15 @@ class ContrastMonitor:
                 else f"noise of {gamma * length:.2f} times the matching term"
             )
             self._warn(WARN_SILENT, self._turns, effect)
-        elif automatic and gamma >= 0.9 * push.largest and gamma * length < weak:
-            self._warn(WARN_CAPPED, push.largest, gamma * length)
-        elif not automatic and length > 0 and gamma > 0:
-            if gamma * length > strong:
-                self._warn(WARN_STRONG, gamma * length, strong, push.ratio / length)
-            elif gamma * length < weak:
-                self._warn(WARN_WEAK, gamma * length, weak, push.ratio / length)
+        elif length == 0:
+            self._warn(WARN_NOWHERE, self._turns)
+        elif automatic and gamma >= 0.9 * push.largest and gamma * length < push.weak:
+            self._warn(WARN_CAPPED, push.largest, gamma * length, self._where)
+        elif not automatic and gamma > 0:
+            if gamma * length > push.strong:
+                self._warn(WARN_STRONG, gamma * length, self._where, push.strong, push.ratio / length)
+            elif gamma * length < push.weak:
+                self._warn(WARN_WEAK, gamma * length, self._where, push.weak, push.ratio / length)
 
     def _warn(self, message: str, *values: object) -> None:
         if message not in self._warned:

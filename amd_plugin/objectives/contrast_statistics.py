@@ -9,6 +9,7 @@ factor D / (D - 1) gives it back.
 """
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,22 +27,28 @@ MATCH, CONTRAST, GUIDANCE, ALONG, AGREEMENT, NOISE = range(6)
 
 
 class Push(NamedTuple):
-    """How far the automatic scale goes, and at which noise levels.
+    """How far the automatic scale goes, and at which noise levels. Lengths are shares of that of the matching term.
 
     Attributes:
-        bands: number of thirds of the schedule at which guidance applies, from low noise on.
-        ratio: length of the scaled contrast that it aims at, as a share of that of matching.
-        largest: scale beyond which the contrast is too short to have an effect.
+        bands: number of thirds of the schedule at which guidance applies, 1 to 3, from low noise on.
+        ratio: length of the scaled contrast that it aims at.
+        weak, strong: lengths below and above which a user is told.
+        largest: largest scale.
         rests: whether it stops at a scale of rest where no budget is given.
     """
 
     bands: int
     ratio: float
+    weak: float
+    strong: float
     largest: float
     rests: bool
 
 
-PUSHES = {"all": Push(len(BANDS), 0.15, 15.0, rests=True), "low": Push(1, 0.8, 60.0, rests=False)}
+PUSHES = {
+    "all": Push(len(BANDS), ratio=0.15, weak=0.025, strong=0.35, largest=15.0, rests=True),
+    "low": Push(1, ratio=0.8, weak=0.13, strong=1.3, largest=60.0, rests=False),
+}
 
 
 class ContrastStatistics:
@@ -170,7 +177,8 @@ def automatic_scale(running: Tensor, rest: float = REST, push: Push = PUSHES["al
     """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
 
     A student with a tilt above 0 rests at the scale of that tilt. What is more moves it on: a contrast ``push.ratio`` as long
-    as the matching term, until the tilt is the scale of rest. All of it counts by the confidence in the contrast.
+    as the matching term, until the tilt is the scale of rest. Without a scale of rest that length is all: a scale that grew
+    with the tilt that it makes would grow without end. All of it counts by the confidence in the contrast.
 
     Args:
         running: running means [3, 6] of `ContrastStatistics`. Lengths and tilt are those of the thirds at which guidance
@@ -181,9 +189,10 @@ def automatic_scale(running: Tensor, rest: float = REST, push: Push = PUSHES["al
     sums = running[: push.bands].sum(0)
     tilted = tilt(sums).clamp(min=0)
     moved = (push.ratio * _quotient(torch.ones_like(sums[MATCH]), ratio(sums))).clamp(max=push.largest)
+    if math.isinf(rest):
+        return confidence(running.sum(0)) * moved
     room = (1 - tilted / rest).clamp(min=0) if rest else torch.zeros_like(tilted)
-    scale = torch.maximum((tilted + moved).clamp(max=rest), room * moved)
-    return confidence(running.sum(0)) * scale.clamp(max=push.largest)
+    return confidence(running.sum(0)) * torch.maximum((tilted + moved).clamp(max=rest), room * moved)
 
 
 def log_success(advantage: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ def test_at_low_noise_alone_other_levels_are_dmd_to_the_bit():
     guided, plain = chain(dmd(), guide_by_advantage(4.0, 1))(s).total(), chain(dmd())(s).total()
     assert torch.equal(guided[2:], plain[2:])
     assert torch.equal(guided[:2], chain(dmd(), guide_by_advantage(4.0))(s).total()[:2])
-    with pytest.raises(ValueError, match=r"Signals.sigma: needed by guidance at low noise alone, got None"):
-        chain(dmd(), guide_by_advantage(4.0, 1))(s._replace(sigma=None))
+    with pytest.raises(ValueError, match=r"Signals.sigma: needed by objective.advantage_levels 'low', got None"):
+        chain(dmd(), guide_by_advantage(0.0, 1))(s._replace(sigma=None))
 
 
 def test_predictions_of_outcomes_are_checked():

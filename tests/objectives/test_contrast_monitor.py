@@ -10,11 +10,13 @@ from amd_plugin.objectives.contrast_statistics import PUSHES
 LARGEST = PUSHES["all"].largest
 
 
-def told(caplog, gamma, contrast, agreement=1.0, automatic=False, turns=3 * TURNS, levels="all"):
+def told(caplog, gamma, contrast, agreement=1.0, automatic=False, turns=3 * TURNS, levels="all", higher=0.0):
     """The warnings of a monitor: a matching term of length 1, and a standard error of .01 of the agreement."""
     caplog.clear()
     monitor = ContrastMonitor(PUSHES[levels])
-    running = torch.tensor([[1.0, contrast, contrast / 2, 0.0, agreement, 1e-4], [0.0] * 6, [0.0] * 6])
+    running = torch.tensor(
+        [[1.0, contrast, contrast / 2, 0.0, agreement, 1e-4], *[[higher, higher, higher, 0.0, 0.0, 0.0]] * 2]
+    )
     with caplog.at_level(logging.WARNING):
         for _ in range(turns):
             monitor.update(running, gamma, automatic=automatic)
@@ -32,9 +34,11 @@ def test_too_strong_and_too_weak_say_what_to_set(caplog):
 
 
 def test_at_low_noise_alone_more_is_right_and_higher_noise_is_not_asked(caplog):
-    assert told(caplog, gamma=7.5, contrast=0.2) and not told(caplog, gamma=7.5, contrast=0.2, levels="low")
-    (strong,) = told(caplog, gamma=30.0, contrast=0.2, levels="low")
-    assert "3.00 times as long" in strong and "objective.advantage_guidance to about 8" in strong
+    assert told(caplog, gamma=7.5, contrast=0.2) and not told(caplog, gamma=7.5, contrast=0.2, levels="low", higher=100.0)
+    (strong,) = told(caplog, gamma=30.0, contrast=0.2, levels="low", higher=100.0)
+    assert "3.00 times as long as the matching term at low noise, above 1.3" in strong and "to about 8," in strong
+    (nowhere,) = told(caplog, gamma=0.0, contrast=0.0, levels="low", higher=1.0, automatic=True)
+    assert "no sample was compared at low noise" in nowhere and "train.sigma" in nowhere
 
 
 def test_an_automatic_scale_that_is_not_heard_at_its_largest_is_told(caplog):

@@ -165,9 +165,16 @@ def test_at_low_noise_alone_lengths_are_those_of_low_noise_and_the_confidence_is
     running[1:, :4] *= 1000  # lengths that would be heard
     scale = automatic_scale(running, math.inf, low)
     assert scale.item() == pytest.approx(float(confidence(running.sum(0)) * low.ratio / ratio(running[0])), rel=1e-6)
-    assert automatic_scale(running) != scale
     running[0, 1:3] *= 1e-4
-    assert automatic_scale(running, math.inf, low) <= low.largest, "no scale of rest, and yet a largest one"
+    largest = float(confidence(running.sum(0)) * low.largest)
+    assert automatic_scale(running, math.inf, low).item() == pytest.approx(largest), "no scale of rest, and yet a largest one"
+
+
+def test_without_a_scale_of_rest_the_scale_does_not_grow_with_the_tilt_that_it_makes():
+    for lead in (1.0, 5.0, 20.0):
+        at_rest = torch.tensor([[lead, 1.0, 1.0, -lead, 1.0, 0.0], [0.0] * 6, [0.0] * 6])  # matching is the guidance of `lead`
+        assert tilt(at_rest[0]) == lead
+        assert automatic_scale(at_rest, math.inf, PUSHES["low"]).item() == pytest.approx(PUSHES["low"].ratio * lead), lead
 
 
 def test_at_low_noise_alone_only_a_budget_gives_a_scale_of_rest():
@@ -185,6 +192,20 @@ def test_at_low_noise_alone_only_a_budget_gives_a_scale_of_rest():
             objective.student_loss(signals._replace(advantage=a))
         gammas[name] = objective.gamma
     assert gammas["all"] <= REST < gammas["low"] and gammas["budget"] < gammas["low"]
+
+
+def test_an_objective_guides_at_low_noise_alone():
+    """The last sample of the lower third follows the contrast as with all levels, the others as without."""
+    signals = turn(0)._replace(sigma=torch.linspace(0, 1, 64), advantage=-torch.ones(64))
+    off, everywhere, low = (
+        AMDObjective(1.0, strength=0, sharpening=0, **options).operator()(signals).total()
+        for options in (
+            {"advantage_guidance": 0.0}, {"advantage_guidance": 4.0}, {"advantage_guidance": 4.0, "advantage_levels": "low"},
+        )
+    )  # fmt: skip
+    inside = signals.sigma < 1 / 3
+    assert torch.equal(low[inside], everywhere[inside]) and torch.equal(low[~inside], off[~inside])
+    assert not torch.equal(everywhere[~inside], off[~inside])
 
 
 def test_the_scale_of_rest_spends_the_budget_of_a_student_that_is_tilted_already():
