@@ -185,7 +185,6 @@ STUDIES = {
         recipe="modes2d", settings=QUICK, seeds=FRESH_SEEDS,
         more=(
             f"dmd@1.4=dmd {W}1.4", f"guided_auto=amd {AG}auto {ALONE}", f"guided_low=amd {AG}auto {ALONE} {LOW_LEVELS}",
-            f"amd_auto_low=amd {AG}auto {LOW_LEVELS}",
             f"guided_low_random_reward=amd {AG}auto {ALONE} {LOW_LEVELS} {RANDOM}",
             f"guided_low_hackable_reward=amd {AG}auto {ALONE} {LOW_LEVELS} {HACKABLE}",
         ),
