@@ -111,7 +111,7 @@ class HostBridge:
     @property
     def replaces_student_loss(self) -> bool:
         """Whether the objective's loss takes the place of the host's in the student's turn."""
-        return self.uses_reward or getattr(self.objective, "guidance_window", None) is not None
+        return self.uses_reward or self.objective.needs.noise_level
 
     @property
     def weighs_fake_score(self) -> bool:
