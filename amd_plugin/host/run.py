@@ -7,7 +7,6 @@ The folder holds `config.yaml` (resolved), `run.json`, `metrics.jsonl`, `checkpo
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,7 +20,7 @@ from amd_plugin.busy import busy
 from amd_plugin.errors import AmdPluginError, InputError, RunError, in_words
 from amd_plugin.host.evaluation.evaluate import HeldOutEvaluation
 from amd_plugin.host.evaluation.held_out import held_out_names
-from amd_plugin.host.running.accelerator import make_accelerator, on_main
+from amd_plugin.host.running.accelerator import end, make_accelerator, on_main
 from amd_plugin.host.running.folder_kind import is_run
 from amd_plugin.host.running.folder_lock import FolderLock
 from amd_plugin.host.running.library_warnings import once_per_run
@@ -39,10 +38,6 @@ from amd_plugin.plugins import PluginManager
 from amd_plugin.recipe.loading import Recipe
 from amd_plugin.tasks import check_installed
 from amd_plugin.threads import one_thread
-
-# Seconds at the end of a run of several processes. Gloo's threads need Python's lock to drop the tensors of the last collective
-# call, and the end of the process group holds that lock while it waits for these threads. A run once hung there.
-LETTING_GO = 0.2
 
 
 def train(
@@ -133,9 +128,7 @@ def _run(
         return _loop(trainer, evaluate, run_log, output, probe)
     finally:
         run_log.close()
-        if accelerator.num_processes > 1:
-            time.sleep(LETTING_GO)
-        accelerator.end_training()
+        end(accelerator)
 
 
 @contextmanager

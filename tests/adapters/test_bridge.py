@@ -30,6 +30,7 @@ from amd_plugin import AMDObjective, get_plugin_manager, hookimpl
 from amd_plugin.adapters.bridge import HostBridge
 from amd_plugin.adapters.failures import Failures
 from amd_plugin.objectives.reward_statistics import group_ids
+from tests.adapters.inside.ranks import leave_group
 rank, store, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fails"
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 def reward(media, prompts):
@@ -79,7 +80,7 @@ by_rung = bridge.advantages(x0, groups, prompts, rung=torch.tensor([rank, rank])
 assert fails or (by_rung == 0).all(), "no two samples of a prompt have the same rung"
 assert fails or set(bridge.objective.state_dict()["rewards"]["updates"]) == {"0", "1"}
 print(advantage.tolist(), weight.tolist(), bridge.metrics["failed_rewards"].item(), levels.tolist(), scale, sep=";")
-dist.destroy_process_group()
+leave_group()
 """
 
 
@@ -334,6 +335,7 @@ import json, os, sys, torch, torch.distributed as dist
 from pathlib import Path
 from amd_plugin import AMDObjective, Signals
 from amd_plugin.adapters.bridge import HostBridge
+from tests.adapters.inside.ranks import leave_group
 dist.init_process_group("gloo")
 rank, draws = dist.get_rank(), torch.Generator().manual_seed(dist.get_rank())
 bridge = HostBridge(AMDObjective(2.0, advantage_guidance="auto"), lambda media, prompts: media.flatten(1).mean(1), lambda x: x)
@@ -349,7 +351,7 @@ for step in range(4):
         bridge.objective.state_dict()
     bridge.advantages(x0.detach(), torch.arange(8) // 4)  # the fake score's turn, which reads the sums
     Path(f"sums-{rank}-{step}.json").write_text(json.dumps(bridge.objective.state_dict()["contrast"]))
-dist.destroy_process_group()
+leave_group()
 """
 
 

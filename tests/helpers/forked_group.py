@@ -4,6 +4,7 @@ For tests of what the processes of a group do, and not of who starts them: the v
 all of them need, and each is a fork of it. Where one fails, the others have some time to end by themselves, and then are told to.
 """
 
+import faulthandler
 import os
 import runpy
 import signal
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 GRACE = 30  # seconds, those that torchrun gives
+HANGING = 150  # seconds after which every thread's stack is printed: a test's own limit is 180
 
 
 def start(rank, count, port):
@@ -21,6 +23,7 @@ def start(rank, count, port):
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
+    faulthandler.dump_traceback_later(HANGING)
     del sys.argv[:2]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")

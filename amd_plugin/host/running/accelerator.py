@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,10 @@ from amd_plugin.launcher import launcher_number
 from amd_plugin.recipe.loading import Recipe
 
 Result = TypeVar("Result")
+
+# Seconds at the end of a run of several processes. Gloo's threads need Python's lock to drop the tensors of the last collective
+# call, and the end of the process group holds that lock while it waits for these threads. Runs hung there.
+LETTING_GO = 0.2
 
 
 def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
@@ -56,6 +61,13 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     if accelerator.num_processes != launched:
         raise RunError(f"accelerate sees {accelerator.num_processes} processes where the launcher started {launched}")
     return accelerator
+
+
+def end(accelerator: Accelerator) -> None:
+    """Ends the trackers and the process group, once the group's threads have let go of the last tensors."""
+    if accelerator.num_processes > 1:
+        time.sleep(LETTING_GO)
+    accelerator.end_training()
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:

@@ -10,6 +10,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from ranks import leave_group
 from test_fastgen import model, train
 
 from amd_plugin.adapters.fastgen import AMDModel
@@ -25,4 +26,4 @@ def main():
     finite = all(bool(torch.isfinite(weight).all()) for weight in weights)
     advantages = ours.bridge.signal_fields["batch_advantage"].tolist()
     print(json.dumps({"failed": ours.bridge.metrics["failed_rewards"].item(), "finite": finite, "advantages": advantages}))
-    dist.destroy_process_group()
+    leave_group()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import yaml
 from fastvideo.train.entrypoint.train import run_training_from_config
 from fastvideo.train.models.base import ModelBase
+from ranks import leave_group
 from torch.distributed.fsdp import fully_shard
 from toy_fastvideo import STATE, Log, ParquetToy, Probe, Toy, settings
 
@@ -147,7 +148,7 @@ def main():
         done[f"{size} of {batch}"] = grouped(folder, rank, size, batch)
     done["resumed"] = grouped(folder, rank, 2, 1, resume=f"{folder}/2-1/checkpoint-5")
     print(json.dumps(done))
-    dist.destroy_process_group()
+    leave_group()
 
 
 def grouped(folder, rank, size, batch, resume=""):

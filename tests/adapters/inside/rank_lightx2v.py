@@ -10,6 +10,7 @@ import sys
 import torch
 import torch.distributed as dist
 from lightx2v_train.runtime import distributed
+from ranks import leave_group
 from tiny_lightx2v import EXAMPLES, Run, built, config
 
 PROMPTS = ["a cat", "a cat", "a dog", "a dog"]  # dealt out in turn: each rank has one sample of each prompt
@@ -91,4 +92,4 @@ def main():
             }
         )
     )
-    dist.destroy_process_group()
+    leave_group()

@@ -10,7 +10,7 @@ import os
 import sys
 
 import torch
-import torch.distributed as dist
+from ranks import leave_group
 from test_modelopt import brightness, pipeline, train
 
 from amd_plugin.adapters.modelopt import AMDPipeline
@@ -24,7 +24,7 @@ def main():
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     print(json.dumps({sharding: trained(accelerator, sharding) for sharding in ("none", "zero3")}))
-    dist.destroy_process_group()
+    leave_group()
 
 
 def trained(accelerator, sharding):

@@ -5,7 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import torch.distributed as dist
+
+from amd_plugin.host.running.accelerator import LETTING_GO
 
 HERE = Path(__file__).parent
 
@@ -29,3 +34,9 @@ def two_ranks(script, *words):
             process.kill()
     assert all(process.returncode == 0 for process in processes), answers
     return [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
+
+
+def leave_group():
+    """Ends the process group, once its threads have let go of the last tensors: see ``LETTING_GO``."""
+    time.sleep(LETTING_GO)
+    dist.destroy_process_group()

@@ -52,7 +52,7 @@ import os, sys
 from pathlib import Path
 from accelerate import Accelerator
 from amd_plugin.errors import InputError, MissingDependency, RunError
-from amd_plugin.host.running.accelerator import on_main
+from amd_plugin.host.running.accelerator import end, on_main
 accelerator, rank, said = Accelerator(cpu=True), int(os.environ["RANK"]), []
 
 def fails(error):
@@ -64,7 +64,7 @@ for error in (InputError("a"), MissingDependency("b"), RunError("c"), OSError(28
     except Exception as found:
         said.append(f"{type(found).__name__}: {found}")
 Path(f"said-{rank}.txt").write_text(chr(10).join(said))
-accelerator.wait_for_everyone(), accelerator.end_training()
+accelerator.wait_for_everyone(), end(accelerator)
 """
 
 

@@ -56,6 +56,7 @@ EACH_ON_ITS_OWN = """
 import json, os, sys, torch
 from pathlib import Path
 from accelerate import Accelerator
+from amd_plugin.host.running.accelerator import end
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import get_plugin_manager
@@ -68,13 +69,14 @@ Path(f"sums-{rank}.json").write_text(json.dumps(trainer.objective.state_dict()["
 log = RunLog(Path("metrics.jsonl"), 0, 1, accelerator, None)
 log.add({"both": torch.tensor(1.0 + rank), "one": torch.tensor([torch.nan, 4.0][rank]), "none": torch.tensor(torch.nan)})
 log.write(1)
-accelerator.wait_for_everyone(), accelerator.end_training()
+accelerator.wait_for_everyone(), end(accelerator)
 """
 
 IN_PARTS = """
 import json, os, torch
 from pathlib import Path
 from accelerate import Accelerator
+from amd_plugin.host.running.accelerator import end
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import get_plugin_manager
@@ -91,13 +93,14 @@ for name in ("student", "fake_score"):
 trainer.cycle()
 weights = torch.cat([parameter.detach().flatten() for parameter in trainer.student.parameters()])
 Path(f"counts-{rank}.json").write_text(json.dumps([counts, weights.double().sum().item()]))
-accelerator.wait_for_everyone(), accelerator.end_training()
+accelerator.wait_for_everyone(), end(accelerator)
 """
 
 SOME_RUNGS_EACH = """
 import json, os
 from pathlib import Path
 from accelerate import Accelerator
+from amd_plugin.host.running.accelerator import end
 from amd_plugin.host.running.run_log import RunLog
 from amd_plugin.host.training.trainer import Trainer
 from amd_plugin.plugins import get_plugin_manager
@@ -112,7 +115,7 @@ for _ in range(3):  # two groups in each process, and four rungs
     log.add(metrics)
 log.write(3)
 Path(f"names-{rank}.json").write_text(json.dumps(names))
-accelerator.wait_for_everyone(), accelerator.end_training()
+accelerator.wait_for_everyone(), end(accelerator)
 """
 
 
