@@ -302,14 +302,16 @@ STUDIES = {
         question="As before, 100 updates from the distilled student. Is the gain one that DMD has by more guidance, by a"
         " window of guidance, by a smaller or falling rate, by tighter clipping or the adversarial branch? Which of"
         " AMD's parts has it? `amd_static` gives every sample the mean weights of its batch. `amd_paper` is the paper's form."
-        " `amd_inverted_reward` is paid for failures.",
+        " `amd_inverted_reward` is paid for failures. `reward_gradient` is DMDR at the weight at which AMD was best.",
         recipe="scenes", seeds="2", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
-            f"dmd@1.5=dmd {W}1.5", f"dmd@3=dmd {W}3", f"dmd@4=dmd {W}4", f"dmd_window_3=dmd {W}3 {WINDOW}",
-            "dmd_half_rate=dmd train.student_lr=1e-4", "dmd_falling_rate=dmd train.decay=linear",
-            "dmd_clipped=dmd train.clip_norm=0.3", "dmd_adversarial=dmd objective.gan_weight=5e-3",
-            "amd=amd", "amd_static=amd objective.static=true", f"amd_adaptation_only=amd {ADAPTATION} {AG}0",
-            f"amd_paper=amd {PAPER}", 'amd_inverted_reward=amd rewards=[{"name":"scenes","flip_sign":true}]',
+            f"dmd@1.5=dmd {W}1.5", "amd=amd", "reward_gradient=dmd objective.reward_gradient=0.01",
+            "amd_reward_gradient_weak=amd objective.reward_gradient=0.01", f"amd_paper=amd {PAPER}",
+            f"amd_adaptation_only=amd {ADAPTATION} {AG}0", "amd_static=amd objective.static=true",
+            'amd_inverted_reward=amd rewards=[{"name":"scenes","flip_sign":true}]',
+            "dmd_adversarial=dmd objective.gan_weight=5e-3", "dmd_clipped=dmd train.clip_norm=0.3",
+            "dmd_falling_rate=dmd train.decay=linear", f"dmd_window_3=dmd {W}3 {WINDOW}", f"dmd@3=dmd {W}3",
+            "dmd_half_rate=dmd train.student_lr=1e-4", f"dmd@4=dmd {W}4",
         ),
     ),
     "plane_harvest": Study(
