@@ -114,6 +114,31 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     return metrics
 
 
+def gradient_ratio(loss: Tensor, x0: Tensor, direction: Tensor) -> Tensor:
+    """Length of the gradient of another loss beside that of the matching loss; 0 for a loss that does not follow from `x0`.
+
+    Root mean squares over samples. The matching loss is a mean over a sample's elements and a reward is not, so that equal
+    weights of the latter are longer the more elements there are.
+
+    Args:
+        loss: other loss of each sample [B].
+        x0: student samples [B, ...], on which both losses depend.
+        direction: direction [B, ...] of the matching loss.
+
+    Example:
+        >>> x0 = torch.zeros(1, 2, requires_grad=True)
+        >>> gradient_ratio(3 * x0.sum(1), x0, torch.ones(1, 2))
+        tensor(6.)
+    """
+    gradient = None
+    if loss.requires_grad and x0.requires_grad:
+        [gradient] = torch.autograd.grad(loss.sum(), x0, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return loss.new_zeros(())
+    matching = direction.norm() / direction[0].numel()
+    return gradient.to(direction).norm() / matching.clamp(min=torch.finfo(matching.dtype).tiny)
+
+
 def clip_share(advantage: Tensor) -> Tensor:
     """Share of `advantage` [N] at -1 or 1, where it is clipped.
 

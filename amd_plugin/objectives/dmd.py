@@ -22,7 +22,7 @@ from amd_plugin.hookspecs import Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.adversarial import Adversarial
-from amd_plugin.maths.diagnostics import term_metrics
+from amd_plugin.maths.diagnostics import gradient_ratio, term_metrics
 from amd_plugin.maths.losses import LossOutput, fake_score_loss_per_sample, matching_loss_per_sample
 from amd_plugin.maths.operators import Maker, Transform, normalize
 from amd_plugin.maths.prediction import widen
@@ -134,6 +134,7 @@ class DMDObjective:
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
         if self.reward_gradient:
             reward_loss, metrics["failed_gradients"] = self._reward_loss(signals)
+            metrics["reward_gradient_ratio"] = gradient_ratio(reward_loss, signals.x0, direction.total())
             per_sample = per_sample + reward_loss
         return LossOutput(per_sample.mean(), per_sample.detach(), metrics)
 

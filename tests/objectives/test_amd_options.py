@@ -101,12 +101,15 @@ def test_a_reward_gradient_is_added_as_a_loss_of_its_own():
         s = s._replace(guide_cond=s.real_cond, guide_uncond=s.real_uncond)
         wanted = s._replace(reward=s.x0[:, 0].where(torch.arange(8) != 2, torch.nan))
         base = torch.autograd.grad(plain.student_loss(s).loss, s.x0)[0]
-        grad = torch.autograd.grad(followed.student_loss(wanted).loss, s.x0)[0]
+        output = followed.student_loss(wanted)
+        grad = torch.autograd.grad(output.loss, s.x0)[0]
         spread = rewards[:4].std()
         expected = torch.zeros(8, 3)
         expected[:, 0] = -0.25 / spread / 8
         expected[2] = 0  # it failed there
         torch.testing.assert_close(grad - base, expected, atol=1e-6, rtol=1e-4)
+        assert output.metrics["reward_gradient_ratio"].item() == pytest.approx((expected.norm() / base.norm()).item(), rel=1e-4)
+        assert followed.student_loss(s._replace(reward=torch.full((8,), torch.nan))).metrics["reward_gradient_ratio"] == 0
         with pytest.raises(ValueError, match="differentiable reward"):
             followed.student_loss(s)
 
