@@ -136,7 +136,8 @@ def gradient_ratio(loss: Tensor, x0: Tensor, direction: Tensor) -> Tensor:
     if gradient is None:
         return loss.new_zeros(())
     matching = direction.norm() / direction[0].numel()
-    return gradient.to(direction).norm() / matching.clamp(min=torch.finfo(matching.dtype).tiny)
+    ratio: Tensor = gradient.to(direction).norm() / matching.clamp(min=torch.finfo(matching.dtype).tiny)
+    return ratio
 
 
 def clip_share(advantage: Tensor) -> Tensor:
