@@ -26,7 +26,6 @@ CONTINUED = (
     "model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes",
 )  # fmt: skip
 FINISH = ("train.fake_warmup=300", "train.evaluate_every=100", "evaluate.samples=1440")
-LOW_LEVELS = "objective.advantage_levels=low"
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
 # DMD at the guidance scales that it is tuned over, beside the recipe's 1.25.
@@ -178,17 +177,6 @@ STUDIES = {
             f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
         ),
     ),
-    "plane_low_noise": Study(
-        title="In the plane, an unreliable teacher: advantage guidance at low noise alone",
-        question="The arms that matter of `plane_advantage`, and `_low`, with `advantage_levels: low`: guidance in the lower"
-        " third of the schedule, where `auto` aims at five times the length. It was chosen on scenes.",
-        recipe="modes2d", settings=QUICK, seeds=FRESH_SEEDS,
-        more=(
-            f"dmd@1.4=dmd {W}1.4", f"guided_auto=amd {AG}auto {ALONE}", f"guided_low=amd {AG}auto {ALONE} {LOW_LEVELS}",
-            f"guided_low_random_reward=amd {AG}auto {ALONE} {LOW_LEVELS} {RANDOM}",
-            f"guided_low_hackable_reward=amd {AG}auto {ALONE} {LOW_LEVELS} {HACKABLE}",
-        ),
-    ),
     "plane_advantage_curves": Study(
         title="In the plane, an unreliable teacher: how soon advantage guidance gets there",
         question="`plane_advantage` with an evaluation every 25 updates: how many updates does each arm need for what the "
@@ -282,19 +270,6 @@ STUDIES = {
             f"dmd@1.5=dmd {W}1.5", "amd=amd", "reward_gradient=dmd objective.reward_gradient=0.03",
             "amd_reward_gradient=amd objective.reward_gradient=0.02",
             "amd_reward_gradient_weak=amd objective.reward_gradient=0.01",
-        ),
-    ),
-    "scenes_low_noise": Study(
-        title="Scenes, advantage guidance at low noise alone",
-        question="As before, 100 updates from the distilled student. `low_noise_auto` has `advantage_levels: low`, and"
-        " `low_noise_35` a scale of 35 at these levels, whose length beside matching is what `auto` aims at there. Scale and"
-        " levels were chosen on seeds 100 to 103. A scale that is given counts from the first update on, an automatic one by"
-        " its confidence.",
-        recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
-        more=(
-            f"dmd@1.5=dmd {W}1.5", "amd=amd", f"low_noise_auto=amd {LOW_LEVELS}", f"low_noise_35=amd {LOW_LEVELS} {AG}35",
-            f"low_noise_auto_random_reward=amd {LOW_LEVELS} {RANDOM}",
-            f"low_noise_35_random_reward=amd {LOW_LEVELS} {AG}35 {RANDOM}",
         ),
     ),
     "scenes_controls": Study(
@@ -410,7 +385,6 @@ TARGETS = (
             ("scenes_continued", "amd"),
             ("scenes_rivals", "amd"),
             ("scenes_gradient", "amd_reward_gradient"),
-            ("scenes_low_noise", "low_noise_35"),
         )
         for target in (
             Target(study, arm, BEST_DMD, "score", 0.06, wins=4),

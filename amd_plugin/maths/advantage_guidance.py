@@ -14,7 +14,6 @@ where they are. This is classifier-free guidance with the outcome as the conditi
 import torch
 from torch import Tensor
 
-from amd_plugin.maths.coherence import BANDS, band
 from amd_plugin.maths.operators import Transform
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction
@@ -62,17 +61,13 @@ def failure_probability(advantage: Tensor, kappa: float = KAPPA) -> Tensor:
     return (1 - kappa * widen(advantage.detach())) / 2
 
 
-def guide_by_advantage(gamma: float, bands: int = len(BANDS)) -> Transform:
+def guide_by_advantage(gamma: float) -> Transform:
     """Adds the third term ``gamma P(bad | a) (F_good - F_bad)`` to a direction whose signals have these predictions.
 
     Without advantages, every sample counts as one that is as likely to be good as to be bad.
 
     Args:
         gamma: scale, at least 0; 0 changes nothing. `Signals.advantage_factor` multiplies it per sample.
-        bands: number of thirds of the noise schedule with guidance, 1 to 3, from low noise on.
-
-    Raises:
-        ValueError: by the transform, for a contrast without noise levels where guidance does not apply to all of them.
 
     Example:
         >>> from amd_plugin.maths.operators import chain, dmd
@@ -86,18 +81,12 @@ def guide_by_advantage(gamma: float, bands: int = len(BANDS)) -> Transform:
     def transform(direction: Direction) -> Direction:
         signals = direction.signals
         contrast = signals.contrast()
-        if contrast is None:
-            return direction
-        if bands < len(BANDS) and signals.sigma is None:
-            raise ValueError("Signals.sigma: needed by objective.advantage_levels 'low', got None")
-        if gamma == 0:
+        if contrast is None or gamma == 0:
             return direction
         a = torch.zeros(len(contrast), device=contrast.device) if signals.advantage is None else signals.advantage
         scale = gamma * failure_probability(a)
         if signals.advantage_factor is not None:
             scale = scale * signals.advantage_factor.to(scale)
-        if bands < len(BANDS) and signals.sigma is not None:
-            scale = torch.where(band(signals.sigma) < bands, scale, 0.0)
         return direction._replace(advance=signals.per_sample(scale) * contrast)
 
     return transform

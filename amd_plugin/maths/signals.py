@@ -24,8 +24,7 @@ class Signals(NamedTuple):
         real_cond: teacher's prediction of x0 from x_t with its condition [B, ...].
         real_uncond: teacher's prediction without condition [B, ...]; None where guidance is not used (w = 1).
         fake: fake score's prediction from the same x_t [B, ...].
-        sigma: noise level of x_t [B], as a fraction in [0, 1] of the schedule; read by windows, by
-            advantage guidance at low noise alone, and by metrics.
+        sigma: noise level of x_t [B], as a fraction in [0, 1] of the schedule; read by windows and by metrics only.
         advantage: group advantage of each sample [B], see `amd_plugin.group_advantage`; None means 0 everywhere.
         guide_cond: teacher's conditional prediction at the guidance term's own noise level [B, ...].
         guide_uncond: unconditional partner of `guide_cond` [B, ...]. Give both or neither; without them guidance shares

@@ -6,7 +6,6 @@ Eq. 12 defines a, the advantage of each sample within its prompt. By Eq. 10 and 
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from amd_plugin.hookspecs import IF_OFFERED, Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share, scored
 from amd_plugin.maths.advantage_guidance import guide_by_advantage, outcomes
-from amd_plugin.maths.coherence import BANDS, Coherence
+from amd_plugin.maths.coherence import Coherence
 from amd_plugin.maths.diagnostics import clip_share, weight_metrics, zone_metrics
 from amd_plugin.maths.operators import Maker, Window, inside
 from amd_plugin.maths.sharpening import implied_tilt, sharpening_weights
@@ -34,8 +33,8 @@ from amd_plugin.objectives.amd_options import (
 )
 from amd_plugin.objectives.contrast_monitor import ContrastMonitor
 from amd_plugin.objectives.contrast_statistics import (
+    LARGEST,
     NATS,
-    PUSHES,
     REST,
     ContrastStatistics,
     automatic_scale,
@@ -86,14 +85,13 @@ class AMDObjective(DMDObjective):
         if self._kl is not None:
             self.sharpening = self._kl.tilt()
         self._contrast, self._rest, self._offered = ContrastStatistics(), KLBudget(NATS), False
-        self._push = PUSHES[self._options.advantage_levels]
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
             log.warning(
                 "objective.side 'both' at guidance scale %g multiplies guidance by up to %g for the best samples, which loses "
                 "modes. Choose 'negative' or 'auto'", guidance_scale, most,
             )  # fmt: skip
-        self._coherence, self._monitor, self._contrast_monitor = Coherence(), RewardMonitor(), ContrastMonitor(self._push)
+        self._coherence, self._monitor, self._contrast_monitor = Coherence(), RewardMonitor(), ContrastMonitor()
         self._failed: Tensor = torch.zeros((), dtype=torch.long)
 
     @property
@@ -105,7 +103,6 @@ class AMDObjective(DMDObjective):
             dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self._sharpens,
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
-            noise_level=dmd_needs.noise_level or (gamma != 0 and self._push.bands < len(BANDS)),
             fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
             fake_score_rung=IF_OFFERED if self._kl is not None else False,
             fake_score_outcome=IF_OFFERED if gamma == "auto" else gamma != 0,
@@ -215,10 +212,8 @@ class AMDObjective(DMDObjective):
         """Scale of advantage guidance in the next student turn, before `schedule_factor`."""
         if (gamma := self._options.advantage_guidance) != "auto" or self._options.kl == 0:
             return 0.0 if gamma == "auto" else float(gamma)
-        rest = min(self._rest.tilt(), REST if self._kl is None else self._push.largest)
-        if self._kl is None and not self._push.rests:
-            rest = math.inf
-        return float(automatic_scale(self._contrast.running, rest, self._push))
+        rest = min(self._rest.tilt(), REST if self._kl is None else LARGEST)
+        return float(automatic_scale(self._contrast.running.sum(0), rest))
 
     @property
     def _guides(self) -> bool:
@@ -239,12 +234,12 @@ class AMDObjective(DMDObjective):
         """Adds the student turn before, if it had a contrast, to the running measurements."""
         if self._contrast.finish_turn():
             automatic = self._options.advantage_guidance == "auto"
-            self._contrast_monitor.update(self._contrast.running, self.gamma, automatic=automatic)
+            self._contrast_monitor.update(self._contrast.running.sum(0), self.gamma, automatic=automatic)
 
     def operator(self) -> Maker:
         """The operator H of Eq. 10, before normalisation."""
         adapt = operators.adapt(self._trust * self.strength, self.side, static=self.static)
-        guide = guide_by_advantage(self.schedule_factor * self.gamma, self._push.bands)
+        guide = guide_by_advantage(self.schedule_factor * self.gamma)
         maker: Maker = operators.chain(super().operator(), self._measure, adapt, guide)
         return maker
 

@@ -40,11 +40,6 @@ class AMDOptions(DMDOptions):
         "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
         needs="fake_score_outcome",
     )  # fmt: skip
-    advantage_levels: Literal["all", "low"] = option(
-        "all", "Noise levels with advantage guidance; low: the lower third of the schedule, where the automatic scale aims at "
-        "a contrast .8 as long as matching instead of .15, and has no scale of rest without kl.",
-        group="regime", paper="all", needs="noise_level",
-    )  # fmt: skip
     kl: NonNegative | None = option(
         None, "Budget of divergence from the teacher in nats, from which the sharpening lambda and an automatic scale of "
         "advantage guidance follow, with rewards in their own running spread; null: lambda is as given.",
@@ -104,8 +99,6 @@ def check_amd(options: AMDOptions) -> None:
     """Raises OptionError for options that exclude each other, or values out of range."""
     check_dmd(options)
     check_windows(options, "sharpening_sigma")
-    if options.advantage_levels != "all" and options.advantage_guidance == 0:
-        raise OptionError("advantage_levels", f"needs advantage_guidance above 0 or auto, got {options.advantage_levels}")
     if options.sharpening_kind == "linear" and options.sharpening > 1:
         message = "must be in [0, 1] for the linear kind, whose weights would turn negative"
         raise OptionError("sharpening", f"{message}, got {options.sharpening}")

@@ -9,8 +9,6 @@ factor D / (D - 1) gives it back.
 """
 
 import copy
-import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,35 +18,12 @@ from amd_plugin.maths.coherence import BANDS, band, by_band
 from amd_plugin.maths.prediction import widen
 from amd_plugin.maths.signals import Direction, Signals
 
+RATIO = 0.15  # of the scaled contrast to the matching term; on scenes .15 helps and .3 pays with the Frechet distance
 NATS = 0.5  # of divergence from the teacher that the tilt of a converged student may cost
 REST = 1.0  # scale at which a converged student rests: there it is the teacher conditioned on success
+LARGEST = 15.0  # beyond it the contrast is too short to have an effect
 
 MATCH, CONTRAST, GUIDANCE, ALONG, AGREEMENT, NOISE = range(6)
-
-
-class Push(NamedTuple):
-    """How far the automatic scale goes, and at which noise levels. Lengths are shares of that of the matching term.
-
-    Attributes:
-        bands: number of thirds of the schedule at which guidance applies, 1 to 3, from low noise on.
-        ratio: length of the scaled contrast that it aims at.
-        weak, strong: lengths below and above which a user is told.
-        largest: largest scale.
-        rests: whether it stops at a scale of rest where no budget is given.
-    """
-
-    bands: int
-    ratio: float
-    weak: float
-    strong: float
-    largest: float
-    rests: bool
-
-
-PUSHES = {
-    "all": Push(len(BANDS), ratio=0.15, weak=0.025, strong=0.35, largest=15.0, rests=True),
-    "low": Push(1, ratio=0.8, weak=0.13, strong=1.3, largest=60.0, rests=False),
-}
 
 
 class ContrastStatistics:
@@ -173,26 +148,20 @@ def confidence(sums: Tensor) -> Tensor:
     return torch.where(agreement > 0, (1 - chance).clamp(min=0), 0.0)
 
 
-def automatic_scale(running: Tensor, rest: float = REST, push: Push = PUSHES["all"]) -> Tensor:
+def automatic_scale(sums: Tensor, rest: float = REST) -> Tensor:
     """Scale gamma of advantage guidance that follows from what is measured, at least 0; a scalar.
 
-    A student with a tilt above 0 rests at the scale of that tilt. What is more moves it on: a contrast ``push.ratio`` as long
-    as the matching term, until the tilt is the scale of rest. Without a scale of rest that length is all: a scale that grew
-    with the tilt that it makes would grow without end. All of it counts by the confidence in the contrast.
+    A student with a tilt above 0 rests at the scale of that tilt. What is more moves it on: a contrast `RATIO` as long as the
+    matching term, until the tilt is the scale of rest. All of it counts by the confidence in the contrast.
 
     Args:
-        running: running means [3, 6] of `ContrastStatistics`. Lengths and tilt are those of the thirds at which guidance
-            applies, and the confidence is that of all: whether rewards can be learned is one question.
-        rest: scale of rest, at least 0; infinite for none.
-        push: how far the scale goes, and where.
+        sums: sums [6] of `ContrastStatistics`.
+        rest: scale of rest, at least 0.
     """
-    sums = running[: push.bands].sum(0)
     tilted = tilt(sums).clamp(min=0)
-    moved = (push.ratio * _quotient(torch.ones_like(sums[MATCH]), ratio(sums))).clamp(max=push.largest)
-    if math.isinf(rest):
-        return confidence(running.sum(0)) * moved
+    push = (RATIO * _quotient(torch.ones_like(sums[MATCH]), ratio(sums))).clamp(max=LARGEST)
     room = (1 - tilted / rest).clamp(min=0) if rest else torch.zeros_like(tilted)
-    return confidence(running.sum(0)) * torch.maximum((tilted + moved).clamp(max=rest), room * moved)
+    return confidence(sums) * torch.maximum((tilted + push).clamp(max=rest), room * push)
 
 
 def log_success(advantage: Tensor) -> Tensor:

@@ -106,15 +106,6 @@ def test_failing_samples_follow_the_contrast_and_good_ones_stay():
     torch.testing.assert_close(chain(dmd(), guide_by_advantage(2.0))(s).advance, 2 * weights[:, None] * s.contrast())
 
 
-def test_at_low_noise_alone_other_levels_are_dmd_to_the_bit():
-    s = signals(batch=7)  # 0, 1/6, 1/3, ... 1: the first two lie in the lower third
-    guided, plain = chain(dmd(), guide_by_advantage(4.0, 1))(s).total(), chain(dmd())(s).total()
-    assert torch.equal(guided[2:], plain[2:])
-    assert torch.equal(guided[:2], chain(dmd(), guide_by_advantage(4.0))(s).total()[:2])
-    with pytest.raises(ValueError, match=r"Signals.sigma: needed by objective.advantage_levels 'low', got None"):
-        chain(dmd(), guide_by_advantage(0.0, 1))(s._replace(sigma=None))
-
-
 def test_predictions_of_outcomes_are_checked():
     s = signals()
     with pytest.raises(ValueError, match="fake_bad and fake_good: give both or neither"):
