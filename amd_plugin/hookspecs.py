@@ -51,7 +51,7 @@ class Needs:
             `IF_OFFERED`.
         fake_score_outcome: whether the fake score is conditioned on the outcome of each sample; may be `IF_OFFERED`. It is
             trained with `Objective.outcomes`. It predicts `Signals.fake` without one, and `fake_bad` and `fake_good` with each.
-        reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`.
+        reward_gradient: whether a differentiable reward with its graph is needed, as `Signals.reward`; may be `IF_OFFERED`.
         discriminator: loss weights of an adversarial branch, whose discriminator the host trains.
         replay: share in [0, 1) of the fake score's samples that come from a memory of failures.
         groups: whether the prompt of each sample is needed in the student's turn, as `Signals.groups`.
@@ -73,7 +73,7 @@ class Needs:
     fake_score_noise_level: bool = False
     fake_score_rung: bool | Literal["if offered"] = False
     fake_score_outcome: bool | Literal["if offered"] = False
-    reward_gradient: bool = False
+    reward_gradient: bool | Literal["if offered"] = False
     discriminator: Adversarial | None = None
     replay: float = 0.0
     groups: bool = False

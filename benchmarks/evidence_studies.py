@@ -26,6 +26,9 @@ CONTINUED = (
     "model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes",
 )  # fmt: skip
 FINISH = ("train.fake_warmup=300", "train.evaluate_every=100", "evaluate.samples=1440")
+GRADIENT = "objective.advantage_gradient=auto"
+BLACK_BOX = "objective.advantage_gradient=0"  # the recipe of scenes follows a differentiable reward's gradient
+INVERTED_SCENES = 'rewards=[{"name":"scenes","flip_sign":true}]'
 HACKABLE = 'rewards=[{"name":"hackable"}]'
 
 # DMD at the guidance scales that it is tuned over, beside the recipe's 1.25.
@@ -177,6 +180,18 @@ STUDIES = {
             f"dmd_reward_gradient=dmd {W}1 objective.reward_gradient=0.25",
         ),
     ),
+    "plane_advantage_gradient": Study(
+        title="In the plane, an unreliable teacher: the gradient of the reward at failing samples",
+        question="The arms that matter of `plane_advantage`, and `advantage_gradient: auto`, the reward's gradient at"
+        " failing samples, .3 as long as matching: beside advantage guidance, and alone. `dmd_reward_gradient` has it at"
+        " all samples, at the weight that was best here.",
+        recipe="modes2d", settings=QUICK, seeds=FRESH_SEEDS,
+        more=(
+            f"dmd@1.4=dmd {W}1.4", "amd=amd", f"guided_auto=amd {AG}auto {ALONE}",
+            f"guided_gradient=amd {AG}auto {ALONE} {GRADIENT}", f"gradient_alone=amd {ALONE} objective.strength=0 {GRADIENT}",
+            "dmd_reward_gradient=dmd objective.reward_gradient=0.25",
+        ),
+    ),
     "plane_advantage_curves": Study(
         title="In the plane, an unreliable teacher: how soon advantage guidance gets there",
         question="`plane_advantage` with an evaluation every 25 updates: how many updates does each arm need for what the "
@@ -220,20 +235,20 @@ STUDIES = {
         "advantage guidance, whose scale sets itself, and no sharpening; its unit is .5 nats, where `auto` is .48 to .58. "
         "300 updates: no arm has converged.",
         recipe="scenes", seeds="4", settings=SCENES,
-        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {HALF_NAT}", f"amd_random_reward=amd {RANDOM} {HALF_NAT}"),
+        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {BLACK_BOX} {HALF_NAT}", f"amd_random_reward=amd {RANDOM} {HALF_NAT}"),
     ),
     "scenes_longer": Study(
         title="Scenes, twice as long",
         question="The same with 600 updates, where the curves are flatter and not flat: in `scenes_continued` a student of DMD "
         "with 600 updates gains .021 of score in 300 more.",
         recipe="scenes", seeds="4", settings=("train.max_steps=600", *SCENES),
-        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {HALF_NAT}"),
+        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {BLACK_BOX} {HALF_NAT}"),
     ),
     "scenes_finish": Study(
         title="Scenes, from a student that DMD has distilled",
         question="All arms start from one student, that of 600 updates of DMD at guidance 2, and make 300 updates more. Their "
         "fake scores are new, and make 300 updates of their own first. Otherwise the shipped recipe.",
-        recipe="scenes", seeds="4", settings=FINISH, more=("amd=amd",),
+        recipe="scenes", seeds="4", settings=FINISH, more=(f"amd=amd {BLACK_BOX}",),
         start=("train.seed=102", "train.max_steps=600", *SCENES),
     ),
     "scenes_continued": Study(
@@ -241,7 +256,7 @@ STUDIES = {
         question="All arms start from the student and the fake score of 600 updates of DMD at guidance 2 (`scenes_weights.py "
         "start`), and make 300 updates more. Otherwise the shipped recipe.",
         recipe="scenes", seeds="4", settings=CONTINUED,
-        more=(f"dmd@1.5=dmd {W}1.5", "amd=amd"),
+        more=(f"dmd@1.5=dmd {W}1.5", f"amd=amd {BLACK_BOX}"),
     ),
     "scenes_rivals": Study(
         title="Scenes, other ways to use the same reward",
@@ -252,8 +267,9 @@ STUDIES = {
         "a differentiable reward.",
         recipe="scenes", seeds="2", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
-            f"dmd@1.5=dmd {W}1.5", "amd=amd", f"amd@1.5=amd {W}1.5", f"amd_random_reward=amd {RANDOM}",
-            f"sharpening=amd objective.sharpening=2 {AG}0 objective.strength=0",
+            f"dmd@1.5=dmd {W}1.5", f"amd=amd {BLACK_BOX}", f"amd@1.5=amd {BLACK_BOX} {W}1.5",
+            f"amd_random_reward=amd {RANDOM}",
+            f"sharpening=amd {BLACK_BOX} objective.sharpening=2 {AG}0 objective.strength=0",
             "best_of_k=best_of_k objective.best_of=4", "policy_gradient=policy_gradient objective.policy_weight=0.1",
             "diffusion_nft=diffusion_nft objective.nft_weight=0.1", "re_dmd=re_dmd objective.reward_beta=2",
             "dp_dmd=dp_dmd objective.diversity_weight=1",
@@ -267,9 +283,20 @@ STUDIES = {
         " `amd_reward_gradient_weak` at .01. These weights were tried on seed 100 before.",
         recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
-            f"dmd@1.5=dmd {W}1.5", "amd=amd", "reward_gradient=dmd objective.reward_gradient=0.03",
-            "amd_reward_gradient=amd objective.reward_gradient=0.02",
-            "amd_reward_gradient_weak=amd objective.reward_gradient=0.01",
+            f"dmd@1.5=dmd {W}1.5", f"amd=amd {BLACK_BOX}", "reward_gradient=dmd objective.reward_gradient=0.03",
+            f"amd_reward_gradient=amd {BLACK_BOX} objective.reward_gradient=0.02",
+            f"amd_reward_gradient_weak=amd {BLACK_BOX} objective.reward_gradient=0.01",
+        ),
+    ),
+    "scenes_advantage_gradient": Study(
+        title="Scenes, the gradient of the reward at failing samples",
+        question="As before, 100 updates from the distilled student. `amd` is the recipe, whose `advantage_gradient: auto`"
+        " gives the reward's gradient at failing samples .3 of the length of matching; `amd_black_box` is without it."
+        " `reward_gradient` is DMD with the gradient at all samples, as in DMDR, at weight .01.",
+        recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
+        more=(
+            f"dmd@1.5=dmd {W}1.5", f"amd_black_box=amd {BLACK_BOX}", "reward_gradient=dmd objective.reward_gradient=0.01",
+            "amd=amd",
         ),
     ),
     "scenes_controls": Study(
@@ -277,13 +304,12 @@ STUDIES = {
         question="As before, 100 updates from the distilled student. Is the gain one that DMD has by more guidance, by a"
         " window of guidance, by a smaller or falling rate, by tighter clipping or the adversarial branch? Which of"
         " AMD's parts has it? `amd_static` gives every sample the mean weights of its batch. `amd_paper` is the paper's form."
-        " `amd_inverted_reward` is paid for failures. `reward_gradient` is DMDR at the weight at which AMD was best.",
+        " `amd_inverted_reward` is paid for failures.",
         recipe="scenes", seeds="2", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
-            f"dmd@1.5=dmd {W}1.5", "amd=amd", "reward_gradient=dmd objective.reward_gradient=0.01",
-            "amd_reward_gradient_weak=amd objective.reward_gradient=0.01", f"amd_paper=amd {PAPER}",
-            f"amd_adaptation_only=amd {ADAPTATION} {AG}0", "amd_static=amd objective.static=true",
-            'amd_inverted_reward=amd rewards=[{"name":"scenes","flip_sign":true}]',
+            f"dmd@1.5=dmd {W}1.5", f"amd=amd {BLACK_BOX}", f"amd_paper=amd {BLACK_BOX} {PAPER}",
+            f"amd_adaptation_only=amd {BLACK_BOX} {ADAPTATION} {AG}0", f"amd_static=amd {BLACK_BOX} objective.static=true",
+            f"amd_inverted_reward=amd {BLACK_BOX} {INVERTED_SCENES}",
             "dmd_adversarial=dmd objective.gan_weight=5e-3", "dmd_clipped=dmd train.clip_norm=0.3",
             "dmd_falling_rate=dmd train.decay=linear", f"dmd_window_3=dmd {W}3 {WINDOW}", f"dmd@3=dmd {W}3",
             "dmd_half_rate=dmd train.student_lr=1e-4", f"dmd@4=dmd {W}4",
@@ -385,6 +411,7 @@ TARGETS = (
             ("scenes_continued", "amd"),
             ("scenes_rivals", "amd"),
             ("scenes_gradient", "amd_reward_gradient"),
+            ("scenes_advantage_gradient", "amd"),
         )
         for target in (
             Target(study, arm, BEST_DMD, "score", 0.06, wins=4),

@@ -89,7 +89,7 @@ class HostBridge:
         self._decode, self._scores = decode, None if reward is None else SampleScores(reward, self.media)
         if self._scores is not None:
             objective.reward_unit = traits(reward).unit
-            if objective.needs.reward_gradient:
+            if objective.needs.reward_gradient is True:
                 self._scores.check_gradients()
         self.ranks, self._said_unrepeated = Ranks(process_group), False
         self.plugins, self.seed, self.step = plugins, seed, 0
@@ -224,7 +224,7 @@ class HostBridge:
         Raises:
             RunError: if the objective asks for a gradient, and `decode` has none.
         """
-        if self._scores is None or not (self.objective.needs.reward_gradient and self.uses_reward):
+        if self._scores is None or not (self.objective.needs.reward_gradient is True and self.uses_reward):
             return dict(self.signal_fields)
         # A turn that was recalled is of another rung than the one scored last, by whose spread its reward must not be divided.
         rungs = {"rung": self._rungs[self._own], "batch_rung": self._rungs}

@@ -118,7 +118,7 @@ class Adaptive(Records):
 
     def setup(self, resume_ckpt_path: str | None = None) -> None:
         """LightX2V's setup; loads the reward first, so that one that cannot be used ends the run before its first step."""
-        if self.objective.needs.reward_gradient and not self._decodes_with_graph:
+        if self.objective.needs.reward_gradient is True and not self._decodes_with_graph:
             message = f"{type(self.model).__name__} has no image_processor, and gives pictures without a graph"
             raise InputError(f"training.dmd.amd.reward_gradient: {message}. Leave it out")
         plugins = self.plugins or get_plugin_manager()

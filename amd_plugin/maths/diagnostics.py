@@ -114,6 +114,21 @@ def zone_metrics(direction: Direction, zone: Tensor) -> dict[str, Tensor]:
     return metrics
 
 
+def gradient_of(values: Tensor, x0: Tensor) -> Tensor | None:
+    """Gradient [B, ...] of each of the `values` [B] on its own sample of `x0`; None for values that do not follow from it.
+
+    Example:
+        >>> x0 = torch.tensor([[3.0], [5.0]], requires_grad=True)
+        >>> gradient_of(x0.square().sum(1), x0)
+        tensor([[ 6.],
+                [10.]])
+    """
+    if not (values.requires_grad and x0.requires_grad):
+        return None
+    gradient: Tensor | None = torch.autograd.grad(values.sum(), x0, retain_graph=True, allow_unused=True)[0]
+    return gradient
+
+
 def gradient_ratio(loss: Tensor, x0: Tensor, direction: Tensor) -> Tensor:
     """Length of the gradient of another loss beside that of the matching loss; 0 for a loss that does not follow from `x0`.
 
@@ -130,10 +145,7 @@ def gradient_ratio(loss: Tensor, x0: Tensor, direction: Tensor) -> Tensor:
         >>> gradient_ratio(3 * x0.sum(1), x0, torch.ones(1, 2))
         tensor(6.)
     """
-    gradient = None
-    if loss.requires_grad and x0.requires_grad:
-        [gradient] = torch.autograd.grad(loss.sum(), x0, retain_graph=True, allow_unused=True)
-    if gradient is None:
+    if (gradient := gradient_of(loss, x0)) is None:
         return loss.new_zeros(())
     matching = direction.norm() / direction[0].numel()
     ratio: Tensor = gradient.to(direction).norm() / matching.clamp(min=torch.finfo(matching.dtype).tiny)

@@ -16,12 +16,12 @@ from torch import Tensor
 from amd_plugin.hookspecs import IF_OFFERED, Needs
 from amd_plugin.maths import operators
 from amd_plugin.maths.advantage import group_advantage, group_std, quiet_share, scored
-from amd_plugin.maths.advantage_guidance import guide_by_advantage, outcomes
+from amd_plugin.maths.advantage_guidance import failure_probability, guide_by_advantage, outcomes
 from amd_plugin.maths.coherence import Coherence
 from amd_plugin.maths.diagnostics import clip_share, weight_metrics, zone_metrics
 from amd_plugin.maths.operators import Maker, Window, inside
 from amd_plugin.maths.sharpening import implied_tilt, sharpening_weights
-from amd_plugin.maths.signals import Direction
+from amd_plugin.maths.signals import Direction, Signals
 from amd_plugin.objectives.amd_options import (
     AMDOptions,
     check_amd,
@@ -44,6 +44,7 @@ from amd_plugin.objectives.contrast_statistics import (
     log_success,
 )
 from amd_plugin.objectives.dmd import DMDObjective, expect_keys
+from amd_plugin.objectives.gradient_statistics import RATIO, GradientStatistics
 from amd_plugin.objectives.kl_budget import KLBudget
 from amd_plugin.objectives.reward_monitor import RewardMonitor
 from amd_plugin.options import made, takes
@@ -85,6 +86,7 @@ class AMDObjective(DMDObjective):
         if self._kl is not None:
             self.sharpening = self._kl.tilt()
         self._contrast, self._rest, self._offered = ContrastStatistics(), KLBudget(NATS), False
+        self._gradient = GradientStatistics()
         if self.side == "both" and guidance_scale > 1 and self.strength > 0:
             most = (1 + self.strength) / (1 - self.strength)
             log.warning(
@@ -98,12 +100,14 @@ class AMDObjective(DMDObjective):
     def needs(self) -> Needs:
         """Everything the objective needs from a host."""
         share, gamma = self._options.memory_share, self._options.advantage_guidance
-        compares, dmd_needs = self.strength > 0 or self._sharpens or share > 0 or gamma != 0, super().needs
+        compares, dmd_needs = self.strength > 0 or self._sharpens or share > 0 or gamma != 0 or self._climbs, super().needs
+        gradient = IF_OFFERED if self._options.advantage_gradient == "auto" else self._climbs
         return replace(
             dmd_needs, reward=dmd_needs.reward or compares, replay=share, fake_score_weight=self._sharpens,
             group_size=2 if compares else dmd_needs.group_size,
             recommended_group_size=4 if compares else dmd_needs.recommended_group_size,
             fake_score_noise_level=isinstance(self._options.sharpening_sigma, tuple),
+            reward_gradient=dmd_needs.reward_gradient or gradient,
             fake_score_rung=IF_OFFERED if self._kl is not None else False,
             fake_score_outcome=IF_OFFERED if gamma == "auto" else gamma != 0,
         )  # fmt: skip
@@ -116,6 +120,7 @@ class AMDObjective(DMDObjective):
             "advantage_guidance": 1.0 if gamma == "auto" else gamma,
             **({"sharpening": self.sharpening} if self._kl is None else {"kl": self._kl.nats}),
             "strength": self.strength,
+            "advantage_gradient": self._ratio,
             **super().reward_levers,
         }
 
@@ -230,8 +235,20 @@ class AMDObjective(DMDObjective):
             return self.schedule_factor
         return self.schedule_factor * float(confidence(self._contrast.running.sum(0)))
 
+    @property
+    def _climbs(self) -> bool:
+        """Whether failing samples follow the gradient of a differentiable reward."""
+        return self._options.advantage_gradient != 0
+
+    @property
+    def _ratio(self) -> float:
+        """Length of that gradient beside matching."""
+        ratio = self._options.advantage_gradient
+        return RATIO if ratio == "auto" else ratio
+
     def _finish_turn(self) -> None:
-        """Adds the student turn before, if it had a contrast, to the running measurements."""
+        """Adds the student turn before, if it had a contrast or a gradient, to the running measurements."""
+        self._gradient.finish_turn()
         if self._contrast.finish_turn():
             automatic = self._options.advantage_guidance == "auto"
             self._contrast_monitor.update(self._contrast.running.sum(0), self.gamma, automatic=automatic)
@@ -276,8 +293,9 @@ class AMDObjective(DMDObjective):
     @property
     def shared_sums(self) -> Sequence[Tensor]:
         """Running sums over this process's samples; a host averages each over processes, in place, after a student turn."""
-        sums = [self._coherence.sums] if self._coherence.measured else []
-        return [*sums, self._contrast.turn] if self._contrast.has_turn else sums
+        measured = ((self._coherence.measured, self._coherence.sums), (self._contrast.has_turn, self._contrast.turn),
+                    (self._gradient.has_turn, self._gradient.turn))  # fmt: skip
+        return [sums for has_sums, sums in measured if has_sums]
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state: running statistics of rewards and of coherence, and the number of failed rewards."""
@@ -286,6 +304,8 @@ class AMDObjective(DMDObjective):
             amd_state["contrast"] = {
                 "running": self._contrast.state_dict(), "rest": self._rest.state_dict(), "offered": self._offered,
             }  # fmt: skip
+        if self._climbs:
+            amd_state["gradient"] = self._gradient.state_dict()
         if self._kl is not None:
             amd_state["kl"] = self._kl.state_dict()
         return super().state_dict() | amd_state
@@ -302,8 +322,19 @@ class AMDObjective(DMDObjective):
             self._contrast.load_state_dict(state["contrast"]["running"])
             self._rest.load_state_dict(state["contrast"]["rest"])
             self._offered = bool(state["contrast"]["offered"])
+        if "gradient" in state:
+            self._gradient.load_state_dict(state["gradient"])
         if self._kl is not None:
             self._kl.load_state_dict(state["kl"])
+
+    def _reward_weight(self, in_spreads: Tensor, signals: Signals, direction: Direction) -> float | Tensor:
+        """``reward_gradient``, and with `advantage_gradient` ``P(bad | a)`` times what gives the gradient its length."""
+        if not self._climbs:
+            return super()._reward_weight(in_spreads, signals, direction)
+        a = torch.zeros_like(in_spreads) if signals.advantage is None else signals.advantage
+        failing = failure_probability(a).to(in_spreads)
+        self._gradient.update(failing * in_spreads, signals.x0, direction.total())
+        return self.reward_gradient + self._gradient.weight(self._ratio) * failing
 
     def _measure(self, direction: Direction) -> Direction:
         """The unchanged direction; updates the running sums of its contrast and coherence, as far as signals are known."""

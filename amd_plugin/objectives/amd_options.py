@@ -40,6 +40,11 @@ class AMDOptions(DMDOptions):
         "and failure; 0 turns it off; auto: follows from what is measured, where the host offers outcomes.", paper=0.0,
         needs="fake_score_outcome",
     )  # fmt: skip
+    advantage_gradient: NonNegative | Auto = option(
+        0.0, "Length of a differentiable reward's gradient at failing samples, beside that of matching; 0 leaves it out; auto: "
+        "0.3 where all rewards that count are differentiable, in the reference host.",
+        group="regime", paper=0.0, needs="reward_gradient",
+    )  # fmt: skip
     kl: NonNegative | None = option(
         None, "Budget of divergence from the teacher in nats, from which the sharpening lambda and an automatic scale of "
         "advantage guidance follow, with rewards in their own running spread; null: lambda is as given.",

@@ -132,8 +132,8 @@ class DMDObjective:
         direction = operators.chain(self.operator(), self._normalize)(signals)
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
-        if self.reward_gradient:
-            reward_loss, metrics["failed_gradients"] = self._reward_loss(signals)
+        if signals.reward is not None or self.needs.reward_gradient is True:
+            reward_loss, metrics["failed_gradients"] = self._reward_loss(signals, direction)
             metrics["reward_gradient_ratio"] = gradient_ratio(reward_loss, signals.x0, direction.total())
             per_sample = per_sample + reward_loss
         return LossOutput(per_sample.mean(), per_sample.detach(), metrics)
@@ -186,15 +186,20 @@ class DMDObjective:
     def _masks(self) -> list[Transform]:
         return [] if self.guidance_window is None else [operators.window(guide=self.guidance_window)]
 
-    def _reward_loss(self, signals: Signals) -> tuple[Tensor, Tensor]:
-        """``- reward_gradient r / spread of its rung`` [B], with 0 for failed rewards, and the share of failed rewards."""
+    def _reward_loss(self, signals: Signals, direction: Direction) -> tuple[Tensor, Tensor]:
+        """``- weight r / spread of its rung`` [B], with 0 for failed rewards, and the share of failed rewards."""
         if signals.reward is None:
-            raise ValueError("Signals.reward: a differentiable reward is needed while reward_gradient is above 0, got None")
+            raise ValueError("Signals.reward: a differentiable reward is needed by objective.needs.reward_gradient, got None")
         finite = torch.isfinite(signals.reward)
         reward = torch.where(finite, signals.reward, 0.0)
         spread = self._widest_spread(signals.rung, reward)
-        reward_loss = -self.schedule_factor * self.reward_gradient * widen(reward) / torch.where(spread > 0, spread, 1.0)
+        in_spreads = widen(reward) / torch.where(spread > 0, spread, 1.0)
+        reward_loss = -self.schedule_factor * self._reward_weight(in_spreads, signals, direction) * in_spreads
         return reward_loss, 1 - finite.float().mean()
+
+    def _reward_weight(self, in_spreads: Tensor, signals: Signals, direction: Direction) -> float | Tensor:
+        """Weight of the samples' rewards, given `in_spreads` [B], beside the matching loss along `direction`."""
+        return self.reward_gradient
 
     def _widest_spread(self, rungs: Tensor | None, like: Tensor) -> Tensor:
         """The widest spread [B] at each sample's rung; where that is unknown, of the rung scored last."""

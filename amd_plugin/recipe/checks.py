@@ -213,9 +213,9 @@ def _check_rewards(config: RecipeConfig, objective: Objective, source: Source) -
         source.problem(("objective", "name"), f"objective '{name}' needs at least one entry under rewards, got none")
     elif needs.reward and not any(reward.weight for reward in config.rewards):
         source.problem(("rewards", 0, "weight"), f"objective '{name}' needs a reward that counts, got no weight but 0")
-    if needs.reward_gradient and config.train.aggregation != "sum_then_normalize":
+    if needs.reward_gradient is True and config.train.aggregation != "sum_then_normalize":
         # Its means and spreads change with the samples, and a gradient would have to pass through them.
-        message = "the gradient that objective.reward_gradient follows is that of the rewards' weighted sum, in their own units"
+        message = "the gradient that the objective follows is that of the rewards' weighted sum, in their own units"
         source.problem(("train", "aggregation"), f"{message}; set sum_then_normalize, got '{config.train.aggregation}'")
     if config.train.group_size < needs.group_size:
         message = f"with these options objective '{name}' compares the samples of a prompt and needs at least"

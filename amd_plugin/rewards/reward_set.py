@@ -157,17 +157,19 @@ class RewardSet:
                 total = total + (self.weights[name] * result if isinstance(result, Tensor) else torch.nan)
         return total
 
-    def check_gradients(self) -> None:
-        """Checks that every reward of a weight other than 0 is differentiable here.
-
-        Raises:
-            InputError: for the first that is not, with the reason.
-        """
+    def without_gradient(self) -> str:
+        """The first reward of a weight other than 0 that is not differentiable here, with the reason; empty if all are."""
         for name, weight in self.weights.items():
             in_pool = "runs in processes of its own; set its pool to 0"
             reason = in_pool if name in self.pools else self.scorers[name].no_gradient
             if weight and reason:
-                raise InputError(f"objective.reward_gradient: needs rewards with gradients, and '{name}' {reason}")
+                return f"'{name}' {reason}"
+        return ""
+
+    def check_gradients(self, key: str = "objective.reward_gradient") -> None:
+        """Raises InputError, which names the option `key`, unless all rewards that count are differentiable here."""
+        if reason := self.without_gradient():
+            raise InputError(f"{key}: needs rewards with gradients, and {reason}")
 
     def close(self) -> None:
         """Ends the worker processes."""

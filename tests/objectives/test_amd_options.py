@@ -389,7 +389,7 @@ NEEDY = {
     "guidance_window": ((0.0, 0.5), {}), "reward_gradient": (0.1, {}), "gan_weight": (0.1, {}),
     "gan_r1": (0.1, {"gan_weight": 0.1}), "gan_r1_sigma": (0.1, {"gan_weight": 0.1}), "guidance_sigma": ((0.1, 0.9), {}),
     "match_sigma": ((0.1, 0.9), {}), "sharpening_sigma": ((0.0, 0.3), {}), "memory_share": (0.1, {}),
-    "advantage_guidance": (2.0, {}),
+    "advantage_guidance": (2.0, {}), "advantage_gradient": (0.3, {}),
 }  # fmt: skip
 NEEDLESS = {
     "guidance_scale": 1.0, "strength": 0.25, "sharpening": 0.5, "side": "both", "unit": 1.0, "tolerance": 0.25,

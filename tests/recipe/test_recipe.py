@@ -129,7 +129,7 @@ def test_a_reward_gradient_is_not_that_of_rewards_normalised_one_by_one(problems
     """It would be in the rewards' own units, and divided by the spread of what has none."""
     normalised = ("  fake_updates: 3", "  fake_updates: 3\n  aggregation: normalize_then_sum")
     [message] = problems(normalised, ("  name: amd", "  name: amd\n  reward_gradient: 0.1"))
-    assert "train.aggregation: the gradient that objective.reward_gradient follows" in message
+    assert "train.aggregation: the gradient that the objective follows" in message
     assert "set sum_then_normalize, got 'normalize_then_sum'" in message
 
 

@@ -64,6 +64,7 @@ class Scoring:
     Attributes:
         rewards: the recipe's rewards.
         unit: the significant difference of summed rewards, see `amd_plugin.rewards.protocol.Traits`; 0 if unknown.
+        has_gradient: whether the weighted sum of the rewards is differentiable.
         failures: the consequences of failed rewards.
 
     Raises:
@@ -79,6 +80,7 @@ class Scoring:
         # Rewards that are normalised one by one have lost their units.
         self.unit = self.rewards.unit if config.train.aggregation == "sum_then_normalize" else 0.0
         self.failures = FailurePolicy(self.rewards.configs, config.train, accelerator)
+        self.has_gradient = config.train.aggregation == "sum_then_normalize" and not rewards.without_gradient()
         self._recent: list[GatheredScores] = []
         self._scored = 0
 

@@ -80,8 +80,11 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     # Before the teacher, which may have to be trained: a reward that cannot be built is told at once.
     rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device) if needs.reward else None
     try:
-        if rewards is not None and needs.reward_gradient:
-            rewards.check_gradients()
+        if rewards is not None and needs.reward_gradient is True:
+            own = [name for name in ("reward_gradient", "advantage_gradient") if objective.reward_levers.get(name)]
+            rewards.check_gradients(f"objective.{own[0] if own else 'name'}")
+        elif rewards is not None and needs.reward_gradient and (reason := rewards.without_gradient()):
+            log.info("objective.advantage_gradient: auto is 0 in this run, as %s", reason)
         return _with_networks(recipe, plugins, accelerator, objective, rewards)
     except BaseException:
         if rewards is not None:

@@ -321,7 +321,7 @@ class Trainer:
 
     def _with_reward(self, signals: Signals, batch: Batch, rows: slice) -> Signals:
         """`signals` with a differentiable reward, if the objective follows its gradient."""
-        if self.scoring is None or not self.objective.needs.reward_gradient:
+        if self.scoring is None or not (self.objective.needs.reward_gradient and self.scoring.has_gradient):
             return signals
         return signals._replace(reward=self.scoring.with_gradient(batch, rows, signals.x0))
 
