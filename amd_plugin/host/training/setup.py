@@ -83,8 +83,6 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
         if rewards is not None and needs.reward_gradient is True:
             own = [name for name in ("reward_gradient", "advantage_gradient") if objective.reward_levers.get(name)]
             rewards.check_gradients(f"objective.{own[0] if own else 'name'}")
-        elif rewards is not None and needs.reward_gradient and (reason := rewards.without_gradient()):
-            log.info("objective.advantage_gradient: auto is 0 in this run, as %s", reason)
         return _with_networks(recipe, plugins, accelerator, objective, rewards)
     except BaseException:
         if rewards is not None:
@@ -103,6 +101,9 @@ def _with_networks(
     if rewards is not None:
         scoring = Scoring(recipe, rewards, task, backbone, accelerator)
         objective.reward_unit = scoring.unit
+        if needs.reward_gradient and not scoring.has_gradient:
+            reason = rewards.without_gradient() or "train.aggregation normalises each reward by itself"
+            log.info("objective.advantage_gradient: auto is 0 in this run, as %s", reason)
     memory = BatchFailures(needs.replay) if needs.replay else None
     schedule = NoiseSchedule(backbone.scheduler, backbone.shift)
     ladder = Ladder(backbone.scheduler, config.model.student_steps, accelerator.device)

@@ -23,6 +23,7 @@ OPTIONS = {
     "two sets": ("train.rollouts=harvest", "train.rollout_sets=2"),
     "sharpening window": ("objective.sharpening_sigma=[0, 0.5]",),
     "gradient": ("objective.reward_gradient=0.25",),
+    "gradient at failing samples": ("objective.advantage_gradient=0.3",),
     "guidance window": ("objective.guidance_scale=2", "objective.guidance_window=[0, 0.5]"),
 }
 
@@ -42,7 +43,7 @@ def test_resumed_equals_straight_to_the_bit(tiny, plugins, tmp_path, option):
         assert one == two, name
 
 
-@pytest.mark.parametrize("option", ["memory", "harvest", "sharpening window"])
+@pytest.mark.parametrize("option", ["memory", "harvest", "sharpening window", "gradient at failing samples"])
 def test_one_batch_of_sixteen_equals_eight_of_two(tiny, plugins, option):
     whole = trained(tiny, plugins, *OPTIONS[option], cycles=2)
     parts = trained(tiny, plugins, "train.accumulation=8", *OPTIONS[option], cycles=2)
@@ -85,6 +86,22 @@ def test_a_reward_without_gradient_is_refused_before_anything_runs(tiny, plugins
         Trainer(tiny("objective.reward_gradient=0.25", "rewards=[{name: random}]"), plugins, Accelerator(cpu=True))
     with pytest.raises(InputError, match="pool"):
         Trainer(tiny("objective.reward_gradient=0.25", "rewards=[{name: classifier, pool: 1}]"), plugins, Accelerator(cpu=True))
+
+
+def test_a_gradient_is_followed_where_all_rewards_that_count_have_one(tiny, plugins, caplog):
+    random, auto = "rewards=[{name: random}]", "objective.advantage_gradient=auto"
+    with pytest.raises(InputError, match=r"objective\.advantage_gradient: needs rewards with gradients, and 'random'"):
+        Trainer(tiny("objective.advantage_gradient=0.3", random), plugins, Accelerator(cpu=True))
+    with caplog.at_level(logging.INFO):
+        blind, plain = (weights(trained(tiny, plugins, random, *more, cycles=2)) for more in ((auto,), ()))
+    assert "advantage_gradient: auto is 0 in this run, as 'random'" in caplog.text
+    assert_close(blind, plain, 0)
+    mixed = "rewards=[{name: classifier}, {name: random, weight: 0}]"
+    assert "objective/reward_gradient_ratio" in trained(tiny, plugins, mixed, auto, cycles=1).cycle()
+    normalised = "train.aggregation=normalize_then_sum"
+    with caplog.at_level(logging.INFO):
+        assert "objective/reward_gradient_ratio" not in trained(tiny, plugins, auto, normalised, cycles=1).cycle()
+    assert "as train.aggregation normalises each reward by itself" in caplog.text
 
 
 def test_plain_dmd_follows_a_reward_gradient(tiny, plugins):
