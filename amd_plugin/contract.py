@@ -212,6 +212,12 @@ def refuse_what_is_missing(objective: Objective, offers: Collection[str]) -> Non
         raise InputError(f"objective.needs.{name}: this host does not offer {meaning}, got {got!r}. Choose other options")
 
 
+def gradient_option(objective: Objective) -> str:
+    """Name of the option by which an objective follows a reward's gradient, for messages."""
+    levers = objective.reward_levers
+    return "advantage_gradient" if levers.get("advantage_gradient") and not levers.get("reward_gradient") else "reward_gradient"
+
+
 def refuse_what_cannot_be_copied(objective: Objective) -> None:
     """Raises InputError if `objective` cannot be copied and put back, as a host does around an update that may be left out."""
     kind = type(objective).__name__

@@ -17,7 +17,7 @@ from torch import Tensor
 from amd_plugin.adapters.host_metrics import stacked
 from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.sample_scores import SampleScores, reward_metrics
-from amd_plugin.contract import moved_levels
+from amd_plugin.contract import gradient_option, moved_levels
 from amd_plugin.hookspecs import Objective
 from amd_plugin.maths.losses import LossOutput
 from amd_plugin.maths.signals import Signals
@@ -90,7 +90,7 @@ class HostBridge:
         if self._scores is not None:
             objective.reward_unit = traits(reward).unit
             if objective.needs.reward_gradient is True:
-                self._scores.check_gradients()
+                self._scores.check_gradients(f"amd.{gradient_option(objective)}")
         self.ranks, self._said_unrepeated = Ranks(process_group), False
         self.plugins, self.seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.

@@ -28,6 +28,7 @@ from amd_plugin.adapters.offers import LIGHTX2V_IMAGE, LIGHTX2V_VIDEO
 from amd_plugin.adapters.own_options import OwnOptions, split_options
 from amd_plugin.adapters.ranks import Ranks
 from amd_plugin.adapters.validation import Validation
+from amd_plugin.contract import gradient_option
 from amd_plugin.errors import InputError, RunError
 from amd_plugin.maths.advantage_guidance import NONE
 from amd_plugin.maths.signals import Signals
@@ -120,7 +121,7 @@ class Adaptive(Records):
         """LightX2V's setup; loads the reward first, so that one that cannot be used ends the run before its first step."""
         if self.objective.needs.reward_gradient is True and not self._decodes_with_graph:
             message = f"{type(self.model).__name__} has no image_processor, and gives pictures without a graph"
-            raise InputError(f"training.dmd.amd.reward_gradient: {message}. Leave it out")
+            raise InputError(f"training.dmd.amd.{gradient_option(self.objective)}: {message}. Leave it out")
         plugins = self.plugins or get_plugin_manager()
         reward = make_reward(self._own.reward, plugins, self.model.device)
         self.bridge = HostBridge(

@@ -42,9 +42,9 @@ class NamedRewards:
         self.each = scores.each
         return scores.total
 
-    def check_gradients(self) -> None:
-        """Raises InputError for a reward that is not differentiable here, by name."""
-        self._rewards.check_gradients()
+    def check_gradients(self, key: str) -> None:
+        """Raises InputError, which names the option `key`, for a reward that is not differentiable here."""
+        self._rewards.check_gradients(key)
 
     def with_gradient(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """Weighted sum [B] with its graph; NaN where a reward of a weight other than 0 failed."""

@@ -37,13 +37,13 @@ class SampleScores:
         self.names: Sequence[str] = reward.names if isinstance(reward, NamedRewards) else ()
         self._said_promptless = False
 
-    def check_gradients(self) -> None:
-        """Raises InputError if the reward has no gradient."""
+    def check_gradients(self, key: str) -> None:
+        """Raises InputError, which names the option `key`, if the reward has no gradient."""
         if isinstance(self._reward, NamedRewards):
-            self._reward.check_gradients()
+            self._reward.check_gradients(key)
         elif not self._traits.differentiable:
             message = f"needs a reward with gradients, and {self._reward!r} has no attribute differentiable = True"
-            raise InputError(f"amd.reward_gradient: {message}. Leave it out, or use such a reward")
+            raise InputError(f"{key}: {message}. Leave it out, or use such a reward")
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, prompts: Sequence[str] | None) -> Tensor:
@@ -81,7 +81,9 @@ class SampleScores:
         def scored(samples: Tensor) -> Tensor:
             media = self._media(samples)
             if not media.requires_grad:
-                raise RunError("amd.reward_gradient: this host decodes samples without a graph. Set it to 0")
+                raise RunError(
+                    "amd: this host decodes samples without a graph, which gradients of rewards need. Leave them out"
+                )
             rewards: Tensor = score(present(media, self._traits.media), _texts(prompts, len(x0)))
             return rewards
 

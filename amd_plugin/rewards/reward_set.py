@@ -166,7 +166,7 @@ class RewardSet:
                 return f"'{name}' {reason}"
         return ""
 
-    def check_gradients(self, key: str = "objective.reward_gradient") -> None:
+    def check_gradients(self, key: str) -> None:
         """Raises InputError, which names the option `key`, unless all rewards that count are differentiable here."""
         if reason := self.without_gradient():
             raise InputError(f"{key}: needs rewards with gradients, and {reason}")

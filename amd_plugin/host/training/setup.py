@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from amd_plugin.contract import refuse_what_cannot_be_copied, refuse_what_is_missing
+from amd_plugin.contract import gradient_option, refuse_what_cannot_be_copied, refuse_what_is_missing
 from amd_plugin.errors import InputError
 from amd_plugin.hookspecs import EVERYTHING, Needs, Objective
 from amd_plugin.host.training.adversary import Adversary
@@ -81,8 +81,7 @@ def set_up(recipe: Recipe, plugins: PluginManager, accelerator: Accelerator) -> 
     rewards = RewardSet(config.rewards, plugins, task, config.data, accelerator.device) if needs.reward else None
     try:
         if rewards is not None and needs.reward_gradient is True:
-            own = [name for name in ("reward_gradient", "advantage_gradient") if objective.reward_levers.get(name)]
-            rewards.check_gradients(f"objective.{own[0] if own else 'name'}")
+            rewards.check_gradients(f"objective.{gradient_option(objective)}")
         return _with_networks(recipe, plugins, accelerator, objective, rewards)
     except BaseException:
         if rewards is not None:

@@ -164,13 +164,16 @@ def test_noise_levels_rungs_and_the_rewards_gradient_reach_the_objective():
         def __call__(self, media, prompts):
             return media.flatten(1).mean(1)
 
-    options = ({}, {"sharpening_sigma": [0.0, 1.0]}, {"sharpening_sigma": [0.0, 0.001]}, {"reward_gradient": 0.3})
+    windows = {"sharpening_sigma": [0.0, 1.0]}, {"sharpening_sigma": [0.0, 0.001]}
+    options = ({}, *windows, {"reward_gradient": 0.3}, {"advantage_gradient": 0.3})
     pipes = [pipeline(AMDPipeline, reward=Brightness(), strength=0.0, amd=amd) for amd in options]
-    plain, everywhere, nowhere, gradient = ([*map(float, train(pipe, 6)[0])] for pipe in pipes)
+    plain, everywhere, nowhere, gradient, climbing = ([*map(float, train(pipe, 6)[0])] for pipe in pipes)
     assert plain == everywhere != nowhere and gradient[0] != plain[0]
+    assert climbing[0] == plain[0] and climbing[-1] != plain[-1], "the first turn measures"
     assert len(pipes[0].objective.state_dict()["rewards"]["updates"]) > 1, "statistics of each exit rung"
-    with pytest.raises(InputError, match="reward_gradient: needs a reward with gradients"):
-        pipeline(AMDPipeline, reward=lambda media, prompts: media.flatten(1).mean(1), amd={"reward_gradient": 0.3})
+    for option in ("reward_gradient", "advantage_gradient"):
+        with pytest.raises(InputError, match=rf"amd\.{option}: needs a reward with gradients"):
+            pipeline(AMDPipeline, reward=lambda media, prompts: media.flatten(1).mean(1), amd={option: 0.3})
 
 
 def test_without_a_reward_every_advantage_is_0():

@@ -63,9 +63,10 @@ from amd_plugin.plugins import get_plugin_manager
 from amd_plugin.recipe import load
 from tests.helpers.recipes import TINY
 accelerator, plugins, rank = Accelerator(cpu=True), get_plugin_manager(), int(os.environ["RANK"])
-trainer = Trainer(load("modes2d", plugins, TINY), plugins, accelerator)
+trainer = Trainer(load("modes2d", plugins, (*TINY, "objective.advantage_gradient=0.3")), plugins, accelerator)
 trainer.cycle(), trainer.cycle()
-Path(f"sums-{rank}.json").write_text(json.dumps(trainer.objective.state_dict()["coherence"]))
+sums = trainer.objective.state_dict()
+Path(f"sums-{rank}.json").write_text(json.dumps([sums["coherence"], sums["gradient"]]))
 log = RunLog(Path("metrics.jsonl"), 0, 1, accelerator, None)
 log.add({"both": torch.tensor(1.0 + rank), "one": torch.tensor([torch.nan, 4.0][rank]), "none": torch.tensor(torch.nan)})
 log.write(1)
@@ -144,7 +145,7 @@ def test_what_one_process_has_not_seen_is_not_lost(tmp_path):
     assert code == 0, printed
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "both": 1.5, "one": 4.0}
     zero, one = (json.loads((tmp_path / f"sums-{rank}.json").read_text()) for rank in (0, 1))
-    assert zero == one and torch.tensor(zero)[..., 1].sum() > 0
+    assert zero == one and torch.tensor(zero[0])[..., 1].sum() > 0 and min(zero[1]) > 0
 
 
 REWARDS = """
