@@ -42,7 +42,7 @@ class AMDOptions(DMDOptions):
     )  # fmt: skip
     advantage_gradient: NonNegative | Auto = option(
         0.0, "Length of a differentiable reward's gradient at failing samples, beside that of matching; 0 leaves it out; auto: "
-        "0.3 where all rewards that count are differentiable, in the reference host.",
+        "0.3 in the reference host if all rewards that count are differentiable, else 0.",
         group="regime", paper=0.0, needs="reward_gradient",
     )  # fmt: skip
     kl: NonNegative | None = option(
