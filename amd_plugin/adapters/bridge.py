@@ -22,6 +22,7 @@ from amd_plugin.hookspecs import Objective
 from amd_plugin.maths.losses import LossOutput
 from amd_plugin.maths.signals import Signals
 from amd_plugin.moved import names_of
+from amd_plugin.objectives.gradient_statistics import RATIO
 from amd_plugin.plugins import PluginManager
 from amd_plugin.randomness import generator
 from amd_plugin.rewards.protocol import traits
@@ -91,6 +92,8 @@ class HostBridge:
             objective.reward_unit = traits(reward).unit
             if objective.needs.reward_gradient is True:
                 self._scores.check_gradients(f"amd.{gradient_option(objective)}")
+            elif objective.needs.reward_gradient:
+                log.warning("amd.advantage_gradient: auto is 0 in this host; give a length, such as %g", RATIO)
         self.ranks, self._said_unrepeated = Ranks(process_group), False
         self.plugins, self.seed, self.step = plugins, seed, 0
         # pluggy answers in reverse order of registration.

@@ -1,5 +1,6 @@
 """From rewards to advantages, over two real processes."""
 
+import logging
 import subprocess
 import sys
 
@@ -164,6 +165,22 @@ def test_a_recalled_turns_reward_is_divided_by_the_spread_of_its_own_rung():
         bridge.student_loss(Signals(samples, x0, None, x0, **fields)).loss.backward()
         slopes.append(samples.grad)
     assert slopes[0].any() and torch.equal(slopes[0], slopes[1])
+
+
+def test_an_automatic_length_of_a_rewards_gradient_is_for_the_reference_host(caplog):
+    def reward(media, prompts):
+        return media.mean(1)
+
+    reward.differentiable = True
+    with caplog.at_level(logging.WARNING):
+        bridge = HostBridge(AMDObjective(1.0, advantage_gradient="auto"), reward)
+        assert "amd.advantage_gradient: auto is 0 in this host; give a length, such as 0.3" in caplog.text
+    samples = torch.zeros(8, 3, requires_grad=True)
+    bridge.advantages(samples.detach(), torch.arange(8) // 4)
+    assert "reward" not in bridge.student_fields(samples)
+    given = HostBridge(AMDObjective(1.0, advantage_gradient=0.3), reward)
+    given.advantages(samples.detach(), torch.arange(8) // 4)
+    assert "reward" in given.student_fields(samples)
 
 
 @pytest.mark.parametrize("options", [{}, {"kl": 0.5}, {"advantage_guidance": "auto"}, {"memory_share": 0.5}], ids=str)
