@@ -292,12 +292,13 @@ STUDIES = {
         title="Scenes, the gradient of the reward at failing samples",
         question="As before, 100 updates from the distilled student. `amd` is the recipe, whose `advantage_gradient: auto`"
         " gives the reward's gradient at failing samples .3 of the length of matching; `amd_gradient_1` gives it all of that"
-        " length, and `amd_black_box` is without it. `reward_gradient` is DMD with the gradient at all samples, as in DMDR, at"
-        " weight .01.",
+        " length, `gradient_alone` has neither advantage guidance nor adaptation, and `amd_black_box` no gradient."
+        " `reward_gradient` is DMD with the gradient at all samples, as in DMDR, at weight .01.",
         recipe="scenes", seeds="4", settings=("train.max_steps=100", *CONTINUED[1:], *QUICK),
         more=(
             f"dmd@1.5=dmd {W}1.5", f"amd_black_box=amd {BLACK_BOX}", "reward_gradient=dmd objective.reward_gradient=0.01",
             "amd=amd", "amd_gradient_1=amd objective.advantage_gradient=1",
+            f"gradient_alone=amd {AG}0 objective.strength=0",
         ),
     ),
     "scenes_controls": Study(

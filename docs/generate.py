@@ -37,7 +37,7 @@ SHOWN = (
     ("plane_reliable", "plane, reliable teacher", ("sliced_wasserstein",)),
     ("digits_unreliable", "digits", ("frechet", "accuracy", "recall")),
     ("video", "video", ("frechet", "digit_accuracy")),
-    ("scenes_continued", "scenes", ("score", "frechet")),
+    ("scenes_advantage_gradient", "scenes", ("score", "frechet")),
 )
 SECTIONS = {
     "`model`": config.ModelConfig, "`model.teacher`": config.TeacherConfig, "`model.lora`": config.LoraConfig,
