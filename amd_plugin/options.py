@@ -40,10 +40,16 @@ _UNSET: Any = object()
 
 
 class Strict(BaseModel):
-    """A model without unknown keys, without NaN, and without conversions between text, numbers and booleans."""
+    """A model without unknown keys, without NaN, and without conversions between text, numbers and booleans.
+
+    Attributes:
+        REMOVED: options that were removed, by name.
+        ADDED: options that runs may have begun without, each with the value at which all is as it was.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
     REMOVED: ClassVar[Mapping[str, Removed]] = {}
+    ADDED: ClassVar[Mapping[str, Any]] = {}
 
 
 class Removed(NamedTuple):
@@ -102,7 +108,7 @@ def preset(name: str, model: type[Model], *, without: Collection[str] = (), **de
             changed.default = defaults.get(key, field.default)
             fields[key] = (field.annotation, changed)
     smaller = create_model(name, __base__=Strict, __module__=model.__module__, **fields)
-    smaller.REMOVED = getattr(model, "REMOVED", {})
+    smaller.REMOVED, smaller.ADDED = getattr(model, "REMOVED", {}), getattr(model, "ADDED", {})
     return smaller
 
 

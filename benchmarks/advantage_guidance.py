@@ -288,7 +288,7 @@ def steps() -> None:
     """
     lengths, draws, count = (0.3, 1.0, 2.0, 4.0), 4, 960
     starts = ("model.student_from=benchmarks/starts/scenes/student", "model.fake_score_from=benchmarks/starts/scenes")
-    trainer = trainer_of("scenes", 100, *starts, "train.max_steps=100")
+    trainer = trainer_of("scenes", 100, *starts, "train.max_steps=100", "objective.advantage_gradient=0")
     for _ in range(trainer.train.max_steps):
         trainer.cycle()
     task, size = trainer.task, trainer.train.batch_size

@@ -431,7 +431,7 @@ SAME_SCALE = {
     "plane_four_steps": "dmd_rungs", "digits_unreliable": "dmd", "digits_converged": "dmd", "digits_reliable": "dmd",
     "digits_four_steps": "dmd_rungs", "video": "dmd", "scenes": "dmd",
     "scenes_longer": "dmd", "scenes_finish": "dmd", "scenes_continued": "dmd", "scenes_rivals": "dmd",
-    "scenes_gradient": "dmd",
+    "scenes_gradient": "dmd", "scenes_advantage_gradient": "dmd",
 }  # fmt: skip
 PLANE, PICTURES = ("precision", "tv", "sliced_wasserstein", "coverage"), ("frechet", "accuracy", "precision", "recall")
 JUDGES: dict[str, tuple[str, ...]] = {study: PLANE if study.startswith("plane") else PICTURES for study in SAME_SCALE}

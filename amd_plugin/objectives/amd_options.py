@@ -93,6 +93,8 @@ class AMDOptions(DMDOptions):
         "zone": Removed(-0.5, "a sample with an advantage of -0.5 or less counts as lying in a zone"),
     }
 
+    ADDED: ClassVar[Mapping[str, Any]] = {"advantage_gradient": 0.0}
+
     @classmethod
     def paper(cls) -> dict[str, Any]:
         """Values of AMD's own options in the paper's form, by name."""

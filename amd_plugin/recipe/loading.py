@@ -46,6 +46,7 @@ class Recipe:
         objective: objective that validation built, see `take_objective`.
         unused_options: names of options of other objectives, which the chosen one does not take.
         removed_options: options that the chosen objective took once.
+        added_options: options that it takes since, each with the value at which all is as it was.
         overrides: overrides ``a.b=value`` that were applied to the file, the objective's name among them.
         inputs: what it depends on beside its values, see `inputs_of`.
     """
@@ -57,6 +58,7 @@ class Recipe:
     objective: Objective
     unused_options: list[str] = field(default_factory=list)
     removed_options: Mapping[str, Removed] = field(default_factory=dict)
+    added_options: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     inputs: Inputs = field(default_factory=dict)
     _in_use: bool = field(default=False, repr=False, compare=False)
@@ -69,11 +71,16 @@ class Recipe:
         return plugins.make_objective(self.config.objective.name, self.objective_options)
 
     def differs(self, saved: Any, differences: Callable[[Any, Any], list[str]]) -> list[str]:
-        """`differences` of a saved recipe to this one. Removed options with the value that is always used now make none."""
+        """`differences` of a saved recipe to this one.
+
+        Options that were removed or added since, with the value that is always used in one of the two, make none.
+        """
         plain = [dict(values) if isinstance(values, Mapping) else values for values in (saved, self.as_dict())]
         for values in plain:
             if isinstance(values, dict) and isinstance(section := values.get("objective"), Mapping):
-                values["objective"] = without_removed(self.removed_options, section)
+                kept = without_removed(self.removed_options, section)
+                as_before = [option for option, value in self.added_options.items() if kept.get(option, value) == value]
+                values["objective"] = {option: value for option, value in kept.items() if option not in as_before}
         return differences(*plain)
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,8 +126,9 @@ def load(
     assert built is not None  # noqa: S101 (None comes with problems only)
     if built[1].needs.own_rollouts:
         config = config.model_copy(update={"train": config.train.model_copy(update={"rollouts": "fresh"})})
-    removed = _removed(plugins.objective_factory(config.objective.name))
-    return Recipe(path.stem, config, options, *built, unused, removed, applied, inputs_of(config, plugins))
+    factory = plugins.objective_factory(config.objective.name)
+    removed, added = _removed(factory), getattr(declared(factory), "ADDED", {})
+    return Recipe(path.stem, config, options, *built, unused, removed, added, applied, inputs_of(config, plugins))
 
 
 def read_config(path: Path) -> RecipeConfig:

@@ -306,6 +306,16 @@ def test_a_saved_recipe_with_removed_options_is_the_same_recipe(plugins):
     assert loaded.differs(saved, differences) == ["objective.limit: 0.5 -> None"]
 
 
+def test_a_recipe_saved_before_an_option_came_is_the_same_recipe(plugins):
+    loaded, longer = (recipe.load("modes2d", plugins, more) for more in ((), ["objective.advantage_gradient=0.3"]))
+    saved = loaded.as_dict()
+    del saved["objective"]["advantage_gradient"]
+    assert not loaded.differs(saved, differences)
+    assert longer.differs(saved, differences) == ["objective.advantage_gradient: None -> 0.3"]
+    saved["objective"].pop("sharpening_kind")
+    assert loaded.differs(saved, differences) == ["objective.sharpening_kind: None -> exponential"], "it did not come since"
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
