@@ -132,7 +132,8 @@ class DMDObjective:
         direction = operators.chain(self.operator(), self._normalize)(signals)
         per_sample = matching_loss_per_sample(signals.x0, direction.total())
         metrics = {**term_metrics(direction), **self.direction_metrics(direction)}
-        if signals.reward is not None or self.needs.reward_gradient is True:
+        follows = self.needs.reward_gradient
+        if follows is True or (follows and signals.reward is not None):
             reward_loss, metrics["failed_gradients"] = self._reward_loss(signals, direction)
             metrics["reward_gradient_ratio"] = gradient_ratio(reward_loss, signals.x0, direction.total())
             per_sample = per_sample + reward_loss
